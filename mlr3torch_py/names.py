@@ -1,0 +1,55 @@
+"""Lists of names: reading them, listing them, and guessing which were meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["as_names", "listed", "nearest"]
+
+
+def as_names(argument: str, value: object) -> tuple[str, ...]:
+    """Return a name, or a list of names, as a tuple.
+
+    Raises
+    ------
+    TypeError
+        If `value` is neither; the message calls it `argument`.
+
+    Examples
+    --------
+    >>> as_names("names", "0.weight")
+    ('0.weight',)
+    """
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`{argument}` is {value!r}; it must be a name or a list of names")
+    return names
+
+
+def listed(items: Iterable[object], most: int = 10) -> str:
+    """Join `items` by commas, at most `most` of them.
+
+    Examples
+    --------
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    words = [str(item) for item in items]
+    rest = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + rest
+
+
+def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Say which of the `known` words may have been meant, or which there are.
+
+    Examples
+    --------
+    >>> nearest(["wieght"], ["weight", "bias"])
+    "did you mean 'weight'?"
+    >>> nearest(["x"], ["weight", "bias"])
+    "known are 'weight', 'bias'"
+    """
+    known = list(known)
+    near = dict.fromkeys(hit for word in unknown for hit in difflib.get_close_matches(word, known))
+    return f"did you mean {listed(map(repr, near))}?" if near else f"known are {listed(map(repr, known))}"

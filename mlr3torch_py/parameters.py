@@ -1,0 +1,220 @@
+"""The parameters of a network under their own names, and the only place that writes ``requires_grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Set
+from functools import cache
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["bare", "freeze", "n_trainable", "named_modules", "named_parameters", "thaw", "trainable_names"]
+
+# The attribute under which each wrapper keeps the module it wraps. The wrappers are known by name, so that none of
+# them has to be imported: an instance exists only when its module has been imported already.
+_WRAPPED_UNDER = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+
+# Plain module attributes survive pickle and deepcopy and stay out of the state dict.
+_FROZEN_BY_US = "_frozen_by_mlr3torch_py"
+
+
+@cache
+def _wrapped_under(module_type: type) -> str | None:
+    for parent in module_type.__mro__:
+        attribute = _WRAPPED_UNDER.get(f"{parent.__module__}.{parent.__qualname__}")
+        if attribute is not None:
+            return attribute
+    return None
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """Return the module that data-parallel, compilation and checkpointing wrappers hold.
+
+    Wrappers are recognised by their type, so a network with a child called ``module`` is left as it is.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A network, wrapped any number of times or not at all.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> linear = nn.Linear(2, 1)
+    >>> bare(nn.DataParallel(linear)) is linear
+    True
+    """
+    while (attribute := _wrapped_under(type(module))) is not None:  # type: ignore[arg-type]
+        module = getattr(module, attribute)
+    return module
+
+
+def named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module of a network with its path, wrappers left out; a shared module once for each of its paths.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    path : str
+        What goes before every path.
+
+    Yields
+    ------
+    tuple of (str, torch.nn.Module)
+        In the order of ``torch.nn.Module.named_modules``; the network itself comes first, with the path ``""``.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> [path for path, _ in named_modules(nn.Sequential(nn.DataParallel(nn.Linear(2, 1)), nn.ReLU()))]
+    ['', '0', '1']
+    """
+    module = bare(module)
+    yield path, module
+    for name, child in module.named_children():
+        yield from named_modules(child, f"{path}.{name}" if path else name)
+
+
+def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Map every parameter name of the bare network to its tensor.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A network; wrappers, at the top or inside, add nothing to the names.
+
+    Returns
+    -------
+    dict of str to torch.nn.Parameter
+        In the order of ``torch.nn.Module.named_parameters``. A tied tensor is there under each of its names.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> list(named_parameters(nn.Sequential(nn.Linear(2, 1))))
+    ['0.weight', '0.bias']
+    """
+    return dict(_walk(bare(module), ""))
+
+
+def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, tensor in module._parameters.items():
+        if tensor is not None:
+            yield prefix + name, tensor
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _walk(bare(child), f"{prefix}{name}.")
+
+
+def trainable_names(module: nn.Module) -> list[str]:
+    """List the names of the parameters that require a gradient, in the order of the network.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> trainable_names(nn.Linear(2, 1))
+    ['weight', 'bias']
+    """
+    return [name for name, tensor in named_parameters(module).items() if tensor.requires_grad]
+
+
+def n_trainable(module: nn.Module) -> int:
+    """Count the trainable weights, that is the elements of all tensors that require a gradient.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    int
+        A tied tensor counts once; one that is lazy and has no shape yet does not count.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> n_trainable(nn.Linear(2, 1))
+    3
+    """
+    return sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad and not is_lazy(tensor))
+
+
+def freeze(module: nn.Module, held: Set[str], *, governed: Iterable[str] = ()) -> None:
+    """Freeze the parameters in `held`, and free those that the last call froze and this one does not.
+
+    A tensor is frozen when all of its names are held, and then loses its gradient, since an optimizer goes on moving
+    what has one. Flags that are neither governed nor held now or before are left as they are, so that what a user
+    changed by hand stays. The names are remembered on the network, through pickle and deepcopy.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    held : set of str
+        Parameter names; names that the network does not have are passed over.
+    governed : iterable of str
+        Parameters whose flag is set whatever it was: frozen when held, trainable otherwise.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> linear = nn.Linear(2, 1)
+    >>> freeze(linear, {"weight"})
+    >>> trainable_names(linear)
+    ['bias']
+    >>> freeze(linear, {"bias"})
+    >>> trainable_names(linear)
+    ['weight']
+    """
+    module = bare(module)
+    tensors = named_parameters(module)
+    before: frozenset[str] = getattr(module, _FROZEN_BY_US, frozenset())
+    free = {id(tensor) for name, tensor in tensors.items() if name not in held}
+    for name in {*(held ^ before), *governed}:
+        if name in tensors:
+            _set_trainable(tensors[name], id(tensors[name]) in free)
+    setattr(module, _FROZEN_BY_US, frozenset(held))
+
+
+def thaw(module: nn.Module) -> None:
+    """Free what `freeze` froze and forget it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> linear = nn.Linear(2, 1)
+    >>> freeze(linear, {"weight"})
+    >>> thaw(linear)
+    >>> trainable_names(linear)
+    ['weight', 'bias']
+    """
+    freeze(module, frozenset())
+
+
+def _set_trainable(tensor: nn.Parameter, trainable: bool) -> None:
+    if not trainable:
+        tensor.requires_grad = False
+        tensor.grad = None
+    elif tensor.is_floating_point() or tensor.is_complex():
+        tensor.requires_grad = True

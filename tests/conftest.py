@@ -1,0 +1,28 @@
+"""Helpers that several test modules share."""
+
+import os
+import warnings
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
+
+# Each pytest worker is a process of its own; more threads than cores only slow them down.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_schedule_warnings():
+    """For schedules that are odd on purpose: rows that never come, that select nothing, or nothing new."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`unfreeze`: row", category=UserWarning)
+        yield
