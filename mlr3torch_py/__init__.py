@@ -17,12 +17,14 @@ from mlr3torch_py.select import (
     select_prefix,
     select_type,
 )
+from mlr3torch_py.table import Plateau
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MLP",
     "CallbackSetUnfreeze",
+    "Plateau",
     "Select",
     "TorchCallback",
     "mlr3torch_callbacks",

@@ -7,6 +7,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Final, Literal
 
 import regex
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from mlr3torch_py.names import listed, nearest
-from mlr3torch_py.parameters import named_modules, named_parameters
+from mlr3torch_py.parameters import bare, named_modules, named_parameters
 
 __all__ = ["All", "Blocks", "Glob", "Grep", "Invert", "Name", "Nothing", "Prefix", "Select", "Type", "compiled"]
 
@@ -63,6 +64,8 @@ class Select(ABC):
         if isinstance(names, str):
             raise TypeError(f"`names` is the single string {names!r}; names come as a list: [{names!r}]")
         names = list(names)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"`names` is {names!r}; it takes names: for a network use {self!r}.expand(module)")
         selected = self.matches(dict.fromkeys(names).keys())
         return [name for name in names if name in selected]
 
@@ -89,7 +92,7 @@ class Select(ABC):
         if not isinstance(network, nn.Module):
             raise TypeError(f"`module` is {module!r}; it must be a torch.nn.Module or a net after net.initialize()")
         names = named_parameters(network).keys()
-        selected = self.matches(names, network)
+        selected = self.matches(names, bare(network))
         return [name for name in names if name in selected]
 
     @abstractmethod
@@ -107,6 +110,21 @@ class Select(ABC):
         -------
         set of str
         """
+
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        """List the patterns, paths and types in the selector that match nothing, and so may be misspelt.
+
+        Parameters
+        ----------
+        names : set of str
+        module : torch.nn.Module, optional
+            As in `matches`.
+
+        Returns
+        -------
+        list of Select
+        """
+        return [] if self.matches(names, module) else [self]
 
     def __invert__(self) -> Select:
         return Invert(self)
@@ -144,6 +162,9 @@ class All(Select):
 class Nothing(Select):
     """No parameter."""
 
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        return []
+
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         return frozenset()
 
@@ -165,6 +186,9 @@ class Name(Select):
                 f"`param_names` names {listed(map(repr, missing))}, which the network lacks; {nearest(missing, names)}"
             )
         return names & set(self.param_names)
+
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        return []
 
     def __repr__(self) -> str:
         return f"select_name({list(self.param_names)!r}{'' if self.assert_present else ', assert_present=False'})"
@@ -213,6 +237,9 @@ class Prefix(Select):
         wanted = set(self.prefixes)
         return {name for name in names if name in wanted or not wanted.isdisjoint(_ancestors(name))}
 
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        return [one for prefix in self.prefixes if not (one := Prefix((prefix,))).matches(names)]
+
     def __repr__(self) -> str:
         return f"select_prefix({', '.join(map(repr, self.prefixes))})"
 
@@ -240,7 +267,7 @@ class Blocks(Select):
     end: Literal["first", "last"]
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
-        children = dict(_needed(module, self).named_children())
+        children = _needed(module, self)._modules
         blocks = list(dict.fromkeys(block for name in names if (block := name.partition(".")[0]) in children))
         if not blocks:
             raise ValueError(f"{self!r}: the network has no direct blocks that hold parameters; select them by name")
@@ -260,6 +287,9 @@ class Invert(Select):
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         return names - self.select.matches(names, module)
 
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        return self.select.unmatched(names, module)
+
     def __repr__(self) -> str:
         return f"select_invert({self.select!r})"
 
@@ -274,29 +304,33 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Combined(Select):
-    """Two selectors joined by a set operator."""
+    """Selectors joined by one set operator, from left to right."""
 
-    left: Select
     sign: str
-    right: Select
+    parts: tuple[Select, ...]
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
-        matched: Set[str] = _OPERATORS[self.sign](self.left.matches(names, module), self.right.matches(names, module))
+        matched: Set[str] = reduce(_OPERATORS[self.sign], (part.matches(names, module) for part in self.parts))
         return matched
 
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        return [select for part in self.parts for select in part.unmatched(names, module)]
+
     def __repr__(self) -> str:
-        operands = (f"({part!r})" if isinstance(part, _Combined) else repr(part) for part in (self.left, self.right))
+        operands = (f"({part!r})" if isinstance(part, _Combined) else repr(part) for part in self.parts)
         return f" {self.sign} ".join(operands)
 
 
 def _combine(left: Select, sign: str, right: object) -> Select:
     if not isinstance(right, Select):
         raise TypeError(f"`{left!r} {sign} {right!r}` does not combine two selectors; make one of the right side first")
-    return _Combined(left, sign, right)
+    parts = left.parts if isinstance(left, _Combined) and left.sign == sign else (left,)
+    return _Combined(sign, (*parts, right))
 
 
 def compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
-    """Compile a pattern of R; the regex package keeps what it has compiled."""
+    """Compile a pattern of R, whose ``\\<`` and ``\\>`` are the begin and the end of a word."""
+    pattern = regex.sub(r"\\(.)", lambda escape: {"<": r"\m", ">": r"\M"}.get(escape[1], escape[0]), pattern)
     return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)
 
 

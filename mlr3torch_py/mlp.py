@@ -75,6 +75,10 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(width, following), activation(**(activation_args or {})), nn.Dropout(float(p))]
         super().__init__(*layers, nn.Linear(widths[-1] if widths else d_in, d_out))
 
+    def __getitem__(self, index: Any) -> Any:
+        # A slice of a Sequential is made by its class, which here has other arguments.
+        return nn.Sequential(*self)[index]
+
 
 def _check_count(argument: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):

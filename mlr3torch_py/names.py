@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 
 __all__ = ["as_names", "listed", "nearest"]
 
@@ -21,10 +21,11 @@ def as_names(argument: str, value: object) -> tuple[str, ...]:
     >>> as_names("names", "0.weight")
     ('0.weight',)
     """
-    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    is_list = isinstance(value, Iterable) and not isinstance(value, (str, Set, Mapping))
+    names = tuple(value) if is_list else (value,)  # type: ignore[arg-type]
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"`{argument}` is {value!r}; it must be a name or a list of names")
-    return names
+    return tuple(map(str, names))
 
 
 def listed(items: Iterable[object], most: int = 10) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
 from functools import cache
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["bare", "freeze", "n_trainable", "named_modules", "named_parameters", "thaw", "trainable_names"]
+__all__ = ["Flags", "bare", "freeze", "n_trainable", "named_modules", "named_parameters", "trainable_names"]
 
 # The attribute under which each wrapper keeps the module it wraps. The wrappers are known by name, so that none of
 # them has to be imported: an instance exists only when its module has been imported already.
@@ -81,8 +82,9 @@ def named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.M
     """
     module = bare(module)
     yield path, module
-    for name, child in module.named_children():
-        yield from named_modules(child, f"{path}.{name}" if path else name)
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from named_modules(child, f"{path}.{name}" if path else name)
 
 
 def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -157,7 +159,7 @@ def n_trainable(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad and not is_lazy(tensor))
 
 
-def freeze(module: nn.Module, held: Set[str], *, governed: Iterable[str] = ()) -> None:
+def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset()) -> None:
     """Freeze the parameters in `held`, and free those that the last call froze and this one does not.
 
     A tensor is frozen when all of its names are held, and then loses its gradient, since an optimizer goes on moving
@@ -169,7 +171,7 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Iterable[str] = ()) -
     module : torch.nn.Module
     held : set of str
         Parameter names; names that the network does not have are passed over.
-    governed : iterable of str
+    governed : set of str
         Parameters whose flag is set whatever it was: frozen when held, trainable otherwise.
 
     Examples
@@ -184,8 +186,10 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Iterable[str] = ()) -
     ['weight']
     """
     module = bare(module)
-    tensors = named_parameters(module)
     before: frozenset[str] = getattr(module, _FROZEN_BY_US, frozenset())
+    if held == before and not governed:
+        return
+    tensors = named_parameters(module)
     free = {id(tensor) for name, tensor in tensors.items() if name not in held}
     for name in {*(held ^ before), *governed}:
         if name in tensors:
@@ -193,23 +197,41 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Iterable[str] = ()) -
     setattr(module, _FROZEN_BY_US, frozenset(held))
 
 
-def thaw(module: nn.Module) -> None:
-    """Free what `freeze` froze and forget it.
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """The flags of a network at one time, to go back to.
 
     Parameters
     ----------
-    module : torch.nn.Module
+    trainable : frozenset of str
+        What required a gradient.
+    frozen_by_us : frozenset of str or None
+        What `freeze` had frozen; None before its first call.
 
     Examples
     --------
     >>> from torch import nn
     >>> linear = nn.Linear(2, 1)
+    >>> flags = Flags.of(linear)
     >>> freeze(linear, {"weight"})
-    >>> thaw(linear)
+    >>> flags.restore(linear)
     >>> trainable_names(linear)
     ['weight', 'bias']
     """
-    freeze(module, frozenset())
+
+    trainable: frozenset[str]
+    frozen_by_us: frozenset[str] | None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Flags:
+        """Take down the flags of a network."""
+        return cls(frozenset(trainable_names(module)), getattr(bare(module), _FROZEN_BY_US, None))
+
+    def restore(self, module: nn.Module) -> None:
+        """Set the flags of a network back to these."""
+        for name, tensor in named_parameters(module).items():
+            _set_trainable(tensor, name in self.trainable)
+        setattr(bare(module), _FROZEN_BY_US, self.frozen_by_us or frozenset())
 
 
 def _set_trainable(tensor: nn.Parameter, trainable: bool) -> None:

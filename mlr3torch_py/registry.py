@@ -123,7 +123,7 @@ class CallbackDictionary:
         TypeError, ValueError
             If a parameter is unknown or has a wrong type or value.
         """
-        if key not in self._entries:
+        if key not in self.keys():
             raise KeyError(f"no callback has the key {key!r}; {nearest([str(key)], self._entries)}")
         generator = self._entries[key].generator
         known = inspect.signature(generator).parameters
@@ -194,6 +194,8 @@ def t_clbk(key: str, **params: Any) -> TorchCallback:
     Returns
     -------
     TorchCallback
+        A pair of the name and the callback. Where skorch takes a callback without its name, as in
+        ``set_params(callbacks__unfreeze=...)`` and in a grid over callbacks, give its `callback`.
 
     Raises
     ------
@@ -244,6 +246,6 @@ def t_clbks(keys: Iterable[str]) -> list[TorchCallback]:
     >>> [callback.id for callback in t_clbks(["unfreeze"])]
     ['unfreeze']
     """
-    if isinstance(keys, str):
-        raise TypeError(f"`keys` is the single string {keys!r}; give a list of keys, or use t_clbk({keys!r})")
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
+        raise TypeError(f"`keys` is {keys!r}; give a list of keys, or use t_clbk({keys!r})")
     return [t_clbk(key) for key in keys]

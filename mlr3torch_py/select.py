@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 
 import regex
 from torch import nn
@@ -73,7 +74,7 @@ def select_name(param_names: str | Sequence[str], assert_present: bool = True) -
     Raises
     ------
     TypeError
-        If `param_names` is neither a string nor a sequence of strings.
+        If `param_names` is neither a string nor a sequence of strings, or `assert_present` no bool.
 
     See Also
     --------
@@ -92,7 +93,7 @@ def select_name(param_names: str | Sequence[str], assert_present: bool = True) -
         ...
     ValueError: `param_names` names '0.wieght', which the network lacks; did you mean '0.weight'?
     """
-    return Name(as_names("param_names", param_names), bool(assert_present))
+    return Name(as_names("param_names", param_names), _check_flag("assert_present", assert_present))
 
 
 def select_grep(pattern: str, ignore_case: bool = False, perl: bool = False, fixed: bool = False) -> Select:
@@ -135,6 +136,8 @@ def select_grep(pattern: str, ignore_case: bool = False, perl: bool = False, fix
     ValueError: `pattern` is '(', which does not compile: missing ) at position 1; for plain text pass fixed=True
     """
     _check_text("pattern", pattern)
+    for flag, value in (("ignore_case", ignore_case), ("perl", perl), ("fixed", fixed)):
+        _check_flag(flag, value)
     if fixed and ignore_case:
         warnings.warn("`ignore_case=True` is ignored, because `fixed=True` compares letter by letter", stacklevel=2)
         ignore_case = False
@@ -145,7 +148,7 @@ def select_grep(pattern: str, ignore_case: bool = False, perl: bool = False, fix
             raise ValueError(
                 f"`pattern` is {pattern!r}, which does not compile: {error}; for plain text pass fixed=True"
             ) from error
-    return Grep(pattern, bool(ignore_case), bool(perl), bool(fixed))
+    return Grep(pattern, ignore_case, perl, fixed)
 
 
 def select_glob(pattern: str) -> Select:
@@ -187,8 +190,8 @@ def select_prefix(*prefixes: str) -> Select:
 
     Raises
     ------
-    TypeError
-        If no prefix is given or one is not a string.
+    TypeError, ValueError
+        If no prefix is given, or one is empty or not a string.
 
     Examples
     --------
@@ -197,7 +200,10 @@ def select_prefix(*prefixes: str) -> Select:
     """
     if not prefixes:
         raise TypeError("`prefixes` is empty; name at least one path, as in select_prefix('encoder')")
-    return Prefix(tuple(_check_text("prefixes", prefix).rstrip(".") for prefix in prefixes))
+    paths = tuple(_check_text("prefixes", prefix).rstrip(".") for prefix in prefixes)
+    if not all(paths):
+        raise ValueError(f"`prefixes` is {prefixes!r}; a path is not empty, and select_all() selects everything")
+    return Prefix(paths)
 
 
 def select_type(*module_types: type[nn.Module]) -> Select:
@@ -326,9 +332,15 @@ def _check_text(argument: str, value: object) -> str:
     return value
 
 
+def _check_flag(argument: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{argument}` is {value!r}; it must be True or False, and several names come as a list")
+    return value
+
+
 def _check_count(n: object) -> int:
-    if isinstance(n, bool) or not isinstance(n, int):
+    if isinstance(n, bool) or not isinstance(n, Integral):
         raise TypeError(f"`n` is {n!r}; it must be a whole number of blocks")
     if n < 1:
         raise ValueError(f"`n` is {n}; blocks are counted from 1")
-    return n
+    return int(n)

@@ -24,5 +24,5 @@ def seeded():
 def no_schedule_warnings():
     """For schedules that are odd on purpose: rows that never come, that select nothing, or nothing new."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`unfreeze`: row", category=UserWarning)
+        warnings.filterwarnings("ignore", message="`(unfreeze|starting_weights)`: ", category=UserWarning)
         yield

@@ -10,7 +10,7 @@ from torch import nn
 
 import mlr3torch_py
 from mlr3torch_py import MLP, CallbackSetUnfreeze, mlr3torch_callbacks
-from mlr3torch_py.plan import read_table
+from mlr3torch_py.table import read_table
 from tests.helpers import IRIS, Nested, Trace, X, golden, selector, table, y
 
 SELECT = golden("select")["cases"]

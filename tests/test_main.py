@@ -19,7 +19,14 @@ def test_the_example_shows_schedule_training_and_timeline(tmp_path):
     text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     lines = [line.split() for line in text.splitlines()]
     assert ["epoch", "2", "0.weight"] in lines
-    assert [line[1] for line in lines if len(line) == 4 and line[0].isdigit()] == ["8", "12", "12", "12", "14", "14"]
+    assert [line[1] for line in lines if len(line) >= 4 and line[0] in "123456" and "." in line[-1]] == [
+        "8",
+        "12",
+        "12",
+        "12",
+        "14",
+        "14",
+    ]
     assert ["0.weight", "-", *["yes"] * 5] in lines
     assert ["3.weight", *["-"] * 4, "yes", "yes"] in lines
     assert ["6.bias", *["-"] * 6] in lines

@@ -25,6 +25,12 @@ def test_one_width_can_be_repeated():
     assert str(MLP(4, 3, neurons=[8], n_layers=2)) == str(MLP(4, 3, neurons=np.array([8, 8])))
 
 
+def test_a_slice_is_a_network_too():
+    network = MLP(4, 3, neurons=8)
+    assert [type(part) for part in network[:2]] == [nn.Linear, nn.ReLU]
+    assert network[-1].out_features == 3
+
+
 def test_no_neurons_make_a_linear_model():
     assert [name for name, _ in MLP(4, 3).named_parameters()] == ["0.weight", "0.bias"]
 

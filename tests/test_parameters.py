@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from mlr3torch_py.parameters import bare, freeze, n_trainable, named_modules, named_parameters, thaw, trainable_names
+from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable, named_modules, named_parameters, trainable_names
 from tests.helpers import Nested
 
 
@@ -80,7 +80,7 @@ def test_integer_parameters_are_passed_over():
     network = nn.Linear(2, 2)
     network.steps = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
     freeze(network, {"steps", "weight"}, governed={"steps", "weight", "bias"})
-    thaw(network)
+    freeze(network, set())
     assert trainable_names(network) == ["weight", "bias"]
 
 
@@ -106,7 +106,7 @@ def test_a_flag_set_by_hand_stays_unless_it_is_governed_or_its_answer_changes():
     network.head.weight.requires_grad = True
     freeze(network, {"head.weight", "head.bias"})
     assert "head.weight" in trainable_names(network)
-    freeze(network, {"head.weight"}, governed=named_parameters(network))
+    freeze(network, {"head.weight"}, governed=named_parameters(network).keys())
     assert set(named_parameters(network)) - set(trainable_names(network)) == {"head.weight"}
 
 
@@ -116,6 +116,25 @@ def test_what_we_froze_is_remembered_through_copies_and_freed_later(copied):
     network.embed.bias.requires_grad = False
     freeze(network, {"head.weight", "embed.weight"})
     again = copied(network)
-    thaw(again)
+    freeze(again, set())
     assert set(named_parameters(again)) - set(trainable_names(again)) == {"embed.bias"}
     assert again.state_dict().keys() == network.state_dict().keys()
+
+
+def test_flags_go_back_to_what_they_were():
+    network = Nested()
+    network.embed.bias.requires_grad = False
+    freeze(network, {"head.weight"})
+    flags = Flags.of(network)
+    freeze(network, {"head.bias"}, governed=named_parameters(network).keys())
+    flags.restore(network)
+    assert set(named_parameters(network)) - set(trainable_names(network)) == {"embed.bias", "head.weight"}
+    freeze(network, set())
+    assert set(named_parameters(network)) - set(trainable_names(network)) == {"embed.bias"}
+
+
+def test_a_shared_module_has_all_its_names():
+    linear = nn.Linear(2, 2)
+    network = nn.Sequential(linear, nn.ReLU(), linear)
+    assert [path for path, _ in named_modules(network)] == ["", "0", "1", "2"]
+    assert list(named_parameters(network)) == ["0.weight", "0.bias", "2.weight", "2.bias"]

@@ -7,6 +7,7 @@ from sklearn.base import clone
 from mlr3torch_py import CallbackSetUnfreeze, mlr3torch_callbacks, select_all, select_last, t_clbk, t_clbks
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.registry import CallbackDictionary
+from tests.helpers import X, iris_net, y
 
 
 class Custom(CallbackSet):
@@ -20,6 +21,8 @@ def test_an_unknown_key_is_named_with_the_nearest():
         t_clbk("unfreez")
     with pytest.raises(KeyError, match="no callback has the key 3; known are"):
         t_clbk(3)
+    with pytest.raises(KeyError, match=r"no callback has the key \['unfreeze'\]"):
+        t_clbk(["unfreeze"])
 
 
 def test_a_wrong_parameter_is_refused_at_once():
@@ -60,6 +63,8 @@ def test_several_callbacks_come_by_a_list_of_keys():
     assert [made.id for made in t_clbks(["unfreeze"])] == ["unfreeze"]
     with pytest.raises(TypeError, match=r"give a list of keys, or use t_clbk\('unfreeze'\)"):
         t_clbks("unfreeze")
+    with pytest.raises(TypeError, match="`keys` is 5"):
+        t_clbks(5)
 
 
 def test_it_is_a_dictionary():
@@ -80,6 +85,13 @@ def test_callbacks_of_others_can_be_added():
     assert dictionary.to_frame().to_dict("records") == [
         {"key": "custom", "label": "Mine", "params": ["factor", "path"], "required": ["factor"]}
     ]
+
+
+def test_a_required_parameter_of_any_callback_must_come():
+    dictionary = CallbackDictionary()
+    dictionary.add("custom", Custom)
+    with pytest.raises(ValueError, match="`factor` of Custom was never set"):
+        iris_net(dictionary.get("custom")).fit(X, y)
 
 
 @pytest.mark.parametrize("key", [3, "", "a b", "a__b"])

@@ -10,7 +10,7 @@ from skorch.callbacks import Callback, Checkpoint, LoadInitState
 from skorch.history import DistributedHistory, History
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, select_name, select_none, select_prefix
-from mlr3torch_py.callbacks.freezing import batches_trained
+from mlr3torch_py.callbacks.freezing import moment_of
 from tests.helpers import Trace, X, iris_net, y
 
 BY_EPOCH = {"epoch": [3, 5], "weights": [select_prefix("3"), select_all()]}
@@ -121,7 +121,7 @@ def test_keyboard_interrupt_in_the_middle_of_an_epoch(batch, hook):
     trace = Trace()
     net = net_of(BY_BATCH, trace, Interrupts(batch, hook), max_epochs=3).fit(X, y)
     finished = batch if hook == "on_batch_end" else batch - 1
-    assert batches_trained(net.history) == finished
+    assert moment_of(net.history).batch == finished
     net.set_params(max_epochs=6)
     net.partial_fit(X, y)
     assert trace.batches_ == uninterrupted(BY_BATCH, 9)[: finished + 18]
@@ -174,8 +174,8 @@ def test_the_clock_reads_every_kind_of_row():
             {"epoch": 3},
         ]
     )
-    assert batches_trained(history) == 4
-    assert batches_trained(History()) == 0
+    assert moment_of(history).batch == 4
+    assert moment_of(History()).batch == 0
 
 
 def test_the_clock_counts_one_rank_of_a_distributed_history():
@@ -190,4 +190,4 @@ def test_the_clock_counts_one_rank_of_a_distributed_history():
         for history in ranks:
             history.sync()
     assert len(ranks[0][-1]["batches"]) == 6
-    assert [batches_trained(history) for history in ranks] == [3, 3]
+    assert [moment_of(history).batch for history in ranks] == [3, 3]

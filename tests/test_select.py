@@ -1,7 +1,9 @@
 import copy
 import pickle
+from functools import reduce
 from operator import and_, or_, sub, xor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -149,6 +151,11 @@ def test_case_is_ignored_on_request_but_not_for_fixed_text():
     assert eval(repr(fixed), vars(mlr3torch_py)) == fixed
 
 
+def test_patterns_have_the_word_boundaries_of_r():
+    assert select_grep(r"\<fc\>")(["a.fc.weight", "a.fc1.weight", "fc"]) == ["a.fc.weight", "fc"]
+    assert select_grep(r"a\\<")([r"a\<", "a<"]) == [r"a\<"]
+
+
 def test_a_prefix_matches_whole_components():
     assert select_prefix("layer1")(["layer1.0.weight", "layer10.weight", "layer1"]) == ["layer1.0.weight", "layer1"]
     assert select_prefix("a.b", "c.")(["a.b.weight", "a.bc.weight", "c.bias"]) == ["a.b.weight", "c.bias"]
@@ -183,6 +190,43 @@ def test_selectors_of_places_need_a_network(select):
         select(NAMES)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapped_network_expands_as_the_bare_one(wrap):
+    assert select_last(1).expand(wrap(Nested())) == ["head.weight", "head.bias"]
+
+
+def test_a_shared_module_is_selected_under_all_its_names():
+    linear = nn.Linear(2, 2)
+    network = nn.Sequential(linear, nn.ReLU(), linear, nn.LayerNorm(2))
+    assert (~select_type(nn.Linear)).expand(network) == ["3.weight", "3.bias"]
+    assert select_last(2).expand(network) == ["2.weight", "2.bias", "3.weight", "3.bias"]
+
+
+def test_many_selectors_combine():
+    names = [f"l{i}.weight" for i in range(2000)]
+    union = reduce(or_, map(select_name, names))
+    assert union(names) == names
+    assert copy.deepcopy(union) == pickle.loads(pickle.dumps(union)) == union
+    assert repr(union).count("|") == 1999
+
+
+@pytest.mark.parametrize(
+    "select", [select_all() | select_glob("nope.*"), ~select_glob("nope.*"), select_glob("nope.*")]
+)
+def test_what_matches_nothing_is_found_in_a_combination(select):
+    assert select.unmatched(set(NAMES)) == [select_glob("nope.*")]
+
+
+def test_numpy_names_and_numbers_are_taken():
+    assert repr(select_name(np.array(["a", "b"]))) == "select_name(['a', 'b'])"
+    assert select_last(np.int64(1)) == select_last(1)
+
+
+def test_names_are_strings():
+    with pytest.raises(TypeError, match=r"`names` is .*use select_all\(\).expand\(module\)"):
+        select_all()(nn.Sequential(nn.ReLU()))
+
+
 def test_a_net_expands_as_its_module_does():
     net = iris_net().initialize()
     assert select_last(1).expand(net) == ["6.weight", "6.bias"]
@@ -197,6 +241,10 @@ def test_a_net_expands_as_its_module_does():
     ("make", "argument"),
     [
         (lambda: select_name(3), "param_names"),
+        (lambda: select_name({"a", "b"}), "param_names"),
+        (lambda: select_name("a", "b"), "assert_present"),
+        (lambda: select_grep("a", "b"), "ignore_case"),
+        (lambda: select_prefix("a", "."), "prefixes"),
         (lambda: select_name(["a", 3]), "param_names"),
         (lambda: select_grep(3), "pattern"),
         (lambda: select_glob(None), "pattern"),

@@ -1,4 +1,5 @@
 import logging
+import pickle
 import warnings
 from itertools import pairwise
 
@@ -98,6 +99,30 @@ def test_a_frozen_weight_is_bit_identical_across_any_step(optimizer, cls, widths
         assert moved(before, after) <= set(trainable)
 
 
+@pytest.mark.parametrize("cls", [NeuralNetClassifier, KeepsGradients])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_weight_that_is_frozen_again_stays_as_it_is_whatever_the_optimizer(optimizer, cls):
+    kind, arguments = OPTIMIZERS[optimizer]
+    trace = Trace()
+    tables = [
+        {"epoch": [2, 4], "weights": [select_prefix("3"), select_all()], "action": ["freeze", "unfreeze"]},
+        {"batch": [5, 8], "weights": [select_prefix("0")] * 2, "action": ["freeze", "unfreeze"]},
+    ]
+    iris_net(
+        CallbackSetUnfreeze(select_all(), tables),
+        trace,
+        cls=cls,
+        optimizer=kind,
+        lr=0.01,
+        module__activation=nn.Tanh,
+        **{f"optimizer__{name}": value for name, value in arguments.items()},
+    ).fit(X, y)
+    without_3 = [*ALL[:2], *HEAD]
+    assert trace.batches_ == [ALL] * 3 + [without_3] + [HEAD] * 3 + [without_3] * 2 + [ALL] * 3
+    for (before, after), trainable in zip(pairwise(trace.weights_), trace.batches_, strict=True):
+        assert moved(before, after) == set(trainable)
+
+
 class FreezesAgain(Callback):
     """A user who freezes a weight by hand after it has trained."""
 
@@ -127,6 +152,19 @@ def test_batches_of_validation_do_not_count():
 def test_the_history_has_the_number_of_trainable_weights_in_every_row():
     net = iris_net(CallbackSetUnfreeze(select_last(1), LATER)).fit(X, y)
     assert net.history[:, "n_trainable"] == [12, 24, 39, 39]
+    assert net.history[:, "event_unfreeze"] == [False, True, True, False]
+
+
+class StopsFirst(Callback):
+    """Ends training in `on_epoch_end`, before the freezing callback has its turn there."""
+
+    def on_epoch_end(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_a_row_that_is_cut_short_has_the_number_too():
+    net = iris_net(StopsFirst(), CallbackSetUnfreeze(select_last(1), LATER)).fit(X, y)
+    assert net.history[:, "n_trainable"] == [12]
 
 
 def test_the_log_says_what_trains_at_the_start_and_what_each_row_unfreezes(caplog):
@@ -134,10 +172,9 @@ def test_the_log_says_what_trains_at_the_start_and_what_each_row_unfreezes(caplo
     table = {"epoch": [2, 9], "weights": [select_name("0.weight"), select_all()]}
     iris_net(CallbackSetUnfreeze(select_last(1), table)).fit(X, y)
     assert caplog.messages == [
-        "`unfreeze`: row 1 (epoch 9: select_all()) lies beyond epoch 4, the last one of this call",
+        "`unfreeze`: row 1 (epoch 9: select_all()) lies beyond epoch 4, where `max_epochs` ends",
         "training the following weights at the start: 6.weight, 6.bias",
         "unfreezing at epoch 2: 0.weight",
-        "`unfreeze`: row 1 (epoch 9: select_all()) has not come yet; partial_fit goes on towards it",
     ]
     caplog.clear()
     table = {"batch": [1, 4], "weights": [select_name("3.bias"), select_all()]}
@@ -153,16 +190,28 @@ def test_the_log_says_what_trains_at_the_start_and_what_each_row_unfreezes(caplo
 
 
 @pytest.mark.parametrize(
-    ("at", "weights", "message"),
+    ("table", "message"),
     [
-        (0, select_all(), r"row 0 \(epoch 0: select_all\(\)\) never comes; time counts from 1"),
-        (2, select_glob("nope.*"), r"row 0 \(epoch 2: select_glob\('nope.\*'\)\) selects no weight"),
-        (2, select_name("6.bias"), r"row 0 .* selects only weights that train already"),
+        ({"epoch": [0], "weights": [select_all()]}, r"there never comes row 0 \(epoch 0: select_all\(\)\)"),
+        (
+            {"epoch": [2], "weights": [select_glob("nope.*")]},
+            r"selected by row 0 \(epoch 2: select_glob\('nope.\*'\)\)",
+        ),
+        ({"epoch": [2], "weights": [select_name("6.bias")]}, r"nothing is changed, .* by row 0 "),
+        ({"epoch": [2], "weights": [select_prefix("3")], "action": ["freeze"]}, r"nothing is changed, .* by row 0 "),
     ],
 )
-def test_a_row_that_does_nothing_warns(at, weights, message):
-    with pytest.warns(UserWarning, match=f"`unfreeze`: {message}"):
-        iris_net(CallbackSetUnfreeze(select_last(1), {"epoch": [at], "weights": [weights]})).fit(X, y)
+def test_a_row_that_does_nothing_warns_before_anything_is_frozen(table, message):
+    module = MLP(4, 3, neurons=(3, 3))
+    with pytest.raises(UserWarning, match=f"`unfreeze`: .*{message}"):
+        iris_net(CallbackSetUnfreeze(select_last(1), table), module=module).fit(X, y)
+    assert trainable_names(module) == ALL
+
+
+def test_a_part_of_the_starting_weights_that_matches_nothing_warns():
+    starting_weights = ~select_prefix("3", "encodr") | select_last(1)
+    with pytest.warns(UserWarning, match=r"`starting_weights`: select_prefix\('encodr'\) matches no weight"):
+        iris_net(CallbackSetUnfreeze(starting_weights)).fit(X, y)
 
 
 @pytest.mark.parametrize(
@@ -198,16 +247,24 @@ def test_bad_input_is_refused_before_anything_is_frozen(starting_weights, unfree
     assert len(net.history) == 0
 
 
+@pytest.mark.usefixtures("no_schedule_warnings")
 def test_nothing_trainable_is_an_error_that_says_why_and_frees_the_network():
     module = MLP(4, 3, neurons=(3, 3))
+    module[0].bias.requires_grad = False
+    trace = Trace()
     table = {"epoch": [3, 2], "weights": [select_all(), select_name("0.bias")]}
-    net = iris_net(CallbackSetUnfreeze(select_glob("nope"), table), module=module)
+    unfreeze = ("unfreeze", CallbackSetUnfreeze(select_glob("nope"), table))
+    net = iris_net(unfreeze, ("trace", trace), module=module)
     with pytest.raises(ValueError, match="nothing trains at batch 1 ") as error:
         net.fit(X, y)
     assert "`starting_weights` is select_glob('nope') and selects nothing" in str(error.value)
     assert "row 1 (epoch 2: select_name(['0.bias']))" in str(error.value)
     assert "0.weight, 0.bias, 3.weight" in str(error.value)
-    assert trainable_names(module) == ALL
+    assert trainable_names(module) == ["0.weight", *ALL[2:]]
+    assert len(net.history) == 0
+    net.set_params(callbacks__unfreeze__starting_weights=select_last(1))
+    net.partial_fit(X, y)
+    assert trace.batches_ == [HEAD] * 3 + [["0.bias", *HEAD]] * 3 + [ALL] * 6
 
 
 def test_a_first_batch_that_a_row_unfreezes_is_enough():
@@ -353,25 +410,68 @@ def test_a_state_of_another_form_is_refused_and_the_old_one_stays(state):
 class TrainsAnother(Callback):
     """Trains a second net in the middle of the first one."""
 
-    def __init__(self, other):
+    def __init__(self, other, hook):
         self.other = other
+        self.hook = hook
 
     def on_batch_end(self, net, training=None, **kwargs):
-        if training and len(net.history) == 2:
+        if training and self.hook == "on_batch_end" and len(net.history) == 2:
+            self.other.fit(X, y)
+
+    def on_epoch_end(self, net, **kwargs):
+        if self.hook == "on_epoch_end" and len(net.history) == 1:
             self.other.fit(X, y)
 
 
-def test_one_callback_serves_two_nets_after_each_other_but_not_at_once():
+@pytest.mark.parametrize("hook", ["on_batch_end", "on_epoch_end"])
+@pytest.mark.parametrize("loaded", [[], ["0.bias"]])
+def test_one_callback_serves_a_second_net_in_the_middle_of_a_first(hook, loaded):
+    unfreeze = CallbackSetUnfreeze(select_last(1), {"epoch": [3], "weights": [select_all()]})
+    unfreeze.load_state_dict({"trainable": loaded})
+    first, second = Trace(), Trace()
+    net = iris_net(unfreeze, TrainsAnother(iris_net(unfreeze, second), hook), first).fit(X, y)
+    assert first.batches_ == [[*loaded, *HEAD]] * 6 + [ALL] * 6
+    assert second.batches_[-12:] == [HEAD] * 6 + [ALL] * 6
+    net.partial_fit(X, y)
+    assert first.batches_[-1] == ALL
+
+
+def test_one_callback_serves_two_nets_after_each_other():
     unfreeze = CallbackSetUnfreeze(select_last(1), LATER)
     first, second = Trace(), Trace()
     one = iris_net(unfreeze, first, max_epochs=2).fit(X, y)
     iris_net(unfreeze, second).fit(X, y)
     one.partial_fit(X, y)
     assert first.batches_ == second.batches_ == [HEAD] * 3 + [ALL[2:]] * 3 + [ALL] * 6
-    inner = iris_net(unfreeze, Trace())
+
+
+class Breaks(Callback):
+    """Ends training by an error."""
+
+    def on_batch_end(self, net, training=None, **kwargs):
+        raise ZeroDivisionError
+
+
+class TrainsAnotherInVain(TrainsAnother):
+    def on_batch_end(self, net, training=None, **kwargs):
+        with pytest.raises(ZeroDivisionError):
+            self.other.fit(X, y)
+
+
+def test_one_callback_refuses_two_nets_at_once():
+    unfreeze = CallbackSetUnfreeze(select_last(1), LATER)
+    net = iris_net(unfreeze, TrainsAnotherInVain(iris_net(unfreeze, Breaks()), None))
     with pytest.raises(RuntimeError, match="used by two nets at once; give each net its own"):
-        iris_net(unfreeze, TrainsAnother(inner)).fit(X, y)
-    assert trainable_names(inner.module_) == ALL
+        net.fit(X, y)
+
+
+def test_a_net_that_broke_can_train_again():
+    trace = Trace()
+    net = iris_net(("unfreeze", CallbackSetUnfreeze(select_last(1), LATER)), ("breaks", Breaks()), ("trace", trace))
+    with pytest.raises(ZeroDivisionError):
+        net.fit(X, y)
+    net.set_params(callbacks__breaks=None).fit(X, y)
+    assert trace.batches_ == [HEAD] * 3 + [ALL[2:]] * 3 + [ALL] * 6
 
 
 def test_training_without_a_begin_works_too():
@@ -379,6 +479,40 @@ def test_training_without_a_begin_works_too():
     net = iris_net(CallbackSetUnfreeze(select_last(1), LATER), trace).initialize()
     net.fit_loop(X, y)
     assert trace.batches_ == [HEAD] * 3 + [ALL[2:]] * 3 + [ALL] * 6
+    net.history.new_epoch()
+    net.run_single_epoch(net.get_iterator(net.get_dataset(X, y), training=True), True, "train", net.train_step)
+    assert trace.batches_[12:] == [ALL] * 3
+
+
+class KeepsCopies(Callback):
+    """Pickles the net after each batch of the second epoch."""
+
+    def __init__(self):
+        self.copies_ = []
+
+    def on_batch_end(self, net, training=None, **kwargs):
+        if training and len(net.history) == 2:
+            self.copies_.append(pickle.dumps(net))
+
+
+def test_a_copy_that_is_made_while_training_trains_on_its_own():
+    keeps = KeepsCopies()
+    iris_net(("unfreeze", CallbackSetUnfreeze(select_last(1), LATER)), ("trace", Trace()), keeps, max_epochs=2).fit(
+        X, y
+    )
+    again = pickle.loads(keeps.copies_[1])
+    again.partial_fit(X, y)
+    assert dict(again.callbacks_)["trace"].batches_[5:] == [ALL] * 6
+
+
+def test_a_net_without_a_module_is_refused():
+    class Other(NeuralNetClassifier):
+        def initialize_module(self):
+            self.net_ = MLP(4, 3)
+            return self
+
+    with pytest.raises(TypeError, match="governs the parameters of `module_`, which Other lacks"):
+        iris_net(CallbackSetUnfreeze(select_all()), cls=Other, module=nn.Module).fit(X, y)
 
 
 def test_it_prints_as_in_r_and_as_code():

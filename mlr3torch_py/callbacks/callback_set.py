@@ -45,7 +45,15 @@ class CallbackSet(Callback):  # type: ignore[misc]
     def stages(self) -> list[str]:
         """The stages of training at which the callback acts, by mlr3torch's names, in their order."""
         cls = type(self)
-        return [stage for stage, hook in _HOOK_OF_STAGE.items() if getattr(cls, hook) is not getattr(Callback, hook)]
+        plain = (CallbackSet, Callback)
+        return [
+            stage
+            for stage, hook in _HOOK_OF_STAGE.items()
+            if all(getattr(cls, hook) is not getattr(base, hook) for base in plain)
+        ]
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        self.require_params()
 
     def check_params(self) -> None:
         """Check the parameters that are set.

@@ -2,88 +2,112 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
-from torch import nn
+from torch import distributed, nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
-from mlr3torch_py.parameters import bare, freeze, n_trainable, thaw
-from mlr3torch_py.plan import Unit
+from mlr3torch_py.names import listed
+from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable
+from mlr3torch_py.plan import Moment, Plan
 
-__all__ = ["FreezingCallback", "batches_trained"]
+__all__ = ["FreezingCallback", "freezing_callbacks", "from_main_process", "moment_of"]
+
+logger = logging.getLogger("mlr3torch_py")
 
 
 class FreezingCallback(CallbackSet, ABC):
     """A callback that holds some parameters of ``net.module_`` frozen for some time.
 
-    A subclass answers what it holds at an epoch and a batch, from its arguments and the network alone. This class
-    keeps the clock, which it reads off the history of the net, and applies the answers of all freezing callbacks of
-    the net together: a parameter trains when none of them holds it. Applying twice changes nothing, so it is done
-    when training begins, at every epoch, and before a batch only if something is due.
+    A subclass makes plans from its arguments for the network. This class keeps the clock, which it reads off the
+    history of the net, and applies the plans of all freezing callbacks of the net together: a parameter trains when
+    none of them holds it. Applying twice changes nothing, so it is done when training begins, at every epoch, and
+    before a batch only if something is due.
 
     Only ``module_`` is governed. Further modules of a net, and a criterion with weights, are left as they are.
     """
 
     net_: Any = None
-    epoch_ = 0
+    plans_: tuple[Plan, ...] = ()
+    moment_ = Moment()
     batch_ = 0
-    due_: float | None = None
+    due_: float = 0
+    flags_before_: Flags | None = None
 
     @abstractmethod
-    def resolve(self, module: nn.Module) -> None:
+    def make_plans(self, module: nn.Module) -> tuple[Plan, ...]:
         """Work out what the arguments mean for a bare network, and raise if they do not fit it."""
 
-    @property
     @abstractmethod
+    def describe(self) -> str:
+        """Say what is held and until when, for a user whose network does not train at all."""
+
+    @property
     def governed(self) -> Set[str]:
         """The parameters whose flags the callback sets when training begins, whatever they were."""
+        return frozenset().union(*(plan.names for plan in self.plans_))
 
-    @abstractmethod
-    def held(self, epoch: int, batch: int) -> Set[str]:
+    def held(self, moment: Moment) -> Set[str]:
         """Return the parameters that the callback holds frozen at a moment."""
+        return frozenset().union(*(plan.held(moment) for plan in self.plans_))
 
     @abstractmethod
-    def next_batch(self, batch: int) -> float:
-        """Return the next batch after `batch` at which the answer changes within an epoch, infinity if none."""
+    def opening(self, moment: Moment) -> str:
+        """Say, for the log, what the callback starts with at a moment."""
 
-    @abstractmethod
-    def report(self, unit: Unit, moment: int) -> None:
-        """Log what the callback changes at exactly this epoch or batch."""
+    def recall(self, net: Any) -> None:
+        """Read from the history what was decided in earlier epochs."""
 
-    @abstractmethod
-    def why_held(self) -> str:
-        """Say, for a user whose network does not train at all, what this callback holds and until when."""
+    def decide(self, net: Any) -> None:
+        """Decide, when an epoch begins, on what depends on the training so far."""
+
+    def advise(self, net: Any) -> None:
+        """Warn of what in the plans is hardly meant; called before anything is frozen."""
+
+    def initialize(self) -> FreezingCallback:
+        """Attach to the net anew before the next step, with the parameters as they are then."""
+        self.net_ = None
+        return self
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        callbacks = _freezing_callbacks(net)
+        if not hasattr(net, "module_"):
+            raise TypeError(
+                f"{type(self).__name__} governs the parameters of `module_`, which {type(net).__name__} lacks"
+            )
+        callbacks = freezing_callbacks(net)
         for callback in callbacks:
             callback.require_params()
-            callback.resolve(bare(net.module_))
-        self.net_ = net
-        self.due_ = None
-        self._set_clock(net)
-        self._apply(net, governed=frozenset().union(*(callback.governed for callback in callbacks)))
+            callback.plans_ = callback.make_plans(bare(net.module_))
+            callback.recall(net)
+        self.advise(net)
+        self.net_, self.flags_before_ = net, Flags.of(net.module_)
+        self._apply(net, moment_of(net.history), governed=frozenset().union(*(cb.governed for cb in callbacks)))
+        self.batch_, self.due_ = self.moment_.batch, 0
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        if self.net_ is None:
-            self.on_train_begin(net)
-        self._check_net(net)
-        self._set_clock(net)
-        self._apply(net)
-        self.due_ = self.batch_ + 1
-        self.report("epoch", self.epoch_)
+        self._attend(net)
+        self.decide(net)
+        moment = moment_of(net.history)
+        since = replace(moment, epoch=moment.epoch - 1)
+        first_of_call = self.flags_before_ is not None
+        if first_of_call:
+            logger.info(self.opening(since))
+        changed = self._change(net, moment, since=since, when=f"epoch {moment.epoch}")
+        net.history.record("n_trainable", n_trainable(net.module_))
+        self.batch_ = moment.batch
+        self.due_ = self.batch_ + 1 if changed or first_of_call else self._next_batch()
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training:
-            self.batch_ = batch_ = self.batch_ + 1
-            if batch_ >= self.due_ or net is not self.net_:  # type: ignore[operator]
-                self._check_net(net)
-                self._apply(net)
-                self._check_something_trains(net)
-                self.due_ = self.next_batch(self.batch_)
-                self.report("batch", self.batch_)
+            self.batch_ = number = self.batch_ + 1
+            if number >= self.due_ or net is not self.net_:
+                self._event(net)
 
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         net.history.record("n_trainable", n_trainable(net.module_))
@@ -94,34 +118,67 @@ class FreezingCallback(CallbackSet, ABC):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"net_": None}
 
-    def _set_clock(self, net: Any) -> None:
-        self.epoch_ = len(net.history)
-        self.batch_ = batches_trained(net.history)
-
-    def _apply(self, net: Any, governed: Set[str] = frozenset()) -> None:
-        answers = (callback.held(self.epoch_, self.batch_) for callback in _freezing_callbacks(net))
-        freeze(net.module_, frozenset().union(*answers), governed=governed)
-
-    def _check_net(self, net: Any) -> None:
+    def _attend(self, net: Any) -> None:
+        """Begin with this net if there was no begin, and refuse to serve two at once."""
+        if self.net_ is None:
+            self.on_train_begin(net)
         if net is not self.net_:
             raise RuntimeError(
                 f"one {type(self).__name__} is used by two nets at once; give each net its own, "
                 "for instance sklearn.base.clone(callback)"
             )
 
+    def _event(self, net: Any) -> None:
+        if self.net_ is None:
+            self.on_train_begin(net)
+            self.batch_ += 1
+        self._attend(net)
+        has_begun = self.moment_.epoch == len(net.history)
+        moment = replace(self.moment_ if has_begun else moment_of(net.history), batch=self.batch_)
+        since = replace(moment, batch=self.batch_ - 1)
+        self._change(net, moment, since=since, when=f"batch {self.batch_}")
+        self._check_something_trains(net)
+        self.due_, self.flags_before_ = self._next_batch(), None
+
+    def _next_batch(self) -> float:
+        return min((plan.next_batch(self.batch_) for plan in self.plans_), default=math.inf)
+
+    def _apply(self, net: Any, moment: Moment, governed: Set[str] = frozenset()) -> None:
+        self.moment_ = moment
+        held = frozenset().union(*(callback.held(moment) for callback in freezing_callbacks(net)))
+        freeze(net.module_, held, governed=governed)
+
+    def _change(self, net: Any, moment: Moment, *, since: Moment, when: str) -> bool:
+        self._apply(net, moment)
+        before, after = self.held(since), self.held(moment)
+        if logger.isEnabledFor(logging.INFO):
+            for doing, names in (("unfreezing", before - after), ("freezing", after - before)):
+                if names:
+                    logger.info("%s at %s: %s", doing, when, listed(self._in_order(names)))
+        changed: bool = before != after
+        net.history.record("event_unfreeze", changed or net.history[-1].get("event_unfreeze", False))
+        return changed
+
+    def _in_order(self, names: Set[str]) -> Iterator[str]:
+        order = dict.fromkeys(name for plan in self.plans_ for name in plan.names)
+        return (name for name in order if name in names)
+
     def _check_something_trains(self, net: Any) -> None:
         if any(tensor.requires_grad for _, tensor in net.get_all_learnable_params()):
             return
-        thaw(net.module_)
-        why = "; ".join(callback.why_held() for callback in _freezing_callbacks(net))
+        if self.flags_before_ is not None:
+            self.flags_before_.restore(net.module_)
+        if self.batch_ == self.moment_.first_batch(self.moment_.epoch) and isinstance(net.history, list):
+            net.history.pop()  # the epoch did not take place, and must not count when training goes on
+        why = "; ".join(f"{type(callback).__name__}: {callback.describe()}" for callback in freezing_callbacks(net))
         raise ValueError(
-            f"nothing trains at batch {self.batch_} (epoch {self.epoch_}), so the step cannot be taken: {why}. "
+            f"nothing trains at batch {self.batch_} (epoch {self.moment_.epoch}), so the step cannot be taken. {why}. "
             "At every step at least one weight that the optimizer holds must be trainable"
         )
 
 
-def batches_trained(history: Any) -> int:
-    """Count the training batches that are finished, over the whole life of a net.
+def moment_of(history: Any) -> Moment:
+    """Read off a history how far the life of a net has come.
 
     Parameters
     ----------
@@ -131,23 +188,37 @@ def batches_trained(history: Any) -> int:
 
     Returns
     -------
-    int
-        Micro-batches under gradient accumulation. Validation batches do not count.
+    Moment
+        The batch is the last one that is finished. Validation batches do not count, micro-batches under gradient
+        accumulation do.
 
     Examples
     --------
     >>> from skorch.history import History
-    >>> batches_trained(History([{"train_batch_count": 3}, {"batches": [{"train_loss": 0.5}, {}]}]))
-    4
+    >>> moment = moment_of(History([{"train_batch_count": 3}, {"batches": [{"train_loss": 0.5}, {}]}]))
+    >>> moment.epoch, moment.batch, moment.firsts
+    (2, 4, (1, 4))
     """
     n_ranks = getattr(history, "world_size", 1)
-    return sum(
+    counts = [
         row["train_batch_count"]
         if "train_batch_count" in row
         else sum("train_loss" in entry for entry in row.get("batches", ())) // n_ranks
         for row in history.to_list()
-    )
+    ]
+    *begins, finished = accumulate(counts, initial=0)
+    return Moment(epoch=len(counts), batch=finished, firsts=tuple(begin + 1 for begin in begins))
 
 
-def _freezing_callbacks(net: Any) -> list[FreezingCallback]:
+def from_main_process(value: Any) -> Any:
+    """Return the main process's `value` in every process of a distributed training, and `value` itself elsewhere."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def freezing_callbacks(net: Any) -> list[FreezingCallback]:
+    """List the freezing callbacks of an initialized net."""
     return [callback for _, callback in net.callbacks_ if isinstance(callback, FreezingCallback)]

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import pandas as pd
 from torch import nn
 
 from mlr3torch_py.callbacks.callback_set import REQUIRED
-from mlr3torch_py.callbacks.freezing import FreezingCallback
+from mlr3torch_py.callbacks.freezing import FreezingCallback, from_main_process
 from mlr3torch_py.names import as_names, listed, nearest
 from mlr3torch_py.parameters import bare, named_parameters
-from mlr3torch_py.plan import Plan, Unit, as_select, read_table
+from mlr3torch_py.plan import Moment, Plan, Step
 from mlr3torch_py.select import Select
+from mlr3torch_py.table import Plateau, as_select, read_table
 
 __all__ = ["CallbackSetUnfreeze"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mlr3torch_py")
+
+
+class _Loaded(NamedTuple):
+    """A state that was loaded, and from when on it is in use in which net."""
+
+    names: tuple[str, ...]
+    epoch: int | None = None
+    net: weakref.ref[Any] | None = None
+
+    def belongs_to(self, net: Any) -> bool:
+        return self.net is None or self.net() is net
 
 
 class CallbackSetUnfreeze(FreezingCallback):
@@ -87,82 +102,102 @@ class CallbackSetUnfreeze(FreezingCallback):
     * Stages: begin, epoch_begin, batch_begin, epoch_end, end
     """
 
-    plan_: Plan | None = None
-    loaded_: tuple[str, ...] | None = None
-    loaded_in_use_ = False
+    loaded_: _Loaded | None = None
+    fired_: Mapping[int, int] = MappingProxyType({})
 
-    def __init__(self, starting_weights: Select, unfreeze: pd.DataFrame | None = None) -> None:
+    def __init__(self, starting_weights: Select, unfreeze: Any = None) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
 
     def check_params(self) -> None:
         if self.starting_weights is not REQUIRED:
             as_select("`starting_weights`", self.starting_weights)
-        if self.unfreeze is not REQUIRED:
-            read_table(self.unfreeze)
+        read_table(self.unfreeze)
 
-    def resolve(self, module: nn.Module) -> None:
+    def make_plans(self, module: nn.Module) -> tuple[Plan]:
         names = named_parameters(module)
         plan = Plan.resolve(self.starting_weights, read_table(self.unfreeze), names, module)
-        unknown = [name for name in self.loaded_ or () if name not in names]
+        is_new = self.loaded_ is not None and self.loaded_.epoch is None
+        unknown = [name for name in self.loaded_.names if name not in names] if self.loaded_ and is_new else []
         if unknown:
             raise ValueError(
                 f"the state that was loaded names {listed(map(repr, unknown))}, which the network lacks; "
                 f"{nearest(unknown, names)}. Load a state that was saved from this network"
             )
-        self.plan_ = plan
+        return (plan,)
 
-    @property
-    def governed(self) -> Set[str]:
-        return frozenset(self._plan.names)
+    def opening(self, moment: Moment) -> str:
+        trainable = self.governed - self.held(moment)
+        return f"training the following weights at the start: {listed(self._in_order(trainable)) or 'none'}"
 
-    def held(self, epoch: int, batch: int) -> Set[str]:
-        return self.governed - self._trainable(epoch, batch)
-
-    def next_batch(self, batch: int) -> float:
-        return self._plan.next_batch(batch)
-
-    def why_held(self) -> str:
-        coming = self._plan.to_come(self.epoch_, self.batch_)
+    def describe(self) -> str:
+        (plan,) = self.plans_
+        rows = [step.row for step in plan.to_come(self.moment_)]
         return (
-            f"`starting_weights` is {self.starting_weights!r} and selects {self._listed(self._plan.starting)}, "
-            f"the next row of `unfreeze` that comes is {coming[0].row if coming else 'none'}, "
-            f"and the network has {listed(self._plan.names)}"
+            f"`starting_weights` is {self.starting_weights!r} and selects "
+            f"{listed(self._in_order(plan.starting)) or 'nothing'}; "
+            f"of `unfreeze` is still to come: {listed(rows, most=3) or 'nothing'}; "
+            f"the network has {listed(plan.names)}"
         )
 
+    def held(self, moment: Moment) -> Set[str]:
+        loaded = None
+        if self.loaded_ is not None and self.loaded_.epoch is not None and self.loaded_.belongs_to(self.net_):
+            loaded = (self.loaded_.epoch, frozenset(self.loaded_.names))
+        return super().held(replace(moment, fired=self.fired_, loaded=loaded))
+
+    def recall(self, net: Any) -> None:
+        rows = net.history.to_list()
+        self.fired_ = {
+            position: epoch
+            for position, key in self._condition_keys(net).items()
+            for epoch, row in enumerate(rows, start=1)
+            if row.get(key)
+        }
+
+    def decide(self, net: Any) -> None:
+        epoch = len(net.history)
+        if self.loaded_ is not None and self.loaded_.epoch is None:
+            self.plans_ = self.make_plans(bare(net.module_))
+            self.loaded_ = _Loaded(self.loaded_.names, epoch, weakref.ref(net))
+        self.recall(net)
+        keys = self._condition_keys(net)
+        if keys:
+            self.fired_ = from_main_process(self._fired_by_now(net.history.to_list()))
+        for position, key in keys.items():
+            net.history.record(key, self.fired_.get(position) == epoch)
+
+    def advise(self, net: Any) -> None:
+        (plan,) = self.plans_
+        _warn("time counts from 1, so there never comes ", [step for step in plan.steps if step.time == 0])
+        _warn("no weight of the network is selected by ", [step for step in plan.steps if not step.names])
+        _warn("nothing is changed, since all selected weights train, or are frozen, already, by ", plan.idle())
+        module = bare(net.module_)
+        for select in self.starting_weights.unmatched(named_parameters(module).keys(), module):
+            warnings.warn(f"`starting_weights`: {select!r} matches no weight of the network", stacklevel=2)
+        last_epoch = len(net.history) + net.max_epochs
+        for step in plan.steps:
+            if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
+                logger.info("`unfreeze`: %s lies beyond epoch %d, where `max_epochs` ends", step.row, last_epoch)
+
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        super().on_train_begin(net, X=X, y=y, **kwargs)
-        last_epoch = self.epoch_ + net.max_epochs
-        for event in self._plan.events:
-            if event.row.at == 0:
-                _warn(f"{event.row} never comes; time counts from 1")
-            elif not event.names:
-                _warn(f"{event.row} selects no weight of the network")
-            elif not event.new:
-                _warn(f"{event.row} selects only weights that train already")
-            if event.row.unit == "epoch" and event.row.at > last_epoch:
-                logger.info("`unfreeze`: %s lies beyond epoch %d, the last one of this call", event.row, last_epoch)
-
-    def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        if self.loaded_in_use_ and len(net.history) == 1:
+        is_spent = self.loaded_ is not None and self.loaded_.epoch is not None and self.loaded_.belongs_to(net)
+        if is_spent and len(net.history) == 0:
             self.loaded_ = None
-        if self.loaded_ is not None and not self.loaded_in_use_:
-            self.resolve(bare(net.module_))
-        self.loaded_in_use_ = self.loaded_ is not None
-        first_epoch_of_call = self.due_ is None
-        super().on_epoch_begin(net, dataset_train=dataset_train, dataset_valid=dataset_valid, **kwargs)
-        if first_epoch_of_call:
-            logger.info("training the following weights at the start: %s", listed(self.state_dict()["trainable"]))
-
-    def report(self, unit: Unit, moment: int) -> None:
-        event = self._plan.at(unit, moment)
-        if event is not None and event.new:
-            logger.info("unfreezing at %s %d: %s", unit, moment, self._listed(event.new))
+        super().on_train_begin(net, X=X, y=y, **kwargs)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        for event in self._plan.to_come(self.epoch_, self.batch_):
-            logger.info("`unfreeze`: %s has not come yet; partial_fit goes on towards it", event.row)
+        now = replace(self.moment_, batch=self.batch_, fired=self.fired_)
+        for step in (step for plan in self.plans_ for step in plan.to_come(now)):
+            if step.row.unit == "batch" or isinstance(step.row.time, Plateau):
+                logger.info("`unfreeze`: %s has not come yet; partial_fit goes on towards it", step.row)
         super().on_train_end(net, X=X, y=y, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self.loaded_ is not None:
+            state["loaded_"] = self.loaded_._replace(net=None)
+        return state
 
     def state_dict(self) -> dict[str, list[str]]:
         """Return what trains.
@@ -172,10 +207,10 @@ class CallbackSetUnfreeze(FreezingCallback):
         dict
             ``{"trainable": names}``, in the order of the network. Before any training, what was loaded.
         """
-        if self.plan_ is None or (self.loaded_ is not None and not self.loaded_in_use_):
-            return {"trainable": list(self.loaded_ or ())}
-        trainable = self._trainable(self.epoch_, self.batch_)
-        return {"trainable": [name for name in self.plan_.names if name in trainable]}
+        if self.loaded_ is not None and self.loaded_.epoch is None:
+            return {"trainable": list(self.loaded_.names)}
+        trainable = self.governed - self.held(replace(self.moment_, batch=self.batch_))
+        return {"trainable": list(self._in_order(trainable))}
 
     def load_state_dict(self, state: Mapping[str, Iterable[str]]) -> None:
         """Take up a state, as if a row had unfrozen what it names.
@@ -195,19 +230,37 @@ class CallbackSetUnfreeze(FreezingCallback):
         """
         if not isinstance(state, Mapping) or set(state) != {"trainable"}:
             raise ValueError(f"`state` is {state!r}; it must be what state_dict() returns: {{'trainable': [names]}}")
-        self.loaded_, self.loaded_in_use_ = as_names("trainable", state["trainable"]), False
+        self.loaded_ = _Loaded(as_names("trainable", state["trainable"]))
 
-    @property
-    def _plan(self) -> Plan:
-        assert self.plan_ is not None
-        return self.plan_
+    def _condition_keys(self, net: Any) -> dict[int, str]:
+        """Return, for the position of each row with a condition, the key that says in the history whether it came."""
+        name = next(name for name, callback in net.callbacks_ if callback is self)
+        return {row.position: f"event_{name}_row{row.position}" for row in (s.row for s in self.plans_[0].conditions)}
 
-    def _trainable(self, epoch: int, batch: int) -> Set[str]:
-        return self._plan.trainable(epoch, batch) | frozenset(self.loaded_ or ())
+    def _fired_by_now(self, rows: list[dict[str, Any]]) -> dict[int, int]:
+        """Decide which conditions have come; the last row is that of the epoch that begins."""
+        fired, epoch, since = dict(self.fired_), len(rows), 1
+        for step in self.plans_[0].conditions:
+            position, condition = step.row.position, step.row.time
+            assert isinstance(condition, Plateau)
+            if position not in fired:
+                scores = _scores(condition.monitor, rows[since - 1 : -1], rows)
+                too_late = condition.no_later_than is not None and epoch >= condition.no_later_than
+                if too_late or condition.holds(scores):
+                    fired[position] = epoch
+            since = fired.get(position, epoch)
+        return fired
 
-    def _listed(self, names: Set[str]) -> str:
-        return listed(name for name in self._plan.names if name in names) or "nothing"
+
+def _scores(monitor: str, looked_at: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[float]:
+    finished = [row for row in rows[:-1] if "train_batch_count" in row]
+    if finished and not any(monitor in row for row in finished):
+        known = [key for key, value in finished[-1].items() if isinstance(value, float)]
+        raise ValueError(f"`monitor` is {monitor!r}, which no epoch of the history has; {nearest([monitor], known)}")
+    return [row[monitor] for row in looked_at if monitor in row]
 
 
-def _warn(message: str) -> None:
-    warnings.warn(f"`unfreeze`: {message}", UserWarning, stacklevel=3)
+def _warn(what: str, steps: list[Step]) -> None:
+    if steps:
+        rows = listed((step.row for step in steps), most=3)
+        warnings.warn(f"`unfreeze`: {what}{rows}", stacklevel=3)
