@@ -1,9 +1,14 @@
 """The training callbacks of R's mlr3torch, for skorch."""
 
+from mlr3torch_py.callbacks.freezer import Freezer
 from mlr3torch_py.callbacks.unfreeze import CallbackSetUnfreeze
+from mlr3torch_py.config import from_dict, to_dict
+from mlr3torch_py.figures import plot_history
+from mlr3torch_py.forecast import FreezePlan, freeze_plan
 from mlr3torch_py.mlp import MLP
 from mlr3torch_py.parameters import trainable_names
 from mlr3torch_py.registry import TorchCallback, mlr3torch_callbacks, t_clbk, t_clbks
+from mlr3torch_py.schedules import chain_thaw, gradual_unfreezing, head_first
 from mlr3torch_py.select import (
     Select,
     select_all,
@@ -24,10 +29,18 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "CallbackSetUnfreeze",
+    "FreezePlan",
+    "Freezer",
     "Plateau",
     "Select",
     "TorchCallback",
+    "chain_thaw",
+    "freeze_plan",
+    "from_dict",
+    "gradual_unfreezing",
+    "head_first",
     "mlr3torch_callbacks",
+    "plot_history",
     "select_all",
     "select_first",
     "select_glob",
@@ -40,5 +53,6 @@ __all__ = [
     "select_type",
     "t_clbk",
     "t_clbks",
+    "to_dict",
     "trainable_names",
 ]

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 from sklearn.datasets import load_iris
 from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
 
-from mlr3torch_py import MLP, select_invert, select_name, t_clbk
-from mlr3torch_py.timeline import Timeline
+from mlr3torch_py import MLP, freeze_plan, select_invert, select_name, t_clbk
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,7 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "weights": [select_name("0.weight"), select_name(["3.weight", "6.weight"])],
         }
     )
-    timeline = Timeline()
     torch.manual_seed(1)
     net = NeuralNetClassifier(
         MLP,
@@ -43,31 +43,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         max_epochs=6,
         batch_size=150,
         train_split=None,
-        callbacks=[t_clbk("unfreeze", starting_weights=starting_weights, unfreeze=unfreeze), ("timeline", timeline)],
-    ).initialize()
+        callbacks=[
+            t_clbk("unfreeze", starting_weights=starting_weights, unfreeze=unfreeze),
+            ("observer", _Observer()),
+        ],
+    )
+    X, y = load_iris(return_X_y=True)
+    X = X.astype("float32")
 
     print("The schedule\n")
-    schedule = [("the start", starting_weights), *(("epoch " + str(at), s) for at, s in unfreeze.to_numpy())]
-    print(_text(pd.DataFrame([(time, ", ".join(s.expand(net))) for time, s in schedule], columns=["from", "train"])))
+    plan = freeze_plan(net, X, y)
+    print(plan)
 
     print("\nThe training\n")
-    X, y = load_iris(return_X_y=True)
-    net.partial_fit(X.astype("float32"), y)
+    net.fit(X, y)
 
     print("\nWhat was trainable in which epoch\n")
-    print(
-        _text(timeline.to_frame().map(lambda trainable: "yes" if trainable else "-").rename_axis("name").reset_index())
-    )
+    observed = pd.DataFrame(dict(net.callbacks_)["observer"].trainable_)
+    print(observed.map(lambda trainable: "yes" if trainable else "-").to_string())
     try:
-        timeline.plot().figure.savefig(png, dpi=120)  # type: ignore[union-attr]
+        plan.plot().figure.savefig(png, dpi=120)  # type: ignore[union-attr]
     except ImportError as error:
         print(f"\nNo picture: {error}")
     else:
         print(f"\nThe picture of it is {png}")
 
 
-def _text(frame: pd.DataFrame) -> str:
-    return frame.to_string(index=False, justify="left", max_colwidth=None)
+class _Observer(Callback):  # type: ignore[misc]
+    """Takes down, at the end of each epoch, which parameters are trainable."""
+
+    def initialize(self) -> _Observer:
+        self.trainable_: dict[int, dict[str, bool]] = {}
+        return self
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        flags = {name: tensor.requires_grad for name, tensor in net.module_.named_parameters()}
+        self.trainable_[len(net.history)] = flags
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import fnmatch
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Final, Literal
 
@@ -15,12 +14,27 @@ import torch
 from torch import nn
 
 from mlr3torch_py.names import listed, nearest
-from mlr3torch_py.parameters import bare, named_modules, named_parameters
+from mlr3torch_py.parameters import bare, named_modules, named_parameters, network_of
+from mlr3torch_py.value import Value, value
 
-__all__ = ["All", "Blocks", "Glob", "Grep", "Invert", "Name", "Nothing", "Prefix", "Select", "Type", "compiled"]
+__all__ = [
+    "OPERATORS",
+    "All",
+    "Blocks",
+    "Combined",
+    "Glob",
+    "Grep",
+    "Invert",
+    "Name",
+    "Nothing",
+    "Prefix",
+    "Select",
+    "Type",
+    "compiled",
+]
 
 
-class Select(ABC):
+class Select(Value, ABC):
     """A selector of parameters: what every ``select_…`` function returns.
 
     Selectors are immutable, hashable, comparable and picklable, and print as the code that makes them. They combine
@@ -88,9 +102,7 @@ class Select(ABC):
         ValueError
             If a name that must be there is missing.
         """
-        network = module if isinstance(module, nn.Module) else getattr(module, "module_", None)
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"`module` is {module!r}; it must be a torch.nn.Module or a net after net.initialize()")
+        network = network_of(module)
         names = named_parameters(network).keys()
         selected = self.matches(names, bare(network))
         return [name for name in names if name in selected]
@@ -147,7 +159,7 @@ class Select(ABC):
         )
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@value
 class All(Select):
     """Every parameter."""
 
@@ -158,7 +170,7 @@ class All(Select):
         return "select_all()"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@value
 class Nothing(Select):
     """No parameter."""
 
@@ -172,7 +184,7 @@ class Nothing(Select):
         return "select_none()"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@value
 class Name(Select):
     """Names given one by one."""
 
@@ -194,7 +206,7 @@ class Name(Select):
         return f"select_name({list(self.param_names)!r}{'' if self.assert_present else ', assert_present=False'})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@value
 class Grep(Select):
     """Names in which a regular expression, or a fixed string, is found."""
 
@@ -214,7 +226,7 @@ class Grep(Select):
         return f"select_grep({self.pattern!r}{flags})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@value
 class Glob(Select):
     """Names that a shell pattern matches as a whole."""
 
@@ -227,7 +239,7 @@ class Glob(Select):
         return f"select_glob({self.pattern!r})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@value
 class Prefix(Select):
     """Everything at or below paths of the module tree."""
 
@@ -244,7 +256,7 @@ class Prefix(Select):
         return f"select_prefix({', '.join(map(repr, self.prefixes))})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@value
 class Type(Select):
     """Everything inside modules of given types."""
 
@@ -259,7 +271,7 @@ class Type(Select):
         return f"select_type({', '.join(map(_type_name, self.module_types))})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@value
 class Blocks(Select):
     """The first or the last direct blocks of a network."""
 
@@ -278,7 +290,7 @@ class Blocks(Select):
         return f"select_{self.end}({self.n})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@value
 class Invert(Select):
     """What another selector leaves out."""
 
@@ -294,7 +306,7 @@ class Invert(Select):
         return f"select_invert({self.select!r})"
 
 
-_OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
+OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "|": operator.or_,
     "&": operator.and_,
     "-": operator.sub,
@@ -302,34 +314,34 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Combined(Select):
+@value
+class Combined(Select):
     """Selectors joined by one set operator, from left to right."""
 
     sign: str
     parts: tuple[Select, ...]
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
-        matched: Set[str] = reduce(_OPERATORS[self.sign], (part.matches(names, module) for part in self.parts))
+        matched: Set[str] = reduce(OPERATORS[self.sign], (part.matches(names, module) for part in self.parts))
         return matched
 
     def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
         return [select for part in self.parts for select in part.unmatched(names, module)]
 
     def __repr__(self) -> str:
-        operands = (f"({part!r})" if isinstance(part, _Combined) else repr(part) for part in self.parts)
+        operands = (f"({part!r})" if isinstance(part, Combined) else repr(part) for part in self.parts)
         return f" {self.sign} ".join(operands)
 
 
 def _combine(left: Select, sign: str, right: object) -> Select:
     if not isinstance(right, Select):
         raise TypeError(f"`{left!r} {sign} {right!r}` does not combine two selectors; make one of the right side first")
-    parts = left.parts if isinstance(left, _Combined) and left.sign == sign else (left,)
-    return _Combined(sign, (*parts, right))
+    parts = left.parts if isinstance(left, Combined) and left.sign == sign else (left,)
+    return Combined(sign, (*parts, right))
 
 
 def compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
-    """Compile a pattern of R, whose ``\\<`` and ``\\>`` are the begin and the end of a word."""
+    r"""Compile a pattern of R, whose ``\<`` and ``\>`` are the begin and the end of a word."""
     pattern = regex.sub(r"\\(.)", lambda escape: {"<": r"\m", ">": r"\M"}.get(escape[1], escape[0]), pattern)
     return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Flags", "bare", "freeze", "n_trainable", "named_modules", "named_parameters", "trainable_names"]
+__all__ = [
+    "Flags",
+    "bare",
+    "freeze",
+    "n_trainable",
+    "named_modules",
+    "named_parameters",
+    "network_of",
+    "trainable_names",
+]
 
 # The attribute under which each wrapper keeps the module it wraps. The wrappers are known by name, so that none of
 # them has to be imported: an instance exists only when its module has been imported already.
@@ -58,6 +68,28 @@ def bare(module: nn.Module) -> nn.Module:
     while (attribute := _wrapped_under(type(module))) is not None:  # type: ignore[arg-type]
         module = getattr(module, attribute)
     return module
+
+
+def network_of(module: Any) -> nn.Module:
+    """Return the network of a net, or the network itself.
+
+    Parameters
+    ----------
+    module : torch.nn.Module or skorch.NeuralNet
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    TypeError
+        If `module` is neither, or a net that has not been initialized.
+    """
+    network = module if isinstance(module, nn.Module) else getattr(module, "module_", None)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"`module` is {module!r}; it must be a torch.nn.Module or a net after net.initialize()")
+    return network
 
 
 def named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.base import clone
 
 from mlr3torch_py.callbacks.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.callbacks.freezer import Freezer
 from mlr3torch_py.callbacks.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.names import nearest
 
@@ -176,6 +177,7 @@ class CallbackDictionary:
 
 
 mlr3torch_callbacks = CallbackDictionary()
+mlr3torch_callbacks.add("freezer", Freezer, label="Freezer")
 mlr3torch_callbacks.add("unfreeze", CallbackSetUnfreeze, label="Unfreeze")
 
 
@@ -218,7 +220,7 @@ def t_clbk(key: str, **params: Any) -> TorchCallback:
     >>> t_clbk("unfreze")
     Traceback (most recent call last):
         ...
-    KeyError: "no callback has the key 'unfreze'; did you mean 'unfreeze'?"
+    KeyError: "no callback has the key 'unfreze'; did you mean 'unfreeze', 'freezer'?"
     """
     return mlr3torch_callbacks.get(key, **params)
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from mlr3torch_py.names import nearest
 from mlr3torch_py.select import Select, select_none
+from mlr3torch_py.value import Value, value
 
 __all__ = ["Action", "Plateau", "Row", "Unit", "as_select", "read_table"]
 
@@ -23,8 +24,8 @@ _PLURAL: Final[dict[Unit, str]] = {"epoch": "epochs", "batch": "batches"}
 _FORM: Final = "a pandas DataFrame with a column `weights` of selectors and one column `epoch` or `batch`"
 
 
-@dataclass(frozen=True, slots=True)
-class Plateau:
+@value
+class Plateau(Value):
     """A condition instead of a time: a score of the history has stopped improving.
 
     It is looked at when an epoch begins, from the epochs before. A score counts as better when it beats the best one
@@ -67,11 +68,11 @@ class Plateau:
     def __post_init__(self) -> None:
         if not isinstance(self.monitor, str):
             raise TypeError(f"`monitor` is {self.monitor!r}; give the name of a score in the history")
-        for name, value in (("patience", self.patience), ("no_later_than", self.no_later_than)):
-            if not (name == "no_later_than" and value is None) and _whole(value) is None:
-                raise TypeError(f"`{name}` is {value!r}; give a whole number of epochs, such as 3")
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value!r}; epochs count from 1")
+        for name, n in (("patience", self.patience), ("no_later_than", self.no_later_than)):
+            if not (name == "no_later_than" and n is None) and _whole(n) is None:
+                raise TypeError(f"`{name}` is {n!r}; give a whole number of epochs, such as 3")
+            if n is not None and n < 1:
+                raise ValueError(f"`{name}` is {n!r}; epochs count from 1")
         if isinstance(self.min_delta, bool) or not isinstance(self.min_delta, (int, float)) or not self.min_delta >= 0:
             raise ValueError(f"`min_delta` is {self.min_delta!r}; give a number from 0")
 
@@ -126,14 +127,14 @@ class Row:
         return f"row {self.position} ({time}: {'freeze ' if self.action == 'freeze' else ''}{self.weights!r})"
 
 
-def as_select(argument: str, value: object) -> Select:
-    """Return `value` if it is a selector.
+def as_select(argument: str, given: object) -> Select:
+    """Return `given` if it is a selector.
 
     Parameters
     ----------
     argument : str
         What the message calls it.
-    value : object
+    given : object
 
     Returns
     -------
@@ -151,15 +152,15 @@ def as_select(argument: str, value: object) -> Select:
         ...
     TypeError: `starting_weights` is '0.weight' (str); it must be a selector: write select_name('0.weight')
     """
-    if isinstance(value, Select):
-        return value
-    if isinstance(value, str) or (isinstance(value, Sequence) and all(isinstance(name, str) for name in value)):
-        remedy = f"write select_name({value!r})"
-    elif callable(value) and getattr(value, "__module__", None) == select_none.__module__:
-        remedy = f"call it: {getattr(value, '__name__', value)}(...)"
+    if isinstance(given, Select):
+        return given
+    if isinstance(given, str) or (isinstance(given, Sequence) and all(isinstance(name, str) for name in given)):
+        remedy = f"write select_name({given!r})"
+    elif callable(given) and getattr(given, "__module__", None) == select_none.__module__:
+        remedy = f"call it: {getattr(given, '__name__', given)}(...)"
     else:
         remedy = f"such as {select_none()!r} or select_name('0.weight')"
-    raise TypeError(f"{argument} is {value!r} ({type(value).__name__}); it must be a selector: {remedy}")
+    raise TypeError(f"{argument} is {given!r} ({type(given).__name__}); it must be a selector: {remedy}")
 
 
 def read_table(unfreeze: object) -> tuple[Row, ...]:
@@ -214,8 +215,8 @@ def _tables(unfreeze: object) -> Sequence[object]:
     return [unfreeze]
 
 
-def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+def _is_list(given: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(given, Sequence) and not isinstance(given, (str, bytes))
 
 
 def _is_record(part: object) -> bool:
@@ -300,11 +301,11 @@ def _as_action(position: int, action: Any) -> Action:
     return action  # type: ignore[no-any-return]
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
+def _is_missing(cell: Any) -> bool:
+    return cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell))
 
 
-def _whole(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+def _whole(cell: Any) -> int | None:
+    if isinstance(cell, bool) or not isinstance(cell, (int, float, np.integer, np.floating)):
         return None
-    return int(value) if isinstance(value, (int, np.integer)) or value.is_integer() else None
+    return int(cell) if isinstance(cell, (int, np.integer)) or cell.is_integer() else None

@@ -9,13 +9,30 @@ from skorch.helper import predefined_split
 from torch import nn
 
 import mlr3torch_py
-from mlr3torch_py import MLP, CallbackSetUnfreeze, mlr3torch_callbacks
-from mlr3torch_py.table import read_table
-from tests.helpers import IRIS, Nested, Trace, X, golden, selector, table, y
+from mlr3torch_py import MLP, CallbackSetUnfreeze, mlr3torch_callbacks, select_all
+from tests.helpers import IRIS, Nested, Trace, X, golden, iris_net, moved, selector, table, y
 
 SELECT = golden("select")["cases"]
 UNFREEZE = golden("unfreeze")["cases"]
 TABLES = golden("unfreeze_table_check")["cases"]
+
+
+class Named(nn.Module):
+    """A network whose parameters have given names."""
+
+    def __init__(self, names):
+        super().__init__()
+        for name in names:
+            path, _, last = name.rpartition(".")
+            module = self
+            for part in path.split("."):
+                if not hasattr(module, part):
+                    module.add_module(part, nn.Module())
+                module = getattr(module, part)
+            module.register_parameter(last, nn.Parameter(torch.rand(3)))
+
+    def forward(self, x):
+        return x[:, :3] + sum(self.parameters())
 
 
 @pytest.mark.parametrize("case", SELECT, ids=range(len(SELECT)))
@@ -27,17 +44,36 @@ def test_selectors_select_what_r_selects(case):
         assert selector(case["select"])(case["names"]) == case["selected"]
 
 
+@pytest.mark.usefixtures("no_schedule_warnings")
+@pytest.mark.parametrize("case", SELECT, ids=range(len(SELECT)))
+def test_what_r_selects_moves_in_a_training_and_nothing_else(case):
+    trace = Trace()
+    unfreeze = CallbackSetUnfreeze(selector(case["select"]))
+    net = iris_net(unfreeze, trace, module=Named(case["names"]), max_epochs=1, batch_size=150)
+    if case["raises"] or not case["selected"]:
+        with pytest.raises(ValueError, match="lacks" if case["raises"] else "nothing trains"):
+            net.fit(X, y)
+        assert not trace.batches_
+    else:
+        net.fit(X, y)
+        assert moved(*trace.weights_) == set(case["selected"])
+
+
+@pytest.mark.usefixtures("no_schedule_warnings")
 @pytest.mark.parametrize("case", TABLES, ids=[case["id"] for case in TABLES])
 @pytest.mark.parametrize("form", [lambda value: value, pd.DataFrame], ids=["as_given", "frame"])
 def test_tables_are_accepted_and_refused_as_recorded(case, form):
     unfreeze = eval(case["python"], {"pd": pd} | vars(mlr3torch_py))
     if isinstance(unfreeze, dict):
         unfreeze = form(unfreeze)
+    net = iris_net(CallbackSetUnfreeze(select_all(), unfreeze), max_epochs=1)
     if case["accept_here"]:
-        read_table(unfreeze)
+        net.fit(X, y)
+        assert len(net.history) == 1
     else:
         with pytest.raises((TypeError, ValueError), match="`unfreeze`"):
-            read_table(unfreeze)
+            net.fit(X, y)
+        assert len(net.history) == 0
 
 
 def _network(case):

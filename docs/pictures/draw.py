@@ -1,0 +1,60 @@
+"""Draw the pictures of the guide: ``python docs/pictures/draw.py``."""
+
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_iris
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from mlr3torch_py import MLP, freeze_plan, gradual_unfreezing, plot_history, select_invert, select_name, t_clbk
+
+HERE = Path(__file__).parent
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.attention = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, width)
+
+
+def transformer(n_blocks, width=8):
+    parts = {"embed": nn.Linear(4, width), "encoder": nn.Sequential(*(Block(width) for _ in range(n_blocks)))}
+    return nn.ModuleDict(parts | {"head": nn.Linear(width, 2)})
+
+
+def main():
+    X, y = load_iris(return_X_y=True)
+    torch.manual_seed(1)
+    net = NeuralNetClassifier(
+        MLP,
+        module__d_in=4,
+        module__d_out=3,
+        module__neurons=(1, 1, 1),
+        criterion=nn.CrossEntropyLoss,
+        optimizer=torch.optim.Adam,
+        lr=0.05,
+        max_epochs=12,
+        batch_size=150,
+        verbose=0,
+        callbacks=[
+            t_clbk(
+                "unfreeze",
+                starting_weights=select_invert(select_name(["0.weight", "3.weight", "6.weight", "6.bias"])),
+                unfreeze={"epoch": [2, 5], "weights": [select_name("0.weight"), select_name(["3.weight", "6.weight"])]},
+            )
+        ],
+    )
+    freeze_plan(net, max_epochs=6).plot().figure.savefig(HERE / "plan_8.png", dpi=90)
+    plot_history(net.fit(X.astype("float32"), y)).savefig(HERE / "history.png", dpi=90)
+    network = transformer(100)
+    schedule = gradual_unfreezing(network, every=3, unit="batch")
+    plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **schedule)], max_epochs=30, batches_per_epoch=12)
+    plan.plot().figure.savefig(HERE / "plan_800.png", dpi=90)
+
+
+if __name__ == "__main__":
+    main()

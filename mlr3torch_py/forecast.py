@@ -1,0 +1,352 @@
+"""freeze_plan: what the freezing callbacks of a net will do, to be looked at before training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import clone
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from mlr3torch_py.callbacks.freezing import FreezingCallback
+from mlr3torch_py.names import listed
+from mlr3torch_py.parameters import bare, named_parameters
+from mlr3torch_py.plan import Moment, Step
+from mlr3torch_py.table import Plateau
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["FreezePlan", "Phase", "freeze_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A time in which nothing is frozen or unfrozen.
+
+    Parameters
+    ----------
+    epoch, batch : int
+        Where it begins, both from 1.
+    trainable : frozenset of str
+        What trains in it.
+    """
+
+    epoch: int
+    batch: int
+    trainable: frozenset[str]
+
+
+@dataclass(frozen=True)
+class FreezePlan:
+    """What trains when, over a whole training; `freeze_plan` makes it.
+
+    Parameters
+    ----------
+    sizes : dict of str to int
+        The number of weights of every parameter, in the order of the network.
+    aliases : frozenset of str
+        Further names of tied parameters, which are not counted again.
+    phases : tuple of Phase
+    max_epochs : int
+        The last epoch that is looked at.
+    batches_per_epoch : int or None
+        None where it is not known and does not matter.
+    notes : tuple of str
+        What cannot be known before training.
+    """
+
+    sizes: dict[str, int]
+    aliases: frozenset[str]
+    phases: tuple[Phase, ...]
+    max_epochs: int
+    batches_per_epoch: int | None
+    notes: tuple[str, ...] = ()
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per phase and parameter.
+
+        Returns
+        -------
+        pandas.DataFrame
+            `phase` from 1, the `epoch` and the `batch` where it begins, `name`, `n_weights`, and `trainable`.
+        """
+        return pd.DataFrame(
+            [
+                (i, phase.epoch, phase.batch, name, size, name in phase.trainable)
+                for i, phase in enumerate(self.phases, start=1)
+                for name, size in self.sizes.items()
+            ],
+            columns=["phase", "epoch", "batch", "name", "n_weights", "trainable"],
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """Return one row per phase.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The `epoch` and the `batch` where it begins, the number of `trainable_tensors`, of `trainable` and of all
+            weights (`total`), the `share` of trainable weights, and `frozen_prefix`, the number of tensors from the
+            input on that are frozen, for which no backward pass is needed.
+        """
+        total = self._count(self.sizes)
+        rows = []
+        for i, phase in enumerate(self.phases, start=1):
+            trainable = self._count(phase.trainable)
+            tensors = len(phase.trainable - self.aliases)
+            share = trainable / total if total else 0.0
+            rows.append((i, phase.epoch, phase.batch, tensors, trainable, total, share, len(self._prefix(phase))))
+        columns = ["phase", "epoch", "batch", "trainable_tensors", "trainable", "total", "share", "frozen_prefix"]
+        frame = pd.DataFrame(rows, columns=columns).set_index("phase")
+        return frame if self.batches_per_epoch else frame.drop(columns="batch")
+
+    def warnings(self) -> list[str]:
+        """Say where one trainable tensor near the input undoes what freezing would save.
+
+        A backward pass ends at the lowest trainable weight. A phase is named where freezing this one tensor as well
+        would let it end later, with more weights skipped than now.
+
+        Returns
+        -------
+        list of str
+        """
+        found = []
+        for i, phase in enumerate(self.phases, start=1):
+            names = list(self.sizes)
+            prefix = self._prefix(phase)
+            above = names[len(prefix) + 1 :]
+            skipped = list(takewhile(lambda name, phase=phase: name not in phase.trainable, above))  # type: ignore[misc]
+            if self._count(skipped) > max(self._count(prefix), self.sizes[names[len(prefix)]] if above else 0):
+                found.append(
+                    f"phase {i}: {names[len(prefix)]} trains below {len(skipped)} frozen tensors "
+                    f"({self._count(skipped):,} weights), so that the backward pass goes through them"
+                )
+        return found
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the plan: parameters down, or blocks where there are many, and epochs across.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; a new figure if missing.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; the message has the line that installs it.
+        """
+        from mlr3torch_py.figures import plot_plan
+
+        return plot_plan(self, ax)
+
+    def _count(self, names: Iterator[str] | Sequence[str] | frozenset[str] | dict[str, int]) -> int:
+        return sum(self.sizes[name] for name in names if name not in self.aliases)
+
+    def _prefix(self, phase: Phase) -> list[str]:
+        return list(takewhile(lambda name: name not in phase.trainable, self.sizes))
+
+    def __str__(self) -> str:
+        frame = self.summary()
+        frame["share"] = frame["share"].map("{:.0%}".format)
+        lines = [frame.to_string()]
+        before: frozenset[str] = frozenset()
+        for i, phase in enumerate(self.phases, start=1):
+            for doing, names in (("+", phase.trainable - before), ("-", before - phase.trainable)):
+                if names:
+                    lines.append(f"{i} {doing} {listed((name for name in self.sizes if name in names), most=6)}")
+            before = phase.trainable
+        return "\n".join([*lines, *self.warnings(), *self.notes])
+
+    def _repr_html_(self) -> str:
+        frame = self.summary().style.format({"share": "{:.0%}", "trainable": "{:,}", "total": "{:,}"})
+        notes = "".join(f"<li>{note}</li>" for note in (*self.warnings(), *self.notes))
+        table: str = frame.to_html()
+        return table + (f"<ul>{notes}</ul>" if notes else "")
+
+
+def freeze_plan(
+    net: Any,
+    X: Any = None,
+    y: Any = None,
+    max_epochs: int | None = None,
+    batches_per_epoch: int | None = None,
+    callbacks: Sequence[Any] = (),
+) -> FreezePlan:
+    """Say what all freezing callbacks of a net together will do in a training from the start.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet or torch.nn.Module
+        A net, initialized or not, which is left as it is, or a network.
+    X, y : array-like, optional
+        The training data, from which the number of batches in an epoch is found.
+    max_epochs : int, optional
+        How many epochs are looked at. That of the net if missing; for a network up to the last row of a table.
+    batches_per_epoch : int, optional
+        Instead of the data.
+    callbacks : sequence of callbacks
+        The freezing callbacks, where `net` is a network.
+
+    Returns
+    -------
+    FreezePlan
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument, or an argument of a callback, is wrong; if batches count and their number is not known.
+
+    See Also
+    --------
+    plot_history : What happened, after training.
+
+    Notes
+    -----
+    Conditions are taken to come at their `no_later_than`, or never. The order of the parameters is taken for their
+    order from the input to the head.
+
+    Examples
+    --------
+    >>> from mlr3torch_py import MLP, gradual_unfreezing, t_clbk
+    >>> network = MLP(4, 3, neurons=(8, 8))
+    >>> print(freeze_plan(network, callbacks=[t_clbk("unfreeze", **gradual_unfreezing(network))]))
+           epoch  trainable_tensors  trainable  total share  frozen_prefix
+    phase
+    1          1                  2         27    139   19%              4
+    2          2                  4         99    139   71%              2
+    3          3                  6        139    139  100%              0
+    1 + 6.weight, 6.bias
+    2 + 3.weight, 3.bias
+    3 + 0.weight, 0.bias
+    """
+    for argument, value in (("max_epochs", max_epochs), ("batches_per_epoch", batches_per_epoch)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"`{argument}` is {value!r}; give a whole number from 1")
+    with _random_states_kept():
+        if isinstance(net, nn.Module):
+            module, freezing = net, _freezing(callbacks)
+        else:
+            module, freezing = _probe(net)
+            max_epochs = net.max_epochs if max_epochs is None else max_epochs
+            if X is not None and batches_per_epoch is None:
+                train, _ = net.get_split_datasets(X, y)
+                batches_per_epoch = _n_batches(net.get_iterator(train, training=True))
+    module = bare(module)
+    for callback in freezing:
+        callback.require_params()
+        callback.plans_ = callback.make_plans(module)
+    steps = [step for callback in freezing for plan in callback.plans_ for step in plan.steps]
+    if batches_per_epoch is None and any(step.row.unit == "batch" and step.time > 0 for step in steps):
+        raise ValueError(
+            "the plan counts batches, whose number in an epoch is not known: pass `X` or `batches_per_epoch`"
+        )
+    per_epoch = batches_per_epoch or 1
+    begins = sorted({1, *(_batch(step, per_epoch) for step in steps)} - {0})
+    n_epochs = (begins[-1] - 1) // per_epoch + 1 if max_epochs is None else max_epochs
+    tensors = named_parameters(module)
+    phases: list[Phase] = []
+    for batch in begins:
+        epoch = (batch - 1) // per_epoch + 1
+        trainable = _trainable(freezing, tensors, epoch, batch, per_epoch)
+        if epoch <= n_epochs and not (phases and phases[-1].trainable == trainable):
+            phases.append(Phase(epoch, batch, trainable))
+    first_name: dict[int, str] = {}
+    return FreezePlan(
+        sizes={name: 0 if is_lazy(tensor) else tensor.numel() for name, tensor in tensors.items()},
+        aliases=frozenset(name for name, t in tensors.items() if first_name.setdefault(id(t), name) != name),
+        phases=tuple(phases),
+        max_epochs=n_epochs,
+        batches_per_epoch=batches_per_epoch,
+        notes=tuple(
+            f"{step.row} depends on the training; here it comes at its `no_later_than`, or never"
+            for step in steps
+            if isinstance(step.row.time, Plateau)
+        ),
+    )
+
+
+def _batch(step: Step, per_epoch: int) -> int:
+    """Return the first batch at which a step acts; 0 if it never comes."""
+    time = step.row.time.no_later_than or 0 if isinstance(step.row.time, Plateau) else step.row.time
+    return time if step.row.unit == "batch" or time == 0 else per_epoch * (time - 1) + 1
+
+
+def _trainable(
+    freezing: list[FreezingCallback], tensors: dict[str, nn.Parameter], epoch: int, batch: int, per_epoch: int
+) -> frozenset[str]:
+    firsts = tuple(1 + per_epoch * i for i in range(epoch))
+    held: set[str] = set()
+    for plan in (plan for callback in freezing for plan in callback.plans_):
+        times = ((step.row.position, step.row.time) for step in plan.conditions)
+        latest = {at: time.no_later_than for at, time in times if isinstance(time, Plateau) and time.no_later_than}
+        held |= plan.held(Moment(epoch, batch, firsts, fired=latest))
+    governed = frozenset().union(*(callback.governed for callback in freezing))
+    free = {id(t) for name, t in tensors.items() if name not in held and (name in governed or t.requires_grad)}
+    return frozenset(name for name, tensor in tensors.items() if id(tensor) in free)
+
+
+def _probe(net: Any) -> tuple[nn.Module, list[FreezingCallback]]:
+    """Make the freezing callbacks of a net, and its network if it has none yet, without touching the net."""
+    if net.initialized_:
+        return net.module_, [
+            clone(callback) for _, callback in net.callbacks_ if isinstance(callback, FreezingCallback)
+        ]
+    probe = copy(net)
+    probe.callbacks = (
+        []
+        if net.callbacks == "disable"
+        else [clone(item, safe=False) for item in net.callbacks or [] if _is_freezing(item)]
+    )
+    probe.initialize_callbacks()
+    with probe._current_init_context("module"):  # skorch lets a module be made nowhere else
+        probe.initialize_module()
+    return probe.module_, [callback for _, callback in probe.callbacks_ if isinstance(callback, FreezingCallback)]
+
+
+def _freezing(callbacks: Sequence[Any]) -> list[FreezingCallback]:
+    for item in callbacks:
+        if not _is_freezing(item):
+            raise TypeError(
+                f"`callbacks` holds {item!r}; it takes freezing callbacks, as t_clbk('unfreeze') makes them"
+            )
+    return [clone(item[1] if isinstance(item, tuple) else item) for item in callbacks]
+
+
+def _is_freezing(item: Any) -> bool:
+    callback = item[1] if isinstance(item, (tuple, list)) else item
+    return isinstance(callback, FreezingCallback) or (
+        isinstance(callback, type) and issubclass(callback, FreezingCallback)
+    )
+
+
+def _n_batches(iterator: Any) -> int:
+    try:
+        return len(iterator)
+    except TypeError as error:
+        raise ValueError("the training iterator does not know its length: pass `batches_per_epoch`") from error
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

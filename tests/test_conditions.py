@@ -1,0 +1,125 @@
+"""Rows that wait for a score to stop improving."""
+
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skorch.callbacks import Callback
+from skorch.history import History
+
+from mlr3torch_py import CallbackSetUnfreeze, Plateau, select_all, select_last, select_prefix
+from tests.helpers import Trace, X, iris_net, y
+
+HEAD = ["6.weight", "6.bias"]
+MORE = ["3.weight", "3.bias", *HEAD]
+ALL = ["0.weight", "0.bias", *MORE]
+
+
+class Score(Callback):
+    """Writes given scores into the history, one per epoch."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def on_epoch_end(self, net, **kwargs):
+        net.history.record("score", self.scores[len(net.history) - 1])
+
+
+def run(table, scores, max_epochs=None, **params):
+    trace = Trace()
+    unfreeze = CallbackSetUnfreeze(select_last(1), table)
+    net = iris_net(
+        ("unfreeze", unfreeze), ("score", Score(scores)), ("trace", trace), batch_size=150, **params
+    ).set_params(max_epochs=max_epochs or len(scores))
+    return net, trace
+
+
+def two(patience=1, **params):
+    plateau = Plateau("score", patience=patience, **params)
+    return {"when": [plateau, plateau], "weights": [select_prefix("3"), select_all()]}
+
+
+def test_rows_come_one_after_the_other_when_the_score_stops_improving():
+    net, trace = run(two(), [0.9, 0.8, 0.8, 0.9, 0.7, 0.7, 0.7])
+    net.fit(X, y)
+    assert trace.batches_ == [HEAD] * 3 + [MORE] * 3 + [ALL]
+    assert net.history[:, ("event_unfreeze_row0", "event_unfreeze_row1", "event_unfreeze")] == [
+        *[(False, False, False)] * 3,
+        (True, False, True),
+        *[(False, False, False)] * 2,
+        (False, True, True),
+    ]
+
+
+def test_a_row_comes_no_later_than_it_says():
+    net, trace = run(two(patience=3, no_later_than=3), [0.9, 0.8, 0.7, 0.6])
+    net.fit(X, y)
+    assert trace.batches_ == [HEAD] * 2 + [ALL] * 2
+
+
+def test_a_condition_may_freeze_and_stand_beside_times():
+    table = [
+        {"epoch": [2], "weights": [select_all()]},
+        {"when": [Plateau("score", 1)], "weights": [select_prefix("0", "3")], "action": ["freeze"]},
+    ]
+    net, trace = run(table, [0.5, 0.4, 0.4, 0.4])
+    net.fit(X, y)
+    assert trace.batches_ == [HEAD, ALL, ALL, HEAD]
+
+
+@settings(max_examples=30)
+@given(
+    scores=st.lists(st.sampled_from([0.1, 0.2, 0.3, float("nan")]), min_size=2, max_size=8),
+    patience=st.integers(1, 3),
+    stop=st.integers(1, 7),
+    way=st.sampled_from(["partial_fit", "pickle", "history"]),
+)
+def test_resuming_anywhere_equals_never_stopping(scores, patience, stop, way):
+    stop = min(stop, len(scores) - 1)
+    whole, whole_trace = run(two(patience), scores)
+    whole.fit(X, y)
+    net, trace = run(two(patience), scores, stop)
+    net.fit(X, y)
+    if way == "pickle":
+        net = pickle.loads(pickle.dumps(net))
+        trace = dict(net.callbacks_)["trace"]
+    if way == "history":
+        again, again_trace = run(two(patience), scores)
+        again.initialize()
+        again.history = History(net.history.to_list())
+        again_trace.batches_ = trace.batches_
+        net, trace = again, again_trace
+    net.set_params(max_epochs=len(scores) - stop)
+    net.partial_fit(X, y)
+    assert trace.batches_ == whole_trace.batches_
+
+
+def test_a_second_fit_decides_anew():
+    net, trace = run(two(), [0.9, 0.9, 0.9])
+    net.fit(X, y)
+    net.fit(X, y)
+    assert trace.batches_[:3] == trace.batches_[3:]
+
+
+def test_a_score_that_nobody_records_is_an_error_with_the_nearest():
+    net, _ = run({"when": [Plateau("train_los")], "weights": [select_all()]}, [0.9, 0.9])
+    with pytest.raises(ValueError, match="`monitor` is 'train_los', .* did you mean 'train_loss'"):
+        net.fit(X, y)
+
+
+def _rank(rank, store, scores, out):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    net, trace = run(two(), scores[rank])
+    net.fit(X, y)
+    (out / f"{rank}").write_bytes(pickle.dumps(trace.batches_))
+    torch.distributed.destroy_process_group()
+
+
+def test_the_main_process_decides_for_all(tmp_path):
+    """Two processes see different scores, and do what the first one's say."""
+    scores = [[0.9, 0.8, 0.8, 0.8], [0.9, 0.9, 0.9, 0.9]]
+    torch.multiprocessing.spawn(_rank, (tmp_path / "store", scores, tmp_path), nprocs=2)
+    main, other = (pickle.loads((tmp_path / str(rank)).read_bytes()) for rank in range(2))
+    assert main == other == [HEAD] * 3 + [MORE]

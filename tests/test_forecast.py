@@ -1,0 +1,276 @@
+"""freeze_plan: what it says before training is what happens in training, and asking changes nothing."""
+
+import copy
+import random
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skorch.callbacks import EpochScoring
+from skorch.dataset import ValidSplit
+from torch import nn
+
+from mlr3torch_py import (
+    MLP,
+    CallbackSetUnfreeze,
+    Freezer,
+    Plateau,
+    freeze_plan,
+    gradual_unfreezing,
+    plot_history,
+    select_all,
+    select_last,
+    select_name,
+    select_none,
+    select_prefix,
+    t_clbk,
+    trainable_names,
+)
+from tests.helpers import Nested, Trace, X, iris_net, y
+
+mpl.use("agg")
+
+ALL = ["0.weight", "0.bias", "3.weight", "3.bias", "6.weight", "6.bias"]
+HEAD = ["6.weight", "6.bias"]
+TABLE = {"epoch": [2, 4], "weights": [select_prefix("3"), select_all()]}
+NETWORK = MLP(4, 3, neurons=(3, 3))
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def unfreeze(table=TABLE):
+    return t_clbk("unfreeze", starting_weights=select_last(1), unfreeze=table)
+
+
+def test_phases_are_listed_with_what_trains():
+    plan = freeze_plan(iris_net(unfreeze()))
+    summary = plan.summary()
+    assert summary.to_dict("list") == {
+        "epoch": [1, 2, 4],
+        "trainable_tensors": [2, 4, 6],
+        "trainable": [12, 24, 39],
+        "total": [39] * 3,
+        "share": [12 / 39, 24 / 39, 1.0],
+        "frozen_prefix": [4, 2, 0],
+    }
+    frame = plan.to_frame()
+    assert len(frame) == 18
+    assert frame[frame.phase == 2].set_index("name")["trainable"].to_dict() == {n: n[0] in "36" for n in ALL}
+    assert frame.groupby("phase")["n_weights"].sum().tolist() == [39] * 3
+
+
+times = st.lists(st.integers(1, 9), unique=True, max_size=3)
+picks = st.lists(st.sampled_from(["0", "3", "6"]), min_size=3, max_size=3)
+
+
+@settings(max_examples=30)
+@given(epochs=times, batches=times, rows=picks, freeze=st.lists(st.booleans(), min_size=3, max_size=3), until=times)
+@pytest.mark.usefixtures("no_schedule_warnings")
+def test_what_is_said_before_training_happens_in_training(epochs, batches, rows, freeze, until):
+    actions = ["freeze" if flag else "unfreeze" for flag in freeze]
+    tables = [
+        {unit: at, "weights": [select_prefix(row) for row in rows[: len(at)]], "action": actions[: len(at)]}
+        for unit, at in (("epoch", epochs), ("batch", batches))
+    ]
+    freezers = [(f"freezer{i}", Freezer(names="6.bias", until_step=n)) for i, n in enumerate(until)]
+    keeps = CallbackSetUnfreeze(select_last(1), tables)
+    trace = Trace()
+    net = iris_net(("unfreeze", keeps), *freezers, trace, module__neurons=(3, 3), train_split=ValidSplit(3))
+    plan = freeze_plan(net, X, y)
+    assert plan.batches_per_epoch == 2
+    expected = []
+    for batch in range(1, 9):
+        phase = [phase for phase in plan.phases if phase.batch <= batch][-1]
+        expected.append([name for name in ALL if name in phase.trainable])
+    if [] in expected:
+        with pytest.raises(ValueError, match="nothing trains"):
+            net.fit(X, y)
+    else:
+        net.fit(X, y)
+    n_seen = len(trace.batches_)
+    assert trace.batches_ == expected[:n_seen]
+    assert n_seen == (expected.index([]) if [] in expected else 8)
+
+
+@pytest.mark.parametrize("initialized", [False, True])
+def test_asking_changes_nothing(initialized):
+    module = MLP(4, 3, neurons=(3, 3))
+    net = iris_net(unfreeze(), EpochScoring("accuracy"), module=module, train_split=ValidSplit(2, random_state=None))
+    if initialized:
+        net.initialize()
+    keys, flags = set(net.__dict__), trainable_names(module)
+    states = torch.get_rng_state(), copy.deepcopy(np.random.get_state()), random.getstate()
+    freeze_plan(net, X, y)
+    freeze_plan(iris_net(unfreeze()), X, y)
+    assert set(net.__dict__) == keys
+    assert trainable_names(module) == flags
+    assert net.initialized_ is initialized
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), states[1], strict=True))
+    assert random.getstate() == states[2]
+    assert net.callbacks[0].callback.plans_ == ()
+
+
+def test_a_fitted_net_and_parameters_that_were_set_are_asked_as_they_are():
+    net = iris_net(unfreeze(), max_epochs=2).fit(X, y)
+    assert [phase.epoch for phase in freeze_plan(net, max_epochs=5).phases] == [1, 2, 4]
+    net.set_params(callbacks__unfreeze__unfreeze=None)
+    assert len(freeze_plan(net).phases) == 1
+    later = iris_net(t_clbk("unfreeze"), callbacks__unfreeze__starting_weights=select_all())
+    assert freeze_plan(later).summary()["share"].tolist() == [1.0]
+    assert freeze_plan(iris_net(unfreeze()).set_params(callbacks__unfreeze=None)).summary()["share"].tolist() == [1.0]
+    assert freeze_plan(iris_net(unfreeze()).set_params(callbacks="disable")).summary()["share"].tolist() == [1.0]
+
+
+def test_a_network_is_asked_with_its_callbacks():
+    plan = freeze_plan(NETWORK, callbacks=[unfreeze(), Freezer(names="6.bias", until_epoch=5)])
+    assert [(phase.epoch, len(phase.trainable)) for phase in plan.phases] == [(1, 1), (2, 3), (4, 5), (6, 6)]
+    assert plan.max_epochs == 6
+    assert freeze_plan(NETWORK).summary()["share"].tolist() == [1.0]
+
+
+def test_batches_need_the_length_of_an_epoch():
+    table = {"batch": [5], "weights": [select_all()]}
+    with pytest.raises(ValueError, match="pass `X` or `batches_per_epoch`"):
+        freeze_plan(iris_net(unfreeze(table)))
+    assert [(phase.epoch, phase.batch) for phase in freeze_plan(iris_net(unfreeze(table)), X, y).phases] == [
+        (1, 1),
+        (2, 5),
+    ]
+    plan = freeze_plan(iris_net(unfreeze(table)), batches_per_epoch=4)
+    assert plan.summary()["batch"].tolist() == [1, 5]
+
+
+def test_conditions_come_at_their_latest_and_are_noted():
+    table = {"when": [Plateau(no_later_than=3), Plateau()], "weights": [select_prefix("3"), select_all()]}
+    plan = freeze_plan(iris_net(unfreeze(table)))
+    assert [(phase.epoch, len(phase.trainable)) for phase in plan.phases] == [(1, 2), (3, 4)]
+    assert [note.split(" depends")[0][:5] for note in plan.notes] == ["row 0", "row 1"]
+    assert "row 1" in str(plan)
+
+
+def test_one_trainable_weight_that_undoes_the_saving_is_named():
+    plan = freeze_plan(NETWORK, callbacks=[CallbackSetUnfreeze(select_name("0.bias") | select_last(1))])
+    assert plan.warnings() == []
+    plan = freeze_plan(Nested(4), callbacks=[CallbackSetUnfreeze(select_name("embed.bias") | select_last(1))])
+    (warning,) = plan.warnings()
+    assert warning.startswith("phase 1: embed.bias trains below 24 frozen tensors (192 weights)")
+    assert warning in str(plan)
+    assert warning in plan._repr_html_()
+    assert freeze_plan(Nested(4), callbacks=[CallbackSetUnfreeze(select_last(1))]).warnings() == []
+
+
+def test_tied_weights_count_once_and_hand_frozen_ones_stay():
+    network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 1))
+    network[2].weight = network[0].weight
+    network[3].bias.requires_grad = False
+    plan = freeze_plan(network, callbacks=[Freezer(names="0.weight")])
+    assert plan.summary()[["trainable_tensors", "trainable", "total"]].to_numpy().tolist() == [[4, 18, 19]]
+
+
+def test_lazy_parameters_have_no_size_yet():
+    plan = freeze_plan(
+        nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1)), callbacks=[CallbackSetUnfreeze(select_last(1))]
+    )
+    assert plan.summary()["total"].tolist() == [4]
+
+
+def test_a_plan_shows_itself_in_a_notebook_and_a_terminal():
+    plan = freeze_plan(iris_net(unfreeze()))
+    assert "<table" in plan._repr_html_()
+    assert "31%" in plan._repr_html_()
+    assert "2 + 3.weight, 3.bias" in str(plan)
+    chained = {"epoch": [2, 2], "weights": [select_prefix("3"), select_last(1)], "action": ["unfreeze", "freeze"]}
+    assert "2 - 6.weight, 6.bias" in str(freeze_plan(iris_net(unfreeze(chained))))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_epochs": 0}, "`max_epochs` is 0"),
+        ({"batches_per_epoch": 1.5}, "`batches_per_epoch` is 1.5"),
+        ({"callbacks": [EpochScoring("accuracy")]}, "`callbacks` holds"),
+        ({"callbacks": [CallbackSetUnfreeze(select_name("x"))]}, "`starting_weights`: .*'x'"),
+        ({"callbacks": [t_clbk("unfreeze")]}, "never set"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        freeze_plan(NETWORK, **arguments)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+def test_an_iterator_without_a_length_is_explained():
+    with pytest.raises(ValueError, match="does not know its length: pass `batches_per_epoch`"):
+        freeze_plan(iris_net(unfreeze()), Endless())
+
+
+def drawn(ax):
+    return np.asarray(ax.collections[0].get_array())
+
+
+def test_the_picture_holds_what_the_plan_says():
+    plan = freeze_plan(iris_net(unfreeze()))
+    ax = plan.plot()
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ALL
+    assert drawn(ax).tolist() == [[float(name in phase.trainable) for phase in plan.phases] for name in ALL]
+    assert ax.collections[0].get_coordinates()[0, :, 0].tolist() == [1, 2, 4, 5]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["frozen", "trainable"]
+    assert plan.plot(ax) is ax
+
+
+@pytest.mark.parametrize("blocks", [6, 130])
+def test_many_parameters_are_drawn_as_few_rows(blocks):
+    network = Nested(blocks)
+    schedule = gradual_unfreezing(network, unit="batch")
+    plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **schedule)], batches_per_epoch=7)
+    ax = plan.plot()
+    assert 10 <= len(ax.get_yticklabels()) <= 40
+    shares = drawn(ax)
+    assert shares[:, -1].min() == 1
+    assert shares[-1].min() == 1
+    assert (np.diff(shares, axis=1) >= 0).all()
+
+
+def test_many_parameters_without_modules_are_drawn_as_few_rows():
+    network = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in range(100)])
+    ax = freeze_plan(network, callbacks=[Freezer(names="0")]).plot()
+    assert ax.get_yticklabels()[0].get_text() == "0 … 2"
+    assert drawn(ax)[0].tolist() == [2 / 3]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["frozen", "in part", "trainable"]
+
+
+def test_a_history_is_drawn_with_what_was_unfrozen_when():
+    net = iris_net(unfreeze(), train_split=ValidSplit(3, stratified=True)).fit(X, y)
+    losses, share = plot_history(net).axes
+    assert [line.get_label() for line in losses.get_lines()][:2] == ["train loss", "valid loss"]
+    assert list(losses.get_lines()[0].get_ydata()) == net.history[:, "train_loss"]
+    assert [line.get_xdata()[0] for line in losses.get_lines()[2:]] == [1.5, 3.5]
+    assert list(share.get_lines()[-1].get_ydata()) == [12 / 39, 24 / 39, 24 / 39, 1.0]
+    assert share.yaxis.get_major_formatter()(0.5, 0) == "50%"
+    only_train = iris_net(CallbackSetUnfreeze(select_all())).fit(X, y)
+    assert len(plot_history(only_train).axes[0].get_lines()) == 1
+
+
+def test_a_net_without_a_history_cannot_be_drawn():
+    with pytest.raises(ValueError, match="`net` has no history"):
+        plot_history(iris_net().fit(X, y))
+
+
+def test_drawing_says_how_to_install_what_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"pip install 'mlr3torch_py\[plot\]'"):
+        freeze_plan(NETWORK, callbacks=[CallbackSetUnfreeze(select_none())]).plot()

@@ -1,0 +1,126 @@
+import pytest
+import torch
+from torch import nn
+
+from mlr3torch_py import (
+    MLP,
+    chain_thaw,
+    gradual_unfreezing,
+    head_first,
+    select_first,
+    select_last,
+    select_name,
+    select_prefix,
+    t_clbk,
+)
+from tests.helpers import Nested, Trace, X, iris_net, moved, y
+
+
+class Backbone(nn.Module):
+    """A convolutional network with norm layers in sequential containers, and a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.features = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3))
+        self.norm = nn.LayerNorm(2)
+        self.head = nn.Linear(2, 2)
+
+
+class Shell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Nested(blocks=2)
+
+
+def blocks(network):
+    schedule = gradual_unfreezing(network)
+    return [*schedule["unfreeze"]["weights"][::-1], schedule["starting_weights"]]
+
+
+def test_blocks_are_the_children_with_sequential_containers_opened():
+    assert blocks(Nested(blocks=2)) == [select_prefix(path) for path in ("embed", "encoder.0", "encoder.1", "head")]
+
+
+def test_norm_layers_belong_to_the_block_before_and_own_weights_to_the_first():
+    assert blocks(Backbone()) == [
+        select_name(["scale"]) | select_prefix("features.0", "features.1"),
+        select_prefix("features.3", "norm"),
+        select_prefix("head"),
+    ]
+
+
+def test_a_shell_around_a_network_is_opened():
+    assert blocks(Shell())[0] == select_prefix("net.embed")
+    assert blocks(Shell())[-1] == select_prefix("net.head")
+
+
+def test_a_net_and_a_wrapped_network_have_the_blocks_of_the_network():
+    net = iris_net(module=Nested).initialize()
+    assert blocks(net) == blocks(nn.DataParallel(Nested())) == blocks(Nested())
+    with pytest.raises(TypeError, match="after net.initialize"):
+        gradual_unfreezing(iris_net(module=Nested))
+
+
+def trained(schedule, max_epochs=6):
+    trace = Trace()
+    unfreeze = t_clbk("unfreeze", **schedule)
+    iris_net(
+        unfreeze, trace, module__neurons=(4, 4), module__activation=nn.Tanh, batch_size=150, max_epochs=max_epochs
+    ).fit(X, y)
+    steps = zip(trace.weights_, trace.weights_[1:], strict=False)
+    return [sorted({name[0] for name in moved(before, after)}) for before, after in steps]
+
+
+NETWORK = MLP(4, 3, neurons=(4, 4))
+
+
+def test_gradual_unfreezing_goes_from_the_head_to_the_input():
+    assert trained(gradual_unfreezing(NETWORK)) == [["6"], ["3", "6"], *[["0", "3", "6"]] * 4]
+    assert trained(gradual_unfreezing(NETWORK, every=2, start=2)) == [*[["6"]] * 3, *[["3", "6"]] * 2, ["0", "3", "6"]]
+    by_batch = gradual_unfreezing(NETWORK, every=3, unit="batch")
+    assert by_batch["unfreeze"]["batch"].tolist() == [4, 7]
+
+
+def test_chain_thaw_trains_the_head_then_each_block_alone_then_all():
+    assert trained(chain_thaw(NETWORK)) == [["6"], ["0"], ["3"], *[["0", "3", "6"]] * 3]
+    assert trained(chain_thaw(NETWORK, every=2)) == [["6"], ["6"], ["0"], ["0"], ["3"], ["3"]]
+
+
+def test_head_first_trains_the_head_then_all():
+    assert trained(head_first(NETWORK, epochs=4)) == [*[["6"]] * 4, *[["0", "3", "6"]] * 2]
+
+
+@pytest.mark.parametrize("make", [gradual_unfreezing, chain_thaw, head_first])
+def test_groups_of_the_user_take_the_place_of_blocks(make):
+    schedule = make(NETWORK, groups=[select_first(2), select_last(1)])
+    assert trained(schedule)[0] == ["6"]
+    assert trained(schedule)[-1] == ["0", "3", "6"]
+    assert set(trained(make(MLP(4, 3), groups=[select_last(1)]))[-1]) == {"6"}
+
+
+@pytest.mark.parametrize("make", [gradual_unfreezing, chain_thaw, head_first])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groups": ["0"]}, "`groups`: entry 0 is '0'"),
+        ({"groups": []}, "there are no blocks"),
+        ({"network": nn.ReLU()}, "there are no blocks"),
+        ({"network": 3}, "`module` is 3"),
+    ],
+)
+def test_wrong_blocks_are_refused(make, arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make(**{"network": NETWORK} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"every": 0}, "`every` is 0"), ({"start": 1.5}, "`start` is 1.5"), ({"unit": "step"}, "`unit` is 'step'")],
+)
+def test_wrong_times_are_refused(arguments, message):
+    for make in (gradual_unfreezing, chain_thaw):
+        with pytest.raises((TypeError, ValueError), match=message):
+            make(NETWORK, **arguments)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        head_first(NETWORK, epochs=0)
