@@ -191,7 +191,7 @@ def n_trainable(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad and not is_lazy(tensor))
 
 
-def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset()) -> None:
+def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset()) -> bool:
     """Freeze the parameters in `held`, and free those that the last call froze and this one does not.
 
     A tensor is frozen when all of its names are held, and then loses its gradient, since an optimizer goes on moving
@@ -206,27 +206,34 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset(
     governed : set of str
         Parameters whose flag is set whatever it was: frozen when held, trainable otherwise.
 
+    Returns
+    -------
+    bool
+        Whether a flag is another one than before.
+
     Examples
     --------
     >>> from torch import nn
     >>> linear = nn.Linear(2, 1)
     >>> freeze(linear, {"weight"})
+    True
     >>> trainable_names(linear)
     ['bias']
     >>> freeze(linear, {"bias"})
+    True
     >>> trainable_names(linear)
     ['weight']
     """
     module = bare(module)
     before: frozenset[str] = getattr(module, _FROZEN_BY_US, frozenset())
     if held == before and not governed:
-        return
+        return False
     tensors = named_parameters(module)
     free = {id(tensor) for name, tensor in tensors.items() if name not in held}
-    for name in {*(held ^ before), *governed}:
-        if name in tensors:
-            _set_trainable(tensors[name], id(tensors[name]) in free)
+    written = [tensors[name] for name in {*(held ^ before), *governed} if name in tensors]
+    changed = sum(_set_trainable(tensor, id(tensor) in free) for tensor in written)
     setattr(module, _FROZEN_BY_US, frozenset(held))
+    return changed > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +253,7 @@ class Flags:
     >>> linear = nn.Linear(2, 1)
     >>> flags = Flags.of(linear)
     >>> freeze(linear, {"weight"})
+    True
     >>> flags.restore(linear)
     >>> trainable_names(linear)
     ['weight', 'bias']
@@ -266,9 +274,11 @@ class Flags:
         setattr(bare(module), _FROZEN_BY_US, self.frozen_by_us or frozenset())
 
 
-def _set_trainable(tensor: nn.Parameter, trainable: bool) -> None:
+def _set_trainable(tensor: nn.Parameter, trainable: bool) -> bool:
+    before = tensor.requires_grad
     if not trainable:
         tensor.requires_grad = False
         tensor.grad = None
     elif tensor.is_floating_point() or tensor.is_complex():
         tensor.requires_grad = True
+    return before != tensor.requires_grad

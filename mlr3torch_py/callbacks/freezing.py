@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import distributed, nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
@@ -146,7 +147,8 @@ class FreezingCallback(CallbackSet, ABC):
     def _apply(self, net: Any, moment: Moment, governed: Set[str] = frozenset()) -> None:
         self.moment_ = moment
         held = frozenset().union(*(callback.held(moment) for callback in freezing_callbacks(net)))
-        freeze(net.module_, held, governed=governed)
+        if freeze(net.module_, held, governed=governed):
+            _forget_directions(net)
 
     def _change(self, net: Any, moment: Moment, *, since: Moment, when: str) -> bool:
         self._apply(net, moment)
@@ -175,6 +177,14 @@ class FreezingCallback(CallbackSet, ABC):
             f"nothing trains at batch {self.batch_} (epoch {self.moment_.epoch}), so the step cannot be taken. {why}. "
             "At every step at least one weight that the optimizer holds must be trainable"
         )
+
+
+def _forget_directions(net: Any) -> None:
+    """Make LBFGS begin anew: from the gradients that it remembers it would go on moving what is frozen."""
+    for name in net._optimizers:
+        optimizer = getattr(net, f"{name}_")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.state.clear()
 
 
 def moment_of(history: Any) -> Moment:
