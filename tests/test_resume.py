@@ -155,6 +155,73 @@ def test_resuming_anywhere_equals_never_stopping(unit, at, picks, stops, pickled
     assert dict(net.callbacks_)["trace"].batches_ == uninterrupted(table, sum(stops))
 
 
+class Fails(Interrupts):
+    """An error instead of Ctrl-C."""
+
+    def _act(self, hook):
+        try:
+            super()._act(hook)
+        except KeyboardInterrupt:
+            raise ZeroDivisionError from None
+
+
+PARTS = ["0.weight", "0.bias", "3.weight", "3.bias"]
+rows = st.lists(
+    st.tuples(st.integers(1, 12), st.sampled_from(PARTS), st.sampled_from(["unfreeze", "freeze"])),
+    unique_by=lambda row: row[0],
+    max_size=4,
+)
+
+
+def played(by_epoch, by_batch, epochs):
+    """What trains at each finished batch, from the definition: epoch by epoch, batch by batch."""
+    trainable, expected = {"6.weight", "6.bias"}, []
+    epoch_rows, batch_rows = ({at: row for at, *row in rows} for rows in (by_epoch, by_batch))
+
+    def act(row):
+        if row is not None:
+            name, action = row
+            (trainable.add if action == "unfreeze" else trainable.discard)(name)
+
+    for epoch in range(1, max(epochs) + 1):
+        act(epoch_rows.get(epoch))
+        for _ in range(epochs.count(epoch)):
+            act(batch_rows.get(len(expected) + 1))
+            expected.append(sorted(trainable))
+    return expected
+
+
+@settings(max_examples=40)
+@given(
+    by_epoch=rows,
+    by_batch=rows,
+    batch=st.integers(1, 8),
+    hook=st.sampled_from(["on_batch_begin", "on_batch_end"]),
+    kind=st.sampled_from([Interrupts, Fails]),
+    size=st.sampled_from([150, 120, 40]),
+)
+@pytest.mark.usefixtures("no_schedule_warnings")
+def test_epochs_that_break_off_and_epochs_of_other_lengths_keep_the_schedule(
+    by_epoch, by_batch, batch, hook, kind, size
+):
+    tables = [
+        {
+            unit: [row[0] for row in rows],
+            "weights": [select_name(row[1]) for row in rows],
+            "action": [r[2] for r in rows],
+        }
+        for unit, rows in (("epoch", by_epoch), ("batch", by_batch))
+    ]
+    trace = Trace()
+    net = net_of(tables, trace, kind(batch, hook), max_epochs=3)
+    try:
+        net.fit(X, y)
+    except ZeroDivisionError:
+        assert kind is Fails
+    net.partial_fit(X[:size], y[:size])
+    assert [sorted(names) for names in trace.batches_] == played(by_epoch, by_batch, trace.epochs_)
+
+
 def test_a_state_alone_starts_the_clock_at_one():
     trained = CallbackSetUnfreeze(select_last(1), BY_EPOCH)
     iris_net(trained, max_epochs=3).fit(X, y)
