@@ -1,13 +1,26 @@
 """The training callbacks of R's mlr3torch, for skorch."""
 
+from mlr3torch_py.callbacks.callback_set import CallbackSet
+from mlr3torch_py.callbacks.context import ContextTorch
+from mlr3torch_py.callbacks.custom import callback_set
+from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.freezer import Freezer
+from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.config import from_dict, to_dict
 from mlr3torch_py.figures import plot_history
 from mlr3torch_py.forecast import FreezePlan, freeze_plan
 from mlr3torch_py.mlp import MLP
 from mlr3torch_py.parameters import trainable_names
-from mlr3torch_py.registry import TorchCallback, mlr3torch_callbacks, t_clbk, t_clbks
+from mlr3torch_py.registry import (
+    TorchCallback,
+    as_torch_callback,
+    as_torch_callbacks,
+    mlr3torch_callbacks,
+    t_clbk,
+    t_clbks,
+    torch_callback,
+)
 from mlr3torch_py.schedules import chain_thaw, gradual_unfreezing, head_first
 from mlr3torch_py.select import (
     Select,
@@ -28,12 +41,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MLP",
+    "CallbackSet",
+    "CallbackSetEarlyStopping",
+    "CallbackSetHistory",
     "CallbackSetUnfreeze",
+    "ContextTorch",
     "FreezePlan",
     "Freezer",
     "Plateau",
     "Select",
     "TorchCallback",
+    "as_torch_callback",
+    "as_torch_callbacks",
+    "callback_set",
     "chain_thaw",
     "freeze_plan",
     "from_dict",
@@ -54,5 +74,6 @@ __all__ = [
     "t_clbk",
     "t_clbks",
     "to_dict",
+    "torch_callback",
     "trainable_names",
 ]

@@ -23,7 +23,7 @@ from mlr3torch_py.algebra import (
     Select,
     Type,
 )
-from mlr3torch_py.names import nearest
+from mlr3torch_py.names import as_names, nearest
 from mlr3torch_py.select import (
     select_all,
     select_first,
@@ -124,9 +124,19 @@ def from_dict(data: Any) -> Any:
     0      2  select_all()
     """
     if isinstance(data, Sequence) and not isinstance(data, str):
-        return [from_dict(table) for table in data]
+        is_records = data and all(isinstance(part, Mapping) and "fn" in part.get("weights", ()) for part in data)
+        return from_dict(pd.DataFrame(list(data)).to_dict("list")) if is_records else [from_dict(part) for part in data]
     if not isinstance(data, Mapping):
         raise TypeError(f"`data` is {data!r}; it must be what to_dict() returns")
+    try:
+        return _from_mapping(data)
+    except (AttributeError, KeyError) as error:
+        raise ValueError(
+            f"`data` is {data!r}, which lacks or misnames {error}; it must be what to_dict() returns"
+        ) from error
+
+
+def _from_mapping(data: Mapping[str, Any]) -> Any:
     if "fn" in data:
         return _select_from_dict(data)
     if "monitor" in data:
@@ -134,7 +144,7 @@ def from_dict(data: Any) -> Any:
     columns = {name: list(column) for name, column in data.items()}
     for name in ("weights", "when"):
         if name in columns:
-            columns[name] = [None if cell is None else from_dict(cell) for cell in columns[name]]
+            columns[name] = [from_dict(cell) if isinstance(cell, Mapping) else None for cell in columns[name]]
     table = pd.DataFrame(columns)
     read_table(table)
     return table
@@ -166,9 +176,9 @@ def _select_from_dict(data: Mapping[str, Any]) -> Select:
     if fn == "invert":
         return select_invert(from_dict(arguments["select"]))
     if fn == "prefix":
-        return select_prefix(*arguments["prefixes"])
+        return select_prefix(*as_names("prefixes", arguments["prefixes"]))
     if fn == "type":
-        return select_type(*(getattr(nn, name) for name in arguments["module_types"]))
+        return select_type(*(getattr(nn, name) for name in as_names("module_types", arguments["module_types"])))
     makers = {
         "all": select_all,
         "none": select_none,
@@ -180,5 +190,8 @@ def _select_from_dict(data: Mapping[str, Any]) -> Select:
     }
     if fn not in makers:
         raise ValueError(f"`fn` is {fn!r}; {nearest([str(fn)], [*makers, 'invert', 'prefix', 'type', *OPERATORS])}")
-    select: Select = makers[fn](**arguments)  # type: ignore[operator]
+    try:
+        select: Select = makers[fn](**arguments)  # type: ignore[operator]
+    except TypeError as error:
+        raise TypeError(f"`data` is {dict(data)!r}: {error}") from error
     return select

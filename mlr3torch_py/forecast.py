@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.callbacks.freezing import FreezingCallback
 from mlr3torch_py.names import listed
-from mlr3torch_py.parameters import bare, named_parameters
+from mlr3torch_py.parameters import bare, frozen_by_us, named_parameters
 from mlr3torch_py.plan import Moment, Step
 from mlr3torch_py.table import Plateau
 
@@ -80,14 +80,16 @@ class FreezePlan:
         pandas.DataFrame
             `phase` from 1, the `epoch` and the `batch` where it begins, `name`, `n_weights`, and `trainable`.
         """
-        return pd.DataFrame(
-            [
-                (i, phase.epoch, phase.batch, name, size, name in phase.trainable)
-                for i, phase in enumerate(self.phases, start=1)
-                for name, size in self.sizes.items()
-            ],
-            columns=["phase", "epoch", "batch", "name", "n_weights", "trainable"],
-        )
+        n_names, n_phases = len(self.sizes), len(self.phases)
+        columns = {
+            "phase": np.repeat(np.arange(1, n_phases + 1), n_names),
+            "epoch": np.repeat([phase.epoch for phase in self.phases], n_names),
+            "batch": np.repeat([phase.batch for phase in self.phases], n_names),
+            "name": list(self.sizes) * n_phases,
+            "n_weights": np.tile(list(self.sizes.values()), n_phases),
+            "trainable": [name in phase.trainable for phase in self.phases for name in self.sizes],
+        }
+        return pd.DataFrame(columns)
 
     def summary(self) -> pd.DataFrame:
         """Return one row per phase.
@@ -111,24 +113,28 @@ class FreezePlan:
         return frame if self.batches_per_epoch else frame.drop(columns="batch")
 
     def warnings(self) -> list[str]:
-        """Say where one trainable tensor near the input undoes what freezing would save.
+        """Say where one trainable layer near the input undoes what freezing would save.
 
-        A backward pass ends at the lowest trainable weight. A phase is named where freezing this one tensor as well
-        would let it end later, with more weights skipped than now.
+        A backward pass ends at the lowest trainable weight. A phase is named where freezing this one layer as well
+        would let it end later, with more weights skipped than now and than the layer has.
 
         Returns
         -------
         list of str
         """
         found = []
+        names = list(self.sizes)
         for i, phase in enumerate(self.phases, start=1):
-            names = list(self.sizes)
             prefix = self._prefix(phase)
-            above = names[len(prefix) + 1 :]
-            skipped = list(takewhile(lambda name, phase=phase: name not in phase.trainable, above))  # type: ignore[misc]
-            if self._count(skipped) > max(self._count(prefix), self.sizes[names[len(prefix)]] if above else 0):
+            if len(prefix) == len(names):
+                continue
+            layer = names[len(prefix)].rpartition(".")[0]
+            above = names[len(prefix) :]
+            trains = list(takewhile(lambda name: name in phase.trainable and name.rpartition(".")[0] == layer, above))  # noqa: B023
+            skipped = list(takewhile(lambda name: name not in phase.trainable, above[len(trains) :]))  # noqa: B023
+            if self._count(skipped) > max(self._count(prefix), self._count(trains)):
                 found.append(
-                    f"phase {i}: {names[len(prefix)]} trains below {len(skipped)} frozen tensors "
+                    f"phase {i}: {listed(trains)} trains below {len(skipped)} frozen tensors "
                     f"({self._count(skipped):,} weights), so that the backward pass goes through them"
                 )
         return found
@@ -237,15 +243,17 @@ def freeze_plan(
     for argument, value in (("max_epochs", max_epochs), ("batches_per_epoch", batches_per_epoch)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"`{argument}` is {value!r}; give a whole number from 1")
-    with _random_states_kept():
-        if isinstance(net, nn.Module):
-            module, freezing = net, _freezing(callbacks)
-        else:
+    if isinstance(net, nn.Module):
+        module, freezing = net, _freezing(callbacks)
+    else:
+        if callbacks or not hasattr(net, "initialized_"):
+            what = "`callbacks` are given beside a net, which has its own" if callbacks else f"`net` is {net!r}"
+            raise TypeError(f"{what}; give a net of skorch, or a torch.nn.Module and `callbacks`")
+        max_epochs = net.max_epochs if max_epochs is None else max_epochs
+        with _random_states_kept():
             module, freezing = _probe(net)
-            max_epochs = net.max_epochs if max_epochs is None else max_epochs
             if X is not None and batches_per_epoch is None:
-                train, _ = net.get_split_datasets(X, y)
-                batches_per_epoch = _n_batches(net.get_iterator(train, training=True))
+                batches_per_epoch = _n_batches(net, X, y)
     module = bare(module)
     for callback in freezing:
         callback.require_params()
@@ -259,10 +267,12 @@ def freeze_plan(
     begins = sorted({1, *(_batch(step, per_epoch) for step in steps)} - {0})
     n_epochs = (begins[-1] - 1) // per_epoch + 1 if max_epochs is None else max_epochs
     tensors = named_parameters(module)
+    governed = frozenset().union(frozen_by_us(module), *(callback.governed for callback in freezing))
+    may_train = frozenset(name for name, tensor in tensors.items() if name in governed or tensor.requires_grad)
     phases: list[Phase] = []
     for batch in begins:
         epoch = (batch - 1) // per_epoch + 1
-        trainable = _trainable(freezing, tensors, epoch, batch, per_epoch)
+        trainable = _with_aliases(may_train - _held(freezing, epoch, batch, per_epoch), tensors)
         if epoch <= n_epochs and not (phases and phases[-1].trainable == trainable):
             phases.append(Phase(epoch, batch, trainable))
     first_name: dict[int, str] = {}
@@ -286,17 +296,21 @@ def _batch(step: Step, per_epoch: int) -> int:
     return time if step.row.unit == "batch" or time == 0 else per_epoch * (time - 1) + 1
 
 
-def _trainable(
-    freezing: list[FreezingCallback], tensors: dict[str, nn.Parameter], epoch: int, batch: int, per_epoch: int
-) -> frozenset[str]:
+def _held(freezing: list[FreezingCallback], epoch: int, batch: int, per_epoch: int) -> Set[str]:
     firsts = tuple(1 + per_epoch * i for i in range(epoch))
     held: set[str] = set()
     for plan in (plan for callback in freezing for plan in callback.plans_):
         times = ((step.row.position, step.row.time) for step in plan.conditions)
         latest = {at: time.no_later_than for at, time in times if isinstance(time, Plateau) and time.no_later_than}
         held |= plan.held(Moment(epoch, batch, firsts, fired=latest))
-    governed = frozenset().union(*(callback.governed for callback in freezing))
-    free = {id(t) for name, t in tensors.items() if name not in held and (name in governed or t.requires_grad)}
+    return held
+
+
+def _with_aliases(names: frozenset[str], tensors: dict[str, nn.Parameter]) -> frozenset[str]:
+    """Add the further names of tied tensors: a tensor trains when one of its names does."""
+    if len({id(tensor) for tensor in tensors.values()}) == len(tensors):
+        return names
+    free = {id(tensors[name]) for name in names}
     return frozenset(name for name, tensor in tensors.items() if id(tensor) in free)
 
 
@@ -307,11 +321,11 @@ def _probe(net: Any) -> tuple[nn.Module, list[FreezingCallback]]:
             clone(callback) for _, callback in net.callbacks_ if isinstance(callback, FreezingCallback)
         ]
     probe = copy(net)
-    probe.callbacks = (
-        []
-        if net.callbacks == "disable"
-        else [clone(item, safe=False) for item in net.callbacks or [] if _is_freezing(item)]
-    )
+    named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
+    chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
+    probe.callbacks = [(name, clone(callback, safe=False)) for name, callback in chosen if _is_freezing(callback)]
+    for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
+        delattr(probe, name)
     probe.initialize_callbacks()
     with probe._current_init_context("module"):  # skorch lets a module be made nowhere else
         probe.initialize_module()
@@ -334,9 +348,12 @@ def _is_freezing(item: Any) -> bool:
     )
 
 
-def _n_batches(iterator: Any) -> int:
+def _n_batches(net: Any, X: Any, y: Any) -> int:
+    probe = copy(net)
+    probe.train_split = deepcopy(net.train_split)  # it may hold a random state of its own
+    train, _ = probe.get_split_datasets(X, y)
     try:
-        return len(iterator)
+        return len(probe.get_iterator(train, training=True))
     except TypeError as error:
         raise ValueError("the training iterator does not know its length: pass `batches_per_epoch`") from error
 

@@ -14,6 +14,7 @@ __all__ = [
     "Flags",
     "bare",
     "freeze",
+    "frozen_by_us",
     "n_trainable",
     "named_modules",
     "named_parameters",
@@ -191,6 +192,21 @@ def n_trainable(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad and not is_lazy(tensor))
 
 
+def frozen_by_us(module: nn.Module) -> frozenset[str]:
+    """Return what the last call of `freeze` holds frozen.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    frozenset of str
+    """
+    names: frozenset[str] = getattr(bare(module), _FROZEN_BY_US, frozenset())
+    return names
+
+
 def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset()) -> bool:
     """Freeze the parameters in `held`, and free those that the last call froze and this one does not.
 
@@ -225,7 +241,7 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset(
     ['weight']
     """
     module = bare(module)
-    before: frozenset[str] = getattr(module, _FROZEN_BY_US, frozenset())
+    before = frozen_by_us(module)
     if held == before and not governed:
         return False
     tensors = named_parameters(module)
@@ -244,8 +260,8 @@ class Flags:
     ----------
     trainable : frozenset of str
         What required a gradient.
-    frozen_by_us : frozenset of str or None
-        What `freeze` had frozen; None before its first call.
+    frozen_by_us : frozenset of str
+        What `freeze` had frozen.
 
     Examples
     --------
@@ -260,18 +276,18 @@ class Flags:
     """
 
     trainable: frozenset[str]
-    frozen_by_us: frozenset[str] | None
+    frozen_by_us: frozenset[str]
 
     @classmethod
     def of(cls, module: nn.Module) -> Flags:
         """Take down the flags of a network."""
-        return cls(frozenset(trainable_names(module)), getattr(bare(module), _FROZEN_BY_US, None))
+        return cls(frozenset(trainable_names(module)), frozen_by_us(module))
 
     def restore(self, module: nn.Module) -> None:
         """Set the flags of a network back to these."""
         for name, tensor in named_parameters(module).items():
             _set_trainable(tensor, name in self.trainable)
-        setattr(bare(module), _FROZEN_BY_US, self.frozen_by_us or frozenset())
+        setattr(bare(module), _FROZEN_BY_US, self.frozen_by_us)
 
 
 def _set_trainable(tensor: nn.Parameter, trainable: bool) -> bool:

@@ -160,7 +160,7 @@ class Plan:
         -------
         set of str
         """
-        return frozenset(self.names) - self.trainable(moment)
+        return self._governed - self.trainable(moment)
 
     def to_come(self, moment: Moment) -> list[Step]:
         """Return the steps that are still to come after a moment, conditions last.
@@ -205,6 +205,10 @@ class Plan:
     def conditions(self) -> tuple[Step, ...]:
         """The steps that wait for a condition, in the order of the table."""
         return tuple(step for step in self.steps if step.time == math.inf)
+
+    @cached_property
+    def _governed(self) -> frozenset[str]:
+        return frozenset(self.names)
 
     @cached_property
     def _by_epoch(self) -> tuple[Step, ...]:

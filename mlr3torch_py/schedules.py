@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from typing import Any, TypedDict, get_args
@@ -38,8 +38,10 @@ def gradual_unfreezing(
     Parameters
     ----------
     network : torch.nn.Module or skorch.NeuralNet
-        A network, or an initialized net. Its blocks are the direct children that hold parameters; sequential
-        containers are opened, and a normalisation layer belongs to the block before it.
+        A network, or an initialized net. Its blocks are the direct children that hold parameters. Sequential
+        containers and lists of modules are opened, and so is a child that holds a list of repeated layers; the
+        elements of such a list are blocks. A normalisation layer belongs to the block before it, and parameters of an
+        opened module belong to its first block.
     every : int
         How many epochs, or batches, lie between two blocks.
     start : int
@@ -194,33 +196,50 @@ def _blocks(network: Any, groups: Sequence[Select] | None) -> list[Select]:
 
 
 def _blocks_of(network: nn.Module) -> list[Select]:
-    module = bare(network)
-    own = [name for name, _ in module.named_parameters(recurse=False)]
-    blocks: list[Select] = [select_name(own)] if own else []
-    paths: list[list[str]] = []
-    for path, part in _parts(module, ""):
-        if paths and isinstance(part, _NORMS):
-            paths[-1].append(path)
-        else:
-            paths.append([path])
-    blocks += [select_prefix(*path) for path in paths]
-    if own and paths:
-        blocks[:2] = [blocks[0] | blocks[1]]
+    blocks = []
+    for names, paths in _blocks_in(bare(network), ""):
+        selects = [*([select_name(names)] if names else []), *([select_prefix(*paths)] if paths else [])]
+        blocks.append(reduce(or_, selects))
     return blocks
 
 
-def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    children = [
-        (f"{prefix}{name}", bare(child))
-        for name, child in module.named_children()
-        if any(True for _ in child.parameters())
-    ]
+def _blocks_in(module: nn.Module, prefix: str) -> list[tuple[list[str], list[str]]]:
+    """Return the blocks in a module: the names of parameters, and the paths of modules, that each of them holds."""
+    children = [(f"{prefix}{name}", bare(child)) for name, child in module.named_children() if _has_parameters(child)]
+    blocks: list[tuple[list[str], list[str]]] = []
     for path, child in children:
-        is_shell = len(children) == 1 and next(iter(child.children()), None) is not None
-        if isinstance(child, _CONTAINERS) or is_shell:
-            yield from _parts(child, f"{path}.")
+        if isinstance(child, _NORMS) and blocks:
+            blocks[-1][1].append(path)
+        elif isinstance(child, _CONTAINERS) or (
+            not isinstance(module, _CONTAINERS) and (_repeats(child) or (len(children) == 1 and _has_children(child)))
+        ):
+            blocks += _blocks_in(child, f"{path}.")
         else:
-            yield path, child
+            blocks.append(([], [path]))
+    own = [f"{prefix}{name}" for name, _ in module.named_parameters(recurse=False)]
+    if own and not blocks:
+        return [(own, [])]
+    if own:
+        blocks[0][0][:0] = own
+    return blocks
+
+
+def _repeats(module: nn.Module) -> bool:
+    """Say whether a module holds, at any depth, a container with several layers of one type."""
+    for part in module.modules():
+        if isinstance(part, _CONTAINERS):
+            types = [type(child) for child in part.children() if _has_parameters(child)]
+            if len(types) > len(set(types)):
+                return True
+    return False
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _has_children(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
 
 
 def _time(start: int, every: int, i: int, unit: Unit) -> int:

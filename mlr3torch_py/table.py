@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Final, Literal, TypeGuard, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeGuard, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from mlr3torch_py.names import nearest
 from mlr3torch_py.select import Select, select_none
 from mlr3torch_py.value import Value, value
 
-__all__ = ["Action", "Plateau", "Row", "Unit", "as_select", "read_table"]
+__all__ = ["Action", "Plateau", "Row", "Stagnation", "Unit", "as_select", "read_table"]
 
 Action = Literal["unfreeze", "freeze"]
 Unit = Literal["epoch", "batch"]
@@ -73,6 +73,9 @@ class Plateau(Value):
                 raise TypeError(f"`{name}` is {n!r}; give a whole number of epochs, such as 3")
             if n is not None and n < 1:
                 raise ValueError(f"`{name}` is {n!r}; epochs count from 1")
+            object.__setattr__(self, name, _whole(n))
+        if not isinstance(self.lower_is_better, bool):
+            raise TypeError(f"`lower_is_better` is {self.lower_is_better!r}; it must be True or False")
         if isinstance(self.min_delta, bool) or not isinstance(self.min_delta, (int, float)) or not self.min_delta >= 0:
             raise ValueError(f"`min_delta` is {self.min_delta!r}; give a number from 0")
 
@@ -88,14 +91,44 @@ class Plateau(Value):
         -------
         bool
         """
-        best, stagnation = math.inf, 0
-        for score in scores:
+        return self.stagnation(enumerate(scores)).epochs_since >= self.patience
+
+    def stagnation(self, scores: Iterable[tuple[int, float]]) -> Stagnation:
+        """Say which epoch had the best score, and how many epochs have passed since.
+
+        Parameters
+        ----------
+        scores : iterable of (int, float)
+            Epochs and their scores, the oldest first.
+
+        Returns
+        -------
+        Stagnation
+        """
+        best_cost, found = math.inf, Stagnation()
+        for epoch, score in scores:
             cost = score if self.lower_is_better else -score
-            if cost < best - self.min_delta:
-                best, stagnation = cost, 0
+            if cost < best_cost - self.min_delta:
+                best_cost, found = cost, Stagnation(epoch, score, 0)
             else:
-                stagnation += 1
-        return stagnation >= self.patience
+                found = found._replace(epochs_since=found.epochs_since + 1)
+        return found
+
+
+class Stagnation(NamedTuple):
+    """The best score of some epochs.
+
+    Parameters
+    ----------
+    best_epoch : int or None
+    best_score : float or None
+    epochs_since : int
+        How many epochs without a better score have passed since.
+    """
+
+    best_epoch: int | None = None
+    best_score: float | None = None
+    epochs_since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +253,7 @@ def _is_list(given: object) -> TypeGuard[Sequence[Any]]:
 
 
 def _is_record(part: object) -> bool:
-    return isinstance(part, Mapping) and not isinstance(part.get("weights"), Sequence)
+    return isinstance(part, Mapping) and not pd.api.types.is_list_like(part.get("weights"))
 
 
 def _as_frame(table: object) -> pd.DataFrame:

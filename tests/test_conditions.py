@@ -96,6 +96,62 @@ def test_resuming_anywhere_equals_never_stopping(scores, patience, stop, way):
     assert trace.batches_ == whole_trace.batches_
 
 
+def test_a_later_condition_looks_only_at_the_epochs_since_the_one_before_it():
+    first, second = Plateau("score", 1), Plateau("score", 2)
+    table = {"when": [first, second], "weights": [select_prefix("3"), select_all()]}
+    net, trace = run(table, [0.5, 0.6, 0.6, 0.6, 0.6, 0.6])
+    net.fit(X, y)
+    assert trace.batches_ == [HEAD] * 2 + [MORE] * 3 + [ALL]
+
+
+class Gaps(Score):
+    """Leaves epochs without a score."""
+
+    def on_epoch_end(self, net, **kwargs):
+        score = self.scores[len(net.history) - 1]
+        if score != "left out":
+            net.history.record("score", score)
+
+
+def test_an_epoch_without_a_score_does_not_count_and_one_without_a_value_is_no_improvement():
+    trace = Trace()
+    unfreeze = CallbackSetUnfreeze(select_last(1), {"when": [Plateau("score", 2)], "weights": [select_all()]})
+    net = iris_net(unfreeze, Gaps([0.5, "left out", "left out", None, None, 0.1]), trace, batch_size=150, max_epochs=6)
+    net.fit(X, y)
+    assert trace.batches_ == [HEAD] * 5 + [ALL]
+
+
+def test_a_name_that_changes_does_not_decide_again():
+    net, trace = run(two(), [0.9, 0.9, 0.9, 0.9], 2)
+    net.fit(X, y)
+    other = iris_net(
+        ("renamed", CallbackSetUnfreeze(select_last(1), two())), Score([0.9] * 4), trace, batch_size=150, max_epochs=2
+    ).initialize()
+    other.history = History(net.history.to_list())
+    other.partial_fit(X, y)
+    whole, whole_trace = run(two(), [0.9] * 4)
+    whole.fit(X, y)
+    assert trace.batches_ == whole_trace.batches_
+
+
+def test_two_callbacks_decide_for_themselves():
+    a = CallbackSetUnfreeze(select_prefix("3", "6"), {"when": [Plateau("score", 1)], "weights": [select_all()]})
+    b = CallbackSetUnfreeze(select_prefix("0", "6"), {"when": [Plateau("score", 2)], "weights": [select_all()]})
+    trace = Trace()
+    net = iris_net(("a", a), ("b", b), Score([0.9] * 5), trace, batch_size=150, max_epochs=5).fit(X, y)
+    assert trace.batches_ == [HEAD] * 2 + [["0.weight", "0.bias", *HEAD]] + [ALL] * 2
+    assert net.history[:, "event_unfreeze_row0"] == [False, False, True, False, False]
+    assert net.history[:, "event_unfreeze2_row0"] == [False, False, False, True, False]
+
+
+def test_an_epoch_that_is_refused_does_not_count():
+    net, _ = run({"when": [Plateau("train_los")], "weights": [select_all()]}, [0.9] * 3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`monitor` is 'train_los'"):
+            net.partial_fit(X, y)
+    assert len(net.history) == 1
+
+
 def test_a_second_fit_decides_anew():
     net, trace = run(two(), [0.9, 0.9, 0.9])
     net.fit(X, y)

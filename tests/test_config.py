@@ -67,6 +67,9 @@ def test_a_table_goes_through_json_and_back(table):
     ("data", "message"),
     [
         (3, "`data` is 3"),
+        ({"fn": "name", "names": ["a"]}, "`data` is .*unexpected keyword argument 'names'"),
+        ({"fn": "invert"}, "`data` is .* lacks or misnames 'select'"),
+        ({"fn": "type", "module_types": ["Linaer"]}, "`data` is .* lacks or misnames .*Linaer"),
         ({"fn": "nmae"}, "`fn` is 'nmae'; did you mean 'name'"),
         ({"epoch": [-1], "weights": [{"fn": "all"}]}, "row 0 has epoch -1"),
     ],
@@ -74,6 +77,18 @@ def test_a_table_goes_through_json_and_back(table):
 def test_wrong_data_is_refused(data, message):
     with pytest.raises((TypeError, ValueError), match=message):
         from_dict(data)
+
+
+def test_records_and_single_names_are_read():
+    assert from_dict({"fn": "prefix", "prefixes": "encoder"}) == select_prefix("encoder")
+    records = [{"epoch": 2, "weights": {"fn": "all"}}, {"epoch": 3, "weights": {"fn": "all"}, "action": "freeze"}]
+    assert [(row.time, row.action) for row in read_table(from_dict(records))] == [(2, "unfreeze"), (3, "freeze")]
+
+
+def test_a_config_file_is_read(tmp_path):
+    path = tmp_path / "net.yaml"
+    path.write_text(AS_COLUMNS)
+    assert repr(instantiate(OmegaConf.load(path))).startswith("CallbackSetUnfreeze(starting_weights=select_invert(")
 
 
 def test_a_type_of_the_user_cannot_be_written():

@@ -131,6 +131,29 @@ def test_a_fitted_net_and_parameters_that_were_set_are_asked_as_they_are():
     assert freeze_plan(iris_net(unfreeze()).set_params(callbacks="disable")).summary()["share"].tolist() == [1.0]
 
 
+def test_what_an_earlier_fit_froze_counts_as_free():
+    module = MLP(4, 3, neurons=(3, 3))
+    iris_net(Freezer(name_starts_with="0"), module=module, max_epochs=1).fit(X, y)
+    assert len(freeze_plan(module, callbacks=[Freezer(names="6.bias")]).phases[0].trainable) == 5
+
+
+def test_a_callback_that_was_put_in_the_place_of_another_is_asked():
+    net = iris_net(("one", Trace())).set_params(callbacks__one=Freezer(names="0.bias"))
+    assert len(freeze_plan(net).phases[0].trainable) == 5
+
+
+def test_a_random_state_of_the_split_is_left_as_it_is():
+    state = np.random.RandomState(0)
+    net = iris_net(unfreeze(), train_split=ValidSplit(0.3, random_state=state))
+    freeze_plan(net, X, y)
+    assert state.randint(10**6) == np.random.RandomState(0).randint(10**6)
+
+
+def test_a_compiled_net_is_asked_under_its_plain_names():
+    net = iris_net(unfreeze(), compile=True, compile__backend="eager").initialize()
+    assert list(freeze_plan(net).sizes) == ALL
+
+
 def test_a_network_is_asked_with_its_callbacks():
     plan = freeze_plan(NETWORK, callbacks=[unfreeze(), Freezer(names="6.bias", until_epoch=5)])
     assert [(phase.epoch, len(phase.trainable)) for phase in plan.phases] == [(1, 1), (2, 3), (4, 5), (6, 6)]
@@ -167,6 +190,8 @@ def test_one_trainable_weight_that_undoes_the_saving_is_named():
     assert warning in str(plan)
     assert warning in plan._repr_html_()
     assert freeze_plan(Nested(4), callbacks=[CallbackSetUnfreeze(select_last(1))]).warnings() == []
+    layer = freeze_plan(Nested(4), callbacks=[CallbackSetUnfreeze(select_prefix("embed") | select_last(1))])
+    assert layer.warnings()[0].startswith("phase 1: embed.weight, embed.bias trains below 24 frozen tensors")
 
 
 def test_tied_weights_count_once_and_hand_frozen_ones_stay():
@@ -191,6 +216,18 @@ def test_a_plan_shows_itself_in_a_notebook_and_a_terminal():
     assert "2 + 3.weight, 3.bias" in str(plan)
     chained = {"epoch": [2, 2], "weights": [select_prefix("3"), select_last(1)], "action": ["unfreeze", "freeze"]}
     assert "2 - 6.weight, 6.bias" in str(freeze_plan(iris_net(unfreeze(chained))))
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (3, "`net` is 3"),
+        (iris_net(unfreeze()), "`callbacks` are given beside a net"),
+    ],
+)
+def test_a_wrong_net_is_named(net, message):
+    with pytest.raises(TypeError, match=message):
+        freeze_plan(net, callbacks=[unfreeze()] if net != 3 else ())
 
 
 @pytest.mark.parametrize(
@@ -232,6 +269,13 @@ def test_the_picture_holds_what_the_plan_says():
     assert plan.plot(ax) is ax
 
 
+def test_phases_of_batches_begin_inside_epochs():
+    plan = freeze_plan(iris_net(unfreeze({"batch": [5], "weights": [select_all()]})), batches_per_epoch=4, max_epochs=3)
+    assert plan.plot().collections[0].get_coordinates()[0, :, 0].tolist() == [1, 2, 4]
+    plan = freeze_plan(iris_net(unfreeze({"batch": [3], "weights": [select_all()]})), batches_per_epoch=4, max_epochs=1)
+    assert plan.plot().collections[0].get_coordinates()[0, :, 0].tolist() == [1, 1.5, 2]
+
+
 @pytest.mark.parametrize("blocks", [6, 130])
 def test_many_parameters_are_drawn_as_few_rows(blocks):
     network = Nested(blocks)
@@ -263,6 +307,16 @@ def test_a_history_is_drawn_with_what_was_unfrozen_when():
     assert share.yaxis.get_major_formatter()(0.5, 0) == "50%"
     only_train = iris_net(CallbackSetUnfreeze(select_all())).fit(X, y)
     assert len(plot_history(only_train).axes[0].get_lines()) == 1
+
+
+def test_a_tied_weight_counts_once_in_the_share():
+    class Tied(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+            self[1].weight = self[0].weight
+
+    net = iris_net(CallbackSetUnfreeze(select_all()), module=Tied, max_epochs=1).fit(X, y)
+    assert list(plot_history(net).axes[1].get_lines()[-1].get_ydata()) == [1.0]
 
 
 def test_a_net_without_a_history_cannot_be_drawn():

@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -189,6 +190,34 @@ def test_groups_are_released_one_after_the_other():
         [],
         [],
     ]
+
+
+def test_steps_release_groups_too():
+    freezer = Freezer(name_starts_with=["backbone", "encoder"], start_epoch=2, unfreeze_every_n_epochs=9, until_step=4)
+    _, trace = train(freezer, max_epochs=2)
+    assert [len(names) for names in trace.batches_] == [4] * 4 + [12] * 2
+
+
+def test_a_tied_weight_that_is_held_under_one_name_only_warns():
+    class Tied(Model):
+        def __init__(self):
+            super().__init__()
+            self.embedding.weight = self.backbone.weight
+
+    with pytest.warns(UserWarning, match="'embedding.weight' and 'backbone.weight' are names of one tensor"):
+        iris_net(Freezer(names="embedding.weight"), module=Tied, max_epochs=1).fit(X, y)
+
+
+def test_the_log_of_a_later_call_names_what_is_still_held(caplog):
+    net, _ = train(Freezer(names="backbone.bias", until_epoch=1), Freezer(names="classifier.bias"), max_epochs=2)
+    caplog.set_level(logging.INFO, logger="mlr3torch_py")
+    net.partial_fit(X, y)
+    assert caplog.messages == ["freezing nothing", "freezing classifier.bias for good"]
+
+
+def test_numbers_of_numpy_are_numbers():
+    _, trace = train(Freezer(names="backbone.bias", until_epoch=np.int64(1)), max_epochs=2)
+    assert [len(names) for names in trace.batches_] == [11] * 3 + [12] * 3
 
 
 def test_a_weight_in_several_groups_is_held_while_any_of_them_holds_it():

@@ -9,7 +9,7 @@ from skorch.helper import predefined_split
 from torch import nn
 
 import mlr3torch_py
-from mlr3torch_py import MLP, CallbackSetUnfreeze, mlr3torch_callbacks, select_all
+from mlr3torch_py import MLP, CallbackSetUnfreeze, select_all
 from tests.helpers import IRIS, Nested, Trace, X, golden, iris_net, moved, selector, table, y
 
 SELECT = golden("select")["cases"]
@@ -126,15 +126,19 @@ def _tensors(recorded):
     return {name: torch.tensor(value["values"]).reshape(value["shape"]) for name, value in recorded.items()}
 
 
-@pytest.mark.parametrize("run", IRIS["runs"], ids=[run["id"] for run in IRIS["runs"]])
-def test_the_iris_runs_have_the_losses_and_weights_of_r(run):
+def network_of_run(run):
     module = MLP(4, 3, neurons=run["neurons"], p=0.0)
     module.load_state_dict(_tensors(run["initial"]))
+    return module
+
+
+@pytest.mark.parametrize("run", IRIS["runs"], ids=[run["id"] for run in IRIS["runs"]])
+def test_the_iris_runs_have_the_losses_and_weights_of_r(run):
     valid = run["valid_rows_0based"] or []
     train = [row for row in range(150) if row not in valid]
     trace = Trace()
     net = NeuralNetClassifier(
-        module,
+        network_of_run(run),
         criterion=nn.CrossEntropyLoss,
         optimizer=OPTIMIZERS[run["optimizer"]["name"]],
         **{f"optimizer__{key}": value for key, value in run["optimizer"]["args"].items()},
@@ -154,11 +158,3 @@ def test_the_iris_runs_have_the_losses_and_weights_of_r(run):
     for name, final in _tensors(run["final"]).items():
         torch.testing.assert_close(net.module_.get_parameter(name).detach(), final, atol=1e-6, rtol=0)
     assert net.callbacks[0].state_dict() == run["state_dict_unfreeze"]
-
-
-def test_the_dictionary_holds_the_callbacks_of_r_with_their_parameters():
-    ours = mlr3torch_callbacks.to_frame().set_index("key")
-    unfreeze = next(entry for entry in golden("registry")["callbacks"] if entry["key"] == "unfreeze")
-    assert ours.loc["unfreeze", "label"] == unfreeze["label"]
-    assert ours.loc["unfreeze", "params"] == unfreeze["params"]
-    assert ours.loc["unfreeze", "required"] == ["starting_weights"]  # `unfreeze` may be left out here, not in R

@@ -116,6 +116,13 @@ def test_a_condition_acts_at_the_epoch_at_which_it_came():
         assert plan.trainable(Moment(3, 7, (1, 4, 7), fired)) == expected
 
 
+def test_where_an_epoch_had_no_batch_the_later_epoch_acts_later():
+    table = {"when": [Plateau(), Plateau()], "weights": [select_name("a")] * 2, "action": ["freeze", "unfreeze"]}
+    plan = plan_of(select_none(), table)
+    assert plan.trainable(Moment(3, 4, (1, 4, 4), {0: 3, 1: 2})) == set()
+    assert plan.trainable(Moment(3, 4, (1, 4, 4), {0: 2, 1: 3})) == {"a"}
+
+
 def test_a_loaded_state_acts_before_the_rows_of_its_epoch():
     table = {"epoch": [2], "weights": [select_name("a")], "action": ["freeze"]}
     plan = plan_of(select_name("b"), table)
@@ -148,6 +155,10 @@ def test_a_plateau_is_a_number_of_epochs_without_a_better_score(scores, holds):
     assert Plateau("valid_acc", patience=2, lower_is_better=False).holds([-score for score in scores]) is holds
 
 
+def test_numbers_become_plain_ones():
+    assert repr(Plateau(patience=np.int64(2), no_later_than=3.0)) == repr(Plateau(patience=2, no_later_than=3))
+
+
 def test_an_improvement_must_exceed_min_delta():
     assert Plateau(patience=2, min_delta=0.25).holds([1.0, 0.75, 0.75])
     assert not Plateau(patience=2, min_delta=0.25).holds([1.0, 0.875, 0.625])
@@ -162,6 +173,7 @@ def test_an_improvement_must_exceed_min_delta():
         {"patience": True},
         {"min_delta": -1},
         {"min_delta": "x"},
+        {"lower_is_better": "max"},
         {"no_later_than": 0},
         {"no_later_than": "x"},
     ],

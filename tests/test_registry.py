@@ -11,6 +11,9 @@ from tests.helpers import X, iris_net, y
 
 
 class Custom(CallbackSet):
+    label = "Mine"
+    default_weight = 3
+
     def __init__(self, factor, path="."):
         self.factor = factor
         self.path = path
@@ -77,13 +80,13 @@ def test_it_is_a_dictionary():
 
 def test_callbacks_of_others_can_be_added():
     dictionary = CallbackDictionary()
-    assert list(dictionary.to_frame()) == ["key", "label", "params", "required"]
-    dictionary.add("custom", Custom, label="Mine")
+    assert list(dictionary.to_frame()) == ["key", "label", "weight", "params", "required"]
+    dictionary.add("custom", Custom)
     made = dictionary.get("custom", factor=2)
     assert (made.id, made.callback.factor, made.callback.path) == ("custom", 2, ".")
     assert str(made.callback) == "<Custom>\n* Stages: "
     assert dictionary.to_frame().to_dict("records") == [
-        {"key": "custom", "label": "Mine", "params": ["factor", "path"], "required": ["factor"]}
+        {"key": "custom", "label": "Mine", "weight": 3, "params": ["factor", "path"], "required": ["factor"]}
     ]
 
 

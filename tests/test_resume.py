@@ -10,7 +10,7 @@ from skorch.callbacks import Callback, Checkpoint, LoadInitState
 from skorch.history import DistributedHistory, History
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, select_name, select_none, select_prefix
-from mlr3torch_py.callbacks.freezing import moment_of
+from mlr3torch_py.callbacks.clock import moment_of
 from tests.helpers import Trace, X, iris_net, y
 
 BY_EPOCH = {"epoch": [3, 5], "weights": [select_prefix("3"), select_all()]}

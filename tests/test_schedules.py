@@ -55,6 +55,99 @@ def test_a_shell_around_a_network_is_opened():
     assert blocks(Shell())[-1] == select_prefix("net.head")
 
 
+class Residual(nn.Module):
+    """The shape of a ResNet's block."""
+
+    def __init__(self, downsample):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)
+        self.conv2, self.bn2 = nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)
+        if downsample:
+            self.downsample = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+
+
+class ResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+        self.layer1 = nn.Sequential(Residual(False), Residual(False))
+        self.layer2 = nn.Sequential(Residual(True))
+        self.fc = nn.Linear(2, 2)
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(2)
+        self.attention = nn.MultiheadAttention(2, 1)
+        self.ln_2 = nn.LayerNorm(2)
+        self.mlp = nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 2))
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pos_embedding = nn.Parameter(torch.ones(2))
+        self.layers = nn.Sequential(EncoderLayer(), EncoderLayer())
+        self.ln = nn.LayerNorm(2)
+
+
+class ViT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.class_token = nn.Parameter(torch.ones(2))
+        self.conv_proj = nn.Conv2d(1, 2, 3)
+        self.encoder = Encoder()
+        self.heads = nn.Sequential(nn.Linear(2, 2))
+
+
+class Bert(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bert = nn.Module()
+        self.bert.embeddings = nn.ModuleDict({"word": nn.Embedding(2, 2), "LayerNorm": nn.LayerNorm(2)})
+        self.bert.encoder = nn.Module()
+        self.bert.encoder.layer = nn.ModuleList([EncoderLayer(), EncoderLayer()])
+        self.bert.pooler = nn.Linear(2, 2)
+        self.classifier = nn.Linear(2, 2)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.model = inner
+
+
+SHAPES = {
+    ResNet: [["conv1", "bn1"], ["layer1.0"], ["layer1.1"], ["layer2.0"], ["fc"]],
+    ViT: [["conv_proj"], ["encoder.layers.0"], ["encoder.layers.1", "encoder.ln"], ["heads.0"]],
+    Bert: [
+        ["bert.embeddings.word", "bert.embeddings.LayerNorm"],
+        ["bert.encoder.layer.0"],
+        ["bert.encoder.layer.1"],
+        ["bert.pooler"],
+        ["classifier"],
+    ],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_blocks_of_well_known_shapes_are_found_and_cover_every_weight(shape, wrapped):
+    network = Wrapped(shape()) if wrapped else shape()
+    prefix = "model." if wrapped else ""
+    found = blocks(network)
+    names = [name for name, _ in network.named_parameters()]
+    covered = [name for block in found for name in block.expand(network)]
+    assert sorted(covered) == sorted(names)
+    in_order = SHAPES[shape]
+    own = {"class_token": 0, "encoder.pos_embedding": 1}
+    for block, paths in zip(found, in_order, strict=True):
+        expected = {name for name in names for path in paths if name.startswith(f"{prefix}{path}.")}
+        expected |= {f"{prefix}{name}" for name, i in own.items() if shape is ViT and in_order[i] == paths}
+        assert set(block.expand(network)) == expected
+
+
 def test_a_net_and_a_wrapped_network_have_the_blocks_of_the_network():
     net = iris_net(module=Nested).initialize()
     assert blocks(net) == blocks(nn.DataParallel(Nested())) == blocks(Nested())

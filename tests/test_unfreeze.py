@@ -155,6 +155,22 @@ def test_the_history_has_the_number_of_trainable_weights_in_every_row():
     assert net.history[:, "event_unfreeze"] == [False, True, True, False]
 
 
+def test_the_number_is_that_of_the_end_of_the_epoch():
+    class ByHand(Callback):
+        def on_batch_end(self, net, **kwargs):
+            net.module_.get_parameter("0.bias").requires_grad = True
+
+    net = iris_net(ByHand(), CallbackSetUnfreeze(select_last(1)), max_epochs=1).fit(X, y)
+    assert net.history[-1, "n_trainable"] == 15
+
+
+def test_a_row_at_the_first_epoch_or_batch_is_an_event_of_it():
+    for unit in ("epoch", "batch"):
+        table = {unit: [1], "weights": [select_all()]}
+        net = iris_net(CallbackSetUnfreeze(select_last(1), table), max_epochs=2).fit(X, y)
+        assert net.history[:, "event_unfreeze"] == [True, False]
+
+
 class StopsFirst(Callback):
     """Ends training in `on_epoch_end`, before the freezing callback has its turn there."""
 

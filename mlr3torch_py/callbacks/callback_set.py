@@ -1,23 +1,38 @@
-"""What all callbacks of this package share: stages, a readable form, and parameters that are checked."""
+"""CallbackSet, the base of all callbacks of this package: stages, context, order, and parameters that are checked."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final
+from functools import wraps
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pandas as pd
+from sklearn.base import clone
 from skorch.callbacks import Callback
 
-__all__ = ["REQUIRED", "CallbackSet"]
+from mlr3torch_py.callbacks.conductor import conduct
 
-_HOOK_OF_STAGE: Final = {
+if TYPE_CHECKING:
+    from mlr3torch_py.callbacks.context import ContextTorch
+
+__all__ = ["HOOK_OF_STAGE", "REQUIRED", "CallbackSet"]
+
+HOOK_OF_STAGE: Final = {
     "begin": "on_train_begin",
     "epoch_begin": "on_epoch_begin",
     "batch_begin": "on_batch_begin",
     "after_backward": "on_grad_computed",
     "batch_end": "on_batch_end",
+    "before_valid": "on_before_valid",
+    "batch_valid_begin": "on_batch_valid_begin",
+    "batch_valid_end": "on_batch_valid_end",
+    "valid_end": "on_valid_end",
     "epoch_end": "on_epoch_end",
     "end": "on_train_end",
+    "exit": "on_exit",
 }
 
 
@@ -33,27 +48,107 @@ class _Required(Enum):
 REQUIRED: Final[Any] = _Required.REQUIRED
 
 
+def _conducted(begin: Callable[..., None]) -> Callable[..., None]:
+    """Let the first callback that begins begin all callbacks of the net, in the order of their weights."""
+
+    @wraps(begin)
+    def on_train_begin(self: CallbackSet, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        if not conduct(net, self, X, y, **kwargs):
+            begin(self, net, X=X, y=y, **kwargs)
+
+    return on_train_begin
+
+
 class CallbackSet(Callback):  # type: ignore[misc]
-    """Base of the callbacks of this package.
+    """Base of the callbacks of this package: a skorch callback with the stages of mlr3torch.
+
+    The stages that skorch has are its hooks, with its signatures: ``on_train_begin``, ``on_epoch_begin``,
+    ``on_batch_begin``, ``on_grad_computed``, ``on_batch_end``, ``on_epoch_end``, ``on_train_end``. Beside them stand
+    ``on_before_valid(net)``, ``on_batch_valid_begin(net, batch)``, ``on_batch_valid_end(net, batch)``,
+    ``on_valid_end(net)``, and ``on_exit(net)``, which runs last and always, also when training raises.
+
+    Attributes
+    ----------
+    ctx : ContextTorch or None
+        What is going on, while training; None otherwise.
+    weight : float
+        In every stage the callbacks of a net run by their weights, those of one weight in the order given. Callbacks
+        of skorch have the weight 0. skorch's PrintLog comes after all finite weights.
 
     See Also
     --------
-    CallbackSetUnfreeze
+    callback_set : Make such a class from functions.
+
+    Notes
+    -----
+    Ported from ``CallbackSet`` of R's mlr3torch.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skorch import NeuralNetClassifier
+    >>> from mlr3torch_py import MLP
+    >>> class CallbackSetSteps(CallbackSet):
+    ...     def on_exit(self, net, **kwargs):
+    ...         print(f"{self.ctx.global_step} steps")
+    >>> X, y = load_iris(return_X_y=True)
+    >>> net = NeuralNetClassifier(
+    ...     MLP, module__d_in=4, module__d_out=3, max_epochs=2, batch_size=60, verbose=0, train_split=None,
+    ...     callbacks=[CallbackSetSteps()],
+    ... ).fit(X.astype("float32"), y)
+    6 steps
     """
+
+    label: ClassVar[str] = ""
+    packages: ClassVar[tuple[str, ...]] = ("mlr3torch_py", "skorch", "torch")
+    default_weight: ClassVar[float] = 0
+    ctx_: ContextTorch | None = None
+    weight_: float | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "on_train_begin" in cls.__dict__:
+            cls.on_train_begin = _conducted(cls.__dict__["on_train_begin"])  # type: ignore[method-assign]
+
+    @property
+    def ctx(self) -> ContextTorch | None:
+        return self.ctx_
+
+    @property
+    def weight(self) -> float:
+        return type(self).default_weight if self.weight_ is None else self.weight_
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        if isinstance(weight, bool) or not isinstance(weight, Real) or math.isnan(weight):
+            raise TypeError(
+                f"`weight` is {weight!r}; it orders the callbacks, so give a number, or math.inf for the last"
+            )
+        self.weight_ = float(weight)
 
     @property
     def stages(self) -> list[str]:
         """The stages of training at which the callback acts, by mlr3torch's names, in their order."""
-        cls = type(self)
-        plain = (CallbackSet, Callback)
-        return [
-            stage
-            for stage, hook in _HOOK_OF_STAGE.items()
-            if all(getattr(cls, hook) is not getattr(base, hook) for base in plain)
-        ]
+        return [stage for stage, hook in HOOK_OF_STAGE.items() if _defines(type(self), hook)]
 
+    @_conducted
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        self.require_params()
+        """Stage ``begin``."""
+
+    def on_before_valid(self, net: Any, **kwargs: Any) -> None:
+        """Stage ``before_valid``: after the last training batch of an epoch, also without validation data."""
+
+    def on_batch_valid_begin(self, net: Any, batch: Any = None, **kwargs: Any) -> None:
+        """Stage ``batch_valid_begin``."""
+
+    def on_batch_valid_end(self, net: Any, batch: Any = None, **kwargs: Any) -> None:
+        """Stage ``batch_valid_end``."""
+
+    def on_valid_end(self, net: Any, **kwargs: Any) -> None:
+        """Stage ``valid_end``: after the last validation batch of an epoch."""
+
+    def on_exit(self, net: Any, **kwargs: Any) -> None:
+        """Stage ``exit``: after the stage ``end``, or when training raises."""
 
     def check_params(self) -> None:
         """Check the parameters that are set.
@@ -80,12 +175,24 @@ class CallbackSet(Callback):  # type: ignore[misc]
                     f"or to the net as callbacks__<name of the callback>__{name}"
                 )
 
+    def __sklearn_clone__(self) -> CallbackSet:
+        cloned = type(self)(**{name: clone(value, safe=False) for name, value in self.get_params(deep=False).items()})
+        cloned.weight_ = self.weight_
+        return cloned
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"ctx_": None}
+
     def __str__(self) -> str:
         return f"<{type(self).__name__}>\n* Stages: {', '.join(self.stages)}"
 
     def __repr__(self) -> str:
         params = ", ".join(f"{name}={_code(value)}" for name, value in self.get_params(deep=False).items())
         return f"{type(self).__name__}({params})"
+
+
+def _defines(cls: type[CallbackSet], hook: str) -> bool:
+    return all(getattr(cls, hook) is not getattr(base, hook, None) for base in (CallbackSet, Callback))
 
 
 def _code(value: Any) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
+from typing import Any
 
 from torch import nn
 
@@ -70,6 +73,8 @@ class Freezer(FreezingCallback):
     67
     """
 
+    label = "Freezer"
+
     def __init__(
         self,
         names: _Names = None,
@@ -98,7 +103,7 @@ class Freezer(FreezingCallback):
             self._names(argument)
         for argument in ("until_step", "until_epoch", "start_epoch", "unfreeze_every_n_epochs"):
             value = getattr(self, argument)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
                 raise TypeError(f"`{argument}` is {value!r}; give a whole number, such as 5")
             least = 1 if argument == "unfreeze_every_n_epochs" else 0
             if value is not None and value < least:
@@ -139,15 +144,24 @@ class Freezer(FreezingCallback):
         return tuple(plans)
 
     def opening(self, moment: Moment) -> str:
-        return self.describe()
+        holding = [plan for plan in self.plans_ if plan.held(moment)]
+        return "; ".join(f"freezing {listed(p.names)} {_until(p.steps)}" for p in holding) or "freezing nothing"
 
     def describe(self) -> str:
-        return (
-            "; ".join(
-                f"freezing {listed(plan.names)} {_until(plan.steps)}" for plan in self.plans_ if not plan.starting
-            )
-            or "freezing nothing"
-        )
+        return self.opening(self.moment_)
+
+    def advise(self, net: Any) -> None:
+        aliases: dict[int, list[str]] = {}
+        for name, tensor in named_parameters(net.module_).items():
+            aliases.setdefault(id(tensor), []).append(name)
+        for names in aliases.values():
+            held, free = ([name for name in names if (name in self.governed) is flag] for flag in (True, False))
+            if held and free:
+                warnings.warn(
+                    f"{listed(map(repr, held))} and {listed(map(repr, free))} are names of one tensor, which trains as "
+                    "long as one of its names does; name all of them to freeze it",
+                    stacklevel=2,
+                )
 
     def _names(self, argument: str) -> tuple[str, ...]:
         value = getattr(self, argument)

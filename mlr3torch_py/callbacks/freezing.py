@@ -7,18 +7,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Set
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import distributed, nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
+from mlr3torch_py.callbacks.clock import moment_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable
 from mlr3torch_py.plan import Moment, Plan
 
-__all__ = ["FreezingCallback", "freezing_callbacks", "from_main_process", "moment_of"]
+__all__ = ["FreezingCallback", "freezing_callbacks", "from_main_process"]
 
 logger = logging.getLogger("mlr3torch_py")
 
@@ -77,6 +77,10 @@ class FreezingCallback(CallbackSet, ABC):
         return self
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        self.attach(net)
+
+    def attach(self, net: Any) -> None:
+        """Work out the plans of all freezing callbacks of a net, and set the flags."""
         if not hasattr(net, "module_"):
             raise TypeError(
                 f"{type(self).__name__} governs the parameters of `module_`, which {type(net).__name__} lacks"
@@ -93,7 +97,11 @@ class FreezingCallback(CallbackSet, ABC):
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._attend(net)
-        self.decide(net)
+        try:
+            self.decide(net)
+        except ValueError:
+            _take_back_epoch(net)
+            raise
         moment = moment_of(net.history)
         since = replace(moment, epoch=moment.epoch - 1)
         first_of_call = self.flags_before_ is not None
@@ -117,12 +125,12 @@ class FreezingCallback(CallbackSet, ABC):
         self.net_ = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"net_": None}
+        return super().__getstate__() | {"net_": None}
 
     def _attend(self, net: Any) -> None:
         """Begin with this net if there was no begin, and refuse to serve two at once."""
         if self.net_ is None:
-            self.on_train_begin(net)
+            self.attach(net)
         if net is not self.net_:
             raise RuntimeError(
                 f"one {type(self).__name__} is used by two nets at once; give each net its own, "
@@ -131,7 +139,7 @@ class FreezingCallback(CallbackSet, ABC):
 
     def _event(self, net: Any) -> None:
         if self.net_ is None:
-            self.on_train_begin(net)
+            self.attach(net)
             self.batch_ += 1
         self._attend(net)
         has_begun = self.moment_.epoch == len(net.history)
@@ -170,13 +178,19 @@ class FreezingCallback(CallbackSet, ABC):
             return
         if self.flags_before_ is not None:
             self.flags_before_.restore(net.module_)
-        if self.batch_ == self.moment_.first_batch(self.moment_.epoch) and isinstance(net.history, list):
-            net.history.pop()  # the epoch did not take place, and must not count when training goes on
+        if self.batch_ == self.moment_.first_batch(self.moment_.epoch):
+            _take_back_epoch(net)
         why = "; ".join(f"{type(callback).__name__}: {callback.describe()}" for callback in freezing_callbacks(net))
         raise ValueError(
             f"nothing trains at batch {self.batch_} (epoch {self.moment_.epoch}), so the step cannot be taken. {why}. "
             "At every step at least one weight that the optimizer holds must be trainable"
         )
+
+
+def _take_back_epoch(net: Any) -> None:
+    """Remove the row of an epoch that did not take place, so that it does not count when training goes on."""
+    if isinstance(net.history, list):
+        net.history.pop()
 
 
 def _forget_directions(net: Any) -> None:
@@ -185,39 +199,6 @@ def _forget_directions(net: Any) -> None:
         optimizer = getattr(net, f"{name}_")
         if isinstance(optimizer, torch.optim.LBFGS):
             optimizer.state.clear()
-
-
-def moment_of(history: Any) -> Moment:
-    """Read off a history how far the life of a net has come.
-
-    Parameters
-    ----------
-    history : skorch.history.History or skorch.history.DistributedHistory
-        Batches of an epoch that was interrupted count as far as they have a training loss. A distributed history
-        holds the batches of all ranks in such a row; counted are those of one rank.
-
-    Returns
-    -------
-    Moment
-        The batch is the last one that is finished. Validation batches do not count, micro-batches under gradient
-        accumulation do.
-
-    Examples
-    --------
-    >>> from skorch.history import History
-    >>> moment = moment_of(History([{"train_batch_count": 3}, {"batches": [{"train_loss": 0.5}, {}]}]))
-    >>> moment.epoch, moment.batch, moment.firsts
-    (2, 4, (1, 4))
-    """
-    n_ranks = getattr(history, "world_size", 1)
-    counts = [
-        row["train_batch_count"]
-        if "train_batch_count" in row
-        else sum("train_loss" in entry for entry in row.get("batches", ())) // n_ranks
-        for row in history.to_list()
-    ]
-    *begins, finished = accumulate(counts, initial=0)
-    return Moment(epoch=len(counts), batch=finished, firsts=tuple(begin + 1 for begin in begins))
 
 
 def from_main_process(value: Any) -> Any:

@@ -19,7 +19,7 @@ from mlr3torch_py.names import as_names, listed, nearest
 from mlr3torch_py.parameters import bare, named_parameters
 from mlr3torch_py.plan import Moment, Plan, Step
 from mlr3torch_py.select import Select
-from mlr3torch_py.table import Plateau, as_select, read_table
+from mlr3torch_py.table import Plateau, Row, as_select, read_table
 
 __all__ = ["CallbackSetUnfreeze"]
 
@@ -102,6 +102,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     * Stages: begin, epoch_begin, batch_begin, epoch_end, end
     """
 
+    label = "Unfreeze"
     loaded_: _Loaded | None = None
     fired_: Mapping[int, int] = MappingProxyType({})
 
@@ -180,11 +181,11 @@ class CallbackSetUnfreeze(FreezingCallback):
             if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
                 logger.info("`unfreeze`: %s lies beyond epoch %d, where `max_epochs` ends", step.row, last_epoch)
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def attach(self, net: Any) -> None:
         is_spent = self.loaded_ is not None and self.loaded_.epoch is not None and self.loaded_.belongs_to(net)
         if is_spent and len(net.history) == 0:
             self.loaded_ = None
-        super().on_train_begin(net, X=X, y=y, **kwargs)
+        super().attach(net)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         now = replace(self.moment_, batch=self.batch_, fired=self.fired_)
@@ -234,8 +235,12 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def _condition_keys(self, net: Any) -> dict[int, str]:
         """Return, for the position of each row with a condition, the key that says in the history whether it came."""
-        name = next(name for name, callback in net.callbacks_ if callback is self)
-        return {row.position: f"event_{name}_row{row.position}" for row in (s.row for s in self.plans_[0].conditions)}
+        waiting = [one for _, one in net.callbacks_ if isinstance(one, CallbackSetUnfreeze) and one._conditions()]
+        number = "" if not self._conditions() or waiting[0] is self else 1 + waiting.index(self)
+        return {row.position: f"event_unfreeze{number}_row{row.position}" for row in self._conditions()}
+
+    def _conditions(self) -> list[Row]:
+        return [step.row for plan in self.plans_ for step in plan.conditions]
 
     def _fired_by_now(self, rows: list[dict[str, Any]]) -> dict[int, int]:
         """Decide which conditions have come; the last row is that of the epoch that begins."""
@@ -257,7 +262,7 @@ def _scores(monitor: str, looked_at: list[dict[str, Any]], rows: list[dict[str, 
     if finished and not any(monitor in row for row in finished):
         known = [key for key, value in finished[-1].items() if isinstance(value, float)]
         raise ValueError(f"`monitor` is {monitor!r}, which no epoch of the history has; {nearest([monitor], known)}")
-    return [row[monitor] for row in looked_at if monitor in row]
+    return [math.nan if row[monitor] is None else row[monitor] for row in looked_at if monitor in row]
 
 
 def _warn(what: str, steps: list[Step]) -> None:

@@ -1,0 +1,43 @@
+"""The clock: how far the life of a net has come, read off its history."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+from mlr3torch_py.plan import Moment
+
+__all__ = ["moment_of"]
+
+
+def moment_of(history: Any) -> Moment:
+    """Read off a history how far the life of a net has come.
+
+    Parameters
+    ----------
+    history : skorch.history.History or skorch.history.DistributedHistory
+        Batches of an epoch that was interrupted count as far as they have a training loss. A distributed history
+        holds the batches of all ranks in such a row; counted are those of one rank.
+
+    Returns
+    -------
+    Moment
+        The batch is the last one that is finished. Validation batches do not count, micro-batches under gradient
+        accumulation do.
+
+    Examples
+    --------
+    >>> from skorch.history import History
+    >>> moment = moment_of(History([{"train_batch_count": 3}, {"batches": [{"train_loss": 0.5}, {}]}]))
+    >>> moment.epoch, moment.batch, moment.firsts
+    (2, 4, (1, 4))
+    """
+    n_ranks = getattr(history, "world_size", 1)
+    counts = [
+        row["train_batch_count"]
+        if "train_batch_count" in row
+        else sum("train_loss" in entry for entry in row.get("batches", ())) // n_ranks
+        for row in history.to_list()
+    ]
+    *begins, finished = accumulate(counts, initial=0)
+    return Moment(epoch=len(counts), batch=finished, firsts=tuple(begin + 1 for begin in begins))
