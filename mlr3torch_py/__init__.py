@@ -6,21 +6,19 @@ from mlr3torch_py.callbacks.custom import callback_set
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.freezer import Freezer
 from mlr3torch_py.callbacks.history import CallbackSetHistory
+from mlr3torch_py.callbacks.lr_scheduler import (
+    CallbackSetLRScheduler,
+    CallbackSetLRSchedulerOneCycle,
+    CallbackSetLRSchedulerReduceOnPlateau,
+)
 from mlr3torch_py.callbacks.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.config import from_dict, to_dict
+from mlr3torch_py.conversion import as_lr_scheduler, as_torch_callback, as_torch_callbacks
 from mlr3torch_py.figures import plot_history
 from mlr3torch_py.forecast import FreezePlan, freeze_plan
 from mlr3torch_py.mlp import MLP
 from mlr3torch_py.parameters import trainable_names
-from mlr3torch_py.registry import (
-    TorchCallback,
-    as_torch_callback,
-    as_torch_callbacks,
-    mlr3torch_callbacks,
-    t_clbk,
-    t_clbks,
-    torch_callback,
-)
+from mlr3torch_py.registry import mlr3torch_callbacks, t_clbk, t_clbks
 from mlr3torch_py.schedules import chain_thaw, gradual_unfreezing, head_first
 from mlr3torch_py.select import (
     Select,
@@ -36,6 +34,7 @@ from mlr3torch_py.select import (
     select_type,
 )
 from mlr3torch_py.table import Plateau
+from mlr3torch_py.torch_callback import TorchCallback, torch_callback
 
 __version__ = "0.1.0"
 
@@ -44,6 +43,9 @@ __all__ = [
     "CallbackSet",
     "CallbackSetEarlyStopping",
     "CallbackSetHistory",
+    "CallbackSetLRScheduler",
+    "CallbackSetLRSchedulerOneCycle",
+    "CallbackSetLRSchedulerReduceOnPlateau",
     "CallbackSetUnfreeze",
     "ContextTorch",
     "FreezePlan",
@@ -51,6 +53,7 @@ __all__ = [
     "Plateau",
     "Select",
     "TorchCallback",
+    "as_lr_scheduler",
     "as_torch_callback",
     "as_torch_callbacks",
     "callback_set",

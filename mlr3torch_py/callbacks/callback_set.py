@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import wraps
 from numbers import Real
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pandas as pd
@@ -87,13 +88,15 @@ class CallbackSet(Callback):  # type: ignore[misc]
     --------
     >>> from sklearn.datasets import load_iris
     >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
     >>> from mlr3torch_py import MLP
     >>> class CallbackSetSteps(CallbackSet):
     ...     def on_exit(self, net, **kwargs):
     ...         print(f"{self.ctx.global_step} steps")
     >>> X, y = load_iris(return_X_y=True)
     >>> net = NeuralNetClassifier(
-    ...     MLP, module__d_in=4, module__d_out=3, max_epochs=2, batch_size=60, verbose=0, train_split=None,
+    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
+    ...     max_epochs=2, batch_size=60, verbose=0, train_split=None,
     ...     callbacks=[CallbackSetSteps()],
     ... ).fit(X.astype("float32"), y)
     6 steps
@@ -102,6 +105,7 @@ class CallbackSet(Callback):  # type: ignore[misc]
     label: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("mlr3torch_py", "skorch", "torch")
     default_weight: ClassVar[float] = 0
+    gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
     ctx_: ContextTorch | None = None
     weight_: float | None = None
 

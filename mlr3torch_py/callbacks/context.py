@@ -41,12 +41,14 @@ class ContextTorch:
     --------
     >>> from sklearn.datasets import load_iris
     >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
     >>> from mlr3torch_py import MLP, torch_callback
     >>> def stop(self):
     ...     self.ctx.terminate = self.ctx.epoch == 3
     >>> X, y = load_iris(return_X_y=True)
     >>> net = NeuralNetClassifier(
-    ...     MLP, module__d_in=4, module__d_out=3, verbose=0, callbacks=[torch_callback("stop", on_epoch_end=stop)]
+    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
+    ...     verbose=0, callbacks=[torch_callback("stop", on_epoch_end=stop)]
     ... ).fit(X.astype("float32"), y)
     >>> len(net.history)
     3

@@ -61,10 +61,12 @@ class CallbackSetEarlyStopping(CallbackSet):
     --------
     >>> from sklearn.datasets import load_iris
     >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
     >>> from mlr3torch_py import MLP, t_clbk
     >>> X, y = load_iris(return_X_y=True)
     >>> net = NeuralNetClassifier(
-    ...     MLP, module__d_in=4, module__d_out=3, max_epochs=500, verbose=0,
+    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
+    ...     max_epochs=500, verbose=0,
     ...     callbacks=[t_clbk("early_stopping", patience=3, min_delta=100.0)],
     ... ).fit(X.astype("float32"), y)
     >>> len(net.history)

@@ -61,10 +61,12 @@ class Freezer(FreezingCallback):
     --------
     >>> from sklearn.datasets import load_iris
     >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
     >>> from mlr3torch_py import MLP, trainable_names
     >>> X, y = load_iris(return_X_y=True)
     >>> net = NeuralNetClassifier(
-    ...     MLP, module__d_in=4, module__d_out=3, module__neurons=8, max_epochs=2, verbose=0,
+    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
+    ...     module__neurons=8, max_epochs=2, verbose=0,
     ...     callbacks=[Freezer(name_starts_with="0.", except_names="0.bias", until_epoch=2)],
     ... ).fit(X.astype("float32"), y)
     >>> trainable_names(net.module_)

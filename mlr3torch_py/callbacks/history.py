@@ -35,11 +35,13 @@ class CallbackSetHistory(CallbackSet):
     --------
     >>> from sklearn.datasets import load_iris
     >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
     >>> from mlr3torch_py import MLP
     >>> X, y = load_iris(return_X_y=True)
     >>> history = CallbackSetHistory()
     >>> net = NeuralNetClassifier(
-    ...     MLP, module__d_in=4, module__d_out=3, max_epochs=2, verbose=0, callbacks=[history]
+    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
+    ...     max_epochs=2, verbose=0, callbacks=[history]
     ... ).fit(X.astype("float32"), y)
     >>> history.history.columns.tolist()
     ['epoch', 'train.loss', 'valid.acc', 'valid.loss']

@@ -81,6 +81,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     >>> import pandas as pd
     >>> from sklearn.datasets import load_iris
     >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
     >>> from mlr3torch_py import MLP, select_invert, select_name, trainable_names
     >>> X, y = load_iris(return_X_y=True)
     >>> unfreeze = CallbackSetUnfreeze(
@@ -91,7 +92,8 @@ class CallbackSetUnfreeze(FreezingCallback):
     ...     }),
     ... )
     >>> net = NeuralNetClassifier(
-    ...     MLP, module__d_in=4, module__d_out=3, module__neurons=(1, 1, 1),
+    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
+    ...     module__neurons=(1, 1, 1),
     ...     max_epochs=6, batch_size=150, train_split=None, callbacks=[unfreeze], verbose=0,
     ... )
     >>> net = net.fit(X.astype("float32"), y)

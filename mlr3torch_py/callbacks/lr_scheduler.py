@@ -1,0 +1,229 @@
+"""Learning-rate schedulers of torch as callbacks, which step as in mlr3torch and go on after a stop."""
+
+from __future__ import annotations
+
+import inspect
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch.optim import lr_scheduler
+
+from mlr3torch_py.callbacks.callback_set import CallbackSet
+from mlr3torch_py.callbacks.clock import moment_of
+from mlr3torch_py.callbacks.freezing import from_main_process
+from mlr3torch_py.names import nearest
+
+__all__ = [
+    "CallbackSetLRScheduler",
+    "CallbackSetLRSchedulerOneCycle",
+    "CallbackSetLRSchedulerReduceOnPlateau",
+    "lr_scheduler_class",
+]
+
+
+class CallbackSetLRScheduler(CallbackSet):
+    """Base of the learning-rate schedulers: a scheduler of ``torch.optim.lr_scheduler`` as a callback.
+
+    The scheduler is made when the first epoch begins, and steps at the end of each epoch, or after each training batch.
+
+    Parameters
+    ----------
+    **params
+        Those of the scheduler, without the optimizer.
+
+    See Also
+    --------
+    as_lr_scheduler : For a scheduler that is not in the dictionary of callbacks.
+
+    Notes
+    -----
+    Ported from ``CallbackSetLRScheduler`` of R's mlr3torch. When a net goes on training, by ``partial_fit`` or from a
+    pickle, the scheduler goes on as well, and the rates are those that were left.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
+    >>> from mlr3torch_py import MLP, t_clbk
+    >>> X, y = load_iris(return_X_y=True)
+    >>> net = NeuralNetClassifier(
+    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
+    ...     lr=0.1, max_epochs=4, verbose=0,
+    ...     callbacks=[t_clbk("lr_step", step_size=2)],
+    ... ).fit(X.astype("float32"), y)
+    >>> round(net.optimizer_.param_groups[0]["lr"], 6)
+    0.001
+    """
+
+    scheduler_class: ClassVar[type] = lr_scheduler.LRScheduler
+    step_on_epoch: ClassVar[bool] = True
+    gone_params = MappingProxyType({"verbose": "torch's schedulers no longer have it"})
+    scheduler_: Any = None
+    state_: dict[str, Any] | None = None
+
+    def __init__(self, **params: Any) -> None:
+        bound = inspect.signature(type(self)).bind(**params)
+        bound.apply_defaults()
+        self.__dict__.update(bound.arguments)
+
+    def make(self, net: Any, dataset_train: Any) -> Any:
+        """Make the scheduler for the optimizer of a net."""
+        return self.scheduler_class(net.optimizer_, **self.get_params(deep=False))
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        self.scheduler_ = None
+        if len(net.history) == 0:
+            self.state_ = None
+
+    def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        if self.scheduler_ is not None:
+            return
+        groups = net.optimizer_.param_groups
+        left = [
+            {key: group[key] for key in ("lr", "initial_lr", "momentum", "betas") if key in group} for group in groups
+        ]
+        self.scheduler_ = self.make(net, dataset_train)
+        if self.state_ is not None:
+            self.scheduler_.load_state_dict(self.state_)
+            for group, kept in zip(groups, left, strict=True):
+                group.update(kept)
+
+    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if training and not self.step_on_epoch:
+            self.scheduler_.step()
+
+    def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        if self.step_on_epoch:
+            self.scheduler_.step()
+
+    def on_exit(self, net: Any, **kwargs: Any) -> None:
+        self.state_, self.scheduler_ = self.state_dict(), None
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the state of the scheduler; None before any training.
+
+        Returns
+        -------
+        dict or None
+        """
+        state: dict[str, Any] | None = self.state_ if self.scheduler_ is None else self.scheduler_.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Take up a state; it counts when a net with a history begins its next epoch.
+
+        Parameters
+        ----------
+        state : dict or None
+            As `state_dict` returns it.
+        """
+        self.state_ = state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"scheduler_": None, "state_": self.state_dict()}
+
+
+class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
+    """The one-cycle schedule, which knows its number of steps by itself.
+
+    Parameters
+    ----------
+    **params
+        Those of ``torch.optim.lr_scheduler.OneCycleLR``. Without `total_steps`, `epochs` is what the net trains for,
+        and `steps_per_epoch` the number of training batches.
+
+    Raises
+    ------
+    ValueError
+        If a training is taken up that would then have another length than the cycle.
+
+    See Also
+    --------
+    CallbackSetLRScheduler
+    """
+
+    scheduler_class = lr_scheduler.OneCycleLR
+    step_on_epoch = False
+
+    def make(self, net: Any, dataset_train: Any) -> Any:
+        params = self.get_params(deep=False)
+        if params["total_steps"] is None:
+            steps = params.pop("steps_per_epoch") or len(net.get_iterator(dataset_train, training=True))
+            epochs = params.pop("epochs")
+            done = moment_of(net.history).batch
+            to_do = net.max_epochs * steps
+            params["total_steps"] = done + to_do if epochs is None else epochs * steps
+            planned = params["total_steps"] if self.state_ is None else self.state_["total_steps"]
+            if planned != params["total_steps"] or (epochs is not None and done + to_do > planned):
+                raise ValueError(
+                    f"the cycle was made for {planned} steps, but with `max_epochs` of {net.max_epochs} the training "
+                    f"comes to {done + to_do}; give `total_steps` or `epochs` for all calls together"
+                )
+        return self.scheduler_class(net.optimizer_, **params)
+
+
+class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
+    """Lower the rates when a score has stopped improving.
+
+    Parameters
+    ----------
+    **params
+        Those of ``torch.optim.lr_scheduler.ReduceLROnPlateau``, and `monitor`, the key of the score in a row of
+        ``net.history``, ``"valid_loss"`` if missing.
+
+    Raises
+    ------
+    ValueError
+        After the first epoch, if the history lacks the score.
+
+    See Also
+    --------
+    CallbackSetLRScheduler
+    """
+
+    scheduler_class = lr_scheduler.ReduceLROnPlateau
+
+    def make(self, net: Any, dataset_train: Any) -> Any:
+        params = {name: value for name, value in self.get_params(deep=False).items() if name != "monitor"}
+        return self.scheduler_class(net.optimizer_, **params)
+
+    def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        row, monitor = net.history.to_list()[-1], vars(self)["monitor"]
+        if monitor not in row:
+            known = [key for key, value in row.items() if isinstance(value, float)]
+            raise ValueError(f"`monitor` is {monitor!r}, which the epoch does not have; {nearest([monitor], known)}")
+        self.scheduler_.step(from_main_process(row[monitor]))
+
+
+def lr_scheduler_class(
+    scheduler_class: type,
+    *,
+    step_on_epoch: bool = True,
+    base: type[CallbackSetLRScheduler] = CallbackSetLRScheduler,
+    label: str = "",
+    **more: Any,
+) -> type[CallbackSetLRScheduler]:
+    """Make the class of callbacks for a scheduler class of torch; `more` are further parameters with defaults."""
+    given = inspect.signature(scheduler_class).parameters.values()
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in given if p.name not in ("optimizer", "verbose")]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in more.items()
+    ]
+    recipe = {"step_on_epoch": step_on_epoch, "base": base, "label": label, **more}
+    namespace = {
+        "__doc__": f"``{scheduler_class.__name__}`` of torch as a callback, see `CallbackSetLRScheduler`.",
+        "__signature__": inspect.Signature(parameters),
+        "__reduce__": lambda self: (_revive, (scheduler_class, recipe, self.__getstate__())),
+        "scheduler_class": scheduler_class,
+        "step_on_epoch": step_on_epoch,
+        "label": label,
+    }
+    return type(f"CallbackSetLRScheduler_{scheduler_class.__name__}", (base,), namespace)
+
+
+def _revive(scheduler_class: type, recipe: dict[str, Any], state: dict[str, Any]) -> CallbackSetLRScheduler:
+    cls = lr_scheduler_class(scheduler_class, **recipe)
+    revived: CallbackSetLRScheduler = cls.__new__(cls)
+    revived.__dict__.update(state)
+    return revived

@@ -1,0 +1,185 @@
+"""Learning-rate schedulers: the rates of R at every batch and epoch, also after a stop."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from skorch.callbacks import Callback
+from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+
+from mlr3torch_py import CallbackSetLRScheduler, as_lr_scheduler, t_clbk
+from tests.helpers import X, golden, iris_net, y
+
+RUNS = golden("lr")["runs"]
+
+
+class Rates(Callback):
+    """Takes down the rate at each batch's begin and each epoch's end."""
+
+    def __init__(self):
+        self.batches_ = []
+        self.epochs_ = []
+
+    def on_batch_begin(self, net, training=None, **kwargs):
+        if training:
+            self.batches_.append(net.optimizer_.param_groups[0]["lr"])
+
+    def on_epoch_end(self, net, **kwargs):
+        self.epochs_.append(net.optimizer_.param_groups[0]["lr"])
+
+
+class Score(Callback):
+    def __init__(self, scores):
+        self.scores = scores
+
+    def on_epoch_end(self, net, **kwargs):
+        net.history.record("score", self.scores[len(net.history) - 1])
+
+
+def params_of(run):
+    params = dict(run["params"] or {})
+    if isinstance(params.get("lr_lambda"), dict):
+        params["lr_lambda"] = eval(params["lr_lambda"]["python"])
+    if run["valid_scores"]:
+        params["monitor"] = "score"
+    return params
+
+
+def net_of(run, rates):
+    return iris_net(
+        ("score", Score(run["valid_scores"] or [0.0] * run["epochs"])),
+        t_clbk(run["key"], **params_of(run)),
+        ("rates", rates),
+        optimizer=torch.optim.Adam if run["optimizer"] == "adam" else torch.optim.SGD,
+        lr=run["lr"],
+        max_epochs=run["epochs"],
+        batch_size=run["batch_size"],
+    )
+
+
+@pytest.mark.parametrize("run", RUNS, ids=[run["id"] for run in RUNS])
+def test_the_rates_are_those_of_r(run):
+    rates = Rates()
+    net_of(run, rates).fit(X[: run["n_train"]], y[: run["n_train"]])
+    assert rates.batches_ == pytest.approx(run["lr_at_batch_begin"], abs=1e-12, rel=1e-12)
+    assert rates.epochs_ == pytest.approx(run["lr_at_epoch_end"], abs=1e-12, rel=1e-12)
+
+
+STOPPED = [run for run in RUNS if run["key"] != "lr_one_cycle"]
+
+
+@pytest.mark.parametrize("way", ["partial_fit", "pickle"])
+@pytest.mark.parametrize("stop", [1, 2, 4])
+@pytest.mark.parametrize("run", STOPPED, ids=[run["id"] for run in STOPPED])
+def test_the_rates_go_on_where_they_were(run, stop, way):
+    if way == "pickle" and run["key"] in ("lr_lambda", "lr_multiplicative"):
+        way = "partial_fit"  # a lambda cannot be pickled
+    data = X[: run["n_train"]], y[: run["n_train"]]
+    net = net_of(run, Rates()).set_params(max_epochs=stop).fit(*data)
+    if way == "pickle":
+        net = pickle.loads(pickle.dumps(net))
+    net.set_params(max_epochs=run["epochs"] - stop)
+    net.partial_fit(*data)
+    rates = dict(net.callbacks_)["rates"]
+    assert rates.batches_ == pytest.approx(run["lr_at_batch_begin"], abs=1e-12, rel=1e-12)
+    net.set_params(max_epochs=run["epochs"])
+    net.fit(*data)
+    assert rates.batches_[-len(run["lr_at_batch_begin"]) :] == pytest.approx(
+        run["lr_at_batch_begin"], abs=1e-12, rel=1e-12
+    )
+
+
+def test_one_cycle_goes_on_when_its_length_is_given():
+    def run(stops, **params):
+        rates = Rates()
+        net = iris_net(t_clbk("lr_one_cycle", max_lr=0.5, **params), ("rates", rates), optimizer__momentum=0.9)
+        for epochs in stops:
+            net.set_params(max_epochs=epochs)
+            net.partial_fit(X, y)
+        return rates.batches_
+
+    whole = run([4])
+    assert run([1, 3], epochs=4) == run([2, 1, 1], total_steps=12) == whole
+    with pytest.raises(ValueError, match="made for 6 steps, .* comes to 9; give `total_steps` or `epochs`"):
+        run([2, 1])
+    with pytest.raises(ValueError, match="made for 12 steps, .* comes to 15"):
+        run([4, 1], epochs=4)
+
+
+def test_a_loaded_state_goes_on():
+    scheduler = t_clbk("lr_step", step_size=2).callback
+    net = iris_net(("lr", scheduler), max_epochs=3).fit(X, y)
+    state = copy.deepcopy(scheduler.state_dict())
+    again = t_clbk("lr_step", step_size=2).callback
+    assert again.state_dict() is None
+    again.load_state_dict(state)
+    net.set_params(callbacks__lr=again)
+    net.partial_fit(X, y)
+    assert net.optimizer_.param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**3)
+
+
+class StopsAt(Callback):
+    """Ctrl-C, or an error, after a batch."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_batch_end(self, net, training=None, **kwargs):
+        if len(net.history) == 2:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_a_training_that_breaks_off_keeps_the_state(error):
+    net = iris_net(t_clbk("lr_step", step_size=1), ("stops", StopsAt(error)), max_epochs=4)
+    try:
+        net.fit(X, y)
+    except ZeroDivisionError:
+        assert error is ZeroDivisionError
+    net.set_params(callbacks__stops__error=None, max_epochs=2)
+    net.callbacks_.pop(next(i for i, (name, _) in enumerate(net.callbacks_) if name == "stops"))
+    net.partial_fit(X, y)
+    assert net.optimizer_.param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**3)
+
+
+def test_any_scheduler_of_torch_is_taken():
+    made = as_lr_scheduler(ExponentialLR, gamma=0.5)
+    net = iris_net(made, max_epochs=3).fit(X, y)
+    assert net.optimizer_.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)
+    rates = Rates()
+    by_batch = as_lr_scheduler(OneCycleLR, step_on_epoch=False, max_lr=0.5, total_steps=12)
+    iris_net(by_batch, ("rates", rates), optimizer__momentum=0.9).fit(X, y)
+    assert len(set(rates.batches_)) == 12
+    iris_net(as_lr_scheduler(ExponentialLR), callbacks__lr_ExponentialLR__gamma=0.5).fit(X, y)
+
+
+@pytest.mark.parametrize("copied", [clone, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_schedulers_can_be_copied(copied):
+    for made in (t_clbk("lr_step", step_size=2, weight=3), as_lr_scheduler(ExponentialLR, gamma=0.5)):
+        again = copied(made)
+        assert again.parameters == made.parameters
+        assert again.weight == made.weight
+        assert isinstance(again.callback, CallbackSetLRScheduler)
+
+
+def test_schedulers_work_in_a_search():
+    net = iris_net(t_clbk("lr_step", step_size=1), max_epochs=2)
+    search = GridSearchCV(net, {"callbacks__lr_step__gamma": [0.5, 0.1]}, cv=2, n_jobs=2, error_score="raise").fit(X, y)
+    gamma = search.best_params_["callbacks__lr_step__gamma"]
+    assert search.best_estimator_.optimizer_.param_groups[0]["lr"] == pytest.approx(0.1 * gamma**2)
+
+
+def test_wrong_parameters_are_refused():
+    with pytest.raises(TypeError, match="no parameter 'verbose'; torch's schedulers no longer have it"):
+        t_clbk("lr_step", step_size=1, verbose=True)
+    with pytest.raises(TypeError, match="no parameter 'step_sice'; did you mean 'step_size'"):
+        t_clbk("lr_step", step_sice=1)
+    with pytest.raises(ValueError, match="`step_size` of CallbackSetLRScheduler_StepLR was never set"):
+        iris_net(t_clbk("lr_step")).fit(X, y)
+    with pytest.raises(TypeError, match="`x` is 3; it must be a scheduler class"):
+        as_lr_scheduler(3)
+    with pytest.raises(ValueError, match="`monitor` is 'valid_los', which the epoch does not have"):
+        iris_net(t_clbk("lr_reduce_on_plateau", monitor="valid_los")).fit(X, y)
