@@ -1,4 +1,4 @@
-"""Lighter's Freezer. The numbers are those of its how-to guide: its list of strategies, its examples, its sentences."""
+"""Lighter's Freezer. The numbers are those of its guide: 1 to 4 its strategies, 5 combining them, 6 inspecting."""
 
 import logging
 from functools import partial
@@ -146,34 +146,34 @@ def test_the_examples_of_the_guide_release_what_they_say_when_they_say(example):
     assert frozen_epochs(*callbacks, max_epochs=12) == wanted
 
 
-def test_the_advanced_example_comes_out_the_same_in_any_order():
+def test_5_the_advanced_example_comes_out_the_same_in_any_order():
     a, b = (partial(from_yaml, EXAMPLES["5_gradual_unfreezing"][0])()[i] for i in (0, 1))
     assert frozen_epochs(("b", b), ("a", a), max_epochs=11) == frozen_epochs(("a", a), ("b", b), max_epochs=11)
 
 
-def test_prefixes_are_plain_strings():
+def test_1_prefixes_are_plain_strings():
     assert frozen_epochs(Freezer(name_starts_with="encoder.layer", until_epoch=2))["encoder.layer5"] == 2
     assert frozen_epochs(Freezer(name_starts_with=["enc", "back"], until_epoch=2))["backbone"] == 2
 
 
-def test_steps_count_training_batches():
+def test_4_steps_count_training_batches():
     _, trace = train(Freezer(names="classifier.bias", until_step=4), max_epochs=3)
     assert ["classifier.bias" in names for names in trace.batches_] == [False] * 4 + [True] * 5
 
 
 @pytest.mark.parametrize("until", [{"until_step": 0}, {"until_epoch": 0}, {"until_step": 0, "until_epoch": 9}])
-def test_zero_never_freezes(until):
+def test_4_zero_never_freezes(until):
     _, trace = train(Freezer(name_starts_with="encoder", **until), max_epochs=1)
     assert len(trace.begin_) == 12
     assert [len(names) for names in trace.batches_] == [12] * 3
 
 
-def test_single_exceptions_are_left_alone():
+def test_3_single_exceptions_are_left_alone():
     _, trace = train(Freezer(name_starts_with="", except_names=["classifier.bias", "backbone.bias"]), max_epochs=1)
     assert trace.batches_ == [["backbone.bias", "classifier.bias"]] * 3
 
 
-def test_groups_are_released_one_after_the_other():
+def test_5_groups_are_released_one_after_the_other():
     freezer = Freezer(
         names="classifier.bias",
         name_starts_with=["backbone", ["encoder.layer1", "encoder.layer2"], "embedding"],
@@ -250,7 +250,7 @@ def test_what_the_user_froze_by_hand_stays_frozen():
     assert "embedding.weight" in trace.batches_[1]
 
 
-def test_weights_stay_frozen_until_manually_unfrozen():
+def test_4_weights_stay_frozen_until_manually_unfrozen():
     _, trace = train(Freezer(name_starts_with="encoder"), ByHand(2, "encoder.layer1.bias", True), batch_size=150)
     assert ["encoder.layer1.bias" in names for names in trace.batches_] == [False] + [True] * 7
 
@@ -277,7 +277,7 @@ def test_a_freezer_beside_an_unfreezing_table_trains_what_neither_holds():
     }
 
 
-def test_it_logs_what_it_freezes_and_releases_and_until_when(caplog):
+def test_6_it_logs_what_it_freezes_and_releases_and_until_when(caplog):
     caplog.set_level(logging.INFO, logger="mlr3torch_py")
     train(
         Freezer(names=["backbone.bias", "embedding.bias"], until_epoch=1, until_step=50),

@@ -105,8 +105,20 @@ def test_one_cycle_goes_on_when_its_length_is_given():
     assert run([1, 3], epochs=4) == run([2, 1, 1], total_steps=12) == whole
     with pytest.raises(ValueError, match="made for 6 steps, .* comes to 9; give `total_steps` or `epochs`"):
         run([2, 1])
-    with pytest.raises(ValueError, match="made for 12 steps, .* comes to 15"):
-        run([4, 1], epochs=4)
+    for params in ({"epochs": 4}, {"total_steps": 12}):
+        with pytest.raises(ValueError, match="made for 12 steps, .* comes to 15"):
+            run([4, 1], **params)
+    net = iris_net(t_clbk("lr_one_cycle", max_lr=0.5), optimizer__momentum=0.9).fit(X, y)
+    with pytest.raises(ValueError, match="comes to 24"):
+        net.partial_fit(X, y)
+    assert len(net.history) == 4
+
+
+def test_a_scheduler_that_cannot_go_on_warns():
+    net = iris_net(t_clbk("lr_step", step_size=1)).initialize()
+    net.history = iris_net(max_epochs=2).fit(X, y).history
+    with pytest.warns(UserWarning, match="CallbackSetLRScheduler_StepLR begins anew at epoch 3, since it has no state"):
+        net.partial_fit(X, y)
 
 
 def test_a_loaded_state_goes_on():

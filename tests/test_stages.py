@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, EpochScoring, PrintLog
+from skorch.callbacks import Callback, Checkpoint, EpochScoring, LoadInitState, PrintLog
 from skorch.dataset import Dataset, ValidSplit
 from skorch.helper import predefined_split
 from torch import nn
@@ -134,6 +134,70 @@ def test_an_error_in_end_or_exit_still_exits_all():
     assert stages_of(log)[-3:] == [("a", "end"), ("a", "exit"), ("b", "exit")]
 
 
+def test_the_error_of_training_comes_through_with_a_note_of_that_of_exit():
+    def fail(_):
+        raise BoomError("in training")
+
+    def fail_too(_):
+        raise TypeError("in exit")
+
+    with pytest.raises(BoomError, match="in training") as error:
+        iris_net(torch_callback("a", on_batch_end=fail, on_exit=fail_too)).fit(X, y)
+    assert error.value.__notes__ == ["the stage exit raised too: TypeError('in exit')"]
+
+
+class EndsBadly(NeuralNetClassifier):
+    """Its own end raises, before any callback has its turn."""
+
+    def on_train_end(self, net, **kwargs):
+        if not self.calm:
+            raise BoomError
+
+    calm = False
+
+
+def test_a_training_without_an_end_does_not_spoil_the_next_one():
+    def stop(self):
+        self.ctx.terminate = True
+
+    net = iris_net(torch_callback("stop", on_epoch_end=stop), cls=EndsBadly)
+    for train in (net.fit, net.partial_fit, net.fit):
+        with pytest.raises(BoomError):
+            train(X, y)
+    assert len(net.history) == 1
+    EndsBadly.calm = True
+    assert len(net.fit(X, y).history) == 1
+    assert [name for name, _ in net.callbacks_][-1] == "print_log"
+
+
+class Begins(Callback):
+    def on_train_begin(self, net, **kwargs):
+        self.ctx_at_begin_ = self.ctx
+
+
+class Mixed(Begins, CallbackSet):
+    """Takes its begin from a callback of skorch."""
+
+
+def test_a_begin_that_is_inherited_is_conducted_too():
+    mixed = Mixed()
+    iris_net(mixed, max_epochs=1).fit(X, y)
+    assert isinstance(mixed.ctx_at_begin_, ContextTorch)
+
+
+def test_the_context_counts_on_from_a_history_that_is_loaded(tmp_path):
+    seen = []
+
+    def look(self):
+        seen.append((self.ctx.epoch, self.ctx.step, self.ctx.global_step, self.ctx.total_epochs))
+
+    for _ in range(2):
+        checkpoint = Checkpoint(monitor=None, dirname=tmp_path)
+        looks = torch_callback("looks", on_epoch_end=look)
+        iris_net(looks, checkpoint, LoadInitState(checkpoint), max_epochs=2).fit(X, y)
+    assert seen == [(1, 3, 3, 2), (2, 3, 6, 2), (3, 3, 9, 4), (4, 3, 12, 4)]
+
+
 class Plain(Callback):
     """A callback of skorch that logs its hooks."""
 
@@ -238,13 +302,27 @@ def test_the_context_shows_the_training():
         assert self.ctx.loader_valid is None
         assert bool(self.ctx.last_scores_train) is (self.ctx.epoch > 0)
 
-    looks = torch_callback("looks", on_begin=look_at_begin, on_epoch_end=look, on_batch_end=look_at_batch)
+    looks = torch_callback(
+        "looks",
+        on_begin=look_at_begin,
+        on_epoch_end=look,
+        on_batch_end=look_at_batch,
+        public={"keeps_outputs": True},
+    )
     assert looks.callback.ctx is None
     net = iris_net(looks, max_epochs=2, train_split=ValidSplit(3, stratified=True)).fit(X, y)
     assert seen == [(1, 2, 2, 2, 100, 50), (2, 2, 4, 2, 100, 50)]
     net.partial_fit(X, y)
     assert seen[-1] == (4, 2, 8, 4, 100, 50)
     assert looks.callback.ctx is None
+
+
+def test_outputs_are_kept_only_where_somebody_asks():
+    def look(self):
+        assert self.ctx.y_hats == []
+        assert not self.ctx.y_hat.requires_grad
+
+    iris_net(torch_callback("look", on_batch_end=look), max_epochs=1).fit(X, y)
 
 
 class Counts(CallbackSet):

@@ -57,6 +57,7 @@ def _conducted(begin: Callable[..., None]) -> Callable[..., None]:
         if not conduct(net, self, X, y, **kwargs):
             begin(self, net, X=X, y=y, **kwargs)
 
+    on_train_begin.is_conducted = True  # type: ignore[attr-defined]
     return on_train_begin
 
 
@@ -74,7 +75,10 @@ class CallbackSet(Callback):  # type: ignore[misc]
         What is going on, while training; None otherwise.
     weight : float
         In every stage the callbacks of a net run by their weights, those of one weight in the order given. Callbacks
-        of skorch have the weight 0. skorch's PrintLog comes after all finite weights.
+        of skorch have the weight 0. skorch's PrintLog comes after all finite weights. At the begin alone, callbacks of
+        skorch that stand in the list before all of this package have begun before them.
+    keeps_outputs : bool
+        Set it to True in a class that looks at ``ctx.y_hats``, all outputs of the network in an epoch.
 
     See Also
     --------
@@ -105,14 +109,15 @@ class CallbackSet(Callback):  # type: ignore[misc]
     label: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("mlr3torch_py", "skorch", "torch")
     default_weight: ClassVar[float] = 0
+    keeps_outputs: ClassVar[bool] = False
     gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
     ctx_: ContextTorch | None = None
     weight_: float | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "on_train_begin" in cls.__dict__:
-            cls.on_train_begin = _conducted(cls.__dict__["on_train_begin"])  # type: ignore[method-assign]
+        if not getattr(cls.on_train_begin, "is_conducted", False):
+            cls.on_train_begin = _conducted(cls.on_train_begin)  # type: ignore[method-assign]
 
     @property
     def ctx(self) -> ContextTorch | None:

@@ -1,4 +1,4 @@
-"""The clock: how far the life of a net has come, read off its history."""
+"""The clock: how far the life of a net has come, read off its history; an epoch that was refused is taken back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from mlr3torch_py.plan import Moment
 
-__all__ = ["moment_of"]
+__all__ = ["moment_of", "take_back_epoch"]
 
 
 def moment_of(history: Any) -> Moment:
@@ -41,3 +41,9 @@ def moment_of(history: Any) -> Moment:
     ]
     *begins, finished = accumulate(counts, initial=0)
     return Moment(epoch=len(counts), batch=finished, firsts=tuple(begin + 1 for begin in begins))
+
+
+def take_back_epoch(net: Any) -> None:
+    """Remove the row of an epoch that did not take place, so that it does not count when training goes on."""
+    if isinstance(net.history, list):
+        net.history.pop()

@@ -31,7 +31,7 @@ def conduct(net: Any, first: Any, X: Any, y: Any, **kwargs: Any) -> bool:
     bool
         Whether all have begun. Otherwise `first` is on its own.
     """
-    if first.ctx_ is not None and first.ctx_.net is net:
+    if first.ctx_ is not None and any(getattr(one, "ctx_of_net_", None) is first.ctx_ for _, one in net.callbacks_):
         return False
     going_through = net.callbacks_
     position = next((i for i, (_, callback) in enumerate(going_through) if callback is first), None)
@@ -56,8 +56,8 @@ def _begin(net: Any, going_through: list[Any], position: int, X: Any, y: Any, **
         for _, callback in in_order:
             if not any(callback is other for other in has_begun):
                 callback.on_train_begin(net, X=X, y=y, **kwargs)
-    except BaseException:
-        _exit(net, ctx)
+    except BaseException as error:
+        _exit(net, ctx, during=error)
         raise
     # Where skorch calls it, the guard takes itself out again, so that clones and pickles never see it.
     net.__dict__["fit_loop"] = _Guard(net, ctx)
@@ -80,7 +80,8 @@ def _sets(net: Any) -> list[Any]:
     return [callback for _, callback in net.callbacks_ if _is_set(callback)]
 
 
-def _exit(net: Any, ctx: ContextTorch) -> None:
+def _exit(net: Any, ctx: ContextTorch, during: BaseException | None = None) -> None:
+    """Run the stage ``exit``; an error in it is noted on the one that training ends by, if there is one."""
     net.__dict__.pop("fit_loop", None)
     mine = [callback for callback in _sets(net) if callback.ctx_ is ctx]
     net.callbacks_ = [item for item in net.callbacks_ if not isinstance(item[1], (_First, _Last))]
@@ -92,7 +93,10 @@ def _exit(net: Any, ctx: ContextTorch) -> None:
             raised.append(error)
     for callback in mine:
         callback.ctx_ = None
-    if raised:
+    if during is not None:
+        for other in raised:
+            during.add_note(f"the stage exit raised too: {other!r}")
+    elif raised:
         raise raised[0]
 
 
@@ -109,8 +113,8 @@ class _Guard:
             return self.net if self.ctx.terminate else self.net.fit_loop(*args, **kwargs)
         except KeyboardInterrupt:
             raise
-        except BaseException:
-            _exit(self.net, self.ctx)
+        except BaseException as error:
+            _exit(self.net, self.ctx, during=error)
             raise
 
 
@@ -140,6 +144,9 @@ class _First(_Internal):
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self.in_validation_ = False
         if self.ctx_of_net_ is not None:
+            if self.ctx.dataset_train is None:  # a history may have been loaded since training began
+                self.ctx.global_step = moment_of(net.history).batch
+                self.ctx.total_epochs = len(net.history) - 1 + net.max_epochs
             self.ctx.dataset_train, self.ctx.dataset_valid, self.ctx.y_hats = dataset_train, dataset_valid, []
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
@@ -160,9 +167,10 @@ class _First(_Internal):
     def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if self.ctx_of_net_ is None:
             return
-        self.ctx.y_hat = kwargs.get("y_pred")
-        if self.ctx.y_hat is not None and hasattr(self.ctx.y_hat, "detach"):
-            self.ctx.y_hats.append(self.ctx.y_hat.detach())
+        y_hat: Any = kwargs.get("y_pred")
+        self.ctx.y_hat = y_hat.detach() if hasattr(y_hat, "detach") else y_hat
+        if any(callback.keeps_outputs for callback in _sets(net)):
+            self.ctx.y_hats.append(self.ctx.y_hat)
         if training:
             self.ctx.last_loss = net.history[-1]["batches"][-1].get("train_loss")
         else:
@@ -178,9 +186,10 @@ class _First(_Internal):
         try:
             for _, callback in net.callbacks_[1:]:
                 callback.on_train_end(net, X=X, y=y, **kwargs)
-        finally:
-            if self.ctx_of_net_ is not None:
-                _exit(net, self.ctx)
+        except BaseException as error:
+            _exit(net, self.ctx, during=error)
+            raise
+        _exit(net, self.ctx)
 
 
 class _Last(_Internal):

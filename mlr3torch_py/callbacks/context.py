@@ -27,9 +27,10 @@ class ContextTorch:
     batch : object
         The batch at hand, of training or validation.
     y_hat : torch.Tensor or None
-        The last output of the network.
+        The last output of the network, without its graph.
     y_hats : list of torch.Tensor
-        The outputs of the training, or validation, batches of this epoch so far.
+        The outputs of the training, or validation, batches of this epoch so far. They are kept only where a callback
+        has the attribute ``keeps_outputs = True``, since they may need much memory.
     last_loss : float or None
         The loss of the last training batch.
 

@@ -55,7 +55,8 @@ class CallbackSetEarlyStopping(CallbackSet):
     Notes
     -----
     Ported from the early stopping of R's mlr3torch. All but the best weights is read off the history of the net, so
-    that it goes on across ``partial_fit`` and a history that is loaded. Its weight is 1000.
+    that it goes on across ``partial_fit`` and a history that is loaded. Its weight is 1000, so it comes late; give it
+    the weight -1 where a callback of skorch, such as ``TrainEndCheckpoint``, shall see the weights that were put back.
 
     Examples
     --------

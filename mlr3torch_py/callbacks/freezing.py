@@ -13,7 +13,7 @@ import torch
 from torch import distributed, nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
-from mlr3torch_py.callbacks.clock import moment_of
+from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
 from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable
 from mlr3torch_py.plan import Moment, Plan
@@ -100,7 +100,7 @@ class FreezingCallback(CallbackSet, ABC):
         try:
             self.decide(net)
         except ValueError:
-            _take_back_epoch(net)
+            take_back_epoch(net)
             raise
         moment = moment_of(net.history)
         since = replace(moment, epoch=moment.epoch - 1)
@@ -179,18 +179,12 @@ class FreezingCallback(CallbackSet, ABC):
         if self.flags_before_ is not None:
             self.flags_before_.restore(net.module_)
         if self.batch_ == self.moment_.first_batch(self.moment_.epoch):
-            _take_back_epoch(net)
+            take_back_epoch(net)
         why = "; ".join(f"{type(callback).__name__}: {callback.describe()}" for callback in freezing_callbacks(net))
         raise ValueError(
             f"nothing trains at batch {self.batch_} (epoch {self.moment_.epoch}), so the step cannot be taken. {why}. "
             "At every step at least one weight that the optimizer holds must be trainable"
         )
-
-
-def _take_back_epoch(net: Any) -> None:
-    """Remove the row of an epoch that did not take place, so that it does not count when training goes on."""
-    if isinstance(net.history, list):
-        net.history.pop()
 
 
 def _forget_directions(net: Any) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch.optim import lr_scheduler
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
-from mlr3torch_py.callbacks.clock import moment_of
+from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
 from mlr3torch_py.callbacks.freezing import from_main_process
 from mlr3torch_py.names import nearest
 
@@ -83,7 +84,17 @@ class CallbackSetLRScheduler(CallbackSet):
         left = [
             {key: group[key] for key in ("lr", "initial_lr", "momentum", "betas") if key in group} for group in groups
         ]
-        self.scheduler_ = self.make(net, dataset_train)
+        if self.state_ is None and len(net.history) > 1:
+            warnings.warn(
+                f"{type(self).__name__} begins anew at epoch {len(net.history)}, since it has no state of the epochs "
+                "before; use load_state_dict(), or a pickle of the net, to go on",
+                stacklevel=2,
+            )
+        try:
+            self.scheduler_ = self.make(net, dataset_train)
+        except ValueError:
+            take_back_epoch(net)
+            raise
         if self.state_ is not None:
             self.scheduler_.load_state_dict(self.state_)
             for group, kept in zip(groups, left, strict=True):
@@ -136,7 +147,7 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
     Raises
     ------
     ValueError
-        If a training is taken up that would then have another length than the cycle.
+        If the training would go on beyond the end of the cycle.
 
     See Also
     --------
@@ -148,18 +159,17 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
 
     def make(self, net: Any, dataset_train: Any) -> Any:
         params = self.get_params(deep=False)
+        epochs, steps = params.pop("epochs"), params.pop("steps_per_epoch")
+        steps = steps or len(net.get_iterator(dataset_train, training=True))
+        to_be_done = moment_of(net.history).batch + net.max_epochs * steps
         if params["total_steps"] is None:
-            steps = params.pop("steps_per_epoch") or len(net.get_iterator(dataset_train, training=True))
-            epochs = params.pop("epochs")
-            done = moment_of(net.history).batch
-            to_do = net.max_epochs * steps
-            params["total_steps"] = done + to_do if epochs is None else epochs * steps
-            planned = params["total_steps"] if self.state_ is None else self.state_["total_steps"]
-            if planned != params["total_steps"] or (epochs is not None and done + to_do > planned):
-                raise ValueError(
-                    f"the cycle was made for {planned} steps, but with `max_epochs` of {net.max_epochs} the training "
-                    f"comes to {done + to_do}; give `total_steps` or `epochs` for all calls together"
-                )
+            params["total_steps"] = to_be_done if epochs is None else epochs * steps
+        planned = params["total_steps"] if self.state_ is None else self.state_["total_steps"]
+        if to_be_done > planned:
+            raise ValueError(
+                f"the cycle was made for {planned} steps, but with `max_epochs` of {net.max_epochs} the training "
+                f"comes to {to_be_done}; give `total_steps` or `epochs` for all calls together"
+            )
         return self.scheduler_class(net.optimizer_, **params)
 
 
