@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from skorch.callbacks import Callback, EpochScoring
 from skorch.dataset import Dataset, ValidSplit
 from skorch.helper import predefined_split
@@ -218,4 +217,5 @@ def test_no_warning_is_given_where_nothing_ended():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         net = iris_net(CallbackSetEarlyStopping(3, monitor="train_loss"), max_epochs=1).fit(X, y)
-        net.partial_fit(X, torch.as_tensor(y).numpy())
+        net.partial_fit(X, y)
+    assert len(net.history) == 2

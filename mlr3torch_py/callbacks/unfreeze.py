@@ -49,7 +49,9 @@ class CallbackSetUnfreeze(FreezingCallback):
         What trains from the start.
     unfreeze : pandas.DataFrame, optional
         What is unfrozen when: a column `weights` of selectors and exactly one column `epoch` or `batch` of whole
-        numbers. A mapping of columns and a list of records are taken as well. Without it nothing is unfrozen.
+        numbers. A column `action` may say "freeze" instead of "unfreeze", and a column `when` hold a `Plateau` instead
+        of a time. A mapping of columns, a list of records and a list of several tables are taken as well. Without a
+        table nothing is unfrozen.
 
     Raises
     ------
