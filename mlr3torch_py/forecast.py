@@ -179,9 +179,9 @@ class FreezePlan:
         return "\n".join([*lines, *self.warnings(), *self.notes])
 
     def _repr_html_(self) -> str:
-        frame = self.summary().style.format({"share": "{:.0%}", "trainable": "{:,}", "total": "{:,}"})
+        formats = {"share": "{:.0%}".format, "trainable": "{:,}".format, "total": "{:,}".format}
         notes = "".join(f"<li>{note}</li>" for note in (*self.warnings(), *self.notes))
-        table: str = frame.to_html()
+        table: str = self.summary().to_html(formatters=formats)
         return table + (f"<ul>{notes}</ul>" if notes else "")
 
 
