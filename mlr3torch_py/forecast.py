@@ -269,10 +269,13 @@ def freeze_plan(
     tensors = named_parameters(module)
     governed = frozenset().union(frozen_by_us(module), *(callback.governed for callback in freezing))
     may_train = frozenset(name for name, tensor in tensors.items() if name in governed or tensor.requires_grad)
+    has_aliases = len({id(tensor) for tensor in tensors.values()}) < len(tensors)
     phases: list[Phase] = []
     for batch in begins:
         epoch = (batch - 1) // per_epoch + 1
-        trainable = _with_aliases(may_train - _held(freezing, epoch, batch, per_epoch), tensors)
+        trainable = may_train.difference(*_held(freezing, epoch, batch, per_epoch))
+        if has_aliases:
+            trainable = _with_aliases(trainable, tensors)
         if epoch <= n_epochs and not (phases and phases[-1].trainable == trainable):
             phases.append(Phase(epoch, batch, trainable))
     first_name: dict[int, str] = {}
@@ -296,20 +299,17 @@ def _batch(step: Step, per_epoch: int) -> int:
     return time if step.row.unit == "batch" or time == 0 else per_epoch * (time - 1) + 1
 
 
-def _held(freezing: list[FreezingCallback], epoch: int, batch: int, per_epoch: int) -> Set[str]:
+def _held(freezing: list[FreezingCallback], epoch: int, batch: int, per_epoch: int) -> Iterator[Set[str]]:
+    """Yield what each plan holds at a moment; conditions are taken to come at their latest."""
     firsts = tuple(1 + per_epoch * i for i in range(epoch))
-    held: set[str] = set()
     for plan in (plan for callback in freezing for plan in callback.plans_):
         times = ((step.row.position, step.row.time) for step in plan.conditions)
         latest = {at: time.no_later_than for at, time in times if isinstance(time, Plateau) and time.no_later_than}
-        held |= plan.held(Moment(epoch, batch, firsts, fired=latest))
-    return held
+        yield plan.held(Moment(epoch, batch, firsts, fired=latest))
 
 
 def _with_aliases(names: frozenset[str], tensors: dict[str, nn.Parameter]) -> frozenset[str]:
     """Add the further names of tied tensors: a tensor trains when one of its names does."""
-    if len({id(tensor) for tensor in tensors.values()}) == len(tensors):
-        return names
     free = {id(tensors[name]) for name in names}
     return frozenset(name for name, tensor in tensors.items() if id(tensor) in free)
 
