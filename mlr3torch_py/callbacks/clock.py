@@ -1,13 +1,15 @@
-"""The clock: how far the life of a net has come, read off its history; an epoch that was refused is taken back."""
+"""Reading the history of a net: how far its life has come, and the scores of its epochs."""
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 from typing import Any
 
+from mlr3torch_py.names import nearest
 from mlr3torch_py.plan import Moment
 
-__all__ = ["moment_of", "take_back_epoch"]
+__all__ = ["moment_of", "scores_by_epoch", "take_back_epoch"]
 
 
 def moment_of(history: Any) -> Moment:
@@ -47,3 +49,20 @@ def take_back_epoch(net: Any) -> None:
     """Remove the row of an epoch that did not take place, so that it does not count when training goes on."""
     if isinstance(net.history, list):
         net.history.pop()
+
+
+def scores_by_epoch(history: Any, monitor: str) -> list[tuple[int, float]]:
+    """List the epochs that have a score, with it; a score without a value is NaN.
+
+    Raises
+    ------
+    ValueError
+        If epochs are finished and none of them has it; the message names the nearest.
+    """
+    rows = history.to_list()
+    scores = [(i, row[monitor]) for i, row in enumerate(rows, start=1) if monitor in row]
+    finished = [row for row in rows if "train_batch_count" in row]
+    if finished and not scores:
+        known = [key for key, value in finished[-1].items() if isinstance(value, float)]
+        raise ValueError(f"`monitor` is {monitor!r}, which no epoch of the history has; {nearest([monitor], known)}")
+    return [(epoch, math.nan if score is None else score) for epoch, score in scores]

@@ -8,8 +8,8 @@ from copy import deepcopy
 from typing import Any
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
+from mlr3torch_py.callbacks.clock import scores_by_epoch
 from mlr3torch_py.callbacks.freezing import from_main_process
-from mlr3torch_py.names import nearest
 from mlr3torch_py.table import Plateau, Stagnation
 
 __all__ = ["CallbackSetEarlyStopping"]
@@ -171,12 +171,4 @@ class CallbackSetEarlyStopping(CallbackSet):
         return Plateau(self.monitor, self.patience, self.min_delta, self.lower_is_better)
 
     def _look(self, net: Any) -> None:
-        rows = net.history.to_list()
-        scores = [(i, row[self.monitor]) for i, row in enumerate(rows, start=1) if self.monitor in row]
-        finished = [row for row in rows if "train_batch_count" in row]
-        if finished and not scores:
-            known = [key for key, value in finished[-1].items() if isinstance(value, float)]
-            raise ValueError(
-                f"`monitor` is {self.monitor!r}, which no epoch of the history has; {nearest([self.monitor], known)}"
-            )
-        self.found_ = self._rule().stagnation(scores)
+        self.found_ = self._rule().stagnation(scores_by_epoch(net.history, self.monitor))

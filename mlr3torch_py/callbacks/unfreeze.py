@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mlr3torch_py.callbacks.callback_set import REQUIRED
+from mlr3torch_py.callbacks.clock import scores_by_epoch
 from mlr3torch_py.callbacks.freezing import FreezingCallback, from_main_process
 from mlr3torch_py.names import as_names, listed, nearest
 from mlr3torch_py.parameters import bare, named_parameters
@@ -168,7 +169,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         self.recall(net)
         keys = self._condition_keys(net)
         if keys:
-            self.fired_ = from_main_process(self._fired_by_now(net.history.to_list()))
+            self.fired_ = from_main_process(self._fired_by_now(net.history))
         for position, key in keys.items():
             net.history.record(key, self.fired_.get(position) == epoch)
 
@@ -246,27 +247,19 @@ class CallbackSetUnfreeze(FreezingCallback):
     def _conditions(self) -> list[Row]:
         return [step.row for plan in self.plans_ for step in plan.conditions]
 
-    def _fired_by_now(self, rows: list[dict[str, Any]]) -> dict[int, int]:
+    def _fired_by_now(self, history: Any) -> dict[int, int]:
         """Decide which conditions have come; the last row is that of the epoch that begins."""
-        fired, epoch, since = dict(self.fired_), len(rows), 1
+        fired, epoch, since = dict(self.fired_), len(history), 1
         for step in self.plans_[0].conditions:
             position, condition = step.row.position, step.row.time
             assert isinstance(condition, Plateau)
             if position not in fired:
-                scores = _scores(condition.monitor, rows[since - 1 : -1], rows)
+                scores = [score for at, score in scores_by_epoch(history, condition.monitor) if since <= at < epoch]
                 too_late = condition.no_later_than is not None and epoch >= condition.no_later_than
                 if too_late or condition.holds(scores):
                     fired[position] = epoch
             since = fired.get(position, epoch)
         return fired
-
-
-def _scores(monitor: str, looked_at: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[float]:
-    finished = [row for row in rows[:-1] if "train_batch_count" in row]
-    if finished and not any(monitor in row for row in finished):
-        known = [key for key, value in finished[-1].items() if isinstance(value, float)]
-        raise ValueError(f"`monitor` is {monitor!r}, which no epoch of the history has; {nearest([monitor], known)}")
-    return [math.nan if row[monitor] is None else row[monitor] for row in looked_at if monitor in row]
 
 
 def _warn(what: str, steps: list[Step]) -> None:
