@@ -1,6 +1,7 @@
 """The training callbacks of R's mlr3torch, for skorch."""
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
+from mlr3torch_py.callbacks.checkpoint import CallbackSetCheckpoint
 from mlr3torch_py.callbacks.context import ContextTorch
 from mlr3torch_py.callbacks.custom import callback_set
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
@@ -11,6 +12,8 @@ from mlr3torch_py.callbacks.lr_scheduler import (
     CallbackSetLRSchedulerOneCycle,
     CallbackSetLRSchedulerReduceOnPlateau,
 )
+from mlr3torch_py.callbacks.progress import CallbackSetProgress
+from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.callbacks.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.config import from_dict, to_dict
 from mlr3torch_py.conversion import as_lr_scheduler, as_torch_callback, as_torch_callbacks
@@ -41,11 +44,14 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "CallbackSet",
+    "CallbackSetCheckpoint",
     "CallbackSetEarlyStopping",
     "CallbackSetHistory",
     "CallbackSetLRScheduler",
     "CallbackSetLRSchedulerOneCycle",
     "CallbackSetLRSchedulerReduceOnPlateau",
+    "CallbackSetProgress",
+    "CallbackSetTB",
     "CallbackSetUnfreeze",
     "ContextTorch",
     "FreezePlan",

@@ -9,6 +9,7 @@ import pandas as pd
 from torch.optim import lr_scheduler
 
 from mlr3torch_py.callbacks.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.callbacks.checkpoint import CallbackSetCheckpoint
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.freezer import Freezer
 from mlr3torch_py.callbacks.history import CallbackSetHistory
@@ -17,6 +18,8 @@ from mlr3torch_py.callbacks.lr_scheduler import (
     CallbackSetLRSchedulerReduceOnPlateau,
     lr_scheduler_class,
 )
+from mlr3torch_py.callbacks.progress import CallbackSetProgress
+from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.callbacks.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.names import nearest
 from mlr3torch_py.torch_callback import TorchCallback, check_id, parameters_of
@@ -155,9 +158,12 @@ _ONE_CYCLE: dict[str, Any] = {"base": CallbackSetLRSchedulerOneCycle, "step_on_e
 _ON_PLATEAU: dict[str, Any] = {"base": CallbackSetLRSchedulerReduceOnPlateau, "monitor": "valid_loss"}
 
 mlr3torch_callbacks = CallbackDictionary()
+mlr3torch_callbacks.add("checkpoint", CallbackSetCheckpoint)
 mlr3torch_callbacks.add("early_stopping", CallbackSetEarlyStopping)
 mlr3torch_callbacks.add("freezer", Freezer)
 mlr3torch_callbacks.add("history", CallbackSetHistory)
+mlr3torch_callbacks.add("progress", CallbackSetProgress)
+mlr3torch_callbacks.add("tb", CallbackSetTB)
 mlr3torch_callbacks.add("unfreeze", CallbackSetUnfreeze)
 for _key, _scheduler, _label, _more in (
     ("lr_cosine_annealing", lr_scheduler.CosineAnnealingLR, "Cosine Annealing", {}),

@@ -140,6 +140,13 @@ class CallbackSet(Callback):  # type: ignore[misc]
         """The stages of training at which the callback acts, by mlr3torch's names, in their order."""
         return [stage for stage, hook in HOOK_OF_STAGE.items() if _defines(type(self), hook)]
 
+    def before_begin(self, net: Any) -> bool:
+        """Act before any callback begins, and say whether the history of the net is another one now."""
+        return False
+
+    def before_first_epoch(self, net: Any, dataset_train: Any) -> None:
+        """Act in a call of ``fit`` when its first epoch begins, before any callback of that stage."""
+
     @_conducted
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Stage ``begin``."""

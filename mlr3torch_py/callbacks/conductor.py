@@ -52,6 +52,10 @@ def _begin(net: Any, going_through: list[Any], position: int, X: Any, y: Any, **
             callback.require_params()
         for callback in _sets(net):
             callback.ctx_ = ctx
+            ctx.keeps_outputs |= callback.keeps_outputs
+        for callback in _sets(net):
+            if callback.before_begin(net):
+                has_begun = []
         first.begin(net)
         for _, callback in in_order:
             if not any(callback is other for other in has_begun):
@@ -107,10 +111,10 @@ class _Guard:
         self.net = net
         self.ctx = ctx
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, epochs: int | None = None, **kwargs: Any) -> Any:
         del self.net.__dict__["fit_loop"]
         try:
-            return self.net if self.ctx.terminate else self.net.fit_loop(*args, **kwargs)
+            return self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -142,11 +146,12 @@ class _First(_Internal):
         _begin(net, net.callbacks_, 0, X, y, **kwargs)
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self.in_validation_ = False
+        self.in_validation_, self.is_new_epoch_ = False, True
         if self.ctx_of_net_ is not None:
             if self.ctx.dataset_train is None:  # a history may have been loaded since training began
                 self.ctx.global_step = moment_of(net.history).batch
-                self.ctx.total_epochs = len(net.history) - 1 + net.max_epochs
+                for callback in _sets(net):
+                    callback.before_first_epoch(net, dataset_train)
             self.ctx.dataset_train, self.ctx.dataset_valid, self.ctx.y_hats = dataset_train, dataset_valid, []
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
@@ -154,8 +159,8 @@ class _First(_Internal):
             return
         self.ctx.batch = batch
         if training:
-            is_first = len(net.history[-1]["batches"]) == 1
-            self.ctx.step = 1 if is_first or self.ctx.step is None else self.ctx.step + 1
+            self.ctx.step = 1 if self.ctx.step is None or self.is_new_epoch_ else self.ctx.step + 1
+            self.is_new_epoch_ = False
             self.ctx.global_step += 1
             return
         if not self.in_validation_:
@@ -169,7 +174,7 @@ class _First(_Internal):
             return
         y_hat: Any = kwargs.get("y_pred")
         self.ctx.y_hat = y_hat.detach() if hasattr(y_hat, "detach") else y_hat
-        if any(callback.keeps_outputs for callback in _sets(net)):
+        if self.ctx.keeps_outputs:
             self.ctx.y_hats.append(self.ctx.y_hat)
         if training:
             self.ctx.last_loss = net.history[-1]["batches"][-1].get("train_loss")

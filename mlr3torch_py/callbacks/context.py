@@ -22,6 +22,8 @@ class ContextTorch:
         The training batch in the epoch, from 1; None before the first.
     global_step : int
         The training batch over the whole life of the net, from 1; 0 before the first.
+    is_resumed : bool
+        Whether this call goes on with a run from its files; ``max_epochs`` counts the epochs of that run too then.
     total_epochs : int
         The last epoch of this call.
     batch : object
@@ -29,8 +31,10 @@ class ContextTorch:
     y_hat : torch.Tensor or None
         The last output of the network, without its graph.
     y_hats : list of torch.Tensor
-        The outputs of the training, or validation, batches of this epoch so far. They are kept only where a callback
-        has the attribute ``keeps_outputs = True``, since they may need much memory.
+        The outputs of the training, or validation, batches of this epoch so far. They are kept only where
+        `keeps_outputs` is True, since they may need much memory.
+    keeps_outputs : bool
+        Whether a callback of the net has the attribute ``keeps_outputs = True``.
     last_loss : float or None
         The loss of the last training batch.
 
@@ -62,6 +66,8 @@ class ContextTorch:
         self.dataset_valid: Any = None
         self.step: int | None = None
         self.global_step = 0
+        self.is_resumed = False
+        self.keeps_outputs = False
         self.total_epochs = len(net.history) + net.max_epochs
         self.batch: Any = None
         self.y_hat: Any = None
@@ -117,6 +123,22 @@ class ContextTorch:
     def callbacks(self) -> dict[str, Any]:
         """All callbacks of the net by their names, in the order in which they run."""
         return dict(self.net.callbacks_)
+
+    def epochs_left(self, epochs: int | None = None) -> int:
+        """Count the epochs that are still to be trained.
+
+        Parameters
+        ----------
+        epochs : int, optional
+            How many are asked for, ``max_epochs`` of the net if missing.
+
+        Returns
+        -------
+        int
+        """
+        asked = self.net.max_epochs if epochs is None else epochs
+        self.total_epochs = asked if self.is_resumed else self.epoch + asked
+        return 0 if self.terminate else self.total_epochs - self.epoch
 
     def _scores(self, prefix: str) -> dict[str, float]:
         row = self.net.history.to_list()[-1] if len(self.net.history) else {}

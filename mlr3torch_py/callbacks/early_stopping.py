@@ -9,7 +9,7 @@ from typing import Any
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import scores_by_epoch
-from mlr3torch_py.callbacks.freezing import from_main_process
+from mlr3torch_py.callbacks.processes import from_main_process
 from mlr3torch_py.table import Plateau, Stagnation
 
 __all__ = ["CallbackSetEarlyStopping"]

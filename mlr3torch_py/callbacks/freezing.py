@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
@@ -18,7 +18,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable
 from mlr3torch_py.plan import Moment, Plan
 
-__all__ = ["FreezingCallback", "freezing_callbacks", "from_main_process"]
+__all__ = ["FreezingCallback", "freezing_callbacks"]
 
 logger = logging.getLogger("mlr3torch_py")
 
@@ -193,15 +193,6 @@ def _forget_directions(net: Any) -> None:
         optimizer = getattr(net, f"{name}_")
         if isinstance(optimizer, torch.optim.LBFGS):
             optimizer.state.clear()
-
-
-def from_main_process(value: Any) -> Any:
-    """Return the main process's `value` in every process of a distributed training, and `value` itself elsewhere."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def freezing_callbacks(net: Any) -> list[FreezingCallback]:

@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
-from mlr3torch_py.callbacks.freezing import from_main_process
+from mlr3torch_py.callbacks.processes import from_main_process
 from mlr3torch_py.names import nearest
 
 __all__ = [
@@ -147,7 +147,7 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
     Raises
     ------
     ValueError
-        If the training would go on beyond the end of the cycle.
+        If the training would go on beyond the end of the cycle, or a run is resumed with another length.
 
     See Also
     --------
@@ -161,11 +161,14 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
         params = self.get_params(deep=False)
         epochs, steps = params.pop("epochs"), params.pop("steps_per_epoch")
         steps = steps or len(net.get_iterator(dataset_train, training=True))
-        to_be_done = moment_of(net.history).batch + net.max_epochs * steps
+        epochs_left = net.max_epochs if self.ctx is None else self.ctx.total_epochs - self.ctx.epoch + 1
+        to_be_done = moment_of(net.history).batch + epochs_left * steps
+        is_resumed = self.ctx is not None and self.ctx.is_resumed
+        fills_itself = params["total_steps"] is None and epochs is None
         if params["total_steps"] is None:
             params["total_steps"] = to_be_done if epochs is None else epochs * steps
         planned = params["total_steps"] if self.state_ is None else self.state_["total_steps"]
-        if to_be_done > planned:
+        if to_be_done > planned or (is_resumed and fills_itself and to_be_done != planned):
             raise ValueError(
                 f"the cycle was made for {planned} steps, but with `max_epochs` of {net.max_epochs} the training "
                 f"comes to {to_be_done}; give `total_steps` or `epochs` for all calls together"

@@ -15,7 +15,8 @@ from torch import nn
 
 from mlr3torch_py.callbacks.callback_set import REQUIRED
 from mlr3torch_py.callbacks.clock import scores_by_epoch
-from mlr3torch_py.callbacks.freezing import FreezingCallback, from_main_process
+from mlr3torch_py.callbacks.freezing import FreezingCallback
+from mlr3torch_py.callbacks.processes import from_main_process
 from mlr3torch_py.names import as_names, listed, nearest
 from mlr3torch_py.parameters import bare, named_parameters
 from mlr3torch_py.plan import Moment, Plan, Step

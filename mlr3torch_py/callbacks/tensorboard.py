@@ -1,0 +1,165 @@
+"""CallbackSetTB: scores and losses as event files of TensorBoard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlr3torch_py.callbacks.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.callbacks.clock import moment_of
+from mlr3torch_py.callbacks.context import scores_of
+from mlr3torch_py.callbacks.folder import check_path, folder_of
+from mlr3torch_py.callbacks.processes import is_main_process, on_main_process
+from mlr3torch_py.names import listed
+from mlr3torch_py.parameters import n_trainable
+
+__all__ = ["CallbackSetTB"]
+
+_SUFFIX = ".mlr3torch_py"
+_OPEN = f".open{_SUFFIX}"
+_BATCHES = "batches"
+
+
+class CallbackSetTB(CallbackSet):
+    """Write the scores of the epochs, and the losses of the batches, as event files of TensorBoard.
+
+    Show them by ``tensorboard --logdir <path>``.
+
+    Parameters
+    ----------
+    path : str, os.PathLike or callable
+        The folder. A function without arguments is called when a run begins, and returns it; give one where a net is
+        cloned and trained many times, as in a grid search.
+    log_train_loss : bool
+        Whether the loss of each training batch is written as well.
+
+    Raises
+    ------
+    TypeError
+        When training begins, if an argument is wrong.
+    FileExistsError
+        When training begins, if the folder holds another run, or files of others.
+    ImportError
+        When training begins, if tensorboard is not installed.
+
+    See Also
+    --------
+    t_clbk : Make this callback by its key, ``t_clbk("tb")``.
+
+    Notes
+    -----
+    Ported from ``CallbackSetTB`` of R's mlr3torch. The tags are ``train.<measure>``, ``valid.<measure>`` and
+    ``n_trainable``, the number of trainable weights, by epoch, and in the folder ``batches`` in it ``last_loss``, by
+    training batch over the whole life of the net. A net that goes on, and a run that is resumed, write to the same
+    folder; what had been written of later steps is dropped by TensorBoard when it reads the files.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from sklearn.datasets import load_iris
+    >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
+    >>> from mlr3torch_py import MLP, t_clbk
+    >>> X, y = load_iris(return_X_y=True)
+    >>> with TemporaryDirectory() as folder:
+    ...     net = NeuralNetClassifier(
+    ...         MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
+    ...         max_epochs=2, verbose=0, callbacks=[t_clbk("tb", path=folder, log_train_loss=False)],
+    ...     ).fit(X.astype("float32"), y)
+    ...     len(list(Path(folder).glob("events.out.tfevents.*")))
+    1
+    """
+
+    label = "TensorBoard"
+    packages = (*CallbackSet.packages, "tensorboard")
+    folder_: Path | None = None
+    by_epoch_: Any = None
+    by_batch_: Any = None
+
+    def __init__(self, path: str | os.PathLike[str] | Callable[[], Any], log_train_loss: bool) -> None:
+        self.path = path
+        self.log_train_loss = log_train_loss
+
+    def check_params(self) -> None:
+        check_path(self.path)
+        if self.log_train_loss is not REQUIRED and not isinstance(self.log_train_loss, bool):
+            raise TypeError(f"`log_train_loss` is {self.log_train_loss!r}; give True or False")
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        self.folder_ = on_main_process(lambda: self._open(net))
+
+    def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        if self.by_epoch_ is None and self.folder_ is not None and is_main_process():
+            # Here, and not at the begin, since a history may be loaded in between.
+            self.by_epoch_ = _writer(self.folder_, purge_step=len(net.history))
+            if self.log_train_loss:
+                self.by_batch_ = _writer(self.folder_ / _BATCHES, purge_step=moment_of(net.history).batch + 1)
+
+    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if training and self.by_batch_ is not None and self.ctx is not None:
+            self.by_batch_.add_scalar("last_loss", self.ctx.last_loss, self.ctx.global_step)
+
+    def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        if self.by_epoch_ is None:
+            return
+        row = net.history.to_list()[-1]
+        for part in ("train", "valid"):
+            for name, value in scores_of(row, f"{part}_").items():
+                if isinstance(value, float):
+                    self.by_epoch_.add_scalar(f"{part}.{name}", value, len(net.history))
+        self.by_epoch_.add_scalar("n_trainable", n_trainable(net.module_), len(net.history))
+        for writer in self._writers():
+            writer.flush()
+
+    def on_exit(self, net: Any, **kwargs: Any) -> None:
+        for writer in self._writers():
+            writer.close()
+            _number(Path(writer.log_dir))
+        self.by_epoch_ = self.by_batch_ = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"by_epoch_": None, "by_batch_": None}
+
+    def _writers(self) -> list[Any]:
+        return [writer for writer in (self.by_epoch_, self.by_batch_) if writer is not None]
+
+    def _open(self, net: Any) -> Path:
+        _import_writer()
+        folder = folder_of(net, self.path, self.folder_)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        foreign = [name for name in names if name != _BATCHES and not name.endswith(_SUFFIX)]
+        if foreign:
+            raise FileExistsError(f"`path`: {folder} holds {listed(foreign, most=3)}; give a folder that is empty")
+        goes_on = len(net.history) or (self.ctx is not None and self.ctx.is_resumed)
+        if names and not goes_on:
+            raise FileExistsError(
+                f"`path`: {folder} holds another run; give a folder that is empty, or a function that returns a new one"
+            )
+        return folder
+
+
+def _writer(folder: Path, purge_step: int) -> Any:
+    _number(folder)
+    return _import_writer()(folder, purge_step=purge_step, filename_suffix=_OPEN)
+
+
+def _number(folder: Path) -> None:
+    """Name the files that are closed so that they sort by age; torch's names do not within a second."""
+    n_numbered = sum(not path.name.endswith(_OPEN) for path in folder.glob(f"*{_SUFFIX}"))
+    for i, path in enumerate(sorted(folder.glob(f"*{_OPEN}")), start=n_numbered):
+        stem = ".".join(path.name.split(".")[:4])  # events.out.tfevents.<seconds>
+        path.rename(folder / f"{stem}.{i:06d}{_SUFFIX}")
+
+
+def _import_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "CallbackSetTB needs tensorboard; install it by `pip install 'mlr3torch_py[tensorboard]'`"
+        ) from error
+    return SummaryWriter

@@ -1,0 +1,99 @@
+"""Trainings that lose their process by SIGKILL at a moment: at the nth call of any function."""
+
+import os
+import random
+import signal
+import sys
+
+import numpy as np
+import torch
+from skorch.callbacks import Callback, EarlyStopping, EpochScoring, LRScheduler
+from skorch.dataset import ValidSplit
+from torch.optim.lr_scheduler import MultiStepLR
+from torch.utils.data import RandomSampler
+
+from mlr3torch_py import CallbackSetUnfreeze, Plateau, select_all, select_last, select_prefix, t_clbk
+from tests.helpers import X, iris_net, y
+
+EPOCHS = 5
+BY_EPOCH = {"epoch": [2, 4], "weights": [select_prefix("3"), select_all()]}
+BY_BATCH = {"batch": [5, 8], "weights": [select_prefix("3"), select_all()]}
+BY_SCORE = {"when": [Plateau("train_loss", 1, min_delta=9.0)] * 2, "weights": [select_prefix("3"), select_all()]}
+
+
+def error_rate(net, X, y):
+    return float(np.mean(net.predict(X) != y))
+
+
+class Draws(Callback):
+    """Keeps a number that numpy, and one that Python, draws at each epoch."""
+
+    def on_epoch_end(self, net, **kwargs):
+        net.history.record("drawn", [np.random.rand(), random.random()])
+
+
+def jobs():
+    """Trainings whose course depends on all that can get lost."""
+    shuffled = {"iterator_train__shuffle": True, "module__p": 0.3}
+    split = {"train_split": ValidSplit(0.2)}
+    return {
+        "epochs": {"table": BY_EPOCH, **shuffled, "optimizer": torch.optim.Adam},
+        "batches": {"table": BY_BATCH, **shuffled, **split, "optimizer__momentum": 0.9, "rates": "own"},
+        "conditions": {"table": BY_SCORE, **split, "generator": True, "freq": 2},
+        "rates of skorch": {"table": BY_EPOCH, **shuffled, **split, "rates": "of skorch"},
+    }
+
+
+def net_of(folder, job, **more):
+    params = {**jobs()[job], **more}
+    table, rates, has_generator = (params.pop(name, None) for name in ("table", "rates", "generator"))
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    callbacks = [
+        t_clbk("checkpoint", path=folder, freq=params.pop("freq", 1), resume=True),
+        ("error_rate", EpochScoring(error_rate, on_train=True)),
+        ("unfreeze", CallbackSetUnfreeze(select_last(1), table)),
+        t_clbk("history"),
+        Draws(),
+    ]
+    if rates == "of skorch":
+        callbacks += [
+            ("multi", LRScheduler(MultiStepLR, milestones=[1, 3], gamma=0.5)),
+            ("stopping", EarlyStopping(patience=9, load_best=True)),
+        ]
+    if rates == "own":
+        stopping = t_clbk("early_stopping", patience=2, monitor="valid_loss", restore_best_weights=True)
+        callbacks += [t_clbk("lr_one_cycle", max_lr=0.5), stopping]
+    if has_generator:
+        params["iterator_train__sampler"] = RandomSampler(range(120), generator=torch.Generator().manual_seed(3))
+    return iris_net(*callbacks, **{"max_epochs": EPOCHS, "batch_size": 40, **params})
+
+
+class Killer:
+    """Counts the calls of functions, and kills the process at one of them."""
+
+    def __init__(self, kill_at=None):
+        self.calls = 0
+        self.kill_at = kill_at
+        self.in_writing = []
+
+    def __call__(self, frame, event, argument):
+        if event not in ("call", "c_call"):
+            return
+        self.calls += 1
+        if event == "c_call" and argument.__name__ in ("replace", "fsync"):
+            self.in_writing.append(self.calls)
+        if self.calls == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(folder, job, kill_at=None, **more):
+    """Train, in the process that calls; return the net, and what has counted."""
+    net, killer = net_of(folder, job, **more).initialize(), Killer(kill_at)
+    sys.setprofile(killer)
+    try:
+        net.partial_fit(X, y)
+    finally:
+        sys.setprofile(None)
+    return net, killer
