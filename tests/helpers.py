@@ -88,6 +88,20 @@ class Trace(Callback):
             self.weights_.append(weights(net))
 
 
+class Stops(Callback):
+    """An error, or Ctrl-C, at a training batch."""
+
+    def __init__(self, error, batch):
+        self.error = error
+        self.batch = batch
+        self.seen_ = 0
+
+    def on_batch_end(self, net, training=None, **kwargs):
+        self.seen_ += training
+        if self.seen_ == self.batch:
+            raise self.error
+
+
 def weights(net):
     return {name: tensor.detach().clone() for name, tensor in net.module_.named_parameters()}
 

@@ -38,7 +38,7 @@ from mlr3torch_py import (
 )
 from mlr3torch_py.checkpoint_folder import CheckpointFolder
 from tests import killed
-from tests.helpers import Trace, X, golden, iris_net, moved, selector, table, weights, y
+from tests.helpers import Stops, Trace, X, golden, iris_net, moved, selector, table, weights, y
 
 GOLDEN = golden("checkpoint")
 
@@ -304,20 +304,6 @@ def test_one_cycle_refuses_a_resumed_run_of_another_length(longer, tmp_path):
     net = iris_net(checkpoint(tmp_path, resume=True), t_clbk("lr_one_cycle", max_lr=0.1), max_epochs=longer)
     with pytest.raises(ValueError, match="the cycle was made for 4 steps, .* comes to"):
         net.set_params(batch_size=150).fit(X, y)
-
-
-class Stops(Callback):
-    """An error, or Ctrl-C, at a training batch."""
-
-    def __init__(self, error, batch):
-        self.error = error
-        self.batch = batch
-        self.seen_ = 0
-
-    def on_batch_end(self, net, training=None, **kwargs):
-        self.seen_ += training
-        if self.seen_ == self.batch:
-            raise self.error
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, CrashError])

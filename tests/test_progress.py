@@ -19,8 +19,8 @@ from skorch.dataset import ValidSplit
 from torch.utils.data import IterableDataset
 
 from mlr3torch_py import t_clbk, torch_callback
-from tests.helpers import X, iris_net, y
-from tests.test_checkpoint import CrashError, Stops
+from tests.helpers import Stops, X, iris_net, y
+from tests.test_checkpoint import CrashError
 
 PROGRAM = """
 from tests.helpers import X, iris_net, y

@@ -9,8 +9,8 @@ from skorch.dataset import ValidSplit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, t_clbk
-from tests.helpers import X, iris_net, y
-from tests.test_checkpoint import CrashError, Crashes, Folders, Stops
+from tests.helpers import Stops, X, iris_net, y
+from tests.test_checkpoint import CrashError, Crashes, Folders
 
 
 def tb(path, log_train_loss=True):

@@ -538,7 +538,7 @@ def test_it_prints_as_in_r_and_as_code():
     code = "CallbackSetUnfreeze(starting_weights=select_last(1), unfreeze={'epoch': [2], 'weights': [select_all()]})"
     assert repr(unfreeze) == code
     assert repr(eval(code, {"select_all": select_all, "select_last": select_last} | globals())) == code
-    assert unfreeze.stages == ["begin", "epoch_begin", "batch_begin", "epoch_end", "end"]
+    assert unfreeze.stages == ["begin", "epoch_begin", "batch_begin", "epoch_end", "end", "exit"]
 
 
 def test_lazy_modules_and_integer_parameters_train_by_schedule():
@@ -567,7 +567,8 @@ def test_lazy_modules_and_integer_parameters_train_by_schedule():
 def test_constructing_checks_nothing_so_that_clone_works():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert CallbackSetUnfreeze("anything", 3).get_params() == {"starting_weights": "anything", "unfreeze": 3}
+        params = {"starting_weights": "anything", "unfreeze": 3, "frozen_norm": 5, "frozen_dropout": None}
+        assert CallbackSetUnfreeze(**params).get_params() == params
 
 
 def test_the_registry_makes_the_same_callback():

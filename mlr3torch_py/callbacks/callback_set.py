@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -203,8 +204,9 @@ class CallbackSet(Callback):  # type: ignore[misc]
         return f"<{type(self).__name__}>\n* Stages: {', '.join(self.stages)}"
 
     def __repr__(self) -> str:
-        params = ", ".join(f"{name}={_code(value)}" for name, value in self.get_params(deep=False).items())
-        return f"{type(self).__name__}({params})"
+        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        given = {name: value for name, value in self.get_params(deep=False).items() if value is not defaults[name]}
+        return f"{type(self).__name__}({', '.join(f'{name}={_code(value)}' for name, value in given.items())})"
 
 
 def _defines(cls: type[CallbackSet], hook: str) -> bool:

@@ -40,6 +40,9 @@ class Freezer(FreezingCallback):
         Group k of `name_starts_with`, counted from 0, is frozen for the first
         ``start_epoch + k * unfreeze_every_n_epochs`` epochs. `names` stay frozen until `until_step` or `until_epoch`,
         which release all that is left.
+    frozen_norm, frozen_dropout : "train" or "eval"
+        With "eval", normalisation layers that are frozen, as a whole and by this callback, use and keep their running
+        statistics, and dropout in frozen parts does nothing; see `CallbackSetUnfreeze`.
 
     Raises
     ------
@@ -87,6 +90,9 @@ class Freezer(FreezingCallback):
         until_epoch: int | None = None,
         start_epoch: int | None = None,
         unfreeze_every_n_epochs: int | None = None,
+        *,
+        frozen_norm: str = "train",
+        frozen_dropout: str = "train",
     ) -> None:
         self.names = names
         self.name_starts_with = name_starts_with
@@ -96,8 +102,11 @@ class Freezer(FreezingCallback):
         self.until_epoch = until_epoch
         self.start_epoch = start_epoch
         self.unfreeze_every_n_epochs = unfreeze_every_n_epochs
+        self.frozen_norm = frozen_norm
+        self.frozen_dropout = frozen_dropout
 
     def check_params(self) -> None:
+        self.check_modes()
         groups = self._groups()
         if not (self._names("names") or groups):
             raise ValueError("neither `names` nor `name_starts_with` is given; name at least one weight to freeze")

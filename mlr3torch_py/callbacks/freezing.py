@@ -14,6 +14,7 @@ from torch import nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
+from mlr3torch_py.evaluation import DROPOUT, NORMALISATION, frozen_layers, hold_in_evaluation
 from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable
 from mlr3torch_py.plan import Moment, Plan
@@ -34,6 +35,8 @@ class FreezingCallback(CallbackSet, ABC):
     Only ``module_`` is governed. Further modules of a net, and a criterion with weights, are left as they are.
     """
 
+    frozen_norm: str
+    frozen_dropout: str
     net_: Any = None
     plans_: tuple[Plan, ...] = ()
     moment_ = Moment()
@@ -61,6 +64,16 @@ class FreezingCallback(CallbackSet, ABC):
     @abstractmethod
     def opening(self, moment: Moment) -> str:
         """Say, for the log, what the callback starts with at a moment."""
+
+    def check_modes(self) -> None:
+        """Check the two parameters that all freezing callbacks have."""
+        for argument in ("frozen_norm", "frozen_dropout"):
+            value = getattr(self, argument)
+            if value not in ("train", "eval"):
+                raise ValueError(
+                    f"`{argument}` is {value!r}; give 'train', or 'eval' to hold these layers in evaluation while they "
+                    "are frozen"
+                )
 
     def recall(self, net: Any) -> None:
         """Read from the history what was decided in earlier epochs."""
@@ -124,6 +137,10 @@ class FreezingCallback(CallbackSet, ABC):
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.net_ = None
 
+    def on_exit(self, net: Any, **kwargs: Any) -> None:
+        if hasattr(net, "module_"):
+            hold_in_evaluation(net.module_, [])
+
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"net_": None}
 
@@ -157,6 +174,7 @@ class FreezingCallback(CallbackSet, ABC):
         held = frozenset().union(*(callback.held(moment) for callback in freezing_callbacks(net)))
         if freeze(net.module_, held, governed=governed):
             _forget_directions(net)
+        hold_in_evaluation(net.module_, _layers_to_hold(net, moment))
 
     def _change(self, net: Any, moment: Moment, *, since: Moment, when: str) -> bool:
         self._apply(net, moment)
@@ -185,6 +203,18 @@ class FreezingCallback(CallbackSet, ABC):
             f"nothing trains at batch {self.batch_} (epoch {self.moment_.epoch}), so the step cannot be taken. {why}. "
             "At every step at least one weight that the optimizer holds must be trainable"
         )
+
+
+def _layers_to_hold(net: Any, moment: Moment) -> list[nn.Module]:
+    """List the frozen layers that a callback which holds them wants in evaluation."""
+    kinds_of_option = {"frozen_norm": NORMALISATION, "frozen_dropout": DROPOUT}
+    return [
+        layer
+        for callback in freezing_callbacks(net)
+        for option, kinds in kinds_of_option.items()
+        if getattr(callback, option) == "eval"
+        for layer in frozen_layers(net.module_, callback.held(moment), kinds).values()
+    ]
 
 
 def _forget_directions(net: Any) -> None:

@@ -54,6 +54,10 @@ class CallbackSetUnfreeze(FreezingCallback):
         numbers. A column `action` may say "freeze" instead of "unfreeze", and a column `when` hold a `Plateau` instead
         of a time. A mapping of columns, a list of records and a list of several tables are taken as well. Without a
         table nothing is unfrozen.
+    frozen_norm, frozen_dropout : "train" or "eval"
+        With "eval", normalisation layers that are frozen, as a whole and by this callback, use and keep their running
+        statistics, as in Keras; and dropout in frozen parts does nothing. A layer without parameters counts as frozen
+        when the module around it is. With "train" they go on as in training, as in R.
 
     Raises
     ------
@@ -105,18 +109,28 @@ class CallbackSetUnfreeze(FreezingCallback):
     ['0.weight', '0.bias', '3.weight', '3.bias', '6.weight', '9.weight', '9.bias']
     >>> print(unfreeze)
     <CallbackSetUnfreeze>
-    * Stages: begin, epoch_begin, batch_begin, epoch_end, end
+    * Stages: begin, epoch_begin, batch_begin, epoch_end, end, exit
     """
 
     label = "Unfreeze"
     loaded_: _Loaded | None = None
     fired_: Mapping[int, int] = MappingProxyType({})
 
-    def __init__(self, starting_weights: Select, unfreeze: Any = None) -> None:
+    def __init__(
+        self,
+        starting_weights: Select,
+        unfreeze: Any = None,
+        *,
+        frozen_norm: str = "train",
+        frozen_dropout: str = "train",
+    ) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
+        self.frozen_norm = frozen_norm
+        self.frozen_dropout = frozen_dropout
 
     def check_params(self) -> None:
+        self.check_modes()
         if self.starting_weights is not REQUIRED:
             as_select("`starting_weights`", self.starting_weights)
         read_table(self.unfreeze)
