@@ -5,6 +5,7 @@ from mlr3torch_py.callbacks.checkpoint import CallbackSetCheckpoint
 from mlr3torch_py.callbacks.context import ContextTorch
 from mlr3torch_py.callbacks.custom import callback_set
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
+from mlr3torch_py.callbacks.freeze_audit import CallbackSetFreezeAudit
 from mlr3torch_py.callbacks.freezer import Freezer
 from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.lr_scheduler import (
@@ -46,6 +47,7 @@ __all__ = [
     "CallbackSet",
     "CallbackSetCheckpoint",
     "CallbackSetEarlyStopping",
+    "CallbackSetFreezeAudit",
     "CallbackSetHistory",
     "CallbackSetLRScheduler",
     "CallbackSetLRSchedulerOneCycle",

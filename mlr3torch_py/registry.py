@@ -11,6 +11,7 @@ from torch.optim import lr_scheduler
 from mlr3torch_py.callbacks.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.callbacks.checkpoint import CallbackSetCheckpoint
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
+from mlr3torch_py.callbacks.freeze_audit import CallbackSetFreezeAudit
 from mlr3torch_py.callbacks.freezer import Freezer
 from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.lr_scheduler import (
@@ -160,6 +161,7 @@ _ON_PLATEAU: dict[str, Any] = {"base": CallbackSetLRSchedulerReduceOnPlateau, "m
 mlr3torch_callbacks = CallbackDictionary()
 mlr3torch_callbacks.add("checkpoint", CallbackSetCheckpoint)
 mlr3torch_callbacks.add("early_stopping", CallbackSetEarlyStopping)
+mlr3torch_callbacks.add("freeze_audit", CallbackSetFreezeAudit)
 mlr3torch_callbacks.add("freezer", Freezer)
 mlr3torch_callbacks.add("history", CallbackSetHistory)
 mlr3torch_callbacks.add("progress", CallbackSetProgress)

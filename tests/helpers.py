@@ -17,6 +17,7 @@ from mlr3torch_py import (
     select_invert,
     select_name,
     select_none,
+    t_clbk,
     trainable_names,
 )
 
@@ -111,14 +112,18 @@ def moved(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def iris_net(*callbacks, module=MLP, cls=NeuralNetClassifier, **params):
-    """A net of three linear layers, `0`, `3` and `6`, for iris; 3 batches an epoch."""
+AUDIT = t_clbk("freeze_audit")
+
+
+def iris_net(*callbacks, module=MLP, cls=NeuralNetClassifier, audited=True, **params):
+    """A net of three linear layers, `0`, `3` and `6`, for iris; 3 batches an epoch; what is frozen is watched."""
     if module is MLP:
         params = {"module__d_in": 4, "module__d_out": 3, "module__neurons": (3, 3), "module__p": 0.0} | params
+    audit = [] if not audited or "freeze_audit" in [getattr(one, "id", None) for one in callbacks] else [AUDIT]
     return cls(
         module,
         **{
-            "callbacks": list(callbacks),
+            "callbacks": [*callbacks, *copy.deepcopy(audit)],
             "criterion": nn.CrossEntropyLoss,
             "max_epochs": 4,
             "batch_size": 50,

@@ -262,7 +262,7 @@ def test_a_weight_is_a_number(weight):
 def test_a_weight_survives_clone_and_pickle():
     made = t_clbk("unfreeze", weight=3, starting_weights=select_all())
     assert (made.weight, made.callback.weight) == (3, 3)
-    net = clone(iris_net(made, ("pair", made.generate())))
+    net = clone(iris_net(made, ("pair", made.generate()), audited=False))
     assert [callback.weight for _, callback in net.callbacks] == [3, 3]
     assert pickle.loads(pickle.dumps(made)).weight == 3
     assert t_clbk("early_stopping").weight == 1000

@@ -160,7 +160,7 @@ def test_the_number_is_that_of_the_end_of_the_epoch():
         def on_batch_end(self, net, **kwargs):
             net.module_.get_parameter("0.bias").requires_grad = True
 
-    net = iris_net(ByHand(), CallbackSetUnfreeze(select_last(1)), max_epochs=1).fit(X, y)
+    net = iris_net(ByHand(), CallbackSetUnfreeze(select_last(1)), max_epochs=1, audited=False).fit(X, y)
     assert net.history[-1, "n_trainable"] == 15
 
 
