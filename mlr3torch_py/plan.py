@@ -162,6 +162,19 @@ class Plan:
         """
         return self._governed - self.trainable(moment)
 
+    def lr_factors(self) -> dict[str, float]:
+        """Return the factors on the learning rates: for a name, that of the first row that selects it and has one.
+
+        Returns
+        -------
+        dict of str to float
+        """
+        factors: dict[str, float] = {}
+        for step in self.steps:
+            if step.row.lr_mult is not None:
+                factors = dict.fromkeys(step.names, step.row.lr_mult) | factors
+        return factors
+
     def to_come(self, moment: Moment) -> list[Step]:
         """Return the steps that are still to come after a moment, conditions last.
 

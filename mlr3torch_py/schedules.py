@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
+from numbers import Real
 from operator import or_
 from typing import Any, TypedDict, get_args
 
@@ -28,7 +30,12 @@ class Schedule(TypedDict):
 
 
 def gradual_unfreezing(
-    network: Any, every: int = 1, start: int = 1, unit: Unit = "epoch", groups: Sequence[Select] | None = None
+    network: Any,
+    every: int = 1,
+    start: int = 1,
+    unit: Unit = "epoch",
+    groups: Sequence[Select] | None = None,
+    lr_decay: float = 1.0,
 ) -> Schedule:
     """Unfreeze block after block, from the head to the input.
 
@@ -50,6 +57,8 @@ def gradual_unfreezing(
         What `every` and `start` count.
     groups : sequence of Select, optional
         The blocks from the input to the head, where those of the module tree do not fit.
+    lr_decay : float
+        By how much the learning rate of a block is divided for each block that lies above it, such as 2.6.
 
     Returns
     -------
@@ -67,7 +76,7 @@ def gradual_unfreezing(
 
     References
     ----------
-    J. Howard and S. Ruder, Universal Language Model Fine-tuning for Text Classification, ACL 2018, section 3.3.
+    J. Howard and S. Ruder, Universal Language Model Fine-tuning for Text Classification, ACL 2018, sections 3.2, 3.3.
 
     Examples
     --------
@@ -83,7 +92,14 @@ def gradual_unfreezing(
     """
     *body, head = _blocks(network, groups)
     times = [_time(start, every, i, unit) for i in range(1, len(body) + 1)]
-    return {"starting_weights": head, "unfreeze": pd.DataFrame({unit: times, "weights": body[::-1]})}
+    table = pd.DataFrame({unit: times, "weights": body[::-1]})
+    if isinstance(lr_decay, bool) or not isinstance(lr_decay, Real):
+        raise TypeError(f"`lr_decay` is {lr_decay!r}; give a number, such as 2.6")
+    if not 0 < lr_decay < math.inf:
+        raise ValueError(f"`lr_decay` is {lr_decay!r}; give a number above 0, such as 2.6")
+    if lr_decay != 1:
+        table["lr_mult"] = [lr_decay**-i for i in range(1, len(body) + 1)]
+    return {"starting_weights": head, "unfreeze": table}
 
 
 def chain_thaw(

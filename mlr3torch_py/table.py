@@ -154,6 +154,7 @@ class Row:
     unit: Unit
     weights: Select
     action: Action = "unfreeze"
+    lr_mult: float | None = None
 
     def __str__(self) -> str:
         time = f"when {self.time!r}" if isinstance(self.time, Plateau) else f"{self.unit} {self.time}"
@@ -204,9 +205,10 @@ def read_table(unfreeze: object) -> tuple[Row, ...]:
     unfreeze : pandas.DataFrame, mapping, sequence of mappings, sequence of tables, or None
         The column `weights` holds selectors. Exactly one of the columns `epoch` and `batch` holds whole numbers from 1
         (0 is accepted and never comes). A column `action` says "unfreeze" (also where it is missing) or "freeze". A
-        column `when` holds a `Plateau` in the rows that have no time. A time may come once for each action. Other
-        columns are left alone. None, and a table without rows and columns, have no rows. A mapping of columns and a
-        list of records are made a DataFrame first; a list of tables is read one after the other.
+        column `when` holds a `Plateau` in the rows that have no time. A column `lr_mult` holds factors on the learning
+        rate, missing where there is none. A time may come once for each action. Other columns are left alone. None, and
+        a table without rows and columns, have no rows. A mapping of columns and a list of records are made a DataFrame
+        first; a list of tables is read one after the other.
 
     Returns
     -------
@@ -222,7 +224,7 @@ def read_table(unfreeze: object) -> tuple[Row, ...]:
     --------
     >>> from mlr3torch_py import select_all
     >>> read_table({"epoch": [2], "weights": [select_all()]})
-    (Row(position=0, time=2, unit='epoch', weights=select_all(), action='unfreeze'),)
+    (Row(position=0, time=2, unit='epoch', weights=select_all(), action='unfreeze', lr_mult=None),)
     >>> read_table({"epoch": [-1], "weights": [select_all()]})
     Traceback (most recent call last):
         ...
@@ -282,7 +284,7 @@ def _read_frame(frame: pd.DataFrame, start: int) -> Iterator[Row]:
     if not columns:
         return
     for one, other in combinations(columns, 2):
-        if one == other and one in ("weights", "when", "action", *_PLURAL):
+        if one == other and one in ("weights", "when", "action", "lr_mult", *_PLURAL):
             raise ValueError(f"`unfreeze`: the column `{one}` is there more than once; keep one")
     if "weights" not in columns:
         raise ValueError(f"`unfreeze` has the columns {columns} and no `weights`; it must be {_FORM}")
@@ -298,11 +300,12 @@ def _read_frame(frame: pd.DataFrame, start: int) -> Iterator[Row]:
     def column(name: str) -> list[Any]:
         return frame[name].tolist() if name in columns else [None] * len(frame)
 
-    cells = zip(column(unit), column("when"), column("weights"), column("action"), strict=True)
-    for position, (at, when, weights, action) in enumerate(cells, start):
+    cells = zip(*map(column, (unit, "when", "weights", "action", "lr_mult")), strict=True)
+    for position, (at, when, weights, action, lr_mult) in enumerate(cells, start):
         row_unit, time = _as_time(position, unit, at, when)
         select = as_select(f"`unfreeze`: row {position}, column `weights`,", weights)
-        yield Row(position, time, row_unit, select, _as_action(position, action))
+        act = _as_action(position, action)
+        yield Row(position, time, row_unit, select, act, _as_factor(position, lr_mult, act))
 
 
 def _as_time(position: int, unit: Unit, at: Any, when: Any) -> tuple[Unit, int | Plateau]:
@@ -332,6 +335,19 @@ def _as_action(position: int, action: Any) -> Action:
         known = nearest([str(action)], get_args(Action))
         raise ValueError(f"`unfreeze`: row {position} has the action {action!r}; {known}")
     return action  # type: ignore[no-any-return]
+
+
+def _as_factor(position: int, lr_mult: Any, action: Action) -> float | None:
+    place = f"`unfreeze`: row {position} has the lr_mult {lr_mult!r}"
+    if _is_missing(lr_mult):
+        return None
+    if isinstance(lr_mult, bool) or not isinstance(lr_mult, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{place} ({type(lr_mult).__name__}); give a factor on the learning rate, such as 0.1")
+    if not 0 < lr_mult < math.inf:
+        raise ValueError(f"{place}; give a factor above 0, or freeze the weights")
+    if action == "freeze":
+        raise ValueError(f"{place}, but freezes; give the factor in a row that unfreezes")
+    return float(lr_mult)
 
 
 def _is_missing(cell: Any) -> bool:

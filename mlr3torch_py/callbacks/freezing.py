@@ -16,8 +16,9 @@ from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
 from mlr3torch_py.evaluation import DROPOUT, NORMALISATION, frozen_layers, hold_in_evaluation
 from mlr3torch_py.names import listed
-from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable
+from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable, named_parameters
 from mlr3torch_py.plan import Moment, Plan
+from mlr3torch_py.rates import RateFactors
 
 __all__ = ["FreezingCallback", "freezing_callbacks"]
 
@@ -43,6 +44,7 @@ class FreezingCallback(CallbackSet, ABC):
     batch_ = 0
     due_: float = 0
     flags_before_: Flags | None = None
+    rates_: tuple[RateFactors, ...] = ()
 
     @abstractmethod
     def make_plans(self, module: nn.Module) -> tuple[Plan, ...]:
@@ -106,6 +108,8 @@ class FreezingCallback(CallbackSet, ABC):
         self.advise(net)
         self.net_, self.flags_before_ = net, Flags.of(net.module_)
         self._apply(net, moment_of(net.history), governed=frozenset().union(*(cb.governed for cb in callbacks)))
+        if callbacks[0] is self:
+            self._scale_rates(net)
         self.batch_, self.due_ = self.moment_.batch, 0
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
@@ -131,6 +135,12 @@ class FreezingCallback(CallbackSet, ABC):
             if number >= self.due_ or net is not self.net_:
                 self._event(net)
 
+    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if training:
+            for factors in self.rates_:
+                for name, rate in factors.rates.items():
+                    net.history.record_batch(name, rate)
+
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         net.history.record("n_trainable", n_trainable(net.module_))
 
@@ -138,11 +148,31 @@ class FreezingCallback(CallbackSet, ABC):
         self.net_ = None
 
     def on_exit(self, net: Any, **kwargs: Any) -> None:
+        self._forget_rates()
         if hasattr(net, "module_"):
             hold_in_evaluation(net.module_, [])
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"net_": None}
+        return super().__getstate__() | {"net_": None, "rates_": ()}
+
+    def _scale_rates(self, net: Any) -> None:
+        """Let the optimizers of a net move single parameters by other rates."""
+        self._forget_rates()
+        factor_of: dict[int, float] = {}
+        tensors = named_parameters(net.module_)
+        for plan in (plan for callback in freezing_callbacks(net) for plan in callback.plans_):
+            for name, factor in plan.lr_factors().items():
+                factor_of.setdefault(id(tensors[name]), factor)
+        if any(factor != 1 for factor in factor_of.values()):
+            self.rates_ = tuple(
+                RateFactors(optimizer, factor_of, "lr" if name == "optimizer" else f"lr_{name}")
+                for name, optimizer in _optimizers(net)
+            )
+
+    def _forget_rates(self) -> None:
+        for factors in self.rates_:
+            factors.remove()
+        self.rates_ = ()
 
     def _attend(self, net: Any) -> None:
         """Begin with this net if there was no begin, and refuse to serve two at once."""
@@ -219,10 +249,16 @@ def _layers_to_hold(net: Any, moment: Moment) -> list[nn.Module]:
 
 def _forget_directions(net: Any) -> None:
     """Make LBFGS begin anew: from the gradients that it remembers it would go on moving what is frozen."""
-    for name in net._optimizers:
-        optimizer = getattr(net, f"{name}_")
+    for _, optimizer in _optimizers(net):
         if isinstance(optimizer, torch.optim.LBFGS):
             optimizer.state.clear()
+
+
+def _optimizers(net: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the optimizers of a net, without the wrapper of accelerate."""
+    for name in net._optimizers:
+        optimizer = getattr(net, f"{name}_")
+        yield name, getattr(optimizer, "optimizer", optimizer)
 
 
 def freezing_callbacks(net: Any) -> list[FreezingCallback]:

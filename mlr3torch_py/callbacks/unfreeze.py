@@ -52,8 +52,9 @@ class CallbackSetUnfreeze(FreezingCallback):
     unfreeze : pandas.DataFrame, optional
         What is unfrozen when: a column `weights` of selectors and exactly one column `epoch` or `batch` of whole
         numbers. A column `action` may say "freeze" instead of "unfreeze", and a column `when` hold a `Plateau` instead
-        of a time. A mapping of columns, a list of records and a list of several tables are taken as well. Without a
-        table nothing is unfrozen.
+        of a time, and a column `lr_mult` factors on the learning rate of the weights, from the first step on; the first
+        row that selects a weight and has a factor counts. A mapping of columns, a list of records and a list of several
+        tables are taken as well. Without a table nothing is unfrozen.
     frozen_norm, frozen_dropout : "train" or "eval"
         With "eval", normalisation layers that are frozen, as a whole and by this callback, use and keep their running
         statistics, as in Keras; and dropout in frozen parts does nothing. A layer without parameters counts as frozen
@@ -78,11 +79,13 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     Notes
     -----
-    Ported from ``CallbackSetUnfreeze`` of R's mlr3torch. Epochs and training batches are counted from 1 over the
-    whole life of a net, so a schedule goes on across ``partial_fit``, ``warm_start`` and a history that is loaded;
-    validation batches do not count. Only ``module_`` of the net is governed: further modules, and a criterion with
-    weights, train as they are. Every row of the history gets `n_trainable`, the number of trainable weights of
-    ``module_`` at the end of the epoch.
+    Ported from ``CallbackSetUnfreeze`` of R's mlr3torch. Epochs and training batches are counted from 1 over the whole
+    life of a net, so a schedule goes on across ``partial_fit``, ``warm_start`` and a history that is loaded; validation
+    batches do not count. With factors, the rate of every group of the optimizer is in the history by batch, as ``lr_0``
+    for the first group and ``lr_0_x0.1`` for its part with the factor 0.1; the groups themselves stay as they are for
+    all others. Only ``module_`` of the net is governed: further modules, and a criterion with weights, train as they
+    are. Every row of the history gets `n_trainable`, the number of trainable weights of ``module_`` at the end of the
+    epoch.
 
     Examples
     --------
@@ -109,7 +112,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     ['0.weight', '0.bias', '3.weight', '3.bias', '6.weight', '9.weight', '9.bias']
     >>> print(unfreeze)
     <CallbackSetUnfreeze>
-    * Stages: begin, epoch_begin, batch_begin, epoch_end, end, exit
+    * Stages: begin, epoch_begin, batch_begin, batch_end, epoch_end, end, exit
     """
 
     label = "Unfreeze"
