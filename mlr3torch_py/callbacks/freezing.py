@@ -14,6 +14,7 @@ from torch import nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
+from mlr3torch_py.callbacks.compilation import warn_of_recompilation
 from mlr3torch_py.evaluation import DROPOUT, NORMALISATION, frozen_layers, hold_in_evaluation
 from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable, named_parameters
@@ -124,6 +125,10 @@ class FreezingCallback(CallbackSet, ABC):
         first_of_call = self.flags_before_ is not None
         if first_of_call:
             logger.info(self.opening(since))
+            callbacks = freezing_callbacks(net)
+            if callbacks[0] is self:
+                plans = [plan for callback in callbacks for plan in callback.plans_]
+                warn_of_recompilation(net, plans, dataset_train, dataset_valid)
         changed = self._change(net, moment, since=since, when=f"epoch {moment.epoch}")
         net.history.record("n_trainable", n_trainable(net.module_))
         self.batch_ = moment.batch
