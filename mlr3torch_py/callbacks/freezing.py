@@ -14,6 +14,7 @@ from torch import nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
+from mlr3torch_py.callbacks.data_parallel import check_wrappers, reduce_what_trains
 from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable
 from mlr3torch_py.plan import Moment, Plan
@@ -85,6 +86,7 @@ class FreezingCallback(CallbackSet, ABC):
             raise TypeError(
                 f"{type(self).__name__} governs the parameters of `module_`, which {type(net).__name__} lacks"
             )
+        check_wrappers(net)
         callbacks = freezing_callbacks(net)
         for callback in callbacks:
             callback.require_params()
@@ -157,6 +159,7 @@ class FreezingCallback(CallbackSet, ABC):
         held = frozenset().union(*(callback.held(moment) for callback in freezing_callbacks(net)))
         if freeze(net.module_, held, governed=governed):
             _forget_directions(net)
+        reduce_what_trains(net)
 
     def _change(self, net: Any, moment: Moment, *, since: Moment, when: str) -> bool:
         self._apply(net, moment)
