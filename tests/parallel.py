@@ -87,7 +87,7 @@ def accelerated_net(*callbacks, accumulate=1, **params):
 def _rank(rank, folder, task, arguments):
     torch.set_num_threads(1)
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(N_RANKS), MASTER_ADDR="localhost", MASTER_PORT="0"
+        OMP_NUM_THREADS="1", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(N_RANKS), MASTER_ADDR="localhost", MASTER_PORT="0"
     )
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=N_RANKS)
     result = task(*arguments)
@@ -99,7 +99,7 @@ def _rank(rank, folder, task, arguments):
 def in_two_processes(folder, task, *arguments):
     """Call a function in two processes that form a group, and return what each returned."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.parallel", "accelerate"])
+    context.set_forkserver_preload(["tests.parallel", "accelerate", "torch._dynamo"])
     ranks = [context.Process(target=_rank, args=(rank, folder, task, arguments)) for rank in range(N_RANKS)]
     for process in ranks:
         process.start()
