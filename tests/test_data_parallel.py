@@ -1,12 +1,36 @@
 """Training in two processes that share the batches: what is right in one process is right in both."""
 
+from itertools import pairwise
+
 import pytest
 import torch
-from skorch.callbacks import Checkpoint
+from skorch.callbacks import Callback, Checkpoint
+from torch import distributed
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, select_prefix
+from mlr3torch_py import (
+    CallbackSetUnfreeze,
+    Freezer,
+    Plateau,
+    select_all,
+    select_last,
+    select_none,
+    select_prefix,
+    t_clbk,
+)
 from tests.helpers import X, y
-from tests.parallel import Weights, accelerated_net, global_net, in_two_processes, own_net
+from tests.parallel import (
+    N_RANKS,
+    AccumulatingNet,
+    AccumulatingParallelNet,
+    ParallelNet,
+    ScaledCrossEntropy,
+    Weights,
+    accelerated_net,
+    global_net,
+    in_processes,
+    own_net,
+)
 
 X, y = X[:144], y[:144]  # three batches of 48
 NETS = {"own": own_net, "accelerate": accelerated_net}
@@ -26,16 +50,15 @@ TABLES = {
 }
 
 
-def train(make, table, *more, **params):
+def train(kind, table, *more, calls=1, **params):
+    """Return the weights at the begin of each call and after each epoch."""
     kept = Weights()
+    make = NETS.get(kind, global_net)
     net = make(("unfreeze", CallbackSetUnfreeze(select_last(1), table)), *more, kept, **params)
     net.fit(X, y)
+    for _ in range(calls - 1):
+        net.partial_fit(X, y)
     return kept.epochs_
-
-
-def in_rank(kind, table, folder=None, **params):
-    more = [] if folder is None else [Checkpoint(monitor=None, dirname=folder / torch.distributed.get_rank().__str__())]
-    return train(NETS[kind], table, *more, **params)
 
 
 def are_bit_identical(runs, others):
@@ -47,11 +70,201 @@ def distance(runs, others):
     return max(float((run[name] - other[name]).abs().max()) for run, other in pairs for name in run)
 
 
+def check_equal_to_one_process(main, other, alone):
+    assert are_bit_identical(main, other)
+    assert are_bit_identical(main[:1], alone[:1])
+    assert distance(main, alone) < 1e-6
+
+
 @pytest.mark.parametrize("kind", NETS)
 @pytest.mark.parametrize("table", TABLES)
 def test_ranks_are_bit_identical_after_every_epoch_and_equal_to_one_process(kind, table, tmp_path):
-    main, other = in_two_processes(tmp_path, in_rank, kind, TABLES[table])
+    main, other = in_processes(tmp_path, train, kind, TABLES[table])
+    check_equal_to_one_process(main, other, train("alone", TABLES[table]))
+
+
+def train_with_decay(kind):
+    """AdamW would move by its decay what has a gradient."""
+    adam = {"optimizer": torch.optim.AdamW, "optimizer__weight_decay": 0.1}
+    return train(kind, None, ("freezer", Freezer(["6.bias"])), **adam)
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_frozen_weights_are_bit_identical_to_their_start(kind, tmp_path):
+    main, other = in_processes(tmp_path, train_with_decay, kind)
     assert are_bit_identical(main, other)
-    alone = train(global_net, TABLES[table])
-    assert distance(main[:1], alone[:1]) == 0
-    assert distance(main, alone) < 1e-6
+    for weights in main[1:]:
+        assert [name for name in weights if torch.equal(weights[name], main[0][name])] == [
+            *("0.weight", "0.bias", "3.weight", "3.bias", "6.bias")
+        ]
+
+
+def train_and_save(kind, table, folder):
+    own = folder / str(distributed.get_rank())
+    checkpoint = Checkpoint(monitor=None, dirname=own, f_optimizer=None, f_criterion=None, f_history=None)
+    runs = train(kind, table, ("checkpoint", checkpoint))
+    return runs, (torch.load(own / "params.pt") if own.exists() and any(own.iterdir()) else None)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_checkpoints_of_skorch_that_wrap_anew_after_each_epoch_change_nothing(table, tmp_path):
+    (main, saved), (other, nothing) = in_processes(tmp_path, train_and_save, "accelerate", TABLES[table], tmp_path)
+    check_equal_to_one_process(main, other, train("alone", TABLES[table]))
+    assert nothing is None
+    assert are_bit_identical([saved], main[-1:])
+
+
+def train_accumulating(kind, table, n_ranks=N_RANKS):
+    if kind == "accelerate":
+        return train(kind, table, accumulate=2, batch_size=48 // n_ranks)
+    return train(kind, table, cls=AccumulatingParallelNet if n_ranks > 1 else AccumulatingNet)
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("table", ["unfreeze by batch", "freeze by batch"])
+def test_gradients_that_are_accumulated_across_an_event_are_right(kind, table, tmp_path):
+    main, other = in_processes(tmp_path, train_accumulating, kind, TABLES[table])
+    one = kind if kind == "accelerate" else "alone"
+    (alone,) = in_processes(tmp_path, train_accumulating, one, TABLES[table], 1, n_ranks=1)
+    check_equal_to_one_process(main, other, alone)
+
+
+def train_in_calls(kind, table, **params):
+    return train(kind, table, calls=2, max_epochs=2, **params)
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("table", ["unfreeze by epoch", "freeze by batch"])
+def test_partial_fit_after_fit_goes_on_together(kind, table, tmp_path):
+    main, other = in_processes(tmp_path, train_in_calls, kind, TABLES[table])
+    check_equal_to_one_process(main, other, train_in_calls("alone", TABLES[table]))
+
+
+def train_anew_while_wrapped():
+    kept = Weights()
+    unfreeze = CallbackSetUnfreeze(select_last(1), TABLES["unfreeze by batch"])
+    net = accelerated_net(("unfreeze", unfreeze), kept, max_epochs=2, unwrap_after_train=False)
+    net.fit(X, y).fit(X, y)
+    return kept.epochs_
+
+
+def test_a_second_fit_of_a_net_that_stays_wrapped_is_wrapped_too(tmp_path):
+    main, other = in_processes(tmp_path, train_anew_while_wrapped)
+    assert are_bit_identical(main, other)
+    assert are_bit_identical(main[:3], main[3:])
+
+
+class HookedNet(ParallelNet):
+    """Wraps with arguments of its own, and counts what its hook reduces."""
+
+    def initialize_module(self):
+        group = distributed.new_group([0, 1])
+        self.wrapping = {"process_group": group, "gradient_as_bucket_view": True, "find_unused_parameters": True}
+        super().initialize_module()
+        self.module_.register_comm_hook(self, reduce_and_count)
+        return self
+
+
+def reduce_and_count(net, bucket):
+    net.reduced_ = [*getattr(net, "reduced_", []), bucket.buffer().numel()]
+    return allreduce_hook(None, bucket)
+
+
+def train_hooked():
+    kept = Weights()
+    unfreeze = CallbackSetUnfreeze(select_last(1), TABLES["freeze by batch"])
+    net = own_net(("unfreeze", unfreeze), kept, cls=HookedNet).fit(X, y)
+    return kept.epochs_, net.reduced_
+
+
+def test_arguments_of_the_wrapper_and_its_hook_stay_and_only_what_trains_is_reduced(tmp_path):
+    (main, reduced), (other, _) = in_processes(tmp_path, train_hooked)
+    check_equal_to_one_process(main, other, train("alone", TABLES["freeze by batch"]))
+    assert reduced == [12] * 1 + [39] * 3 + [27] * 4 + [12] * 4
+
+
+def train_criterion():
+    kept = Weights()
+    callback = CallbackSetUnfreeze(select_none(), {"epoch": [2], "weights": [select_all()]})
+    net = accelerated_net(("unfreeze", callback), kept, criterion=ScaledCrossEntropy, max_epochs=3).fit(X, y)
+    return kept.epochs_, net.criterion_.scale.item()
+
+
+def test_while_nothing_but_the_criterion_trains_the_network_is_left_alone(tmp_path):
+    (main, scale), (other, same) = in_processes(tmp_path, train_criterion)
+    assert are_bit_identical(main, other)
+    assert scale == same != 1
+    assert are_bit_identical(main[:1], main[1:2])
+    assert not are_bit_identical(main[1:2], main[2:3])
+
+
+class Score(Callback):
+    """Writes other scores in every process."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def on_epoch_end(self, net, **kwargs):
+        net.history.record("score", self.scores[distributed.get_rank()][len(net.history) - 1])
+
+
+SCORES = [[0.9, 0.8, 0.8, 0.8, 0.8, 0.8], [0.9, 0.9, 0.7, 0.6, 0.5, 0.4]]
+
+
+def train_with(kind, callback):
+    waiting = {"when": [Plateau("score", patience=1)], "weights": [select_all()]}
+    return train(kind, waiting, ("score", Score(SCORES)), callback, max_epochs=6)
+
+
+def train_until_stopped(kind):
+    kept = Weights()
+    stop = t_clbk("early_stopping", monitor="score", patience=3, restore_best_weights=True)
+    net = NETS[kind](("score", Score(SCORES)), stop, kept, max_epochs=6).fit(X, y)
+    kept.on_epoch_end(net)
+    return kept.epochs_
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_the_main_process_stops_early_for_all_and_restores_the_same_weights(kind, tmp_path):
+    main, other = in_processes(tmp_path, train_until_stopped, kind)
+    assert len(main) == 1 + 5 + 1
+    assert are_bit_identical(main, other)
+    assert are_bit_identical(main[-1:], main[2:3])
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_the_main_process_decides_on_conditions_and_rates_for_all(kind, tmp_path):
+    rates = t_clbk("lr_reduce_on_plateau", monitor="score", patience=0, factor=0.5)
+    main, other = in_processes(tmp_path, train_with, kind, rates)
+    assert len(main) == 7
+    assert are_bit_identical(main, other)
+    still = [torch.equal(before["0.weight"], after["0.weight"]) for before, after in pairwise(main)]
+    assert still == [True] * 3 + [False] * 3
+
+
+class Keeps(Callback):
+    """Notes who holds the lock."""
+
+    def on_epoch_end(self, net, **kwargs):
+        self.has_lock_ = dict(net.callbacks_)["checkpoint"].folder_._lock is not None
+
+
+def train_checkpointed(kind, folder, max_epochs):
+    kept, keeps = Weights(), Keeps()
+    unfreeze = CallbackSetUnfreeze(select_last(1), TABLES["freeze by batch"])
+    checkpoint = t_clbk("checkpoint", path=folder, freq=1, resume=True)
+    momentum = {"optimizer__momentum": 0.9, "max_epochs": max_epochs}
+    NETS[kind](("unfreeze", unfreeze), keeps, kept, checkpoint, **momentum).fit(X, y)
+    return kept.epochs_, keeps.has_lock_
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_only_the_main_process_writes_checkpoints_and_a_run_that_goes_on_equals_one(kind, tmp_path):
+    (first, locked), (_, other_locked) = in_processes(tmp_path, train_checkpointed, kind, tmp_path / "a", 2)
+    (second, _), (other, _) = in_processes(tmp_path, train_checkpointed, kind, tmp_path / "a", 4)
+    (whole, _), _ = in_processes(tmp_path, train_checkpointed, kind, tmp_path / "b", 4)
+    assert locked
+    assert not other_locked
+    assert sorted(file.name for file in (tmp_path / "a").glob("network*")) == [f"network{i}.pt" for i in (1, 2, 3, 4)]
+    assert are_bit_identical(second, other)
+    assert are_bit_identical([*first, *second[1:]], whole)

@@ -75,7 +75,9 @@ def _rigid(wrapper: Any) -> str | None:
         "static_graph": wrapper.static_graph,
         "delay_all_reduce_named_params": wrapper._delay_all_reduce_params,
         "mixed_precision": wrapper.mixed_precision,
-        "a PowerSGD hook": any(type(state).__name__ == "PowerSGDState" for _, state in getattr(wrapper, "_comm_hooks", ())),
+        "a PowerSGD hook": any(
+            type(state).__name__ == "PowerSGDState" for _, state in getattr(wrapper, "_comm_hooks", ())
+        ),
     }
     return next((name for name, value in arguments.items() if value), None)
 
