@@ -4,9 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, Checkpoint
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from mlr3torch_py import (
     CallbackSetUnfreeze,
@@ -268,3 +271,64 @@ def test_only_the_main_process_writes_checkpoints_and_a_run_that_goes_on_equals_
     assert sorted(file.name for file in (tmp_path / "a").glob("network*")) == [f"network{i}.pt" for i in (1, 2, 3, 4)]
     assert are_bit_identical(second, other)
     assert are_bit_identical([*first, *second[1:]], whole)
+
+
+class StaticNet(ParallelNet):
+    def initialize_module(self):
+        self.wrapping = {"static_graph": True}
+        return super().initialize_module()
+
+
+class ShardedNet(NeuralNetClassifier):
+    def initialize_module(self):
+        super().initialize_module()
+        fully_shard(self.module_, mesh=init_device_mesh("cpu", (N_RANKS,)))
+        return self
+
+
+def static_graph():
+    return own_net(CallbackSetUnfreeze(select_last(1)), cls=StaticNet)
+
+
+def static_graph_of_accelerate():
+    from accelerate import DistributedDataParallelKwargs
+
+    return accelerated_net(
+        CallbackSetUnfreeze(select_last(1)), handlers=[DistributedDataParallelKwargs(static_graph=True)]
+    )
+
+
+def fully_sharded():
+    return own_net(CallbackSetUnfreeze(select_last(1)), cls=ShardedNet)
+
+
+def error_of(make):
+    net = make()
+    try:
+        net.fit(X, y)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", len(net.history)
+    return None
+
+
+@pytest.mark.parametrize("make", [static_graph, static_graph_of_accelerate, fully_sharded])
+def test_what_takes_for_granted_what_trains_is_refused_before_the_first_step(make, tmp_path):
+    (message, n_epochs), other = in_processes(tmp_path, error_of, make)
+    assert (message, n_epochs) == other
+    assert n_epochs == 0
+    if make is fully_sharded:
+        assert "ValueError: `module_` is sharded by FSDP, which takes what trains for granted" in message
+        assert "; use DistributedDataParallel" in message
+    else:
+        assert "ValueError: `module_` is wrapped in DistributedDataParallel with static_graph" in message
+        assert "; leave that out" in message
+
+
+def criterion_without_weights():
+    return accelerated_net(criterion=nn.CrossEntropyLoss)
+
+
+def test_a_criterion_without_weights_cannot_be_wrapped_on_a_cpu_as_the_guide_says(tmp_path):
+    """It happens in skorch before there is a callback that could say it better."""
+    (message, _), _ = in_processes(tmp_path, error_of, criterion_without_weights)
+    assert message.startswith("RuntimeError: DistributedDataParallel is not needed")
