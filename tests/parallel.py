@@ -143,7 +143,6 @@ def in_processes(path, task, *arguments, n_ranks=N_RANKS):
     """Call a function in new processes that form a group, and return what each returned."""
     folder = Path(tempfile.mkdtemp(dir=path))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.parallel", "accelerate", "torch._dynamo"])
     ranks = [context.Process(target=_rank, args=(rank, n_ranks, folder, task, arguments)) for rank in range(n_ranks)]
     for process in ranks:
         process.start()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from multiprocessing import forkserver
 from pathlib import Path
 
 import dask
@@ -30,6 +31,7 @@ from mlr3torch_py import (
     t_clbk,
     trainable_names,
 )
+from mlr3torch_py.parameters import named_parameters
 from tests.helpers import X, moved, weights, y
 from tests.parallel import (
     N_RANKS,
@@ -280,6 +282,39 @@ def test_only_the_main_process_writes_checkpoints_and_a_run_that_goes_on_equals_
     assert are_bit_identical([*first, *second[1:]], whole)
 
 
+class ByHand(Callback):
+    """Thaws a weight that a schedule holds, and freezes one that trains."""
+
+    def on_epoch_end(self, net, **kwargs):
+        tensors = named_parameters(net.module_)
+        tensors["0.weight"].requires_grad, tensors["6.bias"].requires_grad = True, False
+
+
+def train_by_hand():
+    return train("own", None, ByHand(), max_epochs=3)
+
+
+def test_what_is_changed_by_hand_between_epochs_is_followed_too(tmp_path):
+    main, other = in_processes(tmp_path, train_by_hand)
+    assert are_bit_identical(main, other)
+    assert [moved(*pair) for pair in pairwise(main)] == [{"6.weight", "6.bias"}, *[{"0.weight", "6.weight"}] * 2]
+
+
+@pytest.fixture
+def group_of_one():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_group_of_one_process_trains_as_one_without_a_group(table, group_of_one):
+    """As in a script that is launched for as many processes as there happen to be."""
+    assert are_bit_identical(
+        train("own", TABLES[table], batch_size=48, iterator_train__sampler=None), train("alone", TABLES[table])
+    )
+
+
 class StaticNet(ParallelNet):
     def initialize_module(self):
         self.wrapping = {"static_graph": True}
@@ -371,6 +406,7 @@ def n_trainable_of(net, X, y):
 
 
 def test_a_grid_search_over_schedules_runs_on_a_dask_cluster():
+    forkserver.ensure_running()
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})  # read when distributed is imported
     from distributed import Client
 
