@@ -39,6 +39,7 @@ from tests.parallel import (
     AccumulatingParallelNet,
     ParallelNet,
     ScaledCrossEntropy,
+    SeededMLP,
     Weights,
     accelerated_net,
     global_net,
@@ -349,7 +350,7 @@ def error_of(make):
     try:
         net.fit(X, y)
     except Exception as error:
-        return f"{type(error).__name__}: {error}", len(net.history)
+        return f"{type(error).__name__}: {error}", len(getattr(net, "history", []))
     return None
 
 
@@ -370,10 +371,16 @@ def criterion_without_weights():
     return accelerated_net(criterion=nn.CrossEntropyLoss)
 
 
-def test_a_criterion_without_weights_cannot_be_wrapped_on_a_cpu_as_the_guide_says(tmp_path):
+def module_frozen_by_hand():
+    return accelerated_net(CallbackSetUnfreeze(select_last(1)), module=SeededMLP().requires_grad_(False))
+
+
+@pytest.mark.parametrize("make", [criterion_without_weights, module_frozen_by_hand])
+def test_what_accelerate_cannot_wrap_on_a_cpu_fails_as_the_guide_says(make, tmp_path):
     """It happens in skorch before there is a callback that could say it better."""
-    (message, _), _ = in_processes(tmp_path, error_of, criterion_without_weights)
+    (message, n_epochs), _ = in_processes(tmp_path, error_of, make)
     assert message.startswith("RuntimeError: DistributedDataParallel is not needed")
+    assert n_epochs == 0
 
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
