@@ -1,5 +1,6 @@
 """Helpers that several test modules share."""
 
+import multiprocessing
 import os
 import warnings
 
@@ -14,10 +15,19 @@ settings.load_profile("tests")
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Processes that have imported everything start in no time. The first that is started decides on this for all.
+multiprocessing.set_forkserver_preload(["tests.killed", "tests.parallel", "accelerate", "torch._dynamo"])
+
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Processes that start in no time."""
+    return multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Checkpoints: which files there are, what they hold, and that a run that is resumed equals one that never stopped."""
 
 import json
-import multiprocessing
 import os
 import pickle
 import random
@@ -262,14 +261,6 @@ def test_two_runs_that_are_not_stopped_are_equal(uninterrupted, tmp_path):
     """Else the comparison says nothing."""
     for job, (expected, _) in uninterrupted.items():
         assert final(tmp_path / job, killed.net_of(tmp_path / job, job).fit(X, y)) == expected
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that have imported everything, so that they start in no time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.killed"])
-    return context
 
 
 @pytest.mark.parametrize("n", range(20))

@@ -11,6 +11,7 @@ from skorch.history import History
 
 from mlr3torch_py import CallbackSetUnfreeze, Plateau, select_all, select_last, select_prefix
 from tests.helpers import Trace, X, iris_net, y
+from tests.parallel import in_processes
 
 HEAD = ["6.weight", "6.bias"]
 MORE = ["3.weight", "3.bias", *HEAD]
@@ -165,17 +166,14 @@ def test_a_score_that_nobody_records_is_an_error_with_the_nearest():
         net.fit(X, y)
 
 
-def _rank(rank, store, scores, out):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    net, trace = run(two(), scores[rank])
+def run_in_rank(scores):
+    net, trace = run(two(), scores[torch.distributed.get_rank()])
     net.fit(X, y)
-    (out / f"{rank}").write_bytes(pickle.dumps(trace.batches_))
-    torch.distributed.destroy_process_group()
+    return trace.batches_
 
 
 def test_the_main_process_decides_for_all(tmp_path):
     """Two processes see different scores, and do what the first one's say."""
     scores = [[0.9, 0.8, 0.8, 0.8], [0.9, 0.9, 0.9, 0.9]]
-    torch.multiprocessing.spawn(_rank, (tmp_path / "store", scores, tmp_path), nprocs=2)
-    main, other = (pickle.loads((tmp_path / str(rank)).read_bytes()) for rank in range(2))
+    main, other = in_processes(tmp_path, run_in_rank, scores)
     assert main == other == [HEAD] * 3 + [MORE]

@@ -329,7 +329,8 @@ def _attributes_of_skorch(callback: Any) -> tuple[str, ...]:
 
 def _parts(net: Any) -> dict[str, Any]:
     """Return the modules, criteria and optimizers of a net by their names, without wrappers."""
-    modules = {name: bare(getattr(net, f"{name}_")) for name in (*net._modules, *net._criteria)}
+    parts = {name: getattr(net, f"{name}_") for name in (*net._modules, *net._criteria)}
+    modules = {name: bare(part) for name, part in parts.items() if isinstance(part, nn.Module)}
     return modules | {name: getattr(net, f"{name}_") for name in net._optimizers}
 
 

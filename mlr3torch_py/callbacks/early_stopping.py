@@ -10,6 +10,7 @@ from typing import Any
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import scores_by_epoch
 from mlr3torch_py.callbacks.processes import from_main_process
+from mlr3torch_py.parameters import bare
 from mlr3torch_py.table import Plateau, Stagnation
 
 __all__ = ["CallbackSetEarlyStopping"]
@@ -125,8 +126,8 @@ class CallbackSetEarlyStopping(CallbackSet):
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._look(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):
-            self.best_weights_ = deepcopy(net.module_.state_dict())
-        if from_main_process(self.stagnation >= self.patience):
+            self.best_weights_ = deepcopy(bare(net.module_).state_dict())
+        if self.stagnation >= self.patience:
             logger.info("`%s` has not improved for %d epochs: training ends", self.monitor, self.stagnation)
             if self.ctx is None:
                 raise KeyboardInterrupt
@@ -134,7 +135,7 @@ class CallbackSetEarlyStopping(CallbackSet):
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if self.restore_best_weights and self.best_weights_ is not None:
-            net.module_.load_state_dict(self.best_weights_)
+            bare(net.module_).load_state_dict(self.best_weights_)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was found.
@@ -171,4 +172,4 @@ class CallbackSetEarlyStopping(CallbackSet):
         return Plateau(self.monitor, self.patience, self.min_delta, self.lower_is_better)
 
     def _look(self, net: Any) -> None:
-        self.found_ = self._rule().stagnation(scores_by_epoch(net.history, self.monitor))
+        self.found_ = from_main_process(self._rule().stagnation(scores_by_epoch(net.history, self.monitor)))

@@ -15,6 +15,7 @@ from torch import nn
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
 from mlr3torch_py.callbacks.compilation import warn_of_recompilation
+from mlr3torch_py.callbacks.data_parallel import check_wrappers, reduce_what_trains
 from mlr3torch_py.evaluation import DROPOUT, NORMALISATION, frozen_layers, hold_in_evaluation
 from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable, named_parameters
@@ -101,6 +102,7 @@ class FreezingCallback(CallbackSet, ABC):
             raise TypeError(
                 f"{type(self).__name__} governs the parameters of `module_`, which {type(net).__name__} lacks"
             )
+        check_wrappers(net)
         callbacks = freezing_callbacks(net)
         for callback in callbacks:
             callback.require_params()
@@ -210,6 +212,7 @@ class FreezingCallback(CallbackSet, ABC):
         if freeze(net.module_, held, governed=governed):
             _forget_directions(net)
         hold_in_evaluation(net.module_, _layers_to_hold(net, moment))
+        reduce_what_trains(net)
 
     def _change(self, net: Any, moment: Moment, *, since: Moment, when: str) -> bool:
         self._apply(net, moment)
