@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ FORMAT: Final = 1
 LOCK_TIMEOUT: Final = 6.0
 
 _REMEDY: Final = "put back what was written, or remove all files of that number to go on before it"
-_MEMBER: Final = re.compile(r"(?:network|optimizer|state|\w+-)(\d+)\.(?:pt|json)")
+_MEMBER: Final = re.compile(r"(?:(?:network|optimizer|state|\w+-)(\d+)\.pt|state(\d+)\.json)")
 _FILES: Final = {"module": "network{}.pt", "optimizer": "optimizer{}.pt", "callbacks": "state{}.pt"}
 
 
@@ -35,15 +36,35 @@ class Checkpoint(NamedTuple):
     Parameters
     ----------
     epoch : int
-    weights : mapping
-        The state dictionaries of modules, criteria and optimizers by their names in the net. Empty ones are left out.
+    parts : mapping
+        The state dictionaries of modules, criteria and optimizers by their names in the net, and under ``callbacks``
+        the tensors of the state.
     state : mapping
-        All else: None, booleans, numbers, strings, tensors, and lists, tuples, sets and dictionaries of these.
+        All else, as JSON.
     """
 
     epoch: int
-    weights: Mapping[str, Mapping[str, Any]]
+    parts: Mapping[str, Mapping[str, Any]]
     state: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, epoch: int, weights: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]) -> Checkpoint:
+        """Make a checkpoint of state dictionaries, of which empty ones are left out, and of what `to_portable` takes.
+
+        Raises
+        ------
+        TypeError
+            If something in `state` can be kept neither as JSON nor as tensors.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        written = {key: to_portable(value, key, tensors) for key, value in state.items()}
+        parts = {**weights, "callbacks": tensors}
+        return cls(epoch, {name: part for name, part in parts.items() if part}, written)
+
+    def contents(self) -> dict[str, Any]:
+        """Return the state as it was given."""
+        tensors = self.parts.get("callbacks", {})
+        return {key: from_portable(value, tensors) for key, value in self.state.items()}
 
 
 class CheckpointFolder:
@@ -62,8 +83,8 @@ class CheckpointFolder:
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as path:
     ...     folder = CheckpointFolder(path)
-    ...     folder.write(Checkpoint(2, {"module": {"weight": torch.ones(1)}}, {"best": 0.5}))
-    ...     print(folder.newest(), folder.read(2).state)
+    ...     folder.write(Checkpoint.of(2, {"module": {"weight": torch.ones(1)}}, {"best": 0.5}))
+    ...     print(folder.newest(), folder.read(2).contents())
     2 {'best': 0.5}
     """
 
@@ -118,7 +139,8 @@ class CheckpointFolder:
                 "go on with it by `resume=True`, or give a folder that is empty"
             )
         self._check_not_foreign()
-        (self.path / "run.json").unlink(missing_ok=True)
+        if self.read_run() is not None:
+            (self.path / "run.json").unlink()
 
     def check_none_after(self, epoch: int) -> None:
         """Check that the folder holds no later epoch than one.
@@ -138,7 +160,7 @@ class CheckpointFolder:
     def epochs(self) -> list[int]:
         """List the epochs of which there is at least one file, the newest first."""
         found = (_MEMBER.fullmatch(name) for name in self._names())
-        return sorted({int(match[1]) for match in found if match}, reverse=True)
+        return sorted({int(match[1] or match[2]) for match in found if match}, reverse=True)
 
     def newest(self) -> int | None:
         """Return the epoch of the newest complete checkpoint; None if there is none.
@@ -177,13 +199,11 @@ class CheckpointFolder:
         Raises
         ------
         TypeError
-            If something in the state can be kept neither as JSON nor as tensors.
+            If a state dictionary holds what cannot be loaded again without running code.
         OSError
             If it cannot be written; nothing of it is there then.
         """
-        epoch, tensors = checkpoint.epoch, dict[str, torch.Tensor]()
-        state = {key: to_portable(value, key, tensors) for key, value in checkpoint.state.items()}
-        parts = {**checkpoint.weights, **({"callbacks": tensors} if tensors else {})}
+        epoch, parts, state = checkpoint
         files: dict[str, dict[str, str]] = {}
         # Where there are remains of a checkpoint that was not complete, the state must not vouch for them.
         (self.path / f"state{epoch}.json").unlink(missing_ok=True)
@@ -199,10 +219,12 @@ class CheckpointFolder:
             for name in [*files, f"state{epoch}.json"]:
                 self._temporary(name).replace(self.path / name)
             self._sync_names()
-        except Exception as error:
+        except BaseException as error:
             for left in self.path.glob(".*.tmp"):
                 with suppress(OSError):
                     left.unlink()
+            if not isinstance(error, OSError | RuntimeError):
+                raise
             raise OSError(
                 f"`path`: the checkpoint of epoch {epoch} could not be written to {self.path}: {error}; "
                 "those of earlier epochs are as they were"
@@ -224,8 +246,7 @@ class CheckpointFolder:
             if _hash(path) != entry["sha256"]:
                 raise ValueError(f"{path} is not what was written; {_REMEDY}")
             parts[entry["part"]] = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = parts.pop("callbacks", {})
-        return Checkpoint(epoch, parts, {key: from_portable(value, tensors) for key, value in state.items()})
+        return Checkpoint(epoch, parts, state)
 
     def keep_run(self, content: Mapping[str, Any]) -> None:
         """Write what holds for the whole run, once.
@@ -273,7 +294,13 @@ class CheckpointFolder:
     def _check_loads(self, part: str, path: Path) -> None:
         """Check, once, that what torch has saved can be loaded without running code."""
         if part not in self._parts_that_load:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            try:
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except pickle.UnpicklingError as error:
+                raise TypeError(
+                    f"the state dictionary of `{part}` holds more than tensors and plain values, which a checkpoint "
+                    "cannot keep; leave it out of get_extra_state() or state_dict()"
+                ) from error
             self._parts_that_load.add(part)
 
     def _state(self, epoch: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def to_portable(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any
     Parameters
     ----------
     value : object
-        None, booleans, numbers, strings, tensors, and lists, tuples, sets and dictionaries of these.
+        None, booleans, numbers, strings, tensors, arrays, and lists, tuples, sets and dictionaries of these.
     place : str
         Where it comes from, for the message of an error.
     tensors : dict
@@ -55,8 +55,10 @@ def to_portable(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
         return to_portable(value.item(), place, tensors)
+    if type(value) is np.ndarray and value.dtype.kind in "biufc":
+        return {_TAG: "ndarray", "value": to_portable(torch.from_numpy(value.copy()), place, tensors)}
     if isinstance(value, torch.Tensor):
         name = next(name for name in (place + "'" * n for n in count()) if name not in tensors)
         tensors[name] = value.detach()
@@ -71,10 +73,10 @@ def to_portable(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any
             return dict(pairs)
         return {_TAG: kind, "value": [[to_portable(key, place, tensors), item] for key, item in pairs]}
     if isinstance(value, bool | int | float | str):
-        return next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind))
+        return next(plain(value) for plain in (bool, int, float, str) if isinstance(value, plain))
     raise TypeError(
         f"{place} is of type {type(value).__name__}, which a checkpoint cannot keep: it takes None, booleans, numbers, "
-        "strings, tensors, and lists, tuples, sets and dictionaries of these"
+        "strings, tensors, arrays of numbers, and lists, tuples, sets and dictionaries of these"
     )
 
 
@@ -100,4 +102,6 @@ def from_portable(written: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if kind == "tensor":
         return tensors[written["value"]]
     value = from_portable(written["value"], tensors)
+    if kind == "ndarray":
+        return value.numpy()
     return _COLLECTIONS[kind](value) if kind in _COLLECTIONS else _MAPPINGS[kind](dict(value))

@@ -1,5 +1,6 @@
 """Checkpoints: which files there are, what they hold, and that a run that is resumed equals one that never stopped."""
 
+import copy
 import json
 import os
 import pickle
@@ -9,7 +10,7 @@ import resource
 import signal
 import tempfile
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,15 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, LoadInitState, LRScheduler
+from skorch.callbacks import Checkpoint as SkorchCheckpoint
+from skorch.callbacks import Freezer as SkorchFreezer
 from skorch.dataset import ValidSplit
 from torch import nn
+from torch.utils.data import Dataset as TorchDataset
 
 from mlr3torch_py import (
+    MLP,
     CallbackSetHistory,
     CallbackSetUnfreeze,
     checkpoint_folder,
@@ -230,10 +235,11 @@ def test_path_and_freq_are_required():
 
 def final(folder, net):
     """All that must be equal: the weights of the net, and its last checkpoint without durations."""
-    _, parts, state = CheckpointFolder(folder).read(len(net.history))
-    for row in state["history"]:
+    checkpoint = CheckpointFolder(folder).read(len(net.history))
+    contents = checkpoint.contents()
+    for row in contents["history"]:
         del row["dur"]
-    return bits({"net": net.module_.state_dict(), **parts, **state})
+    return bits({"net": net.module_.state_dict(), **checkpoint.parts, **contents})
 
 
 def bits(value):
@@ -716,3 +722,278 @@ def test_one_folder_for_many_fits_is_refused(tmp_path):
     clone(net).fit(X, y)
     with pytest.raises(FileExistsError, match="another run"):
         clone(net).fit(X, y)
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_a_folder_that_is_resumed_is_refused_for_other_data(search, tmp_path):
+    """Else the second fold of a cross-validation would be scored by a network that has seen it."""
+    net = iris_net(checkpoint(tmp_path, resume=True), max_epochs=2)
+    rows = np.random.default_rng(0).permutation(150)
+    if search:
+        search = GridSearchCV(net, {"lr": [0.1]}, cv=2, error_score="raise")
+        with pytest.raises(ValueError, match="`path`: the run in .* was begun with other data; give each training a"):
+            search.fit(X[rows], y[rows])
+    else:
+        clone(net).fit(X, y)
+        with pytest.raises(ValueError, match="was begun with other data"):
+            clone(net).fit(X, y[::-1].copy())
+
+
+def test_a_foreign_run_json_is_left_alone(tmp_path):
+    (tmp_path / "run.json").write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="run.json cannot be read"):
+        run(tmp_path, 1)
+    assert (tmp_path / "run.json").read_text() == '{"mine": 1}'
+
+
+class InterruptedOnce(nn.Linear):
+    """Ctrl-C while its state is saved, at a given time."""
+
+    def __init__(self, at):
+        super().__init__(4, 3)
+        self.at = at
+        self.saved = 0
+
+    def state_dict(self, *args, **kwargs):
+        return Interrupting(super().state_dict(*args, **kwargs), self)
+
+
+class Interrupting(dict):
+    def __init__(self, state, module):
+        super().__init__(state)
+        self.module = module
+
+    def __reduce__(self):
+        self.module.saved += 1
+        if self.module.saved == self.module.at:
+            raise KeyboardInterrupt
+        return OrderedDict, (list(self.items()),)
+
+
+@pytest.mark.parametrize(("freq", "at", "kept"), [(1, 2, 2), (3, 3, 3)])
+def test_ctrl_c_while_a_checkpoint_is_written_loses_no_epoch(freq, at, kept, tmp_path):
+    net = iris_net(checkpoint(tmp_path, freq=freq), module=InterruptedOnce(at), max_epochs=3, audited=False)
+    net.fit(X, y)
+    assert CheckpointFolder(tmp_path).newest() == kept
+    assert [file.name for file in tmp_path.glob(".*.tmp")] == []
+
+
+class Noisy(nn.Module):
+    """Noise from generators of its own, one of them in a part."""
+
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(5)
+
+        def forward(self, x):
+            return x + 0.1 * torch.randn(x.shape, generator=self.generator)
+
+    def __init__(self):
+        super().__init__()
+        self.part = self.Part()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(self.part(x))
+
+
+class Augmented(TorchDataset):
+    def __init__(self):
+        self.rng = np.random.default_rng(7)
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return X[i] + self.rng.normal(scale=0.1, size=4).astype("float32"), y[i]
+
+
+def resumed_equals_whole(tmp_path, net_of, data=(X, y), crash=3):
+    torch.manual_seed(0)
+    whole = net_of(tmp_path / "whole").fit(*data())
+    torch.manual_seed(0)
+    with pytest.raises(CrashError):
+        net_of(tmp_path / "kept", Crashes(crash)).fit(*data())
+    resumed = net_of(tmp_path / "kept").fit(*data())
+    return final(tmp_path / "kept", resumed) == final(tmp_path / "whole", whole)
+
+
+def test_generators_of_modules_and_data_go_on(tmp_path):
+    def noisy(path, *more):
+        return iris_net(checkpoint(path, resume=True), *more, module=Noisy)
+
+    def augmented(path, *more):
+        return iris_net(checkpoint(path, resume=True), *more)
+
+    assert resumed_equals_whole(tmp_path / "module", noisy, lambda: (X, y))
+    assert resumed_equals_whole(tmp_path / "data", augmented, lambda: (Augmented(), None))
+
+
+def test_what_skorch_froze_stays_frozen(tmp_path):
+    def net_of(path, *more):
+        return iris_net(checkpoint(path, resume=True), *more, SkorchFreezer("0.*", at=1))
+
+    assert resumed_equals_whole(tmp_path, net_of, lambda: (X, y))
+
+
+def test_the_default_policy_of_skorchs_scheduler_is_kept(tmp_path):
+    def net_of(path, *more):
+        return iris_net(checkpoint(path, resume=True), *more, LRScheduler())
+
+    assert resumed_equals_whole(tmp_path, net_of, lambda: (X, y))
+
+
+def test_a_second_call_that_breaks_off_resumes_with_its_own_split(tmp_path):
+    def train(path, *more, resume=False):
+        net = iris_net(checkpoint(path, resume=True), *more, train_split=ValidSplit(0.2), max_epochs=4 if resume else 2)
+        net.fit(X, y)
+        return net if resume else net.partial_fit(X, y)
+
+    np.random.seed(3)
+    torch.manual_seed(0)
+    whole = train(tmp_path / "whole")
+    np.random.seed(3)
+    torch.manual_seed(0)
+    with pytest.raises(CrashError):
+        train(tmp_path / "kept", Crashes(4))
+    resumed = train(tmp_path / "kept", resume=True)
+    assert final(tmp_path / "kept", resumed) == final(tmp_path / "whole", whole)
+
+
+def test_a_run_that_broke_off_in_its_first_epoch_has_the_same_split_and_numbers_again(tmp_path):
+    def net_of(path, *more):
+        params = {"train_split": ValidSplit(0.2), "iterator_train__shuffle": True}
+        return iris_net(checkpoint(path, resume=True), *more, module=copy.deepcopy(module), **params)
+
+    module = MLP(4, 3, neurons=(3,), p=0.3)
+    ends = []
+    for folder, seeds in (("whole", [1]), ("kept", [1, 99])):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            more = [Stops(CrashError, 2)] if seeds[-1] != seed else []
+            net = net_of(tmp_path / folder, *more)
+            if more:
+                with pytest.raises(CrashError):
+                    net.fit(X, y)
+        ends.append(final(tmp_path / folder, net.fit(X, y)))
+    assert ends[0] == ends[1]
+
+
+def test_arrays_and_tensors_with_a_graph_may_stand_in_the_history(tmp_path):
+    class Records(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.history.record("matrix", np.eye(2, dtype="float32"))
+            net.history.record("norm", sum(weight.norm() for weight in net.module_.parameters()))
+
+    run(tmp_path, 3, Records(), freq=2, callbacks__print_log=None)
+    row = CheckpointFolder(tmp_path).read(3).contents()["history"][0]
+    assert row["matrix"].dtype == np.float32
+    assert (row["matrix"] == np.eye(2)).all()
+    assert row["norm"].ndim == 0
+
+
+@pytest.mark.parametrize("value", [object(), np.array([object()]), np.longdouble(1)])
+def test_what_no_file_can_hold_in_the_history_is_refused_at_the_first_epoch(value, tmp_path):
+    class Records(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.history.record("odd", value)
+
+    net = iris_net(checkpoint(tmp_path, freq=10), Records())
+    with pytest.raises(TypeError, match="history.0.odd is of type .*, which a checkpoint cannot keep"):
+        net.fit(X, y)
+    assert len(net.history) == 1
+
+
+class Extra(nn.Linear):
+    def __init__(self, extra):
+        super().__init__(4, 3)
+        self.extra = extra
+
+    def get_extra_state(self):
+        return self.extra() if callable(self.extra) else self.extra
+
+    def set_extra_state(self, state):
+        self.loaded = state
+
+
+def test_extra_states_of_modules(tmp_path):
+    grown = []
+
+    def grow():
+        grown.append(1.0)
+        return torch.tensor(grown)
+
+    run(tmp_path / "grows", 1, module=Extra(grow))
+    net = run(tmp_path / "grows", 2, module=Extra(grow), resume=True)
+    assert len(net.module_.loaded) >= 1
+    with pytest.raises(TypeError, match="the state dictionary of `module` holds more than tensors and plain values"):
+        run(tmp_path / "odd", 1, module=Extra(Evil()))
+    assert files(tmp_path / "odd") == ["run.json"]
+
+
+def test_a_state_that_does_not_load_leaves_no_callback_loaded(tmp_path):
+    run(tmp_path, 2, ("unfreeze", CallbackSetUnfreeze(select_all())), t_clbk("early_stopping", monitor="train_loss"))
+    unfreeze = CallbackSetUnfreeze(select_last(1))
+    net = iris_net(checkpoint(tmp_path, resume=True), ("unfreeze", unfreeze), t_clbk("early_stopping"))
+    with pytest.raises(ValueError, match="`state` is of the score 'train_loss'"):
+        net.fit(X, y)
+    assert unfreeze.state_dict() == {"trainable": []}
+
+
+def test_another_history_that_is_loaded_over_the_checkpoint_is_refused(tmp_path):
+    keep = SkorchCheckpoint(monitor=None, dirname=tmp_path / "skorch")
+    iris_net(keep, max_epochs=2).fit(X, y)
+    run(tmp_path / "ours", 3)
+    with pytest.raises(ValueError, match="LoadInitState, has loaded a history of 2 epochs over the"):
+        run(tmp_path / "ours", 5, LoadInitState(keep), resume=True)
+
+
+def test_a_folder_without_run_json_resumes_with_a_warning(tmp_path):
+    run(tmp_path, 2)
+    (tmp_path / "run.json").unlink()
+    with pytest.warns(UserWarning, match="lacks run.json, so a random validation split is drawn anew"):
+        net = run(tmp_path, 3, resume=True)
+    assert len(net.history) == 3
+    assert "run.json" in files(tmp_path)
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    (tmp_path / ".network1.pt.tmp").write_text("half")
+    run(tmp_path, 1)
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
+def test_a_net_that_is_pickled_while_it_trains_takes_no_checkpoint_along(tmp_path):
+    def save(self):
+        copies.append(pickle.loads(pickle.dumps(self.ctx.callbacks["checkpoint"])))
+
+    copies = []
+    run(tmp_path, 2, torch_callback("save", on_exit=save), freq=9)
+    assert copies[0].unsaved_ is None
+    assert copies[0].folder_.path == tmp_path
+
+
+def test_an_old_copy_of_a_net_does_not_overwrite_what_came_later(tmp_path):
+    net = run(tmp_path, 1)
+    old = pickle.dumps(net)
+    net.partial_fit(X, y)
+    with pytest.raises(FileExistsError, match="holds the checkpoint of epoch 2, but the net is at epoch 1"):
+        pickle.loads(old).partial_fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # from tracing the criterion
+def test_files_of_a_compiled_net_fit_one_that_is_not(tmp_path):
+    net = run(tmp_path, 1, module=nn.Linear(4, 3), compile=True, compile__backend="eager")
+    assert set(torch.load(tmp_path / "network1.pt")) == {"weight", "bias"}
+    assert not hasattr(run(tmp_path, 2, module=nn.Linear(4, 3), resume=True).module_, "_orig_mod")
+    assert hasattr(net.module_, "_orig_mod")
+
+
+def test_a_home_folder_and_a_function_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("~/kept", 1)
+    assert "network1.pt" in files(tmp_path / "kept")
+    with pytest.raises(TypeError, match="`path`: <function .* returned None; it must return a folder"):
+        run(lambda: None, 1)

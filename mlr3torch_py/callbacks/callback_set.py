@@ -141,7 +141,7 @@ class CallbackSet(Callback):  # type: ignore[misc]
         """The stages of training at which the callback acts, by mlr3torch's names, in their order."""
         return [stage for stage, hook in HOOK_OF_STAGE.items() if _defines(type(self), hook)]
 
-    def before_begin(self, net: Any) -> bool:
+    def before_begin(self, net: Any, X: Any, y: Any) -> bool:
         """Act before any callback begins, and say whether the history of the net is another one now."""
         return False
 

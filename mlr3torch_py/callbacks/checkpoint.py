@@ -11,7 +11,10 @@ from numbers import Integral
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, cast
 
+import joblib
+import numpy as np
 from skorch import callbacks as of_skorch
+from skorch.dataset import get_len
 from skorch.history import History
 from torch import nn
 
@@ -20,7 +23,7 @@ from mlr3torch_py.callbacks.folder import check_path, folder_of
 from mlr3torch_py.callbacks.processes import on_main_process
 from mlr3torch_py.checkpoint_folder import Checkpoint, CheckpointFolder
 from mlr3torch_py.names import listed
-from mlr3torch_py.parameters import bare
+from mlr3torch_py.parameters import Flags, bare, frozen_by_us, named_modules, trainable_names
 from mlr3torch_py.portable import to_portable
 from mlr3torch_py.randomness import generators, random_states, set_random_states
 
@@ -88,7 +91,8 @@ class CallbackSetCheckpoint(CallbackSet):
     an error ends the training in the middle of one; unless `freq` is 1 it is kept in memory until then. Only what
     callbacks of this package and callbacks with ``state_dict`` and ``load_state_dict`` know, and skorch's
     ``LRScheduler`` and ``EarlyStopping``, is kept, not what other callbacks of skorch remember beyond the history. Of
-    the history's batches, only those of the last epoch are.
+    the history's batches, only those of the last epoch are. A run that is resumed goes on with the learning rates that
+    it had; the data must be the same, which is checked by the number of rows and the targets.
 
     Examples
     --------
@@ -115,7 +119,8 @@ class CallbackSetCheckpoint(CallbackSet):
     folder_: CheckpointFolder | None = None
     unsaved_: Checkpoint | None = None
     resumed_: Checkpoint | None = None
-    first_states_: Mapping[str, Any] | None = None
+    run_: Mapping[str, Any] | None = None
+    states_of_call_: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -137,13 +142,17 @@ class CallbackSetCheckpoint(CallbackSet):
         if not isinstance(self.resume, bool | str | os.PathLike):
             raise TypeError(f"`resume` is {self.resume!r}; give True, False, or the folder to go on from")
 
-    def before_begin(self, net: Any) -> bool:
+    def before_begin(self, net: Any, X: Any, y: Any) -> bool:
         """Open the folder, and load what it holds if that is wanted."""
         self._check_comes_last(net)
-        self.unsaved_ = None
-        self.folder_, self.resumed_, self.first_states_ = on_main_process(lambda: self._open(net))
-        is_resumed = self.resumed_ is not None or self.first_states_ is not None
-        if self.ctx is not None and is_resumed:
+        self.unsaved_, self.states_of_call_ = None, None
+        self.folder_, self.resumed_, self.run_ = on_main_process(lambda: self._open(net))
+        if self.run_ is not None and self.run_["data"] != _fingerprint(X, y):
+            raise ValueError(
+                f"`path`: the run in {self.folder_.path} was begun with other data; give each training a folder of its "
+                "own, such as by a function that returns a new one"
+            )
+        if self.ctx is not None and (self.resumed_ is not None or self.run_ is not None):
             self.ctx.is_resumed, self.ctx.total_epochs = True, net.max_epochs
         if self.resumed_ is None:
             return False
@@ -152,13 +161,19 @@ class CallbackSetCheckpoint(CallbackSet):
         return True
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        if self.resumed_ is not None:
-            _load_after_begin(net, self.resumed_)
-        to_portable(_callback_states(net), "callbacks", {})  # what cannot be kept is refused now, not after an epoch
         here = generators(**_places(net))
-        if self.first_states_ is not None:
-            set_random_states(here, self.first_states_)
-        folder, run = cast(CheckpointFolder, self.folder_), {"random": random_states(here)}
+        if self.resumed_ is not None:
+            _check_is_loaded(net, self.resumed_)
+            _load_after_begin(net, self.resumed_)
+            self.states_of_call_ = self.resumed_.state["random_of_call"]
+        elif len(net.history):
+            self.states_of_call_ = random_states(here)
+        to_portable(_callback_states(net), "callbacks", {})  # what cannot be kept is refused now, not after an epoch
+        first = self.states_of_call_ or (self.run_ and self.run_["random"])
+        if first is not None:
+            set_random_states(here, first)
+        run = {"random": first or random_states(here), "data": _fingerprint(X, y)}
+        folder = cast(CheckpointFolder, self.folder_)
         on_main_process(lambda: folder.keep_run(run))
 
     def before_first_epoch(self, net: Any, dataset_train: Any) -> None:
@@ -167,9 +182,10 @@ class CallbackSetCheckpoint(CallbackSet):
             self.resumed_ = None
 
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        checkpoint = _checkpoint(net, dataset_train)
-        self.unsaved_ = checkpoint if checkpoint.epoch % self.freq == 0 else deepcopy(checkpoint)
-        if self.unsaved_ is checkpoint:
+        checkpoint = _checkpoint(net, dataset_train, self.states_of_call_)
+        is_due = checkpoint.epoch % self.freq == 0
+        self.unsaved_ = checkpoint if is_due else deepcopy(checkpoint)
+        if is_due:
             self._save()
 
     def on_exit(self, net: Any, **kwargs: Any) -> None:
@@ -181,16 +197,21 @@ class CallbackSetCheckpoint(CallbackSet):
                 self.folder_.release()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"unsaved_": None, "resumed_": None}
+        return super().__getstate__() | {"unsaved_": None, "resumed_": None, "run_": None}
 
     def _save(self) -> None:
-        checkpoint, self.unsaved_ = self.unsaved_, None
-        folder = cast(CheckpointFolder, self.folder_)
-        if checkpoint is not None:
+        checkpoint, folder = self.unsaved_, cast(CheckpointFolder, self.folder_)
+        if checkpoint is None:
+            return
+        try:
             on_main_process(lambda: folder.write(checkpoint))
+        except Exception:
+            self.unsaved_ = None  # after Ctrl-C, which is no Exception, exit tries again
+            raise
+        self.unsaved_ = None
 
     def _open(self, net: Any) -> tuple[CheckpointFolder, Checkpoint | None, Mapping[str, Any] | None]:
-        """Return the folder, locked, and, of a run that is to go on, its checkpoint and its first random states."""
+        """Return the folder, locked, and, of a run that is to go on, its checkpoint and what holds for all of it."""
         own = None if self.folder_ is None else self.folder_.path
         folder = self.folder_ = CheckpointFolder(folder_of(net, self.path, own))
         folder.lock()
@@ -211,7 +232,7 @@ class CallbackSetCheckpoint(CallbackSet):
         run = source.read_run()
         if epoch is not None and run is None:
             warnings.warn(f"{source.path} lacks run.json, so a random validation split is drawn anew", stacklevel=2)
-        return folder, None if epoch is None else source.read(epoch), None if run is None else run["random"]
+        return folder, None if epoch is None else source.read(epoch), run
 
     def _check_comes_last(self, net: Any) -> None:
         position = next(i for i, (_, callback) in enumerate(net.callbacks_) if callback is self)
@@ -223,7 +244,7 @@ class CallbackSetCheckpoint(CallbackSet):
             )
 
 
-def _checkpoint(net: Any, dataset_train: Any) -> Checkpoint:
+def _checkpoint(net: Any, dataset_train: Any, states_of_call: Mapping[str, Any] | None) -> Checkpoint:
     weights = {name: part.state_dict() for name, part in _parts(net).items()}
     rows = [dict(row) for row in net.history.to_list()]
     for row in rows[:-1]:
@@ -234,8 +255,18 @@ def _checkpoint(net: Any, dataset_train: Any) -> Checkpoint:
         "history": rows,
         "callbacks": _callback_states(net),
         "random": random_states(generators(**_places(net, dataset_train))),
+        "random_of_call": states_of_call,
+        "trainable": trainable_names(net.module_),
     }
-    return Checkpoint(len(rows), {name: held for name, held in weights.items() if held}, state)
+    return Checkpoint.of(len(rows), weights, state)
+
+
+def _fingerprint(X: Any, y: Any) -> dict[str, Any]:
+    """Tell trainings on different data apart, as far as that is cheap: by the number of rows and the targets."""
+    try:
+        return {"rows": get_len(X), "targets": None if y is None else joblib.hash(np.asarray(y))}
+    except (TypeError, ValueError, RuntimeError):
+        return {"rows": None, "targets": None}
 
 
 def _callback_states(net: Any) -> dict[str, Any]:
@@ -248,7 +279,7 @@ def _callback_states(net: Any) -> dict[str, Any]:
 
 def _check_fits(net: Any, checkpoint: Checkpoint) -> None:
     """Check, before anything is changed, that a checkpoint is one of this net."""
-    epoch, weights, state = checkpoint
+    epoch, weights, state = checkpoint.epoch, _weights(checkpoint), checkpoint.state
     if epoch > net.max_epochs:
         raise ValueError(
             f"`max_epochs` is {net.max_epochs}, but the checkpoint is of epoch {epoch}; in a run that is resumed it "
@@ -280,19 +311,35 @@ def _check_fits(net: Any, checkpoint: Checkpoint) -> None:
 
 
 def _load(net: Any, checkpoint: Checkpoint) -> None:
-    for callback, state in _states_for(net, checkpoint):
-        if hasattr(callback, "load_state_dict"):
-            callback.load_state_dict(state)
+    before = [(callback, dict(vars(callback))) for _, callback in net.callbacks_]
+    try:
+        for callback, state in _states_for(net, checkpoint):
+            if hasattr(callback, "load_state_dict"):
+                callback.load_state_dict(state)
+    except Exception:
+        for callback, attributes in before:
+            vars(callback).clear()
+            vars(callback).update(attributes)
+        raise
     for name, part in _parts(net).items():
-        if name in checkpoint.weights:
-            part.load_state_dict(checkpoint.weights[name])
-    net.history = History(checkpoint.state["history"])
+        if name in checkpoint.parts:
+            part.load_state_dict(checkpoint.parts[name])
+    Flags(frozenset(checkpoint.state["trainable"]), frozen_by_us(net.module_)).restore(net.module_)
+    net.history = History(checkpoint.contents()["history"])
+
+
+def _check_is_loaded(net: Any, checkpoint: Checkpoint) -> None:
+    if len(net.history) != checkpoint.epoch:
+        raise ValueError(
+            f"`callbacks`: another callback, such as LoadInitState, has loaded a history of {len(net.history)} epochs "
+            f"over the checkpoint of epoch {checkpoint.epoch}; keep only one of the two"
+        )
 
 
 def _load_after_begin(net: Any, checkpoint: Checkpoint) -> None:
     """Load again what the begin of schedulers has changed, and what skorch's callbacks have forgotten at theirs."""
     for name in net._optimizers:
-        getattr(net, f"{name}_").load_state_dict(checkpoint.weights[name])
+        getattr(net, f"{name}_").load_state_dict(checkpoint.parts[name])
     for callback, state in _states_for(net, checkpoint):
         for attribute in _attributes_of_skorch(callback):
             value = getattr(callback, attribute)
@@ -304,7 +351,7 @@ def _load_after_begin(net: Any, checkpoint: Checkpoint) -> None:
 
 def _states_for(net: Any, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
     callbacks = dict(net.callbacks_)
-    for name, kept in checkpoint.state["callbacks"].items():
+    for name, kept in checkpoint.contents()["callbacks"].items():
         if name in callbacks:
             yield callbacks[name], kept["state"]
 
@@ -338,17 +385,26 @@ def _optimizer_classes(net: Any) -> dict[str, str]:
     return {name: type(getattr(net, f"{name}_")).__name__ for name in net._optimizers}
 
 
+def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {name: part for name, part in checkpoint.parts.items() if name != "callbacks"}
+
+
 def _form(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a state dictionary is one of: the shape of each tensor, the size of each group of an optimizer."""
     if "param_groups" in weights:
         return {f"group {i}": len(group["params"]) for i, group in enumerate(weights["param_groups"])}
     return {
-        key: _NOT_KNOWN_YET if nn.parameter.is_lazy(value) else tuple(getattr(value, "shape", ()))
+        key: _NOT_KNOWN_YET if _has_no_form(key, value) else tuple(getattr(value, "shape", ()))
         for key, value in weights.items()
     }
+
+
+def _has_no_form(key: str, value: Any) -> bool:
+    return nn.parameter.is_lazy(value) or key.endswith("_extra_state")
 
 
 def _places(net: Any, dataset_train: Any = None) -> dict[str, Any]:
     """Return where random generators may be: parameters of the net, its module, its training data."""
     places = {name: value for name, value in vars(net).items() if not name.endswith("_")}
-    return places | {"module_": bare(net.module_), "dataset_train": dataset_train}
+    modules = {f"module_.{path}": module for path, module in named_modules(net.module_)}
+    return places | modules | {"dataset_train": dataset_train}

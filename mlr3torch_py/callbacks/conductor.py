@@ -54,7 +54,7 @@ def _begin(net: Any, going_through: list[Any], position: int, X: Any, y: Any, **
             callback.ctx_ = ctx
             ctx.keeps_outputs |= callback.keeps_outputs
         for callback in _sets(net):
-            if callback.before_begin(net):
+            if callback.before_begin(net, X, y):
                 has_begun = []
         first.begin(net)
         for _, callback in in_order:

@@ -28,8 +28,10 @@ def folder_of(net: Any, path: Any, own: Path | None) -> Path:
     own : Path, optional
         Where the callback has written before.
     """
-    if not callable(path):
-        return Path(path).resolve()
-    if own is not None and len(net.history):
-        return own
-    return Path(path()).resolve()
+    if callable(path):
+        if own is not None and len(net.history):
+            return own
+        function, path = path, path()
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"`path`: {function!r} returned {path!r}; it must return a folder")
+    return Path(path).expanduser().resolve()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
@@ -81,10 +81,10 @@ class CallbackSetProgress(CallbackSet):
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         row = net.history.to_list()[-1]
         scores = [
-            f"{part}.{name} {value:.{self.digits}g}"
+            f"{part}.{name} {float(value):.{self.digits}g}"
             for part in ("train", "valid")
             for name, value in sorted(scores_of(row, f"{part}_").items())
-            if isinstance(value, float)
+            if isinstance(value, Real) and not isinstance(value, bool)
         ]
         self._say(f"{self._epoch(net)}: {', '.join(scores)} ({_seconds([row])})")
 
@@ -133,7 +133,7 @@ class CallbackSetProgress(CallbackSet):
 def _n_batches(iterator: Any) -> int | None:
     try:
         return len(iterator)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,8 @@ class CallbackSetTB(CallbackSet):
         row = net.history.to_list()[-1]
         for part in ("train", "valid"):
             for name, value in scores_of(row, f"{part}_").items():
-                if isinstance(value, float):
-                    self.by_epoch_.add_scalar(f"{part}.{name}", value, len(net.history))
+                if isinstance(value, Real) and not isinstance(value, bool):
+                    self.by_epoch_.add_scalar(f"{part}.{name}", float(value), len(net.history))
         self.by_epoch_.add_scalar("n_trainable", n_trainable(net.module_), len(net.history))
         for writer in self._writers():
             writer.flush()
