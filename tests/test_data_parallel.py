@@ -56,6 +56,7 @@ TABLES = {
         "weights": [select_prefix("3"), select_prefix("6"), select_prefix("0")],
         "action": ["unfreeze", "freeze", "unfreeze"],
     },
+    "with factors": {"epoch": [1, 3], "weights": [select_prefix("3"), select_prefix("0")], "lr_mult": [0.5, 0.1]},
     "unfreeze by batch": {"batch": [2, 6], "weights": [select_prefix("3"), select_all()]},
     "freeze by batch": {
         "batch": [2, 5, 9],
@@ -292,7 +293,7 @@ class ByHand(Callback):
 
 
 def train_by_hand():
-    return train("own", None, ByHand(), max_epochs=3)
+    return train("own", None, ByHand(), max_epochs=3, audited=False)
 
 
 def test_what_is_changed_by_hand_between_epochs_is_followed_too(tmp_path):

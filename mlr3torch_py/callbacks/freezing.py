@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Set
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -211,7 +212,10 @@ class FreezingCallback(CallbackSet, ABC):
         held = frozenset().union(*(callback.held(moment) for callback in freezing_callbacks(net)))
         if freeze(net.module_, held, governed=governed):
             _forget_directions(net)
-        hold_in_evaluation(net.module_, _layers_to_hold(net, moment))
+        options = _options(net)
+        if options or governed:  # when training begins, what a copied network still holds is let go of
+            layers = (frozen_layers(net.module_, cb.held(moment), kinds).values() for cb, kinds in options)
+            hold_in_evaluation(net.module_, chain.from_iterable(layers))
         reduce_what_trains(net)
 
     def _change(self, net: Any, moment: Moment, *, since: Moment, when: str) -> bool:
@@ -243,15 +247,14 @@ class FreezingCallback(CallbackSet, ABC):
         )
 
 
-def _layers_to_hold(net: Any, moment: Moment) -> list[nn.Module]:
-    """List the frozen layers that a callback which holds them wants in evaluation."""
+def _options(net: Any) -> list[tuple[FreezingCallback, tuple[type[nn.Module], ...]]]:
+    """List which callbacks want which kinds of layers in evaluation while they hold them."""
     kinds_of_option = {"frozen_norm": NORMALISATION, "frozen_dropout": DROPOUT}
     return [
-        layer
+        (callback, kinds)
         for callback in freezing_callbacks(net)
         for option, kinds in kinds_of_option.items()
         if getattr(callback, option) == "eval"
-        for layer in frozen_layers(net.module_, callback.held(moment), kinds).values()
     ]
 
 
