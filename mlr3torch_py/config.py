@@ -88,16 +88,14 @@ def to_dict(value: Any) -> Any:
         is_condition = isinstance(row.time, Plateau)
         unit = "when" if is_condition else row.unit
         if not tables or unit not in tables[-1]:
-            tables.append({unit: [], "weights": [], "action": []})
+            tables.append({unit: [], "weights": [], "action": [], "lr_mult": []})
         tables[-1][unit].append(to_dict(row.time) if is_condition else row.time)
         tables[-1]["weights"].append(to_dict(row.weights))
         tables[-1]["action"].append(row.action)
-        if row.lr_mult is not None:
-            column = tables[-1].setdefault("lr_mult", [])
-            column += [None] * (len(tables[-1]["weights"]) - len(column) - 1) + [row.lr_mult]
+        tables[-1]["lr_mult"].append(row.lr_mult)
     for table in tables:
-        if "lr_mult" in table:
-            table["lr_mult"] += [None] * (len(table["weights"]) - len(table["lr_mult"]))
+        if not any(table["lr_mult"]):
+            del table["lr_mult"]
     return tables[0] if len(tables) == 1 else tables
 
 

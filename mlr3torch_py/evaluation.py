@@ -22,7 +22,7 @@ def frozen_layers(module: nn.Module, held: Set[str], kinds: tuple[type[nn.Module
     """Find the layers of some kinds that are frozen as a whole.
 
     A layer is, when none of its parameters trains and at least one of them is in `held`. One without parameters is
-    when the next module around it that has some is.
+    when the next module around it that has some is. One that stands in several places must be frozen in all of them.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def frozen_layers(module: nn.Module, held: Set[str], kinds: tuple[type[nn.Module
         while path:
             path = path.rpartition(".")[0]
             below.setdefault(path, []).append((name, tensor))
-    frozen = {}
+    frozen, elsewhere_trains = {}, set()
     for path, layer in named_modules(module):
         if isinstance(layer, kinds):
             home = path
@@ -63,7 +63,9 @@ def frozen_layers(module: nn.Module, held: Set[str], kinds: tuple[type[nn.Module
             trains = any(tensor.requires_grad for _, tensor in parameters)
             if not trains and any(name in held for name, _ in parameters):
                 frozen[path] = layer
-    return frozen
+            else:
+                elsewhere_trains.add(id(layer))
+    return {path: layer for path, layer in frozen.items() if id(layer) not in elsewhere_trains}
 
 
 def hold_in_evaluation(module: nn.Module, layers: Iterable[nn.Module]) -> None:

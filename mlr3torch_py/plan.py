@@ -171,7 +171,7 @@ class Plan:
         """
         factors: dict[str, float] = {}
         for step in self.steps:
-            if step.row.lr_mult is not None:
+            if step.row.lr_mult is not None and step.time > 0:
                 factors = dict.fromkeys(step.names, step.row.lr_mult) | factors
         return factors
 
@@ -210,7 +210,7 @@ class Plan:
         for step in (*self._by_epoch, *self._by_batch):
             before = len(trainable)
             step.act(trainable)
-            if step.names and len(trainable) == before:
+            if step.names and len(trainable) == before and step.row.lr_mult is None:
                 idle.append(step)
         return idle
 

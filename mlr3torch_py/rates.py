@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from torch.optim import LBFGS, Optimizer
 
 __all__ = ["RateFactors"]
 
-_OF_PART = ("params", "param_names", "lr", "name", "of")
+# The key under which a part keeps its name and the group that it is of.
+_PART: Final = "_part_by_mlr3torch_py"
+_NOT_SHARED: Final = ("params", "param_names", "lr", _PART)
 
 
 class RateFactors:
@@ -70,42 +72,44 @@ class RateFactors:
 
     def remove(self) -> None:
         """Give the optimizer back as it was."""
-        self._join()
+        self._restore()
         for hook in self._hooks:
             hook.remove()
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        self._join()
-        _, closure = (*args, kwargs.get("closure"))[:2]
+        self._restore()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._part()
+            self._split()
             return None
         # The closure is the forward and backward pass, in which callbacks may look at the groups.
-        return (optimizer, self._parting_after(closure)), {}
+        rest = {key: value for key, value in kwargs.items() if key != "closure"}
+        return (optimizer, self._splitting_after(closure), *args[2:]), rest
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self._join()
+        self._restore()
 
-    def _parting_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _splitting_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def computed() -> Any:
-            self._join()
+            self._restore()
             loss = closure()
-            self._part()
+            self._split()
             return loss
 
         return computed
 
-    def _part(self) -> None:
+    def _split(self) -> None:
         self._own = list(self.optimizer.param_groups)
         parts = [part for i, group in enumerate(self._own) for part in self._parts(i, group)]
-        self.rates = {part["name"]: float(part["lr"]) for part in parts}
+        self.rates = {part[_PART][0]: float(part["lr"]) for part in parts}
         self.optimizer.param_groups[:] = parts
 
-    def _join(self) -> None:
+    def _restore(self) -> None:
         if self._own:
             for part in self.optimizer.param_groups:
                 # Some optimizers keep a count in their groups.
-                part["of"].update({key: value for key, value in part.items() if key not in _OF_PART})
+                _, group = part[_PART]
+                group.update({key: value for key, value in part.items() if key not in _NOT_SHARED})
             self.optimizer.param_groups[:] = self._own
             self._own = []
 
@@ -118,8 +122,7 @@ class RateFactors:
                 **group,
                 "params": tensors,
                 "lr": group["lr"] * factor,
-                "name": f"{self.name}_{i}" + ("" if factor == 1 else f"_x{factor:g}"),
-                "of": group,
+                _PART: (f"{self.name}_{i}" + ("" if factor == 1 else f"_x{factor:g}"), group),
             }
             for factor, tensors in members.items()
         ]

@@ -147,6 +147,8 @@ class Row:
         What it is about.
     action : {"unfreeze", "freeze"}
         What it does.
+    lr_mult : float, optional
+        The factor on the learning rate of the weights.
     """
 
     position: int
@@ -351,7 +353,9 @@ def _as_factor(position: int, lr_mult: Any, action: Action) -> float | None:
 
 
 def _is_missing(cell: Any) -> bool:
-    return cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell))
+    return (
+        cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, (float, np.floating)) and math.isnan(cell))
+    )
 
 
 def _whole(cell: Any) -> int | None:

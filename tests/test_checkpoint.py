@@ -997,3 +997,11 @@ def test_a_home_folder_and_a_function_without_a_folder(tmp_path, monkeypatch):
     assert "network1.pt" in files(tmp_path / "kept")
     with pytest.raises(TypeError, match="`path`: <function .* returned None; it must return a folder"):
         run(lambda: None, 1)
+
+
+def test_the_same_data_in_another_layout_is_the_same(tmp_path):
+    columns = np.stack([y, y], axis=1)
+    net = iris_net(checkpoint(tmp_path, resume=True), max_epochs=1)
+    clone(net).fit(X, columns[:, 0])
+    net.set_params(max_epochs=2)
+    assert len(net.fit(torch.tensor(X), columns[:, 0].copy()).history) == 2

@@ -229,3 +229,18 @@ def test_weights_train_the_same_with_both_modes_where_there_is_nothing_to_hold()
     for options, module in zip([{}, EVAL], copies(iris_net().initialize().module_, 2), strict=True):
         ends.append(weights(iris_net(CallbackSetUnfreeze(select_last(1), None, **options), module=module).fit(X, y)))
     assert not moved(*ends)
+
+
+def test_a_layer_that_stands_in_a_part_that_trains_too_is_not_held():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            dropout = nn.Dropout()
+            self.first = nn.Sequential(nn.Linear(4, 4), dropout)
+            self.second = nn.Sequential(nn.Linear(4, 4), dropout)
+
+    network = Shared()
+    for names, expected in (({"first"}, []), ({"first", "second"}, ["first.1", "second.1"])):
+        frozen = {name for name, _ in network.named_parameters() if name.partition(".")[0] in names}
+        freeze(network, frozen)
+        assert list(frozen_layers(network, frozen, DROPOUT)) == expected

@@ -4,6 +4,7 @@ import copy
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from skorch import NeuralNet
@@ -25,6 +26,7 @@ from mlr3torch_py import (
     t_clbk,
     to_dict,
 )
+from mlr3torch_py.rates import RateFactors
 from tests.helpers import Stops, Trace, X, iris_net, moved, weights, y
 from tests.test_checkpoint import CrashError, Crashes, checkpoint, final
 
@@ -356,3 +358,32 @@ def test_a_training_that_breaks_off_and_goes_on_scales_once():
     net = iris_net(unfreeze(), Stops(KeyboardInterrupt, 2)).fit(X, y)
     net.partial_fit(X, y)
     check_ratios(rates_of(net), [0.1] * 14)
+
+
+def test_rows_that_only_set_rates_are_not_idle_and_rows_that_never_come_set_none():
+    table = {"epoch": [1], "weights": [select_prefix("3")], "lr_mult": [0.5]}
+    unwarned = iris_net(("unfreeze", CallbackSetUnfreeze(select_all(), table)), max_epochs=1).fit(X, y)
+    assert rates_of(unwarned).keys() == {"lr_0", "lr_0_x0.5"}
+    never = {"epoch": [0, 2], "weights": [select_prefix("3"), select_prefix("0")], "lr_mult": [0.5, np.float32("nan")]}
+    with pytest.warns(UserWarning, match="there never comes row 0"):
+        net = iris_net(unfreeze(never), max_epochs=1).fit(X, y)
+    assert rates_of(net) == {}
+
+
+def test_a_step_gets_its_other_arguments_and_groups_their_own_keys():
+    class Scaled(torch.optim.SGD):
+        def step(self, closure=None, scale=1.0):
+            seen.append((scale, [group["name"] for group in self.param_groups]))
+            return super().step(closure)
+
+    seen, layer = [], nn.Linear(2, 1)
+    optimizer = Scaled([{"params": layer.parameters(), "name": "body"}], lr=0.1)
+    factors = RateFactors(optimizer, {id(layer.bias): 0.1})
+    for call in (lambda: optimizer.step(None, 5.0), lambda: optimizer.step(scale=5.0)):
+        layer(torch.ones(2)).backward()
+        call()
+    optimizer.step(lambda: layer(torch.ones(2)).sum(), 7.0)
+    optimizer.step(closure=lambda: layer(torch.ones(2)).sum(), scale=7.0)
+    assert [scale for scale, _ in seen] == [5.0, 5.0, 7.0, 7.0]
+    assert {name for _, names in seen for name in names} == {"body"}
+    factors.remove()

@@ -237,6 +237,6 @@ class CallbackSetCheckpoint(CallbackSet):
 def _fingerprint(X: Any, y: Any) -> dict[str, Any]:
     """Tell trainings on different data apart, as far as that is cheap: by the number of rows and the targets."""
     try:
-        return {"rows": get_len(X), "targets": None if y is None else joblib.hash(np.asarray(y))}
+        return {"rows": get_len(X), "targets": None if y is None else joblib.hash(np.ascontiguousarray(y))}
     except (TypeError, ValueError, RuntimeError):
         return {"rows": None, "targets": None}

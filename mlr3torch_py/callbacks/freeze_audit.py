@@ -22,8 +22,9 @@ __all__ = ["CallbackSetFreezeAudit"]
 class CallbackSetFreezeAudit(CallbackSet):
     """Prove that frozen parameters do not change by a bit, and see that trainable ones get gradients.
 
-    Whenever something is frozen or unfrozen, and at the end, all parameters that did not require a gradient since the
-    last time are compared with what they were, and so are the buffers of layers that are held in evaluation.
+    Whenever something is frozen or unfrozen, and after the training batches of every epoch, all parameters that did not
+    require a gradient since the last time are compared with what they were, and so are the buffers of layers that are
+    held in evaluation.
 
     Parameters
     ----------
@@ -51,8 +52,8 @@ class CallbackSetFreezeAudit(CallbackSet):
 
     Notes
     -----
-    It costs a copy of what is frozen, or of `sample` values of each tensor, and reading it once more each time that
-    something is frozen or unfrozen; on other batches next to nothing.
+    It costs a copy of what is frozen, or of `sample` values of each tensor, and reading it once more in each epoch and
+    each time that something is frozen or unfrozen; on other batches next to nothing. Sparse tensors are left out.
 
     Examples
     --------
@@ -74,7 +75,7 @@ class CallbackSetFreezeAudit(CallbackSet):
     ... ).fit(X.astype("float32"), y)
     Traceback (most recent call last):
         ...
-    RuntimeError: 0.bias changed while frozen, in batches 1 to 10: something wrote into it, such as a callback, an
+    RuntimeError: 0.bias changed while frozen, in batches 1 to 2: something wrote into it, such as a callback, an
     average of weights, or the loading of a file
     """
 
@@ -85,6 +86,7 @@ class CallbackSetFreezeAudit(CallbackSet):
     without_gradient_: Mapping[str, nn.Parameter] = MappingProxyType({})
     first_batch_ = 0
     saw_gradients_ = False
+    is_checked_ = True
 
     def __init__(self, on_change: str = "raise", sample: int | None = None) -> None:
         self.on_change = on_change
@@ -104,11 +106,15 @@ class CallbackSetFreezeAudit(CallbackSet):
         self._forget()
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if training and (frozen := frozen_by_us(net.module_)) is not self.frozen_:
+        if not training:
+            return
+        if (frozen := frozen_by_us(net.module_)) is not self.frozen_:
             # The freezing callbacks have acted just now, and no step was taken since.
             self._check(net)
+            self._check_gradients()
             self._keep(net)
             self.frozen_ = frozen
+        self.is_checked_ = False
 
     def on_grad_computed(self, net: Any, named_parameters: Any = None, **kwargs: Any) -> None:
         self.saw_gradients_ = True
@@ -117,8 +123,13 @@ class CallbackSetFreezeAudit(CallbackSet):
                 name: tensor for name, tensor in self.without_gradient_.items() if tensor.grad is None
             }
 
+    def on_before_valid(self, net: Any, **kwargs: Any) -> None:
+        # Not later, since callbacks may put better weights back when training ends.
+        self._check(net)
+
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self._check(net)
+        self._check_gradients()
 
     def on_exit(self, net: Any, **kwargs: Any) -> None:
         self._forget()
@@ -137,33 +148,45 @@ class CallbackSetFreezeAudit(CallbackSet):
         self.first_batch_, self.saw_gradients_ = self._batch(), False
 
     def _check(self, net: Any) -> None:
-        now = _tensors(net)
-        changed = [name for name, kept in self.kept_.items() if not torch.equal(self._bits(now[name]), kept)]
-        batches = f"in batches {self.first_batch_} to {self._batch()}"
-        if changed:
-            causes = "; ".join(
-                f"{listed(names)} changed while frozen, {batches}: {cause}"
-                for cause, names in _by_cause(net, changed, now).items()
-            )
-            if self.on_change == "raise":
-                raise RuntimeError(causes)
-            warnings.warn(causes, stacklevel=2)
+        if self.is_checked_:
+            return
+        self.is_checked_, now = True, _tensors(net)
+        changed = [
+            name for name, kept in self.kept_.items() if name not in now or not torch.equal(self._bits(now[name]), kept)
+        ]
+        if not changed:
+            return
+        causes = "; ".join(
+            f"{listed(names)} changed while frozen, {self._batches()}: {cause}"
+            for cause, names in _by_cause(net, changed, now, self.frozen_ or set()).items()
+        )
+        if self.on_change == "raise":
+            raise RuntimeError(causes)
+        warnings.warn(causes, stacklevel=2)
+        self._keep(net)
+
+    def _check_gradients(self) -> None:
         if self.without_gradient_ and self.saw_gradients_:
             warnings.warn(
-                f"{listed(self.without_gradient_)} never got a gradient {batches}, though trainable: not used by "
-                "the network, or cut off by detach(), no_grad() or activation checkpointing with use_reentrant=True",
+                f"{listed(self.without_gradient_)} never got a gradient {self._batches()}, though trainable: not used "
+                "by the network, or cut off by detach(), no_grad() or activation checkpointing with use_reentrant=True",
                 stacklevel=2,
             )
+
+    def _batches(self) -> str:
+        return f"in batches {self.first_batch_} to {self._batch()}"
 
     def _batch(self) -> int:
         return 0 if self.ctx is None else self.ctx.global_step
 
     def _bits(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the values, or a sample of them, as bytes, so that NaN equals itself and -0.0 not 0.0."""
-        values = tensor.detach().reshape(-1)
+        values = tensor.detach().resolve_conj().reshape(-1)
         if self.sample is not None:
             step = max(1, -(-len(values) // self.sample))
             values = values[torch.arange(0, len(values), step, device=values.device)]
+        if values.stride(0) != 1:
+            values = values.clone(memory_format=torch.contiguous_format)
         return values.view(torch.uint8)
 
 
@@ -184,16 +207,21 @@ def _frozen_tensors(net: Any) -> dict[str, torch.Tensor]:
         for name, tensor in _tensors(net).items()
         if (not tensor.requires_grad if isinstance(tensor, nn.Parameter) else name.rpartition(".")[0] in held)
         and not nn.parameter.is_lazy(tensor)
+        and tensor.layout is torch.strided
     }
 
 
-def _by_cause(net: Any, changed: list[str], tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+def _by_cause(
+    net: Any, changed: list[str], tensors: Mapping[str, torch.Tensor], held_before: Set[str]
+) -> dict[str, list[str]]:
     frozen, causes = frozen_by_us(net.module_), dict[str, list[str]]()
     for name in changed:
-        tensor = tensors[name]
-        if not isinstance(tensor, nn.Parameter):
+        tensor = tensors.get(name)
+        if tensor is None:
+            cause = "the network no longer has a tensor of that name"
+        elif not isinstance(tensor, nn.Parameter):
             cause = "the layer ran in training mode, or something wrote into it"
-        elif name in frozen and tensor.requires_grad:
+        elif tensor.requires_grad and (name in frozen or name not in held_before):
             cause = "something set its requires_grad to True"
         elif name in frozen and tensor.grad is not None:
             cause = "something gave it a gradient, by which the optimizer moves it"
