@@ -25,6 +25,7 @@ from skorch.callbacks import Callback, LoadInitState, LRScheduler
 from skorch.callbacks import Checkpoint as SkorchCheckpoint
 from skorch.callbacks import Freezer as SkorchFreezer
 from skorch.dataset import ValidSplit
+from skorch.history import DistributedHistory
 from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 
@@ -1005,3 +1006,12 @@ def test_the_same_data_in_another_layout_is_the_same(tmp_path):
     clone(net).fit(X, columns[:, 0])
     net.set_params(max_epochs=2)
     assert len(net.fit(torch.tensor(X), columns[:, 0].copy()).history) == 2
+
+
+def test_a_distributed_history_stays_one(tmp_path):
+    def net_of(path, *more):
+        history = DistributedHistory(store=torch.distributed.HashStore(), rank=0, world_size=1)
+        return iris_net(checkpoint(path, resume=True), *more, history=history)
+
+    assert resumed_equals_whole(tmp_path, net_of, lambda: (X, y))
+    assert isinstance(net_of(tmp_path / "kept").fit(X, y).history, DistributedHistory)

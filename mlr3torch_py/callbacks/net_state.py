@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import torch
 from skorch import callbacks as of_skorch
-from skorch.history import History
 from torch import nn
 
 from mlr3torch_py.checkpoint_folder import Checkpoint
@@ -132,7 +131,9 @@ def load(net: Any, checkpoint: Checkpoint) -> None:
         if name in checkpoint.parts:
             part.load_state_dict(checkpoint.parts[name])
     Flags(frozenset(checkpoint.state["trainable"]), frozen_by_us(net.module_)).restore(net.module_)
-    net.history = History(checkpoint.contents()["history"])
+    rows = getattr(net.history, "history", net.history)  # a distributed history keeps a list in it
+    rows.clear()
+    rows.extend(checkpoint.contents()["history"])
 
 
 def load_after_begin(net: Any, checkpoint: Checkpoint) -> None:
