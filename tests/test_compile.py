@@ -77,6 +77,23 @@ def test_the_remedy_helps(caplog):
         assert hits_limit(compiled(9), caplog) == (False, [])
 
 
+def in_place():
+    module = Nested()
+    module.compile(backend="eager")
+    return module
+
+
+@pytest.mark.parametrize("module", [in_place, lambda: nn.Sequential(torch.compile(Nested(), backend="eager"))])
+def test_a_module_that_is_compiled_in_place_or_in_part_is_warned_of_too(module, caplog):
+    names = [name for name, _ in Nested().named_parameters()][:8]
+    prefix = "0." if isinstance(network := module(), nn.Sequential) else ""
+    table = {"epoch": list(range(2, 10)), "weights": [select_name(prefix + name) for name in names]}
+    unfreeze = CallbackSetUnfreeze(select_name([prefix + "head.weight", prefix + "head.bias"]), table)
+    hit, ours = hits_limit(iris_net(unfreeze, module=network, max_epochs=9), caplog)
+    assert hit
+    assert len(ours) == 1
+
+
 def test_an_uncompiled_net_is_not_warned_of(caplog):
     assert hits_limit(compiled(9, compile=False), caplog) == (False, [])
 

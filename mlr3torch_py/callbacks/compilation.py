@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of
@@ -25,7 +26,7 @@ def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, d
     and a last batch that is shorter counts once. Torch counts the criterion, which skorch compiles too, together with
     a network whose ``forward`` is torch's own, such as ``nn.Sequential``.
     """
-    if not isinstance(net.module_, torch._dynamo.eval_frame.OptimizedModule):
+    if not any(_is_compiled(module) for module in net.module_.modules()):
         return
     config = torch._dynamo.config
     limit = config.recompile_limit if hasattr(config, "recompile_limit") else config.cache_size_limit
@@ -47,6 +48,12 @@ def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, d
             "or unfreeze in fewer steps",
             stacklevel=2,
         )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled, by ``torch.compile(module)`` or by ``module.compile()``."""
+    is_wrapped = isinstance(module, torch._dynamo.eval_frame.OptimizedModule)
+    return is_wrapped or vars(module).get("_compiled_call_impl") is not None
 
 
 def _n_patterns(net: Any, plans: Sequence[Plan], per_epoch: float) -> int:
