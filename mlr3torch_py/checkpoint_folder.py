@@ -105,6 +105,8 @@ class CheckpointFolder:
         """
         if self._lock is not None:
             return
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"`path`: {self.path} is a file; give a folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")

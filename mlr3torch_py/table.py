@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ Action = Literal["unfreeze", "freeze"]
 Unit = Literal["epoch", "batch"]
 
 _PLURAL: Final[dict[Unit, str]] = {"epoch": "epochs", "batch": "batches"}
+_COLUMNS: Final = ("weights", "when", "action", "lr_mult", *_PLURAL)
 _FORM: Final = "a pandas DataFrame with a column `weights` of selectors and one column `epoch` or `batch`"
 
 
@@ -286,8 +288,12 @@ def _read_frame(frame: pd.DataFrame, start: int) -> Iterator[Row]:
     if not columns:
         return
     for one, other in combinations(columns, 2):
-        if one == other and one in ("weights", "when", "action", "lr_mult", *_PLURAL):
+        if one == other and one in _COLUMNS:
             raise ValueError(f"`unfreeze`: the column `{one}` is there more than once; keep one")
+    for column_name in columns:
+        meant = difflib.get_close_matches(str(column_name), _COLUMNS, n=1, cutoff=0.75)
+        if column_name not in _COLUMNS and meant and meant[0] not in columns:
+            raise ValueError(f"`unfreeze` has the column {column_name!r}; did you mean {meant[0]!r}?")
     if "weights" not in columns:
         raise ValueError(f"`unfreeze` has the columns {columns} and no `weights`; it must be {_FORM}")
     units = [unit for unit in _PLURAL if unit in columns]

@@ -514,10 +514,10 @@ def test_loading_runs_no_code_from_the_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("params", "differs"),
     [
-        ({"module__neurons": (3, 4)}, r"module.3.weight, module.3.bias, module.6.weight"),
-        ({"module__neurons": (3,)}, r"module.6.weight, module.6.bias"),
-        ({"optimizer": torch.optim.Adam}, r"differs in optimizer;"),
-        ({"optimizer__param_groups": [("0.*", {"lr": 1.0})]}, r"optimizer.group 1"),
+        ({"module__neurons": (3, 4)}, r"module.3.weight \(\(4, 3\) here, \(3, 3\) there\), module.3.bias"),
+        ({"module__neurons": (3,)}, r"module.6.bias \(nothing here, \(3,\) there\)"),
+        ({"optimizer": torch.optim.Adam}, r"differs in optimizer \(Adam here, SGD there\);"),
+        ({"optimizer__param_groups": [("0.*", {"lr": 1.0})]}, r"optimizer.group 1 \(4 here, nothing there\)"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_an_error(params, differs, tmp_path):
@@ -543,7 +543,7 @@ def test_a_state_that_no_file_can_hold_is_refused_by_name(tmp_path):
 
 
 def test_a_stateful_callback_behind_the_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`callbacks`: 'history' would run after the checkpoint"):
+    with pytest.raises(ValueError, match="`callbacks`: 'history' would run after the checkpoint, whose weight"):
         run(tmp_path, 1, t_clbk("history", weight=np.inf))
     assert not (tmp_path / "run.json").exists()
     iris_net(t_clbk("history", weight=np.inf), checkpoint(tmp_path)).fit(X, y)
@@ -1015,3 +1015,16 @@ def test_a_distributed_history_stays_one(tmp_path):
 
     assert resumed_equals_whole(tmp_path, net_of, lambda: (X, y))
     assert isinstance(net_of(tmp_path / "kept").fit(X, y).history, DistributedHistory)
+
+
+def test_that_a_run_goes_on_is_logged(tmp_path, caplog):
+    run(tmp_path, 2)
+    with caplog.at_level("INFO", logger="mlr3torch_py"):
+        run(tmp_path, 2, resume=True)
+    assert f"the run in {tmp_path} goes on after epoch 2; 0 are left" in caplog.text
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="`path`: .*file is a file; give a folder"):
+        run(tmp_path / "file", 1)

@@ -291,3 +291,11 @@ def test_a_selector_of_places_needs_the_network():
 def test_a_selector_is_taken_as_it_is():
     select = select_none()
     assert as_select("`starting_weights`", select) is select
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("lr_mul", "lr_mult"), ("acton", "action"), ("weigths", "weights")])
+def test_a_misspelt_column_is_an_error(wrong, meant):
+    table = {"epoch": [2], "weights": [select_all()], "lr_mult": [None], "action": ["unfreeze"], "note": ["mine"]}
+    table[wrong] = table.pop(meant)
+    with pytest.raises(ValueError, match=f"`unfreeze` has the column '{wrong}'; did you mean '{meant}'?"):
+        read_table(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -32,6 +33,8 @@ from mlr3torch_py.portable import to_portable
 from mlr3torch_py.randomness import generators, random_states, set_random_states
 
 __all__ = ["CallbackSetCheckpoint"]
+
+logger = logging.getLogger("mlr3torch_py")
 
 
 class CallbackSetCheckpoint(CallbackSet):
@@ -79,11 +82,12 @@ class CallbackSetCheckpoint(CallbackSet):
     Ported from ``CallbackSetCheckpoint`` of R's mlr3torch. For epoch n there is ``network<n>.pt``, which
     ``net.load_params(f_params=...)`` reads, ``optimizer<n>.pt`` and ``state<n>.json``; criteria and further modules
     that have weights are in ``<name>-<n>.pt``. "At the end" means the last epoch that is complete, also when Ctrl-C or
-    an error ends the training in the middle of one; unless `freq` is 1 it is kept in memory until then. Only what
-    callbacks of this package and callbacks with ``state_dict`` and ``load_state_dict`` know, and skorch's
-    ``LRScheduler`` and ``EarlyStopping``, is kept, not what other callbacks of skorch remember beyond the history. Of
-    the history's batches, only those of the last epoch are. A run that is resumed goes on with the learning rates that
-    it had; the data must be the same, which is checked by the number of rows and the targets.
+    an error ends the training in the middle of one; unless `freq` is 1 it is kept in memory until then. The files hold
+    the weights as they were trained, not those that early stopping puts back at the end; a run that it had ended puts
+    them back again. Only what callbacks of this package and callbacks with ``state_dict`` and ``load_state_dict`` know,
+    and skorch's ``LRScheduler`` and ``EarlyStopping``, is kept, not what other callbacks of skorch remember beyond the
+    history. Of the history's batches, only those of the last epoch are. A run that is resumed goes on with the learning
+    rates that it had; the data must be the same, which is checked by the number of rows and the targets.
 
     Examples
     --------
@@ -147,6 +151,8 @@ class CallbackSetCheckpoint(CallbackSet):
             self.ctx.is_resumed, self.ctx.total_epochs = True, net.max_epochs
         if self.resumed_ is None:
             return False
+        epoch, left = self.resumed_.epoch, net.max_epochs - self.resumed_.epoch
+        logger.info("the run in %s goes on after epoch %d; %d are left", self.folder_.path, epoch, left)
         check_fits(net, self.resumed_)
         load(net, self.resumed_)
         return True
@@ -229,8 +235,8 @@ class CallbackSetCheckpoint(CallbackSet):
         behind = [name for name, callback in net.callbacks_[position:] if is_stateful(callback)]
         if behind:
             raise ValueError(
-                f"`callbacks`: {listed(map(repr, behind))} would run after the checkpoint, which could not keep the "
-                "state; give a smaller weight, or put the checkpoint behind it"
+                f"`callbacks`: {listed(map(repr, behind))} would run after the checkpoint, whose weight is "
+                f"{self.weight}, and could not be kept as left; give the checkpoint a larger weight, or list it last"
             )
 
 

@@ -97,7 +97,11 @@ def check_fits(net: Any, checkpoint: Checkpoint) -> None:
         )
     here = _form({name: part.state_dict() for name, part in _parts(net).items()}, _optimizer_classes(net))
     there = _form({name: part for name, part in parts.items() if name != "callbacks"}, state["classes"])
-    differs = [place for place in here | there if here.get(place, 0) not in (None, there.get(place, 0))]
+    differs = [
+        f"{place} ({here.get(place, 'nothing')} here, {there.get(place, 'nothing')} there)"
+        for place in here | there
+        if here.get(place, 0) not in (None, there.get(place, 0))
+    ]
     if differs:
         raise ValueError(
             f"the checkpoint of epoch {epoch} is of another network or optimizer, which differs in "
