@@ -9,8 +9,8 @@ from skorch.callbacks import EarlyStopping
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk, torch_callback
-from tests.helpers import Stops, X, iris_net, y
-from tests.test_evaluation import EVAL, Normed
+from tests.helpers import Stops, X, iris_net, moved, weights, y
+from tests.test_evaluation import EVAL, Buffers, Normed, buffers, moving
 
 TABLE = {"epoch": [2], "weights": [select_prefix("3")]}
 
@@ -80,7 +80,9 @@ def test_buffers_of_layers_that_are_held_are_watched():
 
 
 def test_buffers_of_other_layers_may_move():
-    audited(module=Normed, table=None).fit(X, y)
+    net = audited(module=Normed, table=None).initialize()
+    before = buffers(net)
+    assert "first.1.running_mean" in moved(before, buffers(net.partial_fit(X, y)))
 
 
 def test_it_can_warn_instead_and_goes_on():
@@ -175,9 +177,12 @@ def test_a_training_that_breaks_off_gives_no_false_alarm(batch):
 
 
 def test_it_has_nothing_to_say_without_freezing():
+    net = iris_net(t_clbk("freeze_audit")).initialize()
+    before = weights(net)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        iris_net(t_clbk("freeze_audit")).fit(X, y)
+        net.partial_fit(X, y)
+    assert moved(before, weights(net)) == before.keys()
 
 
 def test_what_was_frozen_by_hand_is_watched_too():
@@ -193,8 +198,10 @@ def test_what_was_frozen_by_hand_is_watched_too():
 
 def test_held_layers_and_their_release_pass():
     table = {"epoch": [2, 3], "weights": [select_prefix("second"), select_all()]}
+    trace = Buffers()
     unfreeze = CallbackSetUnfreeze(select_last(1), table, **EVAL)
-    iris_net(unfreeze, t_clbk("freeze_audit"), module=Normed).fit(X, y)
+    iris_net(unfreeze, trace, t_clbk("freeze_audit"), module=Normed, max_epochs=3).fit(X, y)
+    assert moving(trace) == [[]] * 3 + [["second.1"]] * 3 + [["first.1", "second.1"]] * 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from skorch.helper import predefined_split
 from torch import nn
 
 import mlr3torch_py
-from mlr3torch_py import MLP, CallbackSetUnfreeze, select_all
+from mlr3torch_py import MLP, CallbackSetUnfreeze, select_all, t_clbk
 from tests.helpers import IRIS, Nested, Trace, X, golden, iris_net, moved, selector, table, y
 
 SELECT = golden("select")["cases"]
@@ -93,7 +93,7 @@ def test_weights_train_exactly_when_they_do_in_r(case):
         max_epochs=case["epochs"],
         batch_size=case["batch_size"],
         train_split=None,
-        callbacks=[unfreeze, trace],
+        callbacks=[unfreeze, trace, t_clbk("freeze_audit")],
         verbose=0,
     ).initialize()
     assert [name for name, _ in net.module_.named_parameters()] == case["names"]
@@ -148,6 +148,7 @@ def test_the_iris_runs_have_the_losses_and_weights_of_r(run):
         callbacks=[
             CallbackSetUnfreeze(selector(run["starting_weights"]), table(run["unfreeze"])),
             trace,
+            t_clbk("freeze_audit"),
         ],
         verbose=0,
     ).fit(X[train], y[train])
