@@ -7,6 +7,7 @@ from mlr3torch_py.callbacks.custom import callback_set
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.freeze_audit import CallbackSetFreezeAudit
 from mlr3torch_py.callbacks.freezer import Freezer
+from mlr3torch_py.callbacks.frozen_cache import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.lr_scheduler import (
     CallbackSetLRScheduler,
@@ -48,6 +49,7 @@ __all__ = [
     "CallbackSetCheckpoint",
     "CallbackSetEarlyStopping",
     "CallbackSetFreezeAudit",
+    "CallbackSetFrozenCache",
     "CallbackSetHistory",
     "CallbackSetLRScheduler",
     "CallbackSetLRSchedulerOneCycle",

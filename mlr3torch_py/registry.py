@@ -13,6 +13,7 @@ from mlr3torch_py.callbacks.checkpoint import CallbackSetCheckpoint
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.freeze_audit import CallbackSetFreezeAudit
 from mlr3torch_py.callbacks.freezer import Freezer
+from mlr3torch_py.callbacks.frozen_cache import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.lr_scheduler import (
     CallbackSetLRSchedulerOneCycle,
@@ -163,6 +164,7 @@ mlr3torch_callbacks.add("checkpoint", CallbackSetCheckpoint)
 mlr3torch_callbacks.add("early_stopping", CallbackSetEarlyStopping)
 mlr3torch_callbacks.add("freeze_audit", CallbackSetFreezeAudit)
 mlr3torch_callbacks.add("freezer", Freezer)
+mlr3torch_callbacks.add("frozen_cache", CallbackSetFrozenCache)
 mlr3torch_callbacks.add("history", CallbackSetHistory)
 mlr3torch_callbacks.add("progress", CallbackSetProgress)
 mlr3torch_callbacks.add("tb", CallbackSetTB)

@@ -16,7 +16,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import bare
 from mlr3torch_py.plan import Moment, Plan
 
-__all__ = ["warn_of_recompilation"]
+__all__ = ["is_compiled", "warn_of_recompilation"]
 
 
 def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any) -> None:
@@ -26,7 +26,7 @@ def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, d
     and a last batch that is shorter counts once. Torch counts the criterion, which skorch compiles too, together with
     a network whose ``forward`` is torch's own, such as ``nn.Sequential``.
     """
-    if not any(_is_compiled(module) for module in net.module_.modules()):
+    if not any(is_compiled(module) for module in net.module_.modules()):
         return
     config = torch._dynamo.config
     limit = config.recompile_limit if hasattr(config, "recompile_limit") else config.cache_size_limit
@@ -50,7 +50,7 @@ def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, d
         )
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
     """Whether a module is compiled, by ``torch.compile(module)`` or by ``module.compile()``."""
     is_wrapped = isinstance(module, torch._dynamo.eval_frame.OptimizedModule)
     return is_wrapped or vars(module).get("_compiled_call_impl") is not None

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mlr3torch_py.callbacks.callback_set import CallbackSet
+from mlr3torch_py.callbacks.processes import is_main_process
 from mlr3torch_py.evaluation import layers_in_evaluation
 from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import frozen_by_us, named_modules, named_parameters
@@ -201,7 +202,8 @@ def _tensors(net: Any) -> dict[str, torch.Tensor]:
 
 
 def _frozen_tensors(net: Any) -> dict[str, torch.Tensor]:
-    held = layers_in_evaluation(net.module_)
+    # DistributedDataParallel writes the buffers of the main process into those of all others.
+    held = layers_in_evaluation(net.module_) if is_main_process() else {}
     return {
         name: tensor
         for name, tensor in _tensors(net).items()
