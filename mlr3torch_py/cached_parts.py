@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 
 from torch import nn
@@ -140,8 +140,19 @@ class CachedParts:
                 name, leave_alone = path or "the network", partial(self._leave_alone, path)
                 self._parts[path] = CachedModule(name, module, self.budget, self._check, leave_alone)
 
-    def replace_uncalled(self) -> None:
-        """Turn, after a batch, from modules that nobody called to their children, which somebody may have called."""
+    @property
+    def modules(self) -> Mapping[str, CachedModule]:
+        """The modules that are cached now, by their paths."""
+        return self._parts
+
+    def replace_uncalled(self) -> bool:
+        """Turn, after a batch, from modules that nobody called to their children, which somebody may have called.
+
+        Returns
+        -------
+        bool
+            Whether there were any.
+        """
         uncalled = [path for path, part in self._parts.items() if not part.is_called]
         for path in uncalled:
             if self._names is None:
@@ -151,6 +162,7 @@ class CachedParts:
         if uncalled and self._names is None:
             self._opened.update(uncalled)
             self.find(after_event=False)
+        return bool(uncalled)
 
     def begin_epoch(self) -> None:
         """Compare everything in the modules with what it was when their rows were kept."""

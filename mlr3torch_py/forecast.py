@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import random
+import sys
+import warnings
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
-from copy import copy, deepcopy
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.callbacks.freezing import FreezingCallback
+from mlr3torch_py.cache_forecast import Span, measure_costs, reckon
+from mlr3torch_py.callbacks.freezing import FreezingCallback, layers_to_hold
+from mlr3torch_py.callbacks.frozen_cache import CallbackSetFrozenCache
+from mlr3torch_py.evaluation import hold_in_evaluation
 from mlr3torch_py.names import listed
-from mlr3torch_py.parameters import bare, frozen_by_us, named_parameters
+from mlr3torch_py.parameters import Flags, bare, frozen_by_us, named_parameters
 from mlr3torch_py.plan import Moment, Step
+from mlr3torch_py.probe import NetProbe, is_one_of, random_states_kept
 from mlr3torch_py.table import Plateau
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["FreezePlan", "Phase", "freeze_plan"]
+
+_KINDS = (FreezingCallback, CallbackSetFrozenCache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,10 @@ class FreezePlan:
     batches_per_epoch : int or None
         None where it is not known and does not matter.
     notes : tuple of str
-        What cannot be known before training.
+        What cannot be known before training, and what the cache of frozen parts will do.
+    cache : pandas.DataFrame, optional
+        One row per `epoch` with `cache_hits`, `cache_misses`, `cache_bytes` and `cache_saved`, as the history will have
+        them, if the net has ``t_clbk("frozen_cache")`` and its data are given.
     """
 
     sizes: dict[str, int]
@@ -71,6 +79,7 @@ class FreezePlan:
     max_epochs: int
     batches_per_epoch: int | None
     notes: tuple[str, ...] = ()
+    cache: pd.DataFrame | None = field(default=None, compare=False)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per phase and parameter.
@@ -200,7 +209,7 @@ def freeze_plan(
     net : skorch.NeuralNet or torch.nn.Module
         A net, initialized or not, which is left as it is, or a network.
     X, y : array-like, optional
-        The training data, from which the number of batches in an epoch is found.
+        The training data, from which the number of batches in an epoch is found, and what frozen_cache will do.
     max_epochs : int, optional
         How many epochs are looked at. That of the net if missing; for a network up to the last row of a table.
     batches_per_epoch : int, optional
@@ -224,7 +233,8 @@ def freeze_plan(
     Notes
     -----
     Conditions are taken to come at their `no_later_than`, or never. The order of the parameters is taken for their
-    order from the input to the head.
+    order from the input to the head. What frozen_cache will do is measured on the first batch, and reckoned for data of
+    which all rows differ and come as they are in each epoch.
 
     Examples
     --------
@@ -244,17 +254,20 @@ def freeze_plan(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"`{argument}` is {value!r}; give a whole number from 1")
     if isinstance(net, nn.Module):
-        module, freezing = net, _freezing(callbacks)
+        probe, module, planned = None, net, _clones(callbacks)
     else:
         if callbacks or not hasattr(net, "initialized_"):
             what = "`callbacks` are given beside a net, which has its own" if callbacks else f"`net` is {net!r}"
             raise TypeError(f"{what}; give a net of skorch, or a torch.nn.Module and `callbacks`")
         max_epochs = net.max_epochs if max_epochs is None else max_epochs
-        with _random_states_kept():
-            module, freezing = _probe(net)
+        with random_states_kept():
+            probe = NetProbe(net, _KINDS)
+            module, planned = probe.module, probe.callbacks
             if X is not None and batches_per_epoch is None:
-                batches_per_epoch = _n_batches(net, X, y)
+                probe.load(X, y)
+                batches_per_epoch = probe.n_batches
     module = bare(module)
+    freezing = [callback for callback in planned if isinstance(callback, FreezingCallback)]
     for callback in freezing:
         callback.require_params()
         callback.plans_ = callback.make_plans(module)
@@ -273,13 +286,13 @@ def freeze_plan(
     phases: list[Phase] = []
     for batch in begins:
         epoch = (batch - 1) // per_epoch + 1
-        trainable = may_train.difference(*_held(freezing, epoch, batch, per_epoch))
+        trainable = may_train.difference(*(_held(callback, epoch, batch, per_epoch) for callback in freezing))
         if has_aliases:
             trainable = _with_aliases(trainable, tensors)
         if epoch <= n_epochs and not (phases and phases[-1].trainable == trainable):
             phases.append(Phase(epoch, batch, trainable))
     first_name: dict[int, str] = {}
-    return FreezePlan(
+    plan = FreezePlan(
         sizes={name: 0 if is_lazy(tensor) else tensor.numel() for name, tensor in tensors.items()},
         aliases=frozenset(name for name, t in tensors.items() if first_name.setdefault(id(t), name) != name),
         phases=tuple(phases),
@@ -291,6 +304,17 @@ def freeze_plan(
             if isinstance(step.row.time, Plateau)
         ),
     )
+    for cache in (callback for callback in planned if isinstance(callback, CallbackSetFrozenCache)):
+        if probe is None or not probe.n_batches:
+            notes = (
+                *plan.notes,
+                "frozen_cache: give a net and `X` instead of `batches_per_epoch` to see what it saves",
+            )
+            plan = replace(plan, notes=notes)
+        else:
+            with random_states_kept():
+                plan = _with_cache(plan, cache, probe, freezing)
+    return plan
 
 
 def _batch(step: Step, per_epoch: int) -> int:
@@ -299,13 +323,14 @@ def _batch(step: Step, per_epoch: int) -> int:
     return time if step.row.unit == "batch" or time == 0 else per_epoch * (time - 1) + 1
 
 
-def _held(freezing: list[FreezingCallback], epoch: int, batch: int, per_epoch: int) -> Iterator[Set[str]]:
-    """Yield what each plan holds at a moment; conditions are taken to come at their latest."""
-    firsts = tuple(1 + per_epoch * i for i in range(epoch))
-    for plan in (plan for callback in freezing for plan in callback.plans_):
+def _held(callback: FreezingCallback, epoch: int, batch: int, per_epoch: int) -> Set[str]:
+    """Return what a callback holds at a moment; conditions are taken to come at their latest."""
+    firsts, held = tuple(1 + per_epoch * i for i in range(epoch)), set[str]()
+    for plan in callback.plans_:
         times = ((step.row.position, step.row.time) for step in plan.conditions)
         latest = {at: time.no_later_than for at, time in times if isinstance(time, Plateau) and time.no_later_than}
-        yield plan.held(Moment(epoch, batch, firsts, fired=latest))
+        held |= plan.held(Moment(epoch, batch, firsts, fired=latest))
+    return held
 
 
 def _with_aliases(names: frozenset[str], tensors: dict[str, nn.Parameter]) -> frozenset[str]:
@@ -314,56 +339,42 @@ def _with_aliases(names: frozenset[str], tensors: dict[str, nn.Parameter]) -> fr
     return frozenset(name for name, tensor in tensors.items() if id(tensor) in free)
 
 
-def _probe(net: Any) -> tuple[nn.Module, list[FreezingCallback]]:
-    """Make the freezing callbacks of a net, and its network if it has none yet, without touching the net."""
-    if net.initialized_:
-        return net.module_, [
-            clone(callback) for _, callback in net.callbacks_ if isinstance(callback, FreezingCallback)
-        ]
-    probe = copy(net)
-    named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
-    chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
-    probe.callbacks = [(name, clone(callback, safe=False)) for name, callback in chosen if _is_freezing(callback)]
-    for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
-        delattr(probe, name)
-    probe.initialize_callbacks()
-    with probe._current_init_context("module"):  # skorch lets a module be made nowhere else
-        probe.initialize_module()
-    return probe.module_, [callback for _, callback in probe.callbacks_ if isinstance(callback, FreezingCallback)]
-
-
-def _freezing(callbacks: Sequence[Any]) -> list[FreezingCallback]:
+def _clones(callbacks: Sequence[Any]) -> list[Any]:
     for item in callbacks:
-        if not _is_freezing(item):
+        if not is_one_of(item, _KINDS):
             raise TypeError(
                 f"`callbacks` holds {item!r}; it takes freezing callbacks, as t_clbk('unfreeze') makes them"
             )
     return [clone(item[1] if isinstance(item, tuple) else item) for item in callbacks]
 
 
-def _is_freezing(item: Any) -> bool:
-    callback = item[1] if isinstance(item, (tuple, list)) else item
-    return isinstance(callback, FreezingCallback) or (
-        isinstance(callback, type) and issubclass(callback, FreezingCallback)
+def _with_cache(
+    plan: FreezePlan, cache: CallbackSetFrozenCache, probe: NetProbe, freezing: list[FreezingCallback]
+) -> FreezePlan:
+    """Run the first batch through a copy of the network in each phase, and reckon what that means for all epochs."""
+    module, per_epoch = deepcopy(bare(probe.module)).to(probe.net.device), plan.batches_per_epoch or 1
+    call, n_rows = probe.first_batch()
+    boundless = CallbackSetFrozenCache(cache.modules, max_bytes=sys.maxsize, check=cache.check)
+    spans = []
+    with warnings.catch_warnings(record=True, action="always") as said:
+        for phase in plan.phases:
+            Flags(phase.trainable, frozenset()).restore(module)
+            held_by = ((cb, _held(cb, phase.epoch, phase.batch, per_epoch)) for cb in freezing)
+            hold_in_evaluation(module.train(), layers_to_hold(module, held_by))
+            parts = boundless.make_parts(module)
+            spans.append(Span(phase.batch, measure_costs(parts, lambda: call(module), n_rows)))
+    table = reckon(
+        spans,
+        n_train=probe.n_train,
+        n_valid=probe.n_valid,
+        per_epoch=per_epoch,
+        max_epochs=plan.max_epochs,
+        max_bytes=int(cache.max_bytes),
     )
-
-
-def _n_batches(net: Any, X: Any, y: Any) -> int:
-    probe = copy(net)
-    probe.train_split = deepcopy(net.train_split)  # it may hold a random state of its own
-    train, _ = probe.get_split_datasets(X, y)
-    try:
-        return len(probe.get_iterator(train, training=True))
-    except TypeError as error:
-        raise ValueError("the training iterator does not know its length: pass `batches_per_epoch`") from error
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    total = table.sum()
+    n_asked, n_bytes = total["cache_hits"] + total["cache_misses"], table["cache_bytes"].max()
+    summary = (
+        f"frozen_cache: {total['cache_hits']:,.0f} of {n_asked:,.0f} rows come from memory, which holds up to "
+        f"{n_bytes / 1e6:,.1f} MB; about {total['cache_saved']:.1f} s are saved"
+    )
+    return replace(plan, cache=table, notes=(*plan.notes, summary, *dict.fromkeys(str(one.message) for one in said)))

@@ -72,6 +72,11 @@ class RowCache:
         self._rows: dict[bytes, Row] = {}
         self._used: set[bytes] = set()
 
+    @property
+    def n_bytes(self) -> int:
+        """What the rows take."""
+        return sum(map(_size, self._rows.values()))
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -100,7 +105,7 @@ class RowCache:
 
     def clear(self) -> None:
         """Drop all rows."""
-        self._budget.give_back(sum(map(_size, self._rows.values())))
+        self._budget.give_back(self.n_bytes)
         self._rows.clear()
         self._used.clear()
 

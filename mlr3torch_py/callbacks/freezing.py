@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from mlr3torch_py.parameters import Flags, bare, freeze, n_trainable, named_para
 from mlr3torch_py.plan import Moment, Plan
 from mlr3torch_py.rates import RateFactors
 
-__all__ = ["FreezingCallback", "freezing_callbacks"]
+__all__ = ["FreezingCallback", "freezing_callbacks", "layers_to_hold"]
 
 logger = logging.getLogger("mlr3torch_py")
 
@@ -209,13 +208,13 @@ class FreezingCallback(CallbackSet, ABC):
 
     def _apply(self, net: Any, moment: Moment, governed: Set[str] = frozenset()) -> None:
         self.moment_ = moment
-        held = frozenset().union(*(callback.held(moment) for callback in freezing_callbacks(net)))
+        held_by = [(callback, callback.held(moment)) for callback in freezing_callbacks(net)]
+        held = frozenset().union(*(names for _, names in held_by))
         if freeze(net.module_, held, governed=governed):
             _forget_directions(net)
-        options = _options(net)
-        if options or governed:  # when training begins, what a copied network still holds is let go of
-            layers = (frozen_layers(net.module_, cb.held(moment), kinds).values() for cb, kinds in options)
-            hold_in_evaluation(net.module_, chain.from_iterable(layers))
+        holds_layers = any("eval" in (callback.frozen_norm, callback.frozen_dropout) for callback, _ in held_by)
+        if holds_layers or governed:  # when training begins, what a copied network still holds is let go of
+            hold_in_evaluation(net.module_, layers_to_hold(net.module_, held_by))
         reduce_what_trains(net)
 
     def _change(self, net: Any, moment: Moment, *, since: Moment, when: str) -> bool:
@@ -247,15 +246,13 @@ class FreezingCallback(CallbackSet, ABC):
         )
 
 
-def _options(net: Any) -> list[tuple[FreezingCallback, tuple[type[nn.Module], ...]]]:
-    """List which callbacks want which kinds of layers in evaluation while they hold them."""
+def layers_to_hold(module: nn.Module, callbacks: Iterable[tuple[FreezingCallback, Set[str]]]) -> Iterator[nn.Module]:
+    """Yield the layers that callbacks want in evaluation, given what each of them holds frozen."""
     kinds_of_option = {"frozen_norm": NORMALISATION, "frozen_dropout": DROPOUT}
-    return [
-        (callback, kinds)
-        for callback in freezing_callbacks(net)
-        for option, kinds in kinds_of_option.items()
-        if getattr(callback, option) == "eval"
-    ]
+    for callback, held in callbacks:
+        for option, kinds in kinds_of_option.items():
+            if getattr(callback, option) == "eval":
+                yield from frozen_layers(module, held, kinds).values()
 
 
 def _forget_directions(net: Any) -> None:

@@ -113,6 +113,8 @@ class CallbackSetFrozenCache(CallbackSet):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self._close()
+        if any(isinstance(callback, CallbackSetFrozenCache) and callback is not self for _, callback in net.callbacks_):
+            raise ValueError("a net has two frozen_cache callbacks; one is enough, for all its modules")
         _check_network(net)
         self.cached_ = self.make_parts(net.module_)
 

@@ -1,0 +1,103 @@
+"""What a net would train with: its network, callbacks and batches, made without touching it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from skorch.dataset import get_len, unpack_data
+from torch import nn
+
+__all__ = ["NetProbe", "is_one_of", "random_states_kept"]
+
+
+class NetProbe:
+    """The network and some callbacks of a net, as they are when it trains.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        Initialized or not; it is left as it is.
+    kinds : tuple of type
+        The classes of the callbacks that are wanted.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        The network of the net, or a new one if it has none yet.
+    callbacks : list of skorch.callbacks.Callback
+        Clones, with the parameters that the net sets.
+    n_batches, n_train, n_valid : int
+        The training batches in an epoch, and the rows of the data; 0 before they are loaded.
+    """
+
+    n_batches = n_train = n_valid = 0
+
+    def __init__(self, net: Any, kinds: tuple[type, ...]) -> None:
+        self.net = net
+        probe = net
+        if not net.initialized_:
+            probe = copy(net)
+            named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
+            chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
+            probe.callbacks = [(name, clone(one, safe=False)) for name, one in chosen if is_one_of(one, kinds)]
+            for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
+                delattr(probe, name)
+            probe.initialize_callbacks()
+            with probe._current_init_context("module"):  # skorch lets a module be made nowhere else
+                probe.initialize_module()
+        self.module: nn.Module = probe.module_
+        self.callbacks = [clone(callback) for _, callback in probe.callbacks_ if isinstance(callback, kinds)]
+
+    def load(self, features: Any, targets: Any) -> None:
+        """Split the data as the net does.
+
+        Raises
+        ------
+        ValueError
+            If the number of batches in an epoch cannot be known.
+        """
+        probe = copy(self.net)
+        probe.train_split = deepcopy(self.net.train_split)  # it may hold a random state of its own
+        train, valid = probe.get_split_datasets(features, targets)
+        self._batches = probe.get_iterator(train, training=True)
+        try:
+            self.n_train, self.n_valid = len(train), 0 if valid is None else len(valid)
+            self.n_batches = len(self._batches)
+        except TypeError as error:
+            raise ValueError("the training iterator does not know its length: pass `batches_per_epoch`") from error
+
+    def first_batch(self) -> tuple[Callable[[nn.Module], Any], int]:
+        """Return what calls a network with the first training batch, as the net does, and the rows of that batch."""
+        features, _ = unpack_data(next(iter(self._batches)))
+
+        def call(module: nn.Module) -> Any:
+            probe = copy(self.net)
+            vars(probe)["module_"] = module
+            return probe.infer(features)
+
+        return call, get_len(features)
+
+
+def is_one_of(item: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a callback, or a pair of a name and a callback, or a class is of some kinds."""
+    callback = item[1] if isinstance(item, (tuple, list)) else item
+    return isinstance(callback, kinds) or (isinstance(callback, type) and issubclass(callback, kinds))
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Set the random states of Python, numpy and torch back at the end."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
