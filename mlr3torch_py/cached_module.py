@@ -64,7 +64,7 @@ class CachedModule:
     budget : Budget
         What the rows may take.
     check : int
-        How many hits in an epoch are computed afresh and compared, about.
+        How many hits of one batch, drawn at random, are computed afresh and compared in each epoch.
     leave_alone : callable
         Called with a reason when the module turns out not to be made for it.
 
@@ -86,7 +86,7 @@ class CachedModule:
         self.tally = Tally()
         self.is_called = False
         self._n_before = 0
-        self._skip = 0
+        self._hits_until_check = 0
         self._needed = 0.0
         self.forget()
         # Where torch puts a compiled call: hooks of the module belong to it, and pickle and deepcopy pass it over.
@@ -108,6 +108,8 @@ class CachedModule:
         self.rows.clear()
         self._fingerprint = Fingerprint(self.module)
         self._layers = list(self.module.modules())
+        self._to_hold = [layer for layer in self._layers if isinstance(layer, NORMALISATION + DROPOUT)]
+        self._hooks = [hooks for one in self._layers for hooks in (one._forward_hooks, one._forward_pre_hooks)]
         self._forms: dict[Hashable, _Form] = {}
         self._verdicts: dict[Hashable, bool] = {}
         self._seconds_per_row = math.inf
@@ -117,6 +119,8 @@ class CachedModule:
         if Fingerprint(self.module) != self._fingerprint:
             self.forget()
         self.tally, self._n_before = Tally(), len(self.rows)
+        # Not by a generator that a training draws from, nor by one that a checkpoint would keep.
+        self._hits_until_check = secrets.randbelow(max(1, len(self.rows)))
 
     @property
     def is_idle(self) -> bool:
@@ -161,17 +165,16 @@ class CachedModule:
         return None
 
     def _check_layers(self) -> None:
-        for layer in self._layers:
+        for layer in self._to_hold:
             if layer.training and (option := _option_that_holds(layer)):
                 raise UnfitError(
                     f"its {type(layer).__name__} is in training mode, so that an output is no function of its row; set "
                     f"{option}='eval' in the callback that freezes it"
                 )
-            if layer._forward_hooks or layer._forward_pre_hooks:
-                raise UnfitError(
-                    f"its {type(layer).__name__} has forward hooks, which would not run for a row from memory; remove "
-                    "them, or name modules without them in `modules`"
-                )
+        if any(self._hooks):
+            raise UnfitError(
+                f"it has forward hooks, which would not run for a row from memory; remove them, or {_REMEDY}"
+            )
 
     def _look_again(self) -> bool:
         if any(tensor.requires_grad for tensor in self.module.parameters()):
@@ -250,10 +253,9 @@ class CachedModule:
         return is_by_row
 
     def _check_hits(self, call: Call, form: OutputForm, hits: dict[int, Row]) -> None:
-        step = max(1, len(self.rows) // self.check)
-        chosen = list(hits)[self._skip % step :: step]
-        self._skip = (self._skip - len(hits)) % step
-        if chosen and not self._gives_again(call, form, {i: hits[i] for i in chosen}):
+        is_due = 0 <= self._hits_until_check < len(hits)
+        self._hits_until_check -= len(hits)
+        if is_due and not self._gives_again(call, form, dict(list(hits.items())[-self.check :])):
             raise RuntimeError(
                 f"frozen_cache: what {self.name} gives for a row is not what it gave when the row was kept, though "
                 "nothing in it seems to have changed; it depends on something that is not its own, or was written into "

@@ -105,7 +105,7 @@ class CachedParts:
     """
 
     def __init__(
-        self, module: nn.Module, names: Sequence[str] | None = None, *, max_bytes: int = 2**30, check: int = 4
+        self, module: nn.Module, names: Sequence[str] | None = None, *, max_bytes: int = 2**30, check: int = 1
     ) -> None:
         self._module = bare(module)
         self._names = None if names is None else frozenset(names)

@@ -34,7 +34,8 @@ class CallbackSetFrozenCache(CallbackSet):
         How many bytes the rows may take, together with what Python and torch need to keep them. Beyond that rows are
         computed as without the cache. Rows that are kept stay, except those that nobody asked for in a whole epoch.
     check : int
-        How many rows from memory are computed afresh and compared in each epoch, for each submodule, about; 0 for none.
+        How many rows from memory are computed afresh and compared in each epoch, for each submodule, in a batch that is
+        drawn at random; 0 for none.
 
     Raises
     ------
@@ -91,7 +92,7 @@ class CallbackSetFrozenCache(CallbackSet):
     frozen_: Set[str] | None = None
     is_new_ = False
 
-    def __init__(self, modules: str | Sequence[str] | None = None, max_bytes: int = 2**30, check: int = 4) -> None:
+    def __init__(self, modules: str | Sequence[str] | None = None, max_bytes: int = 2**30, check: int = 1) -> None:
         self.modules = modules
         self.max_bytes = max_bytes
         self.check = check
