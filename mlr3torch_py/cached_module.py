@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -11,18 +12,21 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
 
 from mlr3torch_py.evaluation import DROPOUT, NORMALISATION
 from mlr3torch_py.fingerprint import Fingerprint
 from mlr3torch_py.randomness import generators, random_states
 from mlr3torch_py.row_cache import Budget, RowCache
-from mlr3torch_py.rows import Call, OutputForm, Row, UnfitError, is_near
+from mlr3torch_py.rows import Call, OutputForm, Row, UnfitError, is_near, largest_values
 
 __all__ = ["NEEDS_GRADIENT", "CachedModule", "Tally"]
 
 NEEDS_GRADIENT: Final = "its input needs a gradient; it can be cached only while all that comes before it is frozen too"
 
-_REMEDY: Final = "name others in `modules`"
+_REMEDY: Final = "name other modules in `modules`"
+_MOST_FORMS: Final = 1000
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class _Form:
 
     seed: int
     output: OutputForm | None = None
+    largest: Sequence[float] = ()
 
 
 class CachedModule:
@@ -66,13 +71,14 @@ class CachedModule:
     check : int
         How many hits of one batch, drawn at random, are computed afresh and compared in each epoch.
     leave_alone : callable
-        Called with a reason when the module turns out not to be made for it.
+        Called with a reason when the module turns out to be one that cannot be cached.
 
     Notes
     -----
-    Whether an output is a function of its row is tried out whenever a call is of a new kind: some rows are computed
-    once more, in another batch. What else a call may do, such as draw random numbers or keep something of it, is looked
-    for at the same time.
+    Calls are of one kind if they differ in sizes and values alone (a single row is a kind of its own), and have one
+    form if they differ in the contents of their rows alone. Whether an output is a function of its row is tried out for
+    each kind, at its first call, the second, the fourth and so on: the rows are computed once more in smaller batches.
+    What else a call may do, such as draw random numbers or keep something of it, is looked for at the same time.
     """
 
     def __init__(
@@ -109,14 +115,17 @@ class CachedModule:
         self._fingerprint = Fingerprint(self.module)
         self._layers = list(self.module.modules())
         self._to_hold = [layer for layer in self._layers if isinstance(layer, NORMALISATION + DROPOUT)]
-        self._hooks = [hooks for one in self._layers for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+        own_hooks = (hooks for one in self._layers for hooks in (one._forward_hooks, one._forward_pre_hooks))
+        self._hooks = [*own_hooks, torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
         self._forms: dict[Hashable, _Form] = {}
         self._verdicts: dict[Hashable, bool] = {}
+        self._n_computed: Counter[Hashable] = Counter()
+        self._has_changed_once = False
         self._seconds_per_row = math.inf
 
     def begin_epoch(self) -> None:
         """Compare all that the module holds, bit by bit, with what it was, and forget the rows if it differs."""
-        if Fingerprint(self.module) != self._fingerprint:
+        if self._fingerprint.difference(Fingerprint(self.module)):
             self.forget()
         self.tally, self._n_before = Tally(), len(self.rows)
         # Not by a generator that a training draws from, nor by one that a checkpoint would keep.
@@ -146,6 +155,9 @@ class CachedModule:
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Hashable, _Form, list[bytes]] | None:
         """Make the keys of the rows of a call; None if it cannot be answered from memory."""
+        is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
+        if is_traced or forward_ad._current_level >= 0:
+            return None
         try:
             if not (self._fingerprint.seems_current or self._look_again()):
                 return None
@@ -153,15 +165,22 @@ class CachedModule:
             call = Call(args, kwargs)
             if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
                 raise UnfitError(NEEDS_GRADIENT)
-            kind = call.pattern, tuple(layer.training for layer in self._layers), _autocast(call)
-            form = self._forms.setdefault((kind, call.shared), _Form(secrets.randbits(64)))
+            modes = tuple(layer.training for layer in self._layers)
+            settings = call.pattern, modes, torch.is_grad_enabled(), _autocast(call)
+            kind = settings, len(call) == 1
+            if call.is_ambiguous or not self._verdicts.get(kind, True):
+                return None
+            if len(self._forms) > _MOST_FORMS:
+                self.rows.clear()
+                self._forms.clear()
+            form = self._forms.setdefault((settings, call.shared), _Form(secrets.randbits(64)))
             keys = call.row_keys(form.seed)
         except UnfitError as error:
             self.leave_alone(str(error))
         except (RuntimeError, TypeError) as error:
             self.leave_alone(f"its input cannot be read by rows: {error}")
         else:
-            return (call, kind, form, keys) if keys and self._verdicts.get(kind, True) else None
+            return (call, kind, form, keys) if keys else None
         return None
 
     def _check_layers(self) -> None:
@@ -181,10 +200,9 @@ class CachedModule:
             self.remove()
             return False
         now = Fingerprint(self.module, before=self._fingerprint)
-        if now == self._fingerprint:
-            self._fingerprint = now
-        else:
+        if self._fingerprint.difference(now):
             self.forget()
+        self._fingerprint = now
         return True
 
     def _answer(self, call: Call, kind: Hashable, form: _Form, keys: list[bytes]) -> Any:
@@ -192,13 +210,15 @@ class CachedModule:
         missing = [i for i, row in enumerate(rows) if row is None]
         if form.output is None or len(missing) == len(rows):
             self.tally.misses += len(rows)
-            output = self._compute(call) if kind in self._verdicts else self._try(call, kind)
+            self._n_computed[kind] += 1
+            is_trial = self._n_computed[kind].bit_count() == 1
+            output = self._try(call, kind) if is_trial else self._compute(call)
             if self._verdicts.get(kind):
                 self._keep(form, keys, output, len(rows))
             return output
         there = {i: row for i, row in enumerate(rows) if row is not None}
         if self.check:
-            self._check_hits(call, form.output, there)
+            self._check_hits(call, form.output, form.largest, there)
         if missing:
             fresh = self._keep(form, [keys[i] for i in missing], self._compute(call.take(missing)), len(missing))
             if fresh is None:
@@ -210,64 +230,81 @@ class CachedModule:
 
     def _keep(self, form: _Form, keys: Sequence[bytes], output: Any, n_rows: int) -> list[Row] | None:
         try:
-            form.output = form.output or OutputForm.of(output, n_rows)
-            rows = form.output.split(output, n_rows)
+            known = form.output or OutputForm.of(output, n_rows)
+            rows = known.split(output, n_rows)
         except UnfitError as error:
             self.leave_alone(str(error))
             return None
+        if form.output is None:
+            form.output, form.largest = known, largest_values(rows)
         self.rows.add(keys, rows)
         return rows
 
     def _try(self, call: Call, kind: Hashable) -> Any:
-        """Compute a call of a new kind, and see whether its rows are independent of all else."""
-        before, self._fingerprint = self._fingerprint, Fingerprint(self.module)
-        if before != self._fingerprint:
+        """Compute a call, and see whether its rows are independent of each other and of all else."""
+        now = Fingerprint(self.module)
+        if self._fingerprint.difference(now):  # something wrote into it unseen since the epoch began
             self.rows.clear()
+        self._fingerprint = now
         sources = generators(module=self.module)
-        drawn, attributes = random_states(sources), [dict(vars(layer)) for layer in self._layers]
+        drawn = random_states(sources)
         output = self._compute(call)
         try:
             if random_states(sources) != drawn:
-                raise UnfitError(f"it draws random numbers; {_REMEDY}")
+                raise UnfitError(
+                    "it draws random numbers; dropout that is a layer can be held by frozen_dropout='eval'"
+                )
             if call.has_changed():
-                raise UnfitError(f"it writes into its input; {_REMEDY}")
-            if Fingerprint(self.module) != self._fingerprint:
-                raise UnfitError(f"it changes its own buffers; {_REMEDY}")
-            for layer, values in zip(self._layers, attributes, strict=True):
-                for name, value in vars(layer).items():
-                    if values.get(name, self) is not value:
-                        raise UnfitError(f"its {type(layer).__name__} sets its {name!r} in a call; {_REMEDY}")
-            form = OutputForm.of(output, len(call))
-            if len(call) > 1:
-                self._verdicts[kind] = self._is_by_row(call, form, output)
+                raise UnfitError(f"it writes into its input; use operations that are not in place, or {_REMEDY}")
+            if self._is_settled(Fingerprint(self.module)):
+                is_by_row, was_by_row = self._is_by_row(call, output), self._verdicts.get(kind)
+                self._verdicts[kind] = is_by_row
+                if not is_by_row and (was_by_row or not any(self._verdicts.values())):
+                    raise UnfitError(
+                        f"the output of a row depends on its batch, or it cannot take every batch; {_REMEDY}"
+                    )
         except UnfitError as error:
             self.leave_alone(str(error))
         return output
 
-    def _is_by_row(self, call: Call, form: OutputForm, output: Any) -> bool:
-        """Compute some rows once more, in another order and among others."""
-        rows = form.split(output, len(call))
-        is_by_row = self._gives_again(call, form, {i: rows[i] for i in range(len(call) - 1, -1, -2)})
-        if not is_by_row and not any(self._verdicts.values()):
-            raise UnfitError(f"the output of a row depends on the other rows of its batch; {_REMEDY}")
-        return is_by_row
+    def _is_settled(self, now: Fingerprint) -> bool:
+        """Whether a call has left the module as it was; it may change it once, to make a table of its own."""
+        if (changed := self._fingerprint.difference(now)) and self._has_changed_once:
+            raise UnfitError(f"a call changes {changed}, which would not happen for a row from memory; {_REMEDY}")
+        self._fingerprint, self._has_changed_once = now, self._has_changed_once or changed is not None
+        return changed is None
 
-    def _check_hits(self, call: Call, form: OutputForm, hits: dict[int, Row]) -> None:
-        is_due = 0 <= self._hits_until_check < len(hits)
-        self._hits_until_check -= len(hits)
-        if is_due and not self._gives_again(call, form, dict(list(hits.items())[-self.check :])):
-            raise RuntimeError(
-                f"frozen_cache: what {self.name} gives for a row is not what it gave when the row was kept, though "
-                "nothing in it seems to have changed; it depends on something that is not its own, or was written into "
-                "through .data or numpy since the epoch began. Name other modules in `modules`"
-            )
-
-    def _gives_again(self, call: Call, form: OutputForm, rows: dict[int, Row]) -> bool:
+    def _is_by_row(self, call: Call, output: Any) -> bool:
+        """Compute the rows once more, in smaller batches and another order."""
+        n_rows = len(call)
+        form = OutputForm.of(output, n_rows)
+        rows = form.split(output, n_rows)
+        largest = largest_values(rows)
+        parts = [range(n_rows - 1, -1, -2), range(n_rows - 2, -1, -2), range(min(1, n_rows))]
         try:
-            again = form.split(self._compute(call.take(list(rows)), needed=False), len(rows))
+            return all(self._gives_again(call, form, largest, {i: rows[i] for i in part}) for part in parts if part)
         except Exception:  # whatever a module raises that takes whole batches only
             return False
-        return is_near(list(rows.values()), again, self._precision(call, again[0]))
+
+    def _check_hits(self, call: Call, form: OutputForm, largest: Sequence[float], hits: dict[int, Row]) -> None:
+        is_due = 0 <= self._hits_until_check < len(hits)
+        self._hits_until_check -= len(hits)
+        if is_due and not self._gives_again(call, form, largest, dict(list(hits.items())[-self.check :])):
+            raise RuntimeError(
+                f"frozen_cache: what {self.name} gives for a row is not what it gave when the row was kept, though "
+                "nothing in it seems to have changed. Either the output of a row depends at times on its batch or on "
+                "something that is not its own, or something wrote into it through .data or numpy since the epoch "
+                f"began. Leave it out: {_REMEDY}"
+            )
+
+    def _gives_again(self, call: Call, form: OutputForm, largest: Sequence[float], rows: dict[int, Row]) -> bool:
+        output = self._compute(call.take(list(rows)), needed=False)
+        try:
+            again = form.split(output, len(rows))
+        except UnfitError:
+            return False
+        precision = self._precision(call, again[0])
+        return is_near(list(rows.values()), again, precision=precision, largest=largest)
 
     def _precision(self, call: Call, row: Row) -> float:
         """Return the precision of the coarsest type that a call computes with, as far as one can see."""

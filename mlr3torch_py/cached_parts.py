@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -14,6 +15,7 @@ from mlr3torch_py.cached_module import NEEDS_GRADIENT, CachedModule, Tally
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.parameters import bare, named_modules, named_parameters, trainable_names
 from mlr3torch_py.row_cache import Budget
+from mlr3torch_py.rows import UnfitError
 
 __all__ = ["CachedParts", "frozen_parts"]
 
@@ -115,7 +117,7 @@ class CachedParts:
         self._gone: list[Tally] = []
         self._alone: set[str] = set()
         self._opened: set[str] = set()
-        self._never_frozen = set(names or ())
+        self._idle_names = set(names or ())
         self._said: set[tuple[str, str]] = set()
         if names is not None:
             _check_names(self._module, names)
@@ -131,14 +133,16 @@ class CachedParts:
         if after_event:
             self._alone.clear()
         found = frozen_parts(self._module, set(trainable_names(self._module)), among=self._names, opened=self._opened)
-        self._never_frozen -= {name for name in self._never_frozen if any(_is_within(name, path) for path in found)}
         for path, part in list(self._parts.items()):
             if found.get(path) is not part.module or not part.is_in_place:
                 self._let_go(path)
         for path, module in found.items():
             if path not in self._parts and path not in self._alone:
-                name, leave_alone = path or "the network", partial(self._leave_alone, path)
-                self._parts[path] = CachedModule(name, module, self.budget, self._check, leave_alone)
+                leave_alone = partial(self._leave_alone, path)
+                try:
+                    self._parts[path] = CachedModule(_name(path), module, self.budget, self._check, leave_alone)
+                except UnfitError as error:
+                    leave_alone(str(error))
 
     @property
     def modules(self) -> Mapping[str, CachedModule]:
@@ -148,26 +152,28 @@ class CachedParts:
     def replace_uncalled(self) -> bool:
         """Turn, after a batch, from modules that nobody called to their children, which somebody may have called.
 
+        Modules that were asked for by name stay.
+
         Returns
         -------
         bool
             Whether there were any.
         """
-        uncalled = [path for path, part in self._parts.items() if not part.is_called]
+        uncalled = [path for path, part in self._parts.items() if self._names is None and not part.is_called]
         for path in uncalled:
-            if self._names is None:
-                self._let_go(path)
-            else:
-                self._leave_alone(path, "the network does not call it, but maybe its children; name these in `modules`")
-        if uncalled and self._names is None:
+            self._let_go(path)
+        if uncalled:
             self._opened.update(uncalled)
             self.find(after_event=False)
         return bool(uncalled)
 
     def begin_epoch(self) -> None:
         """Compare everything in the modules with what it was when their rows were kept."""
-        for part in self._parts.values():
-            part.begin_epoch()
+        for path, part in list(self._parts.items()):
+            try:
+                part.begin_epoch()
+            except UnfitError as error:
+                self._leave_alone(path, str(error))
 
     def end_epoch(self) -> Tally:
         """Drop rows and modules that were of no use in this epoch, and say what came of it."""
@@ -187,23 +193,25 @@ class CachedParts:
             self._let_go(path)
 
     @property
-    def never_frozen(self) -> list[str]:
-        """The names that were given and were not frozen as a whole at any time."""
-        return sorted(self._never_frozen)
+    def idle_names(self) -> list[str]:
+        """The names that were given and were never both frozen as a whole and called."""
+        return sorted(self._idle_names)
 
     def _let_go(self, path: str) -> None:
         part = self._parts.pop(path)
         part.remove()
         self._gone.append(part.tally)
+        if part.is_called:
+            self._idle_names -= {name for name in self._idle_names if _is_within(name, path)}
 
     def _leave_alone(self, path: str, reason: str) -> None:
-        name = self._parts[path].name
-        self._let_go(path)
+        if path in self._parts:
+            self._let_go(path)
         self._alone.add(path)
         is_natural = reason == NEEDS_GRADIENT and self._names is None
         if not is_natural and (path, reason) not in self._said:
             self._said.add((path, reason))
-            warnings.warn(f"frozen_cache leaves {name} alone: {reason}", stacklevel=2)
+            warnings.warn(f"frozen_cache leaves {_name(path)} alone: {reason}", stacklevel=2)
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:
@@ -221,9 +229,13 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
             )
 
 
+def _name(path: str) -> str:
+    return path or "the network"
+
+
 def _is_within(name: str, path: str) -> bool:
     return not path or name == path or name.startswith(f"{path}.")
 
 
 def _is_callable(module: nn.Module) -> bool:
-    return type(module).forward is not nn.Module.forward
+    return not isinstance(module, torch.jit.ScriptModule) and type(module).forward is not nn.Module.forward

@@ -11,7 +11,17 @@ import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from xxhash import xxh3_128_digest
 
-__all__ = ["Call", "OutputForm", "Row", "UnfitError", "as_bytes", "content_hash", "is_near", "version_of"]
+__all__ = [
+    "Call",
+    "OutputForm",
+    "Row",
+    "UnfitError",
+    "as_bytes",
+    "content_hash",
+    "is_near",
+    "largest_values",
+    "version_of",
+]
 
 Row = tuple[torch.Tensor, ...]
 
@@ -122,13 +132,18 @@ class Call:
     def shared(self) -> Hashable:
         """The sizes of rows, and what belongs to every row."""
         return tuple(
-            leaf
+            repr(leaf)
             if not isinstance(leaf, torch.Tensor)
             else (leaf.shape[1:], None)
             if self._is_by_row(leaf)
             else (leaf.shape, content_hash(leaf))
             for leaf in self._leaves
         )
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether a list of plain values is as long as there are rows, so that they may belong to one row each."""
+        return len(self) > 1 and _has_list((self.args, self.kwargs), len(self))
 
     def row_keys(self, seed: int) -> list[bytes]:
         """Return one hash per row, of the contents of all tensors that are taken by row."""
@@ -200,6 +215,8 @@ class OutputForm:
                 raise UnfitError(
                     "its output needs a gradient, so that something trainable is in it that is not its own"
                 )
+            if is_tensor and (leaf.layout is not torch.strided or leaf.is_nested):
+                raise UnfitError("its output holds a tensor that is not strided")
             if is_tensor and (leaf.ndim == 0 or len(leaf) != n_rows):
                 raise UnfitError(f"its output holds a tensor of shape {tuple(leaf.shape)} for {n_rows} rows")
             if not is_tensor and not isinstance(leaf, _PLAIN):
@@ -233,6 +250,15 @@ class OutputForm:
         return tree_unflatten(leaves, self.spec)
 
 
+def _has_list(value: Any, length: int) -> bool:
+    if isinstance(value, dict):
+        return any(_has_list(item, length) for item in value.values())
+    if not isinstance(value, (list, tuple)):
+        return False
+    is_plain = len(value) == length and all(isinstance(item, _PLAIN) for item in value)
+    return is_plain or any(_has_list(item, length) for item in value)
+
+
 def _order(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
 
@@ -245,7 +271,23 @@ def _stack(rows: Sequence[torch.Tensor], order: tuple[int, ...]) -> torch.Tensor
     return torch.stack(list(rows), out=out)
 
 
-def is_near(rows: Sequence[Row], others: Sequence[Row], precision: float) -> bool:
+def largest_values(rows: Sequence[Row]) -> list[float]:
+    """Return the largest absolute value of each tensor in some rows, infinite ones left out; 0 where there is none.
+
+    Parameters
+    ----------
+    rows : sequence of tuples of torch.Tensor
+
+    Returns
+    -------
+    list of float
+    """
+    return [
+        _sizes(torch.stack(tensors)).max().item() if tensors[0].numel() else 0.0 for tensors in zip(*rows, strict=True)
+    ]
+
+
+def is_near(rows: Sequence[Row], others: Sequence[Row], *, precision: float, largest: Sequence[float]) -> bool:
     """Whether two lists of rows differ by no more than rounding.
 
     Batches of other sizes are computed in another order, which rounds otherwise.
@@ -254,7 +296,10 @@ def is_near(rows: Sequence[Row], others: Sequence[Row], precision: float) -> boo
     ----------
     rows, others : sequence of tuples of torch.Tensor
     precision : float
-        The relative error of one operation. Its square root, relative to the largest value, is what is allowed.
+        The relative error of one operation. What is allowed is its square root, relative to the largest value in the
+        same place of all rows, and 64 times itself, relative to the largest value.
+    largest : sequence of float
+        What the largest value of each tensor is in other rows.
 
     Returns
     -------
@@ -262,21 +307,28 @@ def is_near(rows: Sequence[Row], others: Sequence[Row], precision: float) -> boo
 
     Examples
     --------
-    >>> is_near([(torch.tensor([1.0, 1000.0]),)], [(torch.tensor([1.01, 1000.0]),)], precision=1e-7)
+    >>> one, other = torch.tensor([1.0, 1000.0]), torch.tensor([1.0001, 1000.01])
+    >>> is_near([(one,)], [(other,)], precision=1e-7, largest=[0.0])
     True
-    >>> is_near([(torch.tensor([1.0, 1000.0]),)], [(torch.tensor([2.0, 1000.0]),)], precision=1e-7)
+    >>> is_near([(one,)], [(other + 1,)], precision=1e-7, largest=[0.0])
     False
     """
     return all(
-        _is_near(torch.stack(ours), torch.stack(theirs), precision)
-        for ours, theirs in zip(zip(*rows, strict=True), zip(*others, strict=True), strict=True)
+        _is_near(torch.stack(ours), torch.stack(theirs), precision, size)
+        for ours, theirs, size in zip(zip(*rows, strict=True), zip(*others, strict=True), largest, strict=True)
     )
 
 
-def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float) -> bool:
+def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: float) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if not one.numel() or not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
-    largest = other.abs().nan_to_num(0, 0, 0).max().item()
-    return torch.allclose(one, other, rtol=0, atol=math.sqrt(precision) * largest + precision, equal_nan=True)
+    sizes = _sizes(one)
+    allowed = math.sqrt(precision) * sizes.amax(0) + 64 * precision * sizes.max().clamp(min=largest) + precision
+    is_same = (one == other) | (one.isnan() & other.isnan())
+    return bool((is_same | ((one - other).abs() <= allowed)).all())
+
+
+def _sizes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.abs().nan_to_num(0, 0, 0)

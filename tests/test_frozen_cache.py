@@ -245,6 +245,20 @@ def test_events_by_batch_are_followed():
     ]
 
 
+def test_what_was_left_alone_gets_another_trial_after_an_event():
+    table = {"epoch": [3], "weights": [select_prefix("embed")], "action": ["freeze"]}
+    freezing = CallbackSetUnfreeze(select_prefix("embed", "head"), table)
+    net = iris_net(freezing, t_clbk("frozen_cache"), module=Nested).fit(X, y)
+    assert hits(net) == [0, 0, 0, 300]
+
+
+def test_a_training_that_skips_the_begin_goes_without_a_cache():
+    net = iris_net(t_clbk("frozen_cache"), module=Nested, audited=False).initialize()
+    net.fit_loop(X, y)
+    assert len(net.history) == 4
+    assert all("_compiled_call_impl" not in vars(module) for module in net.module_.modules())
+
+
 def test_a_second_call_begins_with_an_empty_cache():
     net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested, max_epochs=2).fit(X, y)
     net.partial_fit(X, y)
@@ -288,7 +302,7 @@ def test_layers_that_are_not_held_are_named_with_the_remedy(option, message):
 
 def test_a_named_module_that_never_freezes_is_said():
     net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache", modules=["head", "embed"]), module=Nested)
-    with pytest.warns(UserWarning, match="frozen_cache: 'head' of `modules` was at no time frozen as a whole"):
+    with pytest.warns(UserWarning, match="frozen_cache: 'head' of `modules` was never called while frozen as a whole"):
         net.fit(X, y)
 
 

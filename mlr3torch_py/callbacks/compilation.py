@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mlr3torch_py.cached_module import CachedModule
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of
 from mlr3torch_py.names import listed
@@ -53,7 +54,8 @@ def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, d
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module is compiled, by ``torch.compile(module)`` or by ``module.compile()``."""
     is_wrapped = isinstance(module, torch._dynamo.eval_frame.OptimizedModule)
-    return is_wrapped or vars(module).get("_compiled_call_impl") is not None
+    call = vars(module).get("_compiled_call_impl")
+    return is_wrapped or not (call is None or isinstance(call, CachedModule))
 
 
 def _n_patterns(net: Any, plans: Sequence[Plan], per_epoch: float) -> int:

@@ -120,21 +120,22 @@ class CallbackSetFrozenCache(CallbackSet):
         self.cached_ = self.make_parts(net.module_)
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        if self.cached_ is None:
-            self.on_train_begin(net)
-        self.cached_.begin_epoch()
-        self._find(net)
+        if self.cached_ is not None:  # there was a begin, so there will be an exit
+            self.cached_.begin_epoch()
+            self._find(net)
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if training and frozen_by_us(net.module_) is not self.frozen_:
+        if training and self.cached_ is not None and frozen_by_us(net.module_) is not self.frozen_:
             self._find(net)
 
     def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if training and self.is_new_:
+        if training and self.cached_ is not None and self.is_new_:
             self.is_new_ = False
             self.cached_.replace_uncalled()
 
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        if self.cached_ is None:
+            return
         n_bytes, tally = self.cached_.budget.used, self.cached_.end_epoch()
         net.history.record("cache_hits", tally.hits)
         net.history.record("cache_misses", tally.misses)
@@ -142,9 +143,13 @@ class CallbackSetFrozenCache(CallbackSet):
         net.history.record("cache_saved", tally.saved)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        if never := self.cached_.never_frozen:
+        cached, self.cached_ = self.cached_, None
+        if cached is None:
+            return
+        cached.close()
+        if idle := cached.idle_names:
             warnings.warn(
-                f"frozen_cache: {listed(map(repr, never))} of `modules` was at no time frozen as a whole, so that "
+                f"frozen_cache: {listed(map(repr, idle))} of `modules` was never called while frozen as a whole, so "
                 "nothing of it was cached",
                 stacklevel=2,
             )
