@@ -189,7 +189,8 @@ def n_trainable(module: nn.Module) -> int:
     >>> n_trainable(nn.Linear(2, 1))
     3
     """
-    return sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad and not is_lazy(tensor))
+    tensors = {id(tensor): tensor for _, tensor in _walk(bare(module), "")}
+    return sum(tensor.numel() for tensor in tensors.values() if tensor.requires_grad and not is_lazy(tensor))
 
 
 def frozen_by_us(module: nn.Module) -> frozenset[str]:
