@@ -1,22 +1,23 @@
-"""What five callbacks cost on a batch, beside five of skorch's own: ratios measured in one run.
+"""(g) Five callbacks on a batch, beside five of skorch's own.
 
-Run it by ``python benchmarks/stages.py``. In the middle of a training, the callbacks of the net are called as skorch
-calls them at a stage, many times; the cost of a net without further callbacks is taken off. Ours are unfreezing by a
-table, history, early stopping, a learning-rate schedule that steps after each batch and a checkpoint; skorch's are
-Freezer, EpochScoring, EarlyStopping, LRScheduler with such a schedule and Checkpoint.
+In the middle of a training, the callbacks of the net are called as skorch calls them at a stage, many times; the cost
+of a net without further callbacks is taken off. Ours are unfreezing by a table, history, early stopping, a
+learning-rate schedule that steps after each batch and a checkpoint; skorch's are Freezer, EpochScoring, EarlyStopping,
+LRScheduler with such a schedule and Checkpoint.
 """
 
+from functools import partial
 from tempfile import TemporaryDirectory
+from time import process_time
 from timeit import repeat
 
 import numpy as np
-import pandas as pd
-import torch
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, Freezer, LRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from benchmarks.rounds import in_turns, row, table
 from mlr3torch_py import MLP, select_all, select_last, t_clbk
 
 STAGES = ("on_batch_begin", "on_grad_computed", "on_batch_end")
@@ -25,11 +26,12 @@ STAGES = ("on_batch_begin", "on_grad_computed", "on_batch_end")
 class Measures(Callback):
     """Calls all callbacks of the net at a stage many times, once, at the second batch."""
 
-    def __init__(self):
-        self.seconds_ = {}
+    def __init__(self, number):
+        self.number = number
+        self.microseconds_ = {}
 
     def on_batch_end(self, net, batch=None, training=None, **kwargs):
-        if not training or self.seconds_ or len(net.history[-1, "batches"]) < 2:
+        if not training or self.microseconds_ or len(net.history[-1, "batches"]) < 2:
             return
         arguments = {"batch": batch, "training": True, **kwargs}
         others = [callback for _, callback in net.callbacks_ if callback is not self]
@@ -40,13 +42,18 @@ class Measures(Callback):
                 for callback in others:
                     getattr(callback, stage)(net, **arguments, **more)
 
-            self.seconds_[stage] = min(repeat(call, number=500, repeat=15)) / 500
+            seconds = min(repeat(call, number=self.number, repeat=5, timer=process_time))
+            self.microseconds_[stage] = seconds / self.number * 1e6
+
+
+def none(_):
+    return []
 
 
 def ours(folder):
-    table = {"epoch": [9], "weights": [select_all()]}
+    later = {"epoch": [9], "weights": [select_all()]}
     return [
-        t_clbk("unfreeze", starting_weights=select_last(1), unfreeze=table),
+        t_clbk("unfreeze", starting_weights=select_last(1), unfreeze=later),
         t_clbk("history"),
         t_clbk("early_stopping", monitor="train_loss"),
         t_clbk("lr_one_cycle", max_lr=0.1, total_steps=10**6),
@@ -64,10 +71,11 @@ def of_skorch(folder):
     ]
 
 
-def measured(make):
+def on_a_batch(make, number):
+    """A way: CPU microseconds of all callbacks of a net in the three stages of a batch."""
     rows = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
     with TemporaryDirectory() as folder:
-        probe = Measures()
+        probe = Measures(number)
         NeuralNetClassifier(
             MLP,
             module__d_in=4,
@@ -80,18 +88,11 @@ def measured(make):
             verbose=0,
             callbacks=[*make(f"{folder}/kept"), probe],
         ).fit(rows, np.arange(40) % 3)
-    return pd.Series(probe.seconds_)
+    return sum(probe.microseconds_.values())
 
 
-def main():
-    torch.set_num_threads(1)
-    rounds = [(measured(lambda _: []), measured(of_skorch), measured(ours)) for _ in range(5)]
-    none, theirs, own = (pd.concat(column, axis=1).min(axis=1) for column in zip(*rounds, strict=True))
-    frame = pd.DataFrame({"skorch's five": theirs - none, "our five": own - none})
-    frame.loc["all three"] = frame.sum()
-    ratio = frame["our five"] / frame["skorch's five"]
-    print((frame * 1e6).round(1).add_suffix(" (us)").assign(ratio=ratio.round(2)).to_string())
-
-
-if __name__ == "__main__":
-    main()
+def measure(number=500, rounds=9):
+    ways = {make.__name__: partial(on_a_batch, make, number) for make in (none, of_skorch, ours)}
+    microseconds = in_turns(ways, rounds)
+    own, theirs = (microseconds[name] - microseconds["none"] for name in ("ours", "of_skorch"))
+    return table([row("g", "five callbacks on a batch", "five of skorch", own, theirs)])

@@ -139,16 +139,18 @@ def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     >>> list(named_parameters(nn.Sequential(nn.Linear(2, 1))))
     ['0.weight', '0.bias']
     """
-    return dict(_walk(bare(module), ""))
+    found: dict[str, nn.Parameter] = {}
+    _collect(bare(module), "", found)
+    return found
 
 
-def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
+def _collect(module: nn.Module, prefix: str, found: dict[str, nn.Parameter]) -> None:
     for name, tensor in module._parameters.items():
         if tensor is not None:
-            yield prefix + name, tensor
+            found[prefix + name] = tensor
     for name, child in module._modules.items():
         if child is not None:
-            yield from _walk(bare(child), f"{prefix}{name}.")
+            _collect(bare(child), f"{prefix}{name}.", found)
 
 
 def trainable_names(module: nn.Module) -> list[str]:
@@ -189,7 +191,8 @@ def n_trainable(module: nn.Module) -> int:
     >>> n_trainable(nn.Linear(2, 1))
     3
     """
-    return sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad and not is_lazy(tensor))
+    tensors = {id(tensor): tensor for tensor in named_parameters(module).values()}
+    return sum(tensor.numel() for tensor in tensors.values() if tensor.requires_grad and not is_lazy(tensor))
 
 
 def frozen_by_us(module: nn.Module) -> frozenset[str]:

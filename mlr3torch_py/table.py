@@ -290,9 +290,9 @@ def _read_frame(frame: pd.DataFrame, start: int) -> Iterator[Row]:
     for one, other in combinations(columns, 2):
         if one == other and one in _COLUMNS:
             raise ValueError(f"`unfreeze`: the column `{one}` is there more than once; keep one")
-    for column_name in columns:
+    for column_name in (name for name in columns if name not in _COLUMNS):
         meant = difflib.get_close_matches(str(column_name), _COLUMNS, n=1, cutoff=0.75)
-        if column_name not in _COLUMNS and meant and meant[0] not in columns:
+        if meant and meant[0] not in columns:
             raise ValueError(f"`unfreeze` has the column {column_name!r}; did you mean {meant[0]!r}?")
     if "weights" not in columns:
         raise ValueError(f"`unfreeze` has the columns {columns} and no `weights`; it must be {_FORM}")
