@@ -28,8 +28,8 @@ class CallbackSetFrozenCache(CallbackSet):
     Parameters
     ----------
     modules : str or list of str, optional
-        The paths of the submodules, such as ``"encoder"``. If missing, the largest ones that are frozen, at any time;
-        those that never see a row again are let go of until something is frozen or unfrozen.
+        The paths of the submodules, such as ``"encoder"``. If missing, the largest ones that are frozen, at any time.
+        Those of which no row comes again are let go of, until something is frozen or unfrozen.
     max_bytes : int
         How many bytes the rows may take, together with what Python and torch need to keep them. Beyond that rows are
         computed as without the cache. Rows that are kept stay, except those that nobody asked for in a whole epoch.
@@ -50,12 +50,12 @@ class CallbackSetFrozenCache(CallbackSet):
     UserWarning
         If a submodule is left alone, with what would change that: BatchNorm and dropout that are not held in evaluation
         (``frozen_norm="eval"``, ``frozen_dropout="eval"``), hooks, and outputs that are no function of their row. For
-        names in `modules` also where a gradient goes through it, or where it is never called or never frozen.
+        names in `modules` also if a gradient goes through it, or if it is never called while it is frozen.
 
     See Also
     --------
     t_clbk : Make this callback by its key, ``t_clbk("frozen_cache")``.
-    freeze_plan : Foretells what is cached.
+    freeze_plan : What will be cached, before training.
 
     Notes
     -----
@@ -63,10 +63,12 @@ class CallbackSetFrozenCache(CallbackSet):
     the bytes in use (`cache_bytes`), and the seconds that computing the hits would have taken less what the cache took
     (`cache_saved`); on devices that compute while Python goes on, seconds are those that Python waits.
 
-    Rows are forgotten when something of their submodule is unfrozen, when its parameters, buffers, children or settings
-    change, and at the begin and end of training. What torch counts as a change is seen at once, what is written through
-    ``.data`` or numpy when the next epoch begins. Each process of a data-parallel training has rows of its own.
-    Submodules are found in ``module_`` only.
+    Rows are forgotten when something of their submodule is unfrozen, when its parameters, buffers, children or other
+    attributes change, and at the begin and end of training. What torch counts as a change is seen at once; what is
+    written through ``.data`` or numpy, and other attributes, when the next epoch begins. Whether the rows of a batch
+    are independent is tried out while the cache is filled, which costs some batches more in the first epoch.
+
+    Each process of a data-parallel training has rows of its own. Submodules are found in ``module_`` only.
 
     Examples
     --------

@@ -1,0 +1,149 @@
+"""(e) An epoch with frozen_cache, against one with plain freezing, full training, and training the head alone.
+
+A network of a frozen part and a linear head is trained on rows that come again in each epoch, shuffled. The head alone
+is a head of the same kind that is trained on what the frozen part gives, computed beforehand. Figures are CPU seconds
+of an epoch; the first one, in which the cache is filled, is left out. The note says how much memory the cache takes.
+"""
+
+from functools import partial
+from itertools import pairwise
+from math import nan
+from statistics import median
+from time import process_time
+
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
+from torch import nn
+
+from benchmarks.rounds import in_turns, row, table
+from mlr3torch_py import select_prefix, t_clbk
+
+LIMITS = {"plain freezing": 1 / 8, "the head alone": 2}
+BATCH, EPOCHS = 64, 4
+
+
+class Headed(nn.Module):
+    """A part to freeze, and a head."""
+
+    def __init__(self, features, width):
+        super().__init__()
+        self.features = features
+        self.head = head(width)
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+def head(width):
+    return nn.Sequential(nn.Flatten(), nn.Linear(width, 10))
+
+
+def cnn(n_convolutions=2):
+    """Two blocks of convolutions with BatchNorm for images of 32 x 32, and the width of what they give."""
+    layers = []
+    for width_in, width_out in pairwise((3, 32, 64)):
+        for a, b in pairwise((width_in, *[width_out] * n_convolutions)):
+            layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers), 64 * 8 * 8
+
+
+class Encoder(nn.Module):
+    """A small transformer, which gives the mean over the tokens."""
+
+    def __init__(self, n_layers):
+        super().__init__()
+        self.embed = nn.Embedding(1000, 64)
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
+
+    def forward(self, tokens):
+        return self.layers(self.embed(tokens)).mean(1)
+
+
+def transformer(n_layers=2):
+    return Encoder(n_layers), 64
+
+
+def images(n):
+    return torch.randn(n, 3, 32, 32)
+
+
+def texts(n):
+    return torch.randint(1000, (n, 32))
+
+
+class Seconds(Callback):
+    """CPU seconds of the epochs."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.seconds_ = []
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.begin_ = process_time()
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seconds_.append(process_time() - self.begin_)
+
+
+def trained(module, data, labels, *callbacks):
+    torch.manual_seed(0)
+    return NeuralNetClassifier(
+        module,
+        criterion=nn.CrossEntropyLoss,
+        lr=0.01,
+        batch_size=BATCH,
+        max_epochs=EPOCHS,
+        train_split=None,
+        iterator_train__shuffle=True,
+        verbose=0,
+        callbacks=[*callbacks, Seconds()],
+    ).fit(data, labels)
+
+
+def of_an_epoch(net):
+    return median(dict(net.callbacks_)["Seconds"].seconds_[1:])
+
+
+def compare(case, part, data, rounds, limits=None):
+    """The rows of one network and one size of data; full training is among them where there are limits."""
+    torch.manual_seed(0)
+    labels, peak = torch.randint(10, (len(data),)), []
+    features, width = part()
+    with torch.no_grad():
+        ready = torch.cat([features.eval()(rows) for rows in data.split(BATCH)])
+    freezing = partial(
+        t_clbk, "unfreeze", starting_weights=select_prefix("head"), frozen_norm="eval", frozen_dropout="eval"
+    )
+
+    def cached():
+        net = trained(Headed(*part()), data, labels, freezing(), t_clbk("frozen_cache"))
+        peak.append(max(net.history[:, "cache_bytes"]))
+        return of_an_epoch(net)
+
+    ways = {
+        "frozen_cache": cached,
+        "plain freezing": lambda: of_an_epoch(trained(Headed(*part()), data, labels, freezing())),
+        "the head alone": lambda: of_an_epoch(trained(head(width), ready, labels)),
+    }
+    if limits:
+        ways["full training"] = lambda: of_an_epoch(trained(Headed(*part()), data, labels))
+    seconds = in_turns(ways, rounds)
+    ours, *others = ways
+    note = f"the cache takes {peak[-1] / 1e6:.0f} MB"
+    limits = limits or {}
+    return [row("e", case, other, seconds[ours], seconds[other], limits.get(other, nan), "s", note) for other in others]
+
+
+def measure(small=256, usual=1024, large=4096, rounds=5):
+    return table(
+        [
+            *compare(f"CNN, {usual:,} images", cnn, images(usual), rounds, LIMITS),
+            *compare(f"CNN, {small:,} images", cnn, images(small), rounds),
+            *compare(f"CNN, {large:,} images", cnn, images(large), 1),
+            *compare(f"CNN of half the depth, {usual:,} images", partial(cnn, 1), images(usual), rounds),
+            *compare(f"transformer, {usual:,} texts", transformer, texts(usual), rounds, {"the head alone": nan}),
+            *compare(f"transformer of 6 layers, {usual:,} texts", partial(transformer, 6), texts(usual), rounds),
+        ]
+    )
