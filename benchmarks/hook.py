@@ -71,4 +71,4 @@ def measure(weights=(10, 10_000), rows=(1, 1_000), past_epochs=(1, 1_000), round
 
 
 def cased(size):
-    return "{:,} weights, {:,} rows, {:,} past epochs".format(*size)
+    return "weights {:,}, rows {:,}, past epochs {:,}".format(*size)

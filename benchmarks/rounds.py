@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from math import nan
-from random import Random
-from time import perf_counter, process_time
+from random import sample
+from time import process_time
 from timeit import timeit
 from unittest.mock import patch
 
@@ -19,10 +19,9 @@ COLUMNS = ["benchmark", "case", "against", "ratio", "low", "high", "limit", "val
 
 
 def in_turns(ways: Mapping[str, Callable[[], float]], rounds: int) -> pd.DataFrame:
-    """The figures that the ways return, by round. Each round has an order of its own, and the first warms up."""
-    names, figures = list(ways), []
-    for i in range(rounds + 1):
-        figures.append({name: ways[name]() for name in Random(i).sample(names, len(names))})
+    """The figures that the ways return, by round. Each round has an order by chance, and the first warms up."""
+    names = list(ways)
+    figures = [{name: ways[name]() for name in sample(names, len(names))} for _ in range(rounds + 1)]
     return pd.DataFrame(figures[1:], columns=names)
 
 
@@ -32,7 +31,7 @@ def per_call(statement: str | Callable[[], object], number: int, **scope: object
 
 
 class Stopwatch:
-    """Adds up the seconds on the wall inside methods, given as pairs of class and name, each moment once."""
+    """Adds up the CPU seconds inside methods, given as pairs of class and name, each moment once."""
 
     def __init__(self, methods):
         self.methods, self.seconds, self.depth = methods, 0.0, 0
@@ -48,13 +47,13 @@ class Stopwatch:
         @wraps(method)
         def timed_method(*args, **kwargs):
             self.depth += 1
-            begin = perf_counter()
+            begin = process_time()
             try:
                 return method(*args, **kwargs)
             finally:
                 self.depth -= 1
                 if not self.depth:
-                    self.seconds += perf_counter() - begin
+                    self.seconds += process_time() - begin
 
         return timed_method
 
