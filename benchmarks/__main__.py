@@ -76,7 +76,7 @@ def drawn(frame):
     ax.set_xscale("log")
     ticks = [
         tick
-        for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20)
+        for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20)
         if frame["low"].min() <= tick * 2 and tick <= 2 * frame["high"].max()
     ]
     ax.set_xticks(ticks, labels=map(str, ticks))
