@@ -27,6 +27,7 @@ NEEDS_GRADIENT: Final = "its input needs a gradient; it can be cached only while
 
 _REMEDY: Final = "name other modules in `modules`"
 _MOST_FORMS: Final = 1000
+_FIRST_TRIALS: Final = 4
 
 
 @dataclass(slots=True)
@@ -77,8 +78,9 @@ class CachedModule:
     -----
     Calls are of one kind if they differ in sizes and values alone (a single row is a kind of its own), and have one
     form if they differ in the contents of their rows alone. Whether an output is a function of its row is tried out for
-    each kind, at its first call, the second, the fourth and so on: the rows are computed once more in smaller batches.
-    What else a call may do, such as draw random numbers or keep something of it, is looked for at the same time.
+    each kind, at its first four calls, the eighth, the sixteenth and so on: the rows are computed once more in smaller
+    batches. What else a call may do, such as draw random numbers or keep something of it, is looked for at the same
+    time.
     """
 
     def __init__(
@@ -210,8 +212,8 @@ class CachedModule:
         missing = [i for i, row in enumerate(rows) if row is None]
         if form.output is None or len(missing) == len(rows):
             self.tally.misses += len(rows)
-            self._n_computed[kind] += 1
-            is_trial = self._n_computed[kind].bit_count() == 1
+            self._n_computed[kind] = number = self._n_computed[kind] + 1
+            is_trial = number <= _FIRST_TRIALS or number.bit_count() == 1
             output = self._try(call, kind) if is_trial else self._compute(call)
             if self._verdicts.get(kind):
                 self._keep(form, keys, output, len(rows))
