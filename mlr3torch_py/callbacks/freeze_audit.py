@@ -16,6 +16,7 @@ from mlr3torch_py.callbacks.processes import is_main_process
 from mlr3torch_py.evaluation import layers_in_evaluation
 from mlr3torch_py.names import listed
 from mlr3torch_py.parameters import frozen_by_us, named_modules, named_parameters
+from mlr3torch_py.rows import as_bytes
 
 __all__ = ["CallbackSetFreezeAudit"]
 
@@ -182,13 +183,11 @@ class CallbackSetFreezeAudit(CallbackSet):
 
     def _bits(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the values, or a sample of them, as bytes, so that NaN equals itself and -0.0 not 0.0."""
-        values = tensor.detach().resolve_conj().reshape(-1)
-        if self.sample is not None:
-            step = max(1, -(-len(values) // self.sample))
-            values = values[torch.arange(0, len(values), step, device=values.device)]
-        if values.stride(0) != 1:
-            values = values.clone(memory_format=torch.contiguous_format)
-        return values.view(torch.uint8)
+        if self.sample is None:
+            return as_bytes(tensor)
+        values = tensor.detach().reshape(-1)
+        step = max(1, -(-len(values) // self.sample))
+        return as_bytes(values[torch.arange(0, len(values), step, device=values.device)])
 
 
 def _tensors(net: Any) -> dict[str, torch.Tensor]:
