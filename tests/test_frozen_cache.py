@@ -344,6 +344,15 @@ def test_a_compiled_network_is_refused_before_the_first_step():
     assert len(net.history) == 0
 
 
+def test_copies_on_several_devices_are_refused_before_the_first_step():
+    module = nn.DataParallel(Nested())
+    module.device_ids = [0, 1]  # what it has on a machine with two devices
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=module, audited=False)
+    with pytest.raises(ValueError, match="frozen_cache: `module_` is copied to several devices by DataParallel"):
+        net.fit(X, y)
+    assert len(net.history) == 0
+
+
 # ---- nobody else sees it
 
 
