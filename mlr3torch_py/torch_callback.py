@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from sklearn.base import clone
 
@@ -72,6 +72,19 @@ class TorchCallback(NamedTuple):
         """
         generated: CallbackSet = clone(self.callback)
         return generated
+
+    def set_params(self, **params: Any) -> NoReturn:
+        """Say what is meant, where skorch finds the pair in the place of a callback and wants to set its parameters.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        raise TypeError(
+            f"`callbacks` has the pair t_clbk({self.id!r}, ...) where a callback is taken; it is a name and a callback "
+            f"already. Give the pair alone, or its second part: t_clbk({self.id!r}, ...).callback"
+        )
 
     def help(self) -> None:
         """Show the documentation of the callback."""

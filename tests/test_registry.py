@@ -4,7 +4,15 @@ import pickle
 import pytest
 from sklearn.base import clone
 
-from mlr3torch_py import CallbackSetUnfreeze, mlr3torch_callbacks, select_all, select_last, t_clbk, t_clbks
+from mlr3torch_py import (
+    CallbackSetUnfreeze,
+    mlr3torch_callbacks,
+    select_all,
+    select_last,
+    t_clbk,
+    t_clbks,
+    trainable_names,
+)
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.registry import CallbackDictionary
 from tests.helpers import X, iris_net, y
@@ -107,3 +115,19 @@ def test_a_key_must_fit_into_a_parameter_name(key):
 def test_only_callback_classes_can_be_added(generator):
     with pytest.raises(TypeError, match="`generator`"):
         CallbackDictionary().add("custom", generator)
+
+
+@pytest.mark.parametrize(
+    "net_with",
+    [
+        lambda callback: iris_net(("schedule", callback)),
+        lambda callback: iris_net(t_clbk("unfreeze"), callbacks__unfreeze=callback),
+        lambda callback: iris_net(t_clbk("unfreeze")).set_params(callbacks__unfreeze=callback),
+    ],
+    ids=["pair", "argument", "set_params"],
+)
+def test_a_pair_in_the_place_of_a_callback_is_refused_with_the_remedy(net_with):
+    made = t_clbk("unfreeze", starting_weights=select_last(1))
+    with pytest.raises(TypeError, match=r"or its second part: t_clbk\('unfreeze', \.\.\.\)\.callback$"):
+        net_with(made).fit(X, y)
+    assert trainable_names(net_with(made.callback).fit(X, y).module_) == ["6.weight", "6.bias"]
