@@ -317,6 +317,22 @@ def test_the_context_shows_the_training():
     assert looks.callback.ctx is None
 
 
+def test_the_last_loss_is_that_of_the_last_training_batch():
+    losses = []
+
+    def look(self):
+        losses.append(self.ctx.last_loss)
+
+    looks = torch_callback("looks", on_begin=look, on_batch_begin=look, on_batch_valid_end=look)
+    net = iris_net(looks, max_epochs=2, train_split=ValidSplit(3, stratified=True)).fit(X, y)
+    (first, second), (third, fourth) = (
+        [batch["train_loss"] for batch in row["batches"] if "train_loss" in batch] for row in net.history
+    )
+    assert losses == [None, None, first, second, second, third, fourth]
+    net.partial_fit(X, y)
+    assert losses[7:9] == [fourth, fourth]
+
+
 def test_outputs_are_kept_only_where_somebody_asks():
     def look(self):
         assert self.ctx.y_hats == []

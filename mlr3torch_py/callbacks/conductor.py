@@ -155,30 +155,31 @@ class _First(_Internal):
             self.ctx.dataset_train, self.ctx.dataset_valid, self.ctx.y_hats = dataset_train, dataset_valid, []
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if self.ctx_of_net_ is None:
+        ctx = self.ctx_of_net_
+        if ctx is None:
             return
-        self.ctx.batch = batch
+        ctx.batch = batch
         if training:
-            self.ctx.step = 1 if self.ctx.step is None or self.is_new_epoch_ else self.ctx.step + 1
+            ctx.step = 1 if ctx.step is None or self.is_new_epoch_ else ctx.step + 1
+            ctx.global_step += 1
             self.is_new_epoch_ = False
-            self.ctx.global_step += 1
             return
         if not self.in_validation_:
             self.in_validation_ = True
-            self.ctx.y_hats = []
+            ctx.y_hats = []
             _call(net, "on_before_valid")
         _call(net, "on_batch_valid_begin", batch=batch)
 
-    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if self.ctx_of_net_ is None:
+    def on_batch_end(
+        self, net: Any, batch: Any = None, training: bool | None = None, y_pred: Any = None, **kwargs: Any
+    ) -> None:
+        ctx = self.ctx_of_net_
+        if ctx is None:
             return
-        y_hat: Any = kwargs.get("y_pred")
-        self.ctx.y_hat = y_hat.detach() if hasattr(y_hat, "detach") else y_hat
-        if self.ctx.keeps_outputs:
-            self.ctx.y_hats.append(self.ctx.y_hat)
-        if training:
-            self.ctx.last_loss = net.history[-1]["batches"][-1].get("train_loss")
-        else:
+        ctx.y_hat = y_pred.detach() if hasattr(y_pred, "detach") else y_pred
+        if ctx.keeps_outputs:
+            ctx.y_hats.append(ctx.y_hat)
+        if not training:
             _call(net, "on_batch_valid_end", batch=batch)
 
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:

@@ -35,8 +35,6 @@ class ContextTorch:
         `keeps_outputs` is True, since they may need much memory.
     keeps_outputs : bool
         Whether a callback of the net has the attribute ``keeps_outputs = True``.
-    last_loss : float or None
-        The loss of the last training batch.
 
     Notes
     -----
@@ -72,7 +70,6 @@ class ContextTorch:
         self.batch: Any = None
         self.y_hat: Any = None
         self.y_hats: list[Any] = []
-        self.last_loss: float | None = None
 
     @property
     def network(self) -> Any:
@@ -108,6 +105,12 @@ class ContextTorch:
     def epoch(self) -> int:
         """The epoch over the whole life of the net, from 1; 0 before the first."""
         return len(self.net.history)
+
+    @property
+    def last_loss(self) -> float | None:
+        """The loss of the last training batch in the history; None where it has none."""
+        entries = (entry for row in reversed(self.net.history.to_list()) for entry in reversed(row.get("batches", ())))
+        return next((entry["train_loss"] for entry in entries if "train_loss" in entry), None)
 
     @property
     def last_scores_train(self) -> dict[str, float]:
