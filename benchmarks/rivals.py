@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import skorch.callbacks
 import torch
 from torch import nn
@@ -64,8 +65,9 @@ def at_once_but_norms(epoch):
 def ours(parts_of):
     def callbacks(_):
         rest = PARTS[1:] if parts_of is one_by_one else [PARTS[1:]]
-        later = {"epoch": range(2, 2 + len(rest)), "weights": [select_prefix(*np.atleast_1d(part)) for part in rest]}
-        return [CallbackSetUnfreeze(select_prefix(PARTS[0]), later)]
+        later = [select_prefix(*np.atleast_1d(part)) for part in rest]
+        table = pd.DataFrame({"epoch": range(2, 2 + len(rest)), "weights": later})
+        return [CallbackSetUnfreeze(select_prefix(PARTS[0]), table)]
 
     owners = CallbackSetUnfreeze, conductor._First, conductor._Last
     return Way(f"ours, {parts_of.__name__}", parts_of, by_skorch, callbacks, owners, skorch.callbacks.Callback)

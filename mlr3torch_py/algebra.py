@@ -246,8 +246,8 @@ class Prefix(Select):
     prefixes: tuple[str, ...]
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
-        wanted = set(self.prefixes)
-        return {name for name in names if name in wanted or not wanted.isdisjoint(_ancestors(name))}
+        below = tuple(f"{prefix}." for prefix in self.prefixes)
+        return {name for name in names if name in self.prefixes or name.startswith(below)}
 
     def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
         return [one for prefix in self.prefixes if not (one := Prefix((prefix,))).matches(names)]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from mlr3torch_py.parameters import bare, named_modules, named_parameters
+from mlr3torch_py.parameters import all_modules, bare, named_modules, named_parameters
 
 __all__ = ["DROPOUT", "NORMALISATION", "frozen_layers", "hold_in_evaluation", "layers_in_evaluation"]
 
@@ -91,7 +91,7 @@ def hold_in_evaluation(module: nn.Module, layers: Iterable[nn.Module]) -> None:
     """
     wanted = {id(layer) for layer in layers}
     module = bare(module)
-    for layer in module.modules():
+    for layer in all_modules(module):
         if id(layer) in wanted:
             if not _is_held(layer):
                 # Beside the class, since skorch calls train() inside every step, after all callbacks.

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 __all__ = [
     "Flags",
+    "all_modules",
     "bare",
     "freeze",
     "frozen_by_us",
@@ -153,6 +154,32 @@ def _collect(module: nn.Module, prefix: str, found: dict[str, nn.Parameter]) -> 
             _collect(bare(child), f"{prefix}{name}.", found)
 
 
+def all_modules(module: nn.Module) -> list[nn.Module]:
+    """List every module of a network, wrappers included; a shared one once for each of its places.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    list of torch.nn.Module
+        Without names it is some times faster than `named_modules` and ``torch.nn.Module.modules``.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> all_modules(nn.Sequential(nn.ReLU()))
+    [Sequential(
+      (0): ReLU()
+    ), ReLU()]
+    """
+    found = [module]
+    for one in found:
+        found += [child for child in one._modules.values() if child is not None]
+    return found
+
+
 def trainable_names(module: nn.Module) -> list[str]:
     """List the names of the parameters that require a gradient, in the order of the network.
 
@@ -191,8 +218,9 @@ def n_trainable(module: nn.Module) -> int:
     >>> n_trainable(nn.Linear(2, 1))
     3
     """
-    tensors = {id(tensor): tensor for tensor in named_parameters(module).values()}
-    return sum(tensor.numel() for tensor in tensors.values() if tensor.requires_grad and not is_lazy(tensor))
+    tensors = (tensor for one in all_modules(module) for tensor in one._parameters.values() if tensor is not None)
+    trainable = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}
+    return sum(tensor.numel() for tensor in trainable.values() if not is_lazy(tensor))
 
 
 def frozen_by_us(module: nn.Module) -> frozenset[str]:
@@ -294,10 +322,11 @@ class Flags:
 
 
 def _set_trainable(tensor: nn.Parameter, trainable: bool) -> bool:
-    before = tensor.requires_grad
     if not trainable:
-        tensor.requires_grad = False
         tensor.grad = None
-    elif tensor.is_floating_point() or tensor.is_complex():
-        tensor.requires_grad = True
-    return before != tensor.requires_grad
+    elif not (tensor.is_floating_point() or tensor.is_complex()):
+        return False
+    changes = tensor.requires_grad != trainable
+    if changes:
+        tensor.requires_grad = trainable
+    return changes

@@ -83,10 +83,12 @@ def test_checkpoint_and_load_init_state(table, position, tmp_path):
         checkpoint = Checkpoint(monitor=None, dirname=tmp_path)
         others = [checkpoint, LoadInitState(checkpoint)]
         callbacks = [*others, unfreeze] if position == "behind" else [unfreeze, *others]
-        iris_net(*callbacks, trace, max_epochs=epochs).fit(X, y)
-        return trace.batches_
+        net = iris_net(*callbacks, trace, max_epochs=epochs).fit(X, y)
+        return trace.batches_, net.history[-epochs:, "event_unfreeze"]
 
-    assert run(3) + run(3) == uninterrupted(table)
+    (batches, events), (later_batches, later_events) = run(3), run(3)
+    assert batches + later_batches == uninterrupted(table)
+    assert events + later_events == net_of(table, Trace(), max_epochs=6).fit(X, y).history[:, "event_unfreeze"]
 
 
 class Interrupts(Callback):

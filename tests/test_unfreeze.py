@@ -164,6 +164,17 @@ def test_the_number_is_that_of_the_end_of_the_epoch():
     assert net.history[-1, "n_trainable"] == 15
 
 
+def test_a_layer_that_is_added_in_an_epoch_counts():
+    class Grows(Callback):
+        def on_batch_end(self, net, **kwargs):
+            if len(net.history) == 2 and not hasattr(net.module_, "extra"):
+                net.module_.add_module("extra", nn.Identity())
+                net.module_.extra.register_parameter("weight", nn.Parameter(torch.ones(5)))
+
+    net = iris_net(CallbackSetUnfreeze(select_last(1)), Grows(), audited=False, max_epochs=3).fit(X, y)
+    assert net.history[:, "n_trainable"] == [12, 17, 17]
+
+
 def test_a_row_at_the_first_epoch_or_batch_is_an_event_of_it():
     for unit in ("epoch", "batch"):
         table = {unit: [1], "weights": [select_all()]}
@@ -281,6 +292,28 @@ def test_nothing_trainable_is_an_error_that_says_why_and_frees_the_network():
     net.set_params(callbacks__unfreeze__starting_weights=select_last(1))
     net.partial_fit(X, y)
     assert trace.batches_ == [HEAD] * 3 + [["0.bias", *HEAD]] * 3 + [ALL] * 6
+
+
+class HeadIsOptimized(NeuralNetClassifier):
+    """Gives the optimizer the last layer alone."""
+
+    def initialize_optimizer(self, *args, **kwargs):
+        self.optimizer_ = torch.optim.SGD(self.module_[-1].parameters(), lr=0.1)
+        return self
+
+
+def test_something_that_the_optimizer_holds_must_train():
+    trace = Trace()
+    net = iris_net(CallbackSetUnfreeze(select_prefix("0"), LATER), trace, cls=HeadIsOptimized)
+    with pytest.raises(ValueError, match="nothing trains at batch 1 ") as error:
+        net.fit(X, y)
+    assert "at least one weight that the optimizer holds must be trainable" in str(error.value)
+    assert trainable_names(net.module_) == ALL
+    table = {"epoch": [3], "weights": [select_prefix("6")], "action": ["freeze"]}
+    net = iris_net(CallbackSetUnfreeze(select_all(), table), trace, cls=HeadIsOptimized)
+    with pytest.raises(ValueError, match=r"nothing trains at batch 7 \(epoch 3\)"):
+        net.fit(X, y)
+    assert trace.batches_ == [ALL] * 6
 
 
 def test_a_first_batch_that_a_row_unfreezes_is_enough():

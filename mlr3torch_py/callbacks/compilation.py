@@ -14,7 +14,7 @@ from mlr3torch_py.cached_module import CachedModule
 from mlr3torch_py.callbacks.callback_set import CallbackSet
 from mlr3torch_py.callbacks.clock import moment_of
 from mlr3torch_py.names import listed
-from mlr3torch_py.parameters import bare
+from mlr3torch_py.parameters import all_modules, bare
 from mlr3torch_py.plan import Moment, Plan
 
 __all__ = ["is_compiled", "warn_of_recompilation"]
@@ -27,7 +27,7 @@ def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, d
     and a last batch that is shorter counts once. Torch counts the criterion, which skorch compiles too, together with
     a network whose ``forward`` is torch's own, such as ``nn.Sequential``.
     """
-    if not any(is_compiled(module) for module in net.module_.modules()):
+    if not any(map(is_compiled, all_modules(net.module_))):
         return
     config = torch._dynamo.config
     limit = config.recompile_limit if hasattr(config, "recompile_limit") else config.cache_size_limit

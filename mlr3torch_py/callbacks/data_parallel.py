@@ -24,6 +24,8 @@ def check_wrappers(net: Any) -> None:
     ValueError
         If a part of the net is sharded, or wrapped with an argument that takes what trains for granted.
     """
+    if not _is_distributed():  # none of these wrappers is made without
+        return
     for name, module in _modules(net):
         if any(parent.__name__ in _FSDP and parent.__module__.startswith("torch.") for parent in type(module).__mro__):
             raise ValueError(
@@ -47,7 +49,7 @@ def reduce_what_trains(net: Any) -> None:
     skorch's AccelerateMixin leaves the net unwrapped when a training ends, and does not wrap it again for the next one
     without ``initialize()``; that is made up for.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not _is_distributed():
         return
     if hasattr(net, "_initialize_accelerator"):
         _wrap_by_accelerator(net)
@@ -56,6 +58,10 @@ def reduce_what_trains(net: Any) -> None:
         if any(flags) and flags != getattr(wrapper, _REDUCED, None):
             _make_reducer(wrapper)
             setattr(wrapper, _REDUCED, flags)
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _modules(net: Any) -> Iterator[tuple[str, nn.Module]]:

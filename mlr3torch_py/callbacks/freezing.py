@@ -43,6 +43,8 @@ class FreezingCallback(CallbackSet, ABC):
     net_: Any = None
     plans_: tuple[Plan, ...] = ()
     moment_ = Moment()
+    held_: Set[str] = frozenset()
+    n_trainable_ = 0
     batch_ = 0
     due_: float = 0
     flags_before_: Flags | None = None
@@ -50,7 +52,7 @@ class FreezingCallback(CallbackSet, ABC):
 
     @abstractmethod
     def make_plans(self, module: nn.Module) -> tuple[Plan, ...]:
-        """Work out what the arguments mean for a bare network, and raise if they do not fit it."""
+        """Work out what the arguments, which have been checked, mean for a bare network; raise if they do not fit."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -105,7 +107,6 @@ class FreezingCallback(CallbackSet, ABC):
         check_wrappers(net)
         callbacks = freezing_callbacks(net)
         for callback in callbacks:
-            callback.require_params()
             callback.plans_ = callback.make_plans(bare(net.module_))
             callback.recall(net)
         self.advise(net)
@@ -123,18 +124,22 @@ class FreezingCallback(CallbackSet, ABC):
             take_back_epoch(net)
             raise
         moment = moment_of(net.history)
-        since = replace(moment, epoch=moment.epoch - 1)
         first_of_call = self.flags_before_ is not None
-        if first_of_call:
-            logger.info(self.opening(since))
+        if first_of_call:  # a history may have been loaded since training began
+            since = replace(moment, epoch=moment.epoch - 1)
+            self.held_ = self.held(since)
+            if logger.isEnabledFor(logging.INFO):
+                logger.info(self.opening(since))
             callbacks = freezing_callbacks(net)
             if callbacks[0] is self:
                 plans = [plan for callback in callbacks for plan in callback.plans_]
                 warn_of_recompilation(net, plans, dataset_train, dataset_valid)
-        changed = self._change(net, moment, since=since, when=f"epoch {moment.epoch}")
-        net.history.record("n_trainable", n_trainable(net.module_))
+        is_new = self._change(net, moment, when=f"epoch {moment.epoch}") or first_of_call
+        if is_new:
+            self.n_trainable_ = n_trainable(net.module_)
+        net.history.record("n_trainable", self.n_trainable_)
         self.batch_ = moment.batch
-        self.due_ = self.batch_ + 1 if changed or first_of_call else self._next_batch()
+        self.due_ = self.batch_ + 1 if is_new else self._next_batch(self.batch_)
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training:
@@ -149,14 +154,15 @@ class FreezingCallback(CallbackSet, ABC):
                     net.history.record_batch(name, rate)
 
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        net.history.record("n_trainable", n_trainable(net.module_))
+        self.n_trainable_ = n_trainable(net.module_)
+        net.history.record("n_trainable", self.n_trainable_)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.net_ = None
 
     def on_exit(self, net: Any, **kwargs: Any) -> None:
         self._forget_rates()
-        if hasattr(net, "module_"):
+        if self._holds_layers and hasattr(net, "module_"):
             hold_in_evaluation(net.module_, [])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,12 +171,12 @@ class FreezingCallback(CallbackSet, ABC):
     def _scale_rates(self, net: Any) -> None:
         """Let the optimizers of a net move single parameters by other rates."""
         self._forget_rates()
-        factor_of: dict[int, float] = {}
-        tensors = named_parameters(net.module_)
-        for plan in (plan for callback in freezing_callbacks(net) for plan in callback.plans_):
-            for name, factor in plan.lr_factors().items():
-                factor_of.setdefault(id(tensors[name]), factor)
-        if any(factor != 1 for factor in factor_of.values()):
+        plans = (plan for callback in freezing_callbacks(net) for plan in callback.plans_)
+        factors = [item for plan in plans for item in plan.lr_factors().items()]
+        if any(factor != 1 for _, factor in factors):
+            tensors = named_parameters(net.module_)
+            # Of several factors for a tensor the first counts.
+            factor_of = {id(tensors[name]): factor for name, factor in reversed(factors)}
             self.rates_ = tuple(
                 RateFactors(optimizer, factor_of, "lr" if name == "optimizer" else f"lr_{name}")
                 for name, optimizer in _optimizers(net)
@@ -184,6 +190,8 @@ class FreezingCallback(CallbackSet, ABC):
     def _attend(self, net: Any) -> None:
         """Begin with this net if there was no begin, and refuse to serve two at once."""
         if self.net_ is None:
+            for callback in freezing_callbacks(net):
+                callback.require_params()
             self.attach(net)
         if net is not self.net_:
             raise RuntimeError(
@@ -192,39 +200,42 @@ class FreezingCallback(CallbackSet, ABC):
             )
 
     def _event(self, net: Any) -> None:
-        if self.net_ is None:
-            self.attach(net)
-            self.batch_ += 1
+        begins_late = self.net_ is None
         self._attend(net)
-        has_begun = self.moment_.epoch == len(net.history)
-        moment = replace(self.moment_ if has_begun else moment_of(net.history), batch=self.batch_)
-        since = replace(moment, batch=self.batch_ - 1)
-        self._change(net, moment, since=since, when=f"batch {self.batch_}")
+        self.batch_ += begins_late
+        if self._next_batch(self.batch_ - 1) == self.batch_:
+            has_begun = self.moment_.epoch == len(net.history)
+            moment = replace(self.moment_ if has_begun else moment_of(net.history), batch=self.batch_)
+            self._change(net, moment, when=f"batch {self.batch_}")
         self._check_something_trains(net)
-        self.due_, self.flags_before_ = self._next_batch(), None
+        self.due_, self.flags_before_ = self._next_batch(self.batch_), None
 
-    def _next_batch(self) -> float:
-        return min((plan.next_batch(self.batch_) for plan in self.plans_), default=math.inf)
+    def _next_batch(self, batch: int) -> float:
+        return min((plan.next_batch(batch) for plan in self.plans_), default=math.inf)
+
+    @property
+    def _holds_layers(self) -> bool:
+        return "eval" in (self.frozen_norm, self.frozen_dropout)
 
     def _apply(self, net: Any, moment: Moment, governed: Set[str] = frozenset()) -> None:
         self.moment_ = moment
         held_by = [(callback, callback.held(moment)) for callback in freezing_callbacks(net)]
-        held = frozenset().union(*(names for _, names in held_by))
-        if freeze(net.module_, held, governed=governed):
+        self.held_ = next(names for callback, names in held_by if callback is self)
+        if freeze(net.module_, frozenset().union(*(names for _, names in held_by)), governed=governed):
             _forget_directions(net)
-        holds_layers = any("eval" in (callback.frozen_norm, callback.frozen_dropout) for callback, _ in held_by)
-        if holds_layers or governed:  # when training begins, what a copied network still holds is let go of
+        # When training begins, what a copied network still holds is let go of.
+        if governed or any(callback._holds_layers for callback, _ in held_by):
             hold_in_evaluation(net.module_, layers_to_hold(net.module_, held_by))
         reduce_what_trains(net)
 
-    def _change(self, net: Any, moment: Moment, *, since: Moment, when: str) -> bool:
+    def _change(self, net: Any, moment: Moment, *, when: str) -> bool:
+        before = self.held_
         self._apply(net, moment)
-        before, after = self.held(since), self.held(moment)
-        if logger.isEnabledFor(logging.INFO):
-            for doing, names in (("unfreezing", before - after), ("freezing", after - before)):
+        changed = before != self.held_
+        if changed and logger.isEnabledFor(logging.INFO):
+            for doing, names in (("unfreezing", before - self.held_), ("freezing", self.held_ - before)):
                 if names:
                     logger.info("%s at %s: %s", doing, when, listed(self._in_order(names)))
-        changed: bool = before != after
         net.history.record("event_unfreeze", changed or net.history[-1].get("event_unfreeze", False))
         return changed
 
@@ -233,7 +244,8 @@ class FreezingCallback(CallbackSet, ABC):
         return (name for name in order if name in names)
 
     def _check_something_trains(self, net: Any) -> None:
-        if any(tensor.requires_grad for _, tensor in net.get_all_learnable_params()):
+        groups = (group["params"] for _, optimizer in _optimizers(net) for group in optimizer.param_groups)
+        if any(tensor.requires_grad for group in groups for tensor in reversed(group)):  # mostly the head trains
             return
         if self.flags_before_ is not None:
             self.flags_before_.restore(net.module_)

@@ -116,6 +116,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     """
 
     label = "Unfreeze"
+    rows_: tuple[Row, ...] = ()
     loaded_: _Loaded | None = None
     fired_: Mapping[int, int] = MappingProxyType({})
 
@@ -136,11 +137,11 @@ class CallbackSetUnfreeze(FreezingCallback):
         self.check_modes()
         if self.starting_weights is not REQUIRED:
             as_select("`starting_weights`", self.starting_weights)
-        read_table(self.unfreeze)
+        self.rows_ = read_table(self.unfreeze)
 
     def make_plans(self, module: nn.Module) -> tuple[Plan]:
         names = named_parameters(module)
-        plan = Plan.resolve(self.starting_weights, read_table(self.unfreeze), names, module)
+        plan = Plan.resolve(self.starting_weights, self.rows_, names, module)
         is_new = self.loaded_ is not None and self.loaded_.epoch is None
         unknown = [name for name in self.loaded_.names if name not in names] if self.loaded_ and is_new else []
         if unknown:
@@ -165,17 +166,17 @@ class CallbackSetUnfreeze(FreezingCallback):
         )
 
     def held(self, moment: Moment) -> Set[str]:
-        loaded = None
+        if self.fired_:
+            moment = replace(moment, fired=self.fired_)
         if self.loaded_ is not None and self.loaded_.epoch is not None and self.loaded_.belongs_to(self.net_):
-            loaded = (self.loaded_.epoch, frozenset(self.loaded_.names))
-        return super().held(replace(moment, fired=self.fired_, loaded=loaded))
+            moment = replace(moment, loaded=(self.loaded_.epoch, frozenset(self.loaded_.names)))
+        return super().held(moment)
 
     def recall(self, net: Any) -> None:
-        rows = net.history.to_list()
         self.fired_ = {
             position: epoch
             for position, key in self._condition_keys(net).items()
-            for epoch, row in enumerate(rows, start=1)
+            for epoch, row in enumerate(net.history.to_list(), start=1)
             if row.get(key)
         }
 
@@ -184,20 +185,19 @@ class CallbackSetUnfreeze(FreezingCallback):
         if self.loaded_ is not None and self.loaded_.epoch is None:
             self.plans_ = self.make_plans(bare(net.module_))
             self.loaded_ = _Loaded(self.loaded_.names, epoch, weakref.ref(net))
-        self.recall(net)
-        keys = self._condition_keys(net)
-        if keys:
+        if self._conditions():
+            self.recall(net)
             self.fired_ = from_main_process(self._fired_by_now(net.history))
-        for position, key in keys.items():
-            net.history.record(key, self.fired_.get(position) == epoch)
+            for position, key in self._condition_keys(net).items():
+                net.history.record(key, self.fired_.get(position) == epoch)
 
     def advise(self, net: Any) -> None:
         (plan,) = self.plans_
         _warn("time counts from 1, so there never comes ", [step for step in plan.steps if step.time == 0])
         _warn("no weight of the network is selected by ", [step for step in plan.steps if not step.names])
         _warn("nothing is changed, since all selected weights train, or are frozen, already, by ", plan.idle())
-        module = bare(net.module_)
-        for select in self.starting_weights.unmatched(named_parameters(module).keys(), module):
+        names = dict.fromkeys(plan.names).keys()
+        for select in self.starting_weights.unmatched(names, bare(net.module_)):
             warnings.warn(f"`starting_weights`: {select!r} matches no weight of the network", stacklevel=2)
         last_epoch = len(net.history) + net.max_epochs
         for step in plan.steps:
@@ -258,9 +258,12 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def _condition_keys(self, net: Any) -> dict[int, str]:
         """Return, for the position of each row with a condition, the key that says in the history whether it came."""
+        conditions = self._conditions()
+        if not conditions:
+            return {}
         waiting = [one for _, one in net.callbacks_ if isinstance(one, CallbackSetUnfreeze) and one._conditions()]
-        number = "" if not self._conditions() or waiting[0] is self else 1 + waiting.index(self)
-        return {row.position: f"event_unfreeze{number}_row{row.position}" for row in self._conditions()}
+        number = "" if waiting[0] is self else 1 + waiting.index(self)
+        return {row.position: f"event_unfreeze{number}_row{row.position}" for row in conditions}
 
     def _conditions(self) -> list[Row]:
         return [step.row for plan in self.plans_ for step in plan.conditions]
