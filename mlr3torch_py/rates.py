@@ -27,14 +27,11 @@ class RateFactors:
     optimizer : torch.optim.Optimizer
     factor_of : mapping of int to float
         The factors by the ``id`` of the parameter; 1 where it lacks one.
+    record : callable
+        Takes, after every step, the name of each group and its rate. The names are ``lr_0``, ``lr_1`` and so on for the
+        user's groups, and ``lr_0_x0.1`` for the part of the first one that has the factor 0.1.
     name : str
         What the names of the groups begin with.
-
-    Attributes
-    ----------
-    rates : dict of str to float
-        The rates of the last step, by the names of the groups: ``lr_0``, ``lr_1`` and so on for the user's groups, and
-        ``lr_0_x0.1`` for the part of the first one that has the factor 0.1.
 
     Raises
     ------
@@ -46,15 +43,22 @@ class RateFactors:
     >>> import torch
     >>> layer = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    >>> factors = RateFactors(optimizer, {id(layer.bias): 0.1})
+    >>> rates = {}
+    >>> factors = RateFactors(optimizer, {id(layer.bias): 0.1}, rates.__setitem__)
     >>> layer(torch.ones(2)).backward()
     >>> before = layer.bias.item()
     >>> optimizer.step()
-    >>> round(before - layer.bias.item(), 6), factors.rates, len(optimizer.param_groups)
+    >>> round(before - layer.bias.item(), 6), rates, len(optimizer.param_groups)
     (0.1, {'lr_0': 1.0, 'lr_0_x0.1': 0.1}, 1)
     """
 
-    def __init__(self, optimizer: Optimizer, factor_of: Mapping[int, float], name: str = "lr") -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        factor_of: Mapping[int, float],
+        record: Callable[[str, float], None],
+        name: str = "lr",
+    ) -> None:
         if isinstance(optimizer, LBFGS):
             raise ValueError(
                 "`unfreeze` has a column `lr_mult`, but LBFGS has one learning rate for all; leave the column out, or "
@@ -62,8 +66,8 @@ class RateFactors:
             )
         self.optimizer = optimizer
         self.factor_of = factor_of
+        self.record = record
         self.name = name
-        self.rates: dict[str, float] = {}
         self._own: list[dict[str, Any]] = []
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -87,7 +91,10 @@ class RateFactors:
         return (optimizer, self._splitting_after(closure), *args[2:]), rest
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        rates = {part[_PART][0]: float(part["lr"]) for part in optimizer.param_groups if self._own}
         self._restore()
+        for name, rate in rates.items():
+            self.record(name, rate)
 
     def _splitting_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def computed() -> Any:
@@ -99,9 +106,10 @@ class RateFactors:
         return computed
 
     def _split(self) -> None:
+        if self._own:  # by the step of a parent class, within this one
+            return
         self._own = list(self.optimizer.param_groups)
         parts = [part for i, group in enumerate(self._own) for part in self._parts(i, group)]
-        self.rates = {part[_PART][0]: float(part["lr"]) for part in parts}
         self.optimizer.param_groups[:] = parts
 
     def _restore(self) -> None:

@@ -370,6 +370,23 @@ def test_rows_that_only_set_rates_are_not_idle_and_rows_that_never_come_set_none
     assert rates_of(net) == {}
 
 
+def test_an_optimizer_that_takes_the_step_of_its_parent_has_the_factors_once():
+    class Child(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    for cls in (torch.optim.SGD, Child):  # once the parent has been used, both steps call the hooks
+        layer, rates = nn.Linear(1, 1), {}
+        optimizer = cls(layer.parameters(), lr=0.1)
+        RateFactors(optimizer, {id(layer.bias): 0.1}, rates.__setitem__)
+        before = [tensor.item() for tensor in layer.parameters()]
+        optimizer.step(lambda: layer(torch.ones(1)).sum().backward())  # noqa: B023
+        moved_by = [old - tensor.item() for old, tensor in zip(before, layer.parameters(), strict=True)]
+        assert moved_by == pytest.approx([0.1, 0.01], rel=1e-4)
+        assert rates == pytest.approx({"lr_0": 0.1, "lr_0_x0.1": 0.01})
+        assert len(optimizer.param_groups) == 1
+
+
 def test_a_step_gets_its_other_arguments_and_groups_their_own_keys():
     class Scaled(torch.optim.SGD):
         def step(self, closure=None, scale=1.0):
@@ -378,7 +395,8 @@ def test_a_step_gets_its_other_arguments_and_groups_their_own_keys():
 
     seen, layer = [], nn.Linear(2, 1)
     optimizer = Scaled([{"params": layer.parameters(), "name": "body"}], lr=0.1)
-    factors = RateFactors(optimizer, {id(layer.bias): 0.1})
+    rates = {}
+    factors = RateFactors(optimizer, {id(layer.bias): 0.1}, rates.__setitem__)
     for call in (lambda: optimizer.step(None, 5.0), lambda: optimizer.step(scale=5.0)):
         layer(torch.ones(2)).backward()
         call()
@@ -386,4 +404,5 @@ def test_a_step_gets_its_other_arguments_and_groups_their_own_keys():
     optimizer.step(closure=lambda: layer(torch.ones(2)).sum(), scale=7.0)
     assert [scale for scale, _ in seen] == [5.0, 5.0, 7.0, 7.0]
     assert {name for _, names in seen for name in names} == {"body"}
+    assert rates == pytest.approx({"lr_0": 0.1, "lr_0_x0.1": 0.01})
     factors.remove()

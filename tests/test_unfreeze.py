@@ -571,7 +571,7 @@ def test_it_prints_as_in_r_and_as_code():
     code = "CallbackSetUnfreeze(starting_weights=select_last(1), unfreeze={'epoch': [2], 'weights': [select_all()]})"
     assert repr(unfreeze) == code
     assert repr(eval(code, {"select_all": select_all, "select_last": select_last} | globals())) == code
-    assert unfreeze.stages == ["begin", "epoch_begin", "batch_begin", "batch_end", "epoch_end", "end", "exit"]
+    assert unfreeze.stages == ["begin", "epoch_begin", "batch_begin", "epoch_end", "end", "exit"]
 
 
 def test_lazy_modules_and_integer_parameters_train_by_schedule():

@@ -147,12 +147,6 @@ class FreezingCallback(CallbackSet, ABC):
             if number >= self.due_ or net is not self.net_:
                 self._event(net)
 
-    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if training:
-            for factors in self.rates_:
-                for name, rate in factors.rates.items():
-                    net.history.record_batch(name, rate)
-
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self.n_trainable_ = n_trainable(net.module_)
         net.history.record("n_trainable", self.n_trainable_)
@@ -177,8 +171,12 @@ class FreezingCallback(CallbackSet, ABC):
             tensors = named_parameters(net.module_)
             # Of several factors for a tensor the first counts.
             factor_of = {id(tensors[name]): factor for name, factor in reversed(factors)}
+
+            def record(name: str, rate: float) -> None:
+                net.history.record_batch(name, rate)
+
             self.rates_ = tuple(
-                RateFactors(optimizer, factor_of, "lr" if name == "optimizer" else f"lr_{name}")
+                RateFactors(optimizer, factor_of, record, "lr" if name == "optimizer" else f"lr_{name}")
                 for name, optimizer in _optimizers(net)
             )
 

@@ -81,11 +81,11 @@ class CallbackSetUnfreeze(FreezingCallback):
     -----
     Ported from ``CallbackSetUnfreeze`` of R's mlr3torch. Epochs and training batches are counted from 1 over the whole
     life of a net, so a schedule goes on across ``partial_fit``, ``warm_start`` and a history that is loaded; validation
-    batches do not count. With factors, the rate of every group of the optimizer is in the history by batch, as ``lr_0``
-    for the first group and ``lr_0_x0.1`` for its part with the factor 0.1; the groups themselves stay as they are for
-    all others. Only ``module_`` of the net is governed: further modules, and a criterion with weights, train as they
-    are. Every row of the history gets `n_trainable`, the number of trainable weights of ``module_`` at the end of the
-    epoch.
+    batches do not count. With factors, the history of every batch that takes a step has the rate of every group of the
+    optimizer, as ``lr_0`` for the first group and ``lr_0_x0.1`` for its part with the factor 0.1; the groups themselves
+    stay as they are for all others. Only ``module_`` of the net is governed: further modules, and a criterion with
+    weights, train as they are. Every row of the history gets `n_trainable`, the number of trainable weights of
+    ``module_`` at the end of the epoch.
 
     Examples
     --------
@@ -112,7 +112,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     ['0.weight', '0.bias', '3.weight', '3.bias', '6.weight', '9.weight', '9.bias']
     >>> print(unfreeze)
     <CallbackSetUnfreeze>
-    * Stages: begin, epoch_begin, batch_begin, batch_end, epoch_end, end, exit
+    * Stages: begin, epoch_begin, batch_begin, epoch_end, end, exit
     """
 
     label = "Unfreeze"
