@@ -289,6 +289,7 @@ def test_the_context_shows_the_training():
         }
         assert list(ctx.callbacks)[-2:] == ["print_log", "context_end"]
         assert [len(y_hat) for y_hat in ctx.y_hats] == [50]
+        assert ctx.batch is None
 
     def look_at_batch(self):
         ctx = self.ctx

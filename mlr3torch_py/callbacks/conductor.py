@@ -199,7 +199,11 @@ class _First(_Internal):
 
 
 class _Last(_Internal):
-    """Runs after all callbacks: ends a training that is to be terminated."""
+    """Runs after all callbacks: lets go of a batch, and ends a training that is to be terminated."""
+
+    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if self.ctx_of_net_ is not None:
+            self.ctx_of_net_.batch = None
 
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.ctx_of_net_ is not None and self.ctx.terminate:

@@ -27,7 +27,7 @@ class ContextTorch:
     total_epochs : int
         The last epoch of this call.
     batch : object
-        The batch at hand, of training or validation.
+        The batch at hand, of training or validation; None between batches.
     y_hat : torch.Tensor or None
         The last output of the network, without its graph.
     y_hats : list of torch.Tensor
