@@ -154,6 +154,17 @@ def test_a_copy_of_the_network_made_while_it_trains_holds_its_own_layers(copied)
     assert not layers_in_evaluation(net.module_)
 
 
+def test_layers_are_let_go_of_though_the_options_have_changed():
+    class Changes(Trace):
+        def on_epoch_end(self, net, **kwargs):
+            unfreeze.frozen_norm = unfreeze.frozen_dropout = "train"
+
+    unfreeze = CallbackSetUnfreeze(select_last(1), None, **EVAL)
+    net = iris_net(unfreeze, Changes(), module=Normed(), max_epochs=2).fit(X, y)
+    assert not layers_in_evaluation(net.module_)
+    assert net.module_.train().first[1].training
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, None])
 def test_nothing_is_left_behind(error):
     module = Normed()

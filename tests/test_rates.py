@@ -9,6 +9,7 @@ import pytest
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, Checkpoint, GradientNormClipping, LoadInitState, LRScheduler
+from skorch.dataset import ValidSplit
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -368,6 +369,20 @@ def test_rows_that_only_set_rates_are_not_idle_and_rows_that_never_come_set_none
     with pytest.warns(UserWarning, match="there never comes row 0"):
         net = iris_net(unfreeze(never), max_epochs=1).fit(X, y)
     assert rates_of(net) == {}
+
+
+def test_a_step_between_batches_is_not_recorded():
+    class Steps(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            net.optimizer_.step()
+
+        def on_epoch_end(self, net, **kwargs):
+            net.optimizer_.step()
+
+    net = iris_net(unfreeze(), Steps(), train_split=ValidSplit(3, stratified=True), max_epochs=2, audited=False)
+    net.fit(X, y)
+    for entry in (entry for row in net.history for entry in row["batches"]):
+        assert ("lr_0" in entry) is ("train_loss" in entry)
 
 
 def test_an_optimizer_that_takes_the_step_of_its_parent_has_the_factors_once():

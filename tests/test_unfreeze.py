@@ -15,6 +15,7 @@ from torch import nn
 
 from mlr3torch_py import (
     MLP,
+    CallbackSet,
     CallbackSetUnfreeze,
     select_all,
     select_glob,
@@ -314,6 +315,89 @@ def test_something_that_the_optimizer_holds_must_train():
     with pytest.raises(ValueError, match=r"nothing trains at batch 7 \(epoch 3\)"):
         net.fit(X, y)
     assert trace.batches_ == [ALL] * 6
+
+
+class Halved:
+    """An optimizer that is none of torch's."""
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+
+    def zero_grad(self):
+        for tensor in self.parameters:
+            tensor.grad = None
+
+    def step(self):
+        with torch.no_grad():
+            for tensor in self.parameters:
+                if tensor.grad is not None:
+                    tensor -= 0.5 * tensor.grad
+
+
+class HalvedNet(NeuralNetClassifier):
+    def initialize_optimizer(self, *args, **kwargs):
+        self.optimizer_ = Halved(self.module_.parameters())
+        return self
+
+    def train_step(self, batch, **fit_params):
+        self.optimizer_.zero_grad()
+        step = self.train_step_single(batch, **fit_params)
+        self.optimizer_.step()
+        return step
+
+
+@pytest.mark.usefixtures("no_schedule_warnings")
+def test_an_optimizer_that_is_none_of_torch_is_taken_to_hold_all_weights():
+    trace = Trace()
+    iris_net(CallbackSetUnfreeze(select_last(1), LATER), trace, cls=HalvedNet, max_epochs=3).fit(X, y)
+    assert trace.batches_ == [HEAD] * 3 + [ALL[2:]] * 3 + [ALL] * 3
+    with pytest.raises(ValueError, match="nothing trains at batch 1 "):
+        iris_net(CallbackSetUnfreeze(select_none()), cls=HalvedNet).fit(X, y)
+
+
+def test_a_row_that_has_come_stays_when_another_callback_begins_late():
+    class Restarts(Callback):
+        def on_batch_end(self, net, **kwargs):
+            if len(net.history[-1]["batches"]) == 2:
+                dict(net.callbacks_)["freezer"].initialize()
+
+    freezer, trace = t_clbk("freezer", names="3.bias"), Trace()
+    table = {"batch": [3], "weights": [select_prefix("0")]}
+    iris_net(CallbackSetUnfreeze(select_last(1), table), freezer, Restarts(), trace, max_epochs=2).fit(X, y)
+    assert trace.batches_ == [HEAD] * 2 + [[*ALL[:2], *HEAD]] * 4
+
+
+def test_a_table_that_another_callback_gives_when_training_begins_is_read():
+    class Gives(CallbackSet):
+        def on_train_begin(self, net, X=None, y=None, **kwargs):
+            dict(net.callbacks_)["unfreeze"].unfreeze = {"epoch": [2], "weights": [select_all()]}
+
+    trace = Trace()
+    iris_net(Gives(), t_clbk("unfreeze", starting_weights=select_last(1)), trace, max_epochs=2).fit(X, y)
+    assert trace.batches_ == [HEAD] * 3 + [ALL] * 3
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_number_counts_what_another_callback_does_at_the_begin_of_an_epoch(turn):
+    numbers = []
+
+    class Looks(Callback):
+        def on_batch_begin(self, net, **kwargs):
+            numbers.append(net.history[-1, "n_trainable"])
+
+    both = [t_clbk("freezer", name_starts_with="0.", until_epoch=1), t_clbk("unfreeze", starting_weights=select_all())]
+    iris_net(*both[::turn], Looks(), max_epochs=2).fit(X, y)
+    assert numbers == [24] * 3 + [39] * 3
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_network_is_as_it_was_after_an_error_of_several_callbacks(turn):
+    module = MLP(4, 3, neurons=(3, 3))
+    table = {"batch": [1], "weights": [select_all()], "action": ["freeze"]}
+    both = [CallbackSetUnfreeze(select_all()), CallbackSetUnfreeze(select_last(1), table)]
+    with pytest.raises(ValueError, match="nothing trains"):
+        iris_net(*both[::turn], module=module).fit(X, y)
+    assert trainable_names(module) == ALL
 
 
 def test_a_first_batch_that_a_row_unfreezes_is_enough():

@@ -44,7 +44,6 @@ class FreezingCallback(CallbackSet, ABC):
     plans_: tuple[Plan, ...] = ()
     moment_ = Moment()
     held_: Set[str] = frozenset()
-    n_trainable_ = 0
     batch_ = 0
     due_: float = 0
     flags_before_: Flags | None = None
@@ -135,9 +134,7 @@ class FreezingCallback(CallbackSet, ABC):
                 plans = [plan for callback in callbacks for plan in callback.plans_]
                 warn_of_recompilation(net, plans, dataset_train, dataset_valid)
         is_new = self._change(net, moment, when=f"epoch {moment.epoch}") or first_of_call
-        if is_new:
-            self.n_trainable_ = n_trainable(net.module_)
-        net.history.record("n_trainable", self.n_trainable_)
+        net.history.record("n_trainable", n_trainable(net.module_))
         self.batch_ = moment.batch
         self.due_ = self.batch_ + 1 if is_new else self._next_batch(self.batch_)
 
@@ -148,15 +145,14 @@ class FreezingCallback(CallbackSet, ABC):
                 self._event(net)
 
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self.n_trainable_ = n_trainable(net.module_)
-        net.history.record("n_trainable", self.n_trainable_)
+        net.history.record("n_trainable", n_trainable(net.module_))
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.net_ = None
 
     def on_exit(self, net: Any, **kwargs: Any) -> None:
         self._forget_rates()
-        if self._holds_layers and hasattr(net, "module_"):
+        if hasattr(net, "module_"):
             hold_in_evaluation(net.module_, [])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,14 +163,17 @@ class FreezingCallback(CallbackSet, ABC):
         self._forget_rates()
         plans = (plan for callback in freezing_callbacks(net) for plan in callback.plans_)
         factors = [item for plan in plans for item in plan.lr_factors().items()]
-        if any(factor != 1 for _, factor in factors):
-            tensors = named_parameters(net.module_)
-            # Of several factors for a tensor the first counts.
-            factor_of = {id(tensors[name]): factor for name, factor in reversed(factors)}
+        if not factors:
+            return
+        tensors = named_parameters(net.module_)
+        # Of several factors for a tensor the first counts.
+        factor_of = {id(tensors[name]): factor for name, factor in reversed(factors)}
 
-            def record(name: str, rate: float) -> None:
+        def record(name: str, rate: float) -> None:
+            if self.ctx is not None and self.ctx.batch is not None:  # somebody may take a step between batches
                 net.history.record_batch(name, rate)
 
+        if any(factor != 1 for factor in factor_of.values()):
             self.rates_ = tuple(
                 RateFactors(optimizer, factor_of, record, "lr" if name == "optimizer" else f"lr_{name}")
                 for name, optimizer in _optimizers(net)
@@ -201,7 +200,8 @@ class FreezingCallback(CallbackSet, ABC):
         begins_late = self.net_ is None
         self._attend(net)
         self.batch_ += begins_late
-        if self._next_batch(self.batch_ - 1) == self.batch_:
+        first_of_call = self.flags_before_ is not None  # what was set when it began is that of the batch before
+        if first_of_call or self._next_batch(self.batch_ - 1) == self.batch_:
             has_begun = self.moment_.epoch == len(net.history)
             moment = replace(self.moment_ if has_begun else moment_of(net.history), batch=self.batch_)
             self._change(net, moment, when=f"batch {self.batch_}")
@@ -242,7 +242,9 @@ class FreezingCallback(CallbackSet, ABC):
         return (name for name in order if name in names)
 
     def _check_something_trains(self, net: Any) -> None:
-        groups = (group["params"] for _, optimizer in _optimizers(net) for group in optimizer.param_groups)
+        groups = [group["params"] for _, optimizer in _optimizers(net) for group in optimizer.param_groups]
+        if not groups:  # skorch knows optimizers of torch only
+            groups = [[tensor for _, tensor in net.get_all_learnable_params()]]
         if any(tensor.requires_grad for group in groups for tensor in reversed(group)):  # mostly the head trains
             return
         if self.flags_before_ is not None:

@@ -116,7 +116,6 @@ class CallbackSetUnfreeze(FreezingCallback):
     """
 
     label = "Unfreeze"
-    rows_: tuple[Row, ...] = ()
     loaded_: _Loaded | None = None
     fired_: Mapping[int, int] = MappingProxyType({})
 
@@ -137,11 +136,11 @@ class CallbackSetUnfreeze(FreezingCallback):
         self.check_modes()
         if self.starting_weights is not REQUIRED:
             as_select("`starting_weights`", self.starting_weights)
-        self.rows_ = read_table(self.unfreeze)
+        read_table(self.unfreeze)
 
     def make_plans(self, module: nn.Module) -> tuple[Plan]:
         names = named_parameters(module)
-        plan = Plan.resolve(self.starting_weights, self.rows_, names, module)
+        plan = Plan.resolve(self.starting_weights, read_table(self.unfreeze), names, module)
         is_new = self.loaded_ is not None and self.loaded_.epoch is None
         unknown = [name for name in self.loaded_.names if name not in names] if self.loaded_ and is_new else []
         if unknown:
