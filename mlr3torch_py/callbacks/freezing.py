@@ -211,18 +211,14 @@ class FreezingCallback(CallbackSet, ABC):
     def _next_batch(self, batch: int) -> float:
         return min((plan.next_batch(batch) for plan in self.plans_), default=math.inf)
 
-    @property
-    def _holds_layers(self) -> bool:
-        return "eval" in (self.frozen_norm, self.frozen_dropout)
-
     def _apply(self, net: Any, moment: Moment, governed: Set[str] = frozenset()) -> None:
         self.moment_ = moment
         held_by = [(callback, callback.held(moment)) for callback in freezing_callbacks(net)]
         self.held_ = next(names for callback, names in held_by if callback is self)
         if freeze(net.module_, frozenset().union(*(names for _, names in held_by)), governed=governed):
             _forget_directions(net)
-        # When training begins, what a copied network still holds is let go of.
-        if governed or any(callback._holds_layers for callback, _ in held_by):
+        holds_layers = any("eval" in (callback.frozen_norm, callback.frozen_dropout) for callback, _ in held_by)
+        if holds_layers or governed:  # when training begins, what a copied network still holds is let go of
             hold_in_evaluation(net.module_, layers_to_hold(net.module_, held_by))
         reduce_what_trains(net)
 
