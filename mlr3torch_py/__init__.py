@@ -1,13 +1,7 @@
 """The training callbacks of R's mlr3torch, for skorch."""
 
-from mlr3torch_py.callbacks.callback_set import CallbackSet
-from mlr3torch_py.callbacks.checkpoint import CallbackSetCheckpoint
-from mlr3torch_py.callbacks.context import ContextTorch
-from mlr3torch_py.callbacks.custom import callback_set
+from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
-from mlr3torch_py.callbacks.freeze_audit import CallbackSetFreezeAudit
-from mlr3torch_py.callbacks.freezer import Freezer
-from mlr3torch_py.callbacks.frozen_cache import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.lr_scheduler import (
     CallbackSetLRScheduler,
@@ -16,16 +10,21 @@ from mlr3torch_py.callbacks.lr_scheduler import (
 )
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
-from mlr3torch_py.callbacks.unfreeze import CallbackSetUnfreeze
-from mlr3torch_py.config import from_dict, to_dict
-from mlr3torch_py.conversion import as_lr_scheduler, as_torch_callback, as_torch_callbacks
-from mlr3torch_py.figures import plot_history
-from mlr3torch_py.forecast import FreezePlan, freeze_plan
+from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
+from mlr3torch_py.forecast.freeze_plan import FreezePlan, freeze_plan
+from mlr3torch_py.forecast.picture import plot_history
+from mlr3torch_py.freezing.audit import CallbackSetFreezeAudit
+from mlr3torch_py.freezing.freezer import Freezer
+from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.mlp import MLP
-from mlr3torch_py.parameters import trainable_names
-from mlr3torch_py.registry import mlr3torch_callbacks, t_clbk, t_clbks
-from mlr3torch_py.schedules import chain_thaw, gradual_unfreezing, head_first
-from mlr3torch_py.select import (
+from mlr3torch_py.network.parameters import trainable_names
+from mlr3torch_py.registry.conversion import as_lr_scheduler, as_torch_callback, as_torch_callbacks
+from mlr3torch_py.registry.dictionary import mlr3torch_callbacks, t_clbk, t_clbks
+from mlr3torch_py.registry.torch_callback import TorchCallback, torch_callback
+from mlr3torch_py.schedule.plain_data import from_dict, to_dict
+from mlr3torch_py.schedule.recipes import chain_thaw, gradual_unfreezing, head_first
+from mlr3torch_py.schedule.table import Plateau
+from mlr3torch_py.select.functions import (
     Select,
     select_all,
     select_first,
@@ -38,8 +37,9 @@ from mlr3torch_py.select import (
     select_prefix,
     select_type,
 )
-from mlr3torch_py.table import Plateau
-from mlr3torch_py.torch_callback import TorchCallback, torch_callback
+from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.from_functions import callback_set
 
 __version__ = "0.1.0"
 

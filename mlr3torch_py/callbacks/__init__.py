@@ -1,1 +1,1 @@
-"""The callbacks."""
+"""The callbacks that need no machinery of their own."""

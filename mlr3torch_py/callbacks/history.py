@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from mlr3torch_py.callbacks.callback_set import CallbackSet
-from mlr3torch_py.callbacks.context import scores_of
+from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.context import scores_of
 
 __all__ = ["CallbackSetHistory"]
 

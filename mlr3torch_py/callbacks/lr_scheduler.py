@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from torch.optim import lr_scheduler
 
-from mlr3torch_py.callbacks.callback_set import CallbackSet
-from mlr3torch_py.callbacks.clock import moment_of, take_back_epoch
-from mlr3torch_py.callbacks.processes import from_main_process
 from mlr3torch_py.names import nearest
+from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.clock import moment_of, take_back_epoch
+from mlr3torch_py.training.processes import from_main_process
 
 __all__ = [
     "CallbackSetLRScheduler",

@@ -6,9 +6,9 @@ import sys
 from numbers import Integral, Real
 from typing import Any
 
-from mlr3torch_py.callbacks.callback_set import CallbackSet
-from mlr3torch_py.callbacks.context import scores_of
-from mlr3torch_py.callbacks.processes import is_main_process
+from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.context import scores_of
+from mlr3torch_py.training.processes import is_main_process
 
 __all__ = ["CallbackSetProgress"]
 

@@ -8,13 +8,13 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from mlr3torch_py.callbacks.callback_set import REQUIRED, CallbackSet
-from mlr3torch_py.callbacks.clock import moment_of
-from mlr3torch_py.callbacks.context import scores_of
-from mlr3torch_py.callbacks.folder import check_path, folder_of
-from mlr3torch_py.callbacks.processes import is_main_process, on_main_process
 from mlr3torch_py.names import listed
-from mlr3torch_py.parameters import n_trainable
+from mlr3torch_py.network.parameters import n_trainable
+from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.training.clock import moment_of
+from mlr3torch_py.training.context import scores_of
+from mlr3torch_py.training.output_folder import check_path, folder_of
+from mlr3torch_py.training.processes import is_main_process, on_main_process
 
 __all__ = ["CallbackSetTB"]
 

@@ -1,0 +1,1 @@
+"""The outputs of frozen modules, kept by row."""

@@ -1,0 +1,1 @@
+"""A training in files, resumed bit for bit."""

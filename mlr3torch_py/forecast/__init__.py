@@ -1,0 +1,1 @@
+"""What will happen, before training; and what happened, after it."""

@@ -1,0 +1,141 @@
+"""The pictures: a plan over time, and a history with what was unfrozen when."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlr3torch_py.network.parameters import named_parameters, network_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from mlr3torch_py.forecast.freeze_plan import FreezePlan
+
+__all__ = ["plot_history", "plot_plan"]
+
+# Light grey and dark blue differ in lightness as well as in hue, so everybody can tell them apart.
+FROZEN, TRAINABLE = "#d9d9d9", "#0b5394"
+MOST_ROWS = 40
+
+
+def plot_plan(plan: FreezePlan, ax: Axes | None = None) -> Axes:
+    """Draw a plan, as `FreezePlan.plot` says."""
+    plt = _pyplot()
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Patch
+
+    rows = _rows(list(plan.sizes))
+    per_epoch = plan.batches_per_epoch or 1
+    begins = [1 + (phase.batch - 1) / per_epoch for phase in plan.phases]
+    shares = np.array(
+        [[np.mean([name in phase.trainable for name in names]) for phase in plan.phases] for names in rows.values()]
+    )
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 1.6 + 0.24 * max(len(rows), 4)), layout="constrained")
+    colours = LinearSegmentedColormap.from_list("frozen to trainable", [FROZEN, TRAINABLE])
+    edges = [*begins, plan.max_epochs + 1]
+    ax.pcolormesh(edges, np.arange(len(rows) + 1), shares.reshape(len(rows), -1), cmap=colours, vmin=0, vmax=1)
+    ax.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color="white", linewidth=1)
+    if len(begins) <= MOST_ROWS:
+        ax.vlines(begins[1:], 0, len(rows), color="white", linewidth=1)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows))
+    ax.invert_yaxis()
+    step = max(1, -(-plan.max_epochs // 12))
+    epochs = np.arange(1, plan.max_epochs + 1, step)
+    ax.set_xticks(epochs, labels=map(str, epochs))
+    ax.tick_params(length=0, axis="y")
+    ax.spines[:].set_visible(False)
+    ax.set_xlabel("epoch")
+    handles = [Patch(color=FROZEN, label="frozen"), Patch(color=TRAINABLE, label="trainable")]
+    if np.any((shares > 0) & (shares < 1)):
+        handles.insert(1, Patch(color=colours(0.5), label="in part"))
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+    return ax
+
+
+def plot_history(net: Any) -> Figure:
+    """Draw the losses of a training with the times of unfreezing, and the share of trainable weights below.
+
+    What changed in an epoch is marked where the epoch begins, between the losses of the epoch before and its own.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        A net that was trained with a freezing callback.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If the history has no finished epoch with `n_trainable`.
+    ImportError
+        If matplotlib is missing; the message has the line that installs it.
+
+    See Also
+    --------
+    freeze_plan : What will happen, before training.
+    """
+    plt = _pyplot()
+    rows = [row for row in net.history.to_list() if "n_trainable" in row and "train_loss" in row]
+    if not rows:
+        raise ValueError("`net` has no history of a finished epoch with a freezing callback; train it first")
+    tensors = {id(tensor): tensor for tensor in named_parameters(network_of(net)).values()}
+    total = sum(tensor.numel() for tensor in tensors.values())
+    epochs = [row["epoch"] for row in rows]
+    figure: Figure
+    figure, (losses, share) = plt.subplots(
+        2, 1, sharex=True, figsize=(7, 4.5), height_ratios=(3, 1), layout="constrained"
+    )
+    for key, style in (("train_loss", "-"), ("valid_loss", "--")):
+        if any(key in row for row in rows):
+            losses.plot(
+                epochs, [row.get(key, np.nan) for row in rows], style, color="black", label=key.replace("_", " ")
+            )
+    changes = [row["epoch"] for row in rows if row.get("event_unfreeze")]
+    for i, epoch in enumerate(changes):
+        for ax in (losses, share):
+            ax.axvline(epoch - 0.5, color=TRAINABLE, linewidth=1, alpha=0.6, label=None if i else "unfrozen or frozen")
+    losses.set_ylabel("loss")
+    losses.legend(frameon=False)
+    share.step(epochs, [row["n_trainable"] / total for row in rows], where="mid", color=TRAINABLE)
+    share.set(ylim=(0, 1.05), ylabel="trainable", xlabel="epoch")
+    share.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    for ax in (losses, share):
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _rows(names: list[str]) -> dict[str, list[str]]:
+    """Group the parameters into few enough rows: by the paths of their modules, and neighbours where need be."""
+    if len(names) <= MOST_ROWS:
+        return {name: [name] for name in names}
+    by_depth = []
+    for depth in range(1, 1 + max(name.count(".") for name in names)):
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            groups.setdefault(".".join(name.split(".")[:depth]), []).append(name)
+        by_depth.append(groups)
+    fitting = [groups for groups in by_depth if MOST_ROWS / 4 <= len(groups) <= MOST_ROWS]
+    if fitting:
+        return fitting[-1]
+    groups = next((groups for groups in by_depth if len(groups) > MOST_ROWS), {name: [name] for name in names})
+    paths = list(groups)
+    n = -(-len(paths) // MOST_ROWS)
+    runs = [paths[i : i + n] for i in range(0, len(paths), n)]
+    return {
+        " … ".join(dict.fromkeys((run[0], run[-1]))): [name for path in run for name in groups[path]] for run in runs
+    }
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("drawing needs matplotlib: pip install 'mlr3torch_py[plot]'") from error
+    return plt

@@ -1,0 +1,1 @@
+"""One engine per net that decides what is frozen, and the callbacks that declare it."""

@@ -1,0 +1,91 @@
+"""What unfreezing costs under torch.compile: a compilation for each set of trainable weights in each mode."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlr3torch_py.cache.module import CachedModule
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.parameters import all_modules, bare
+from mlr3torch_py.schedule.plan import Moment, Plan
+from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.clock import moment_of
+
+__all__ = ["is_compiled", "warn_of_recompilation"]
+
+
+def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any) -> None:
+    """Warn, when the first epoch begins, if a schedule needs more compilations than torch allows.
+
+    Beyond its limit torch runs the network uncompiled. Training and validation count for each set of trainable weights,
+    and a last batch that is shorter counts once. Torch counts the criterion, which skorch compiles too, together with
+    a network whose ``forward`` is torch's own, such as ``nn.Sequential``.
+    """
+    if not any(map(is_compiled, all_modules(net.module_))):
+        return
+    config = torch._dynamo.config
+    limit = config.recompile_limit if hasattr(config, "recompile_limit") else config.cache_size_limit
+    loaders = [
+        net.get_iterator(dataset, training=dataset is dataset_train)
+        for dataset in (dataset_train, dataset_valid)
+        if dataset is not None
+    ]
+    is_shared = type(bare(net.module_)).forward.__module__.startswith("torch.")
+    patterns = _n_patterns(net, plans, _length(loaders[0]))
+    n_short = int(any(_has_short_batch(loader) for loader in loaders)) * (1 + is_shared)
+    needed = len(loaders) * (patterns + is_shared) + n_short
+    if needed > limit:
+        modes = ["training", "validation", "a short last batch"]
+        modes = [mode for mode, there in zip(modes, (True, len(loaders) > 1, n_short), strict=True) if there]
+        warnings.warn(
+            f"torch.compile: {patterns} sets of trainable weights in {listed(modes)} need {needed} compilations, "
+            f"but torch stops compiling after {limit}; set torch._dynamo.config.recompile_limit = {needed}, "
+            "or unfreeze in fewer steps",
+            stacklevel=2,
+        )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled, by ``torch.compile(module)`` or by ``module.compile()``."""
+    is_wrapped = isinstance(module, torch._dynamo.eval_frame.OptimizedModule)
+    call = vars(module).get("_compiled_call_impl")
+    return is_wrapped or not (call is None or isinstance(call, CachedModule))
+
+
+def _n_patterns(net: Any, plans: Sequence[Plan], per_epoch: float) -> int:
+    now, ctx = moment_of(net.history), next(cb.ctx for _, cb in net.callbacks_ if isinstance(cb, CallbackSet))
+    last_epoch = now.epoch + net.max_epochs - 1 if ctx is None else ctx.total_epochs
+    n_conditions = sum(step.time == math.inf for plan in plans for step in plan.to_come(now))
+    begins = {now.batch + 1}
+    for step in (step for plan in plans for step in plan.to_come(now) if step.time < math.inf):
+        is_batch = step.row.unit == "batch"
+        begins.add(int(step.time) if is_batch else now.batch + 1 + int((step.time - now.epoch) * per_epoch))
+    patterns = set()
+    for batch in begins:
+        epoch = now.epoch + int((batch - now.batch - 1) // per_epoch)
+        if epoch <= last_epoch:
+            firsts = (*now.firsts, *(now.batch + 1 + int(i * per_epoch) for i in range(1, epoch - now.epoch + 1)))
+            moment = Moment(epoch, batch, firsts)
+            patterns.add(frozenset[str]().union(*(plan.held(moment) for plan in plans)))
+    return len(patterns) + n_conditions
+
+
+def _length(loader: Any) -> float:
+    try:
+        return len(loader)
+    except TypeError:
+        return math.inf
+
+
+def _has_short_batch(loader: Any) -> bool:
+    try:
+        n_rows, size = len(loader.dataset), loader.batch_size
+    except (AttributeError, TypeError):
+        return False
+    return bool(size and n_rows % size and not loader.drop_last)

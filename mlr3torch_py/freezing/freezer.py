@@ -1,0 +1,214 @@
+"""Freezer: freeze weights by their names for some epochs or steps, as Lighter's callback of that name does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
+from typing import Any
+
+from torch import nn
+
+from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.names import as_names, listed, nearest
+from mlr3torch_py.network.parameters import named_parameters
+from mlr3torch_py.schedule.plan import Moment, Plan, Step
+from mlr3torch_py.schedule.table import Row
+from mlr3torch_py.select.functions import select_name
+
+__all__ = ["Freezer"]
+
+_Names = str | Sequence[str] | None
+
+
+class Freezer(FreezingCallback):
+    """Freeze parameters by their names, for a number of epochs or training steps or for good.
+
+    Parameters
+    ----------
+    names : str or list of str, optional
+        Parameters to freeze.
+    name_starts_with : str or list, optional
+        Plain prefixes of the names of parameters to freeze: ``"layer1"`` matches ``layer10.weight`` as well. With
+        `start_epoch` every entry is a group, and an entry may itself be a list of prefixes.
+    except_names, except_name_starts_with : str or list of str, optional
+        Parameters, and prefixes, that are left alone.
+    until_step, until_epoch : int, optional
+        For how many training batches, and epochs, the parameters are frozen. With both, the one that comes first
+        releases them; with neither they stay frozen; 0 never freezes.
+    start_epoch, unfreeze_every_n_epochs : int, optional
+        Group k of `name_starts_with`, counted from 0, is frozen for the first
+        ``start_epoch + k * unfreeze_every_n_epochs`` epochs. `names` stay frozen until `until_step` or `until_epoch`,
+        which release all that is left.
+    frozen_norm, frozen_dropout : "train" or "eval"
+        With "eval", normalisation layers that are frozen, as a whole and by this callback, use and keep their running
+        statistics, and dropout in frozen parts does nothing; see `CallbackSetUnfreeze`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When training begins, if nothing is given to freeze, an argument is wrong, or a name or prefix matches nothing.
+
+    See Also
+    --------
+    CallbackSetUnfreeze : Freeze everything but what is named, by a table.
+
+    Notes
+    -----
+    Ported from the documentation of ``lighter.callbacks.Freezer``. Names are those of ``module_``, so that Lighter's
+    leading ``model.`` is left out. Weights that are not matched, or excepted, stay as they are, frozen or not. Several
+    of these callbacks compose: a weight trains when none of them holds it. Steps and epochs count over the whole life
+    of a net, so that a training which is stopped and taken up goes on where it was.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
+    >>> from mlr3torch_py import MLP, trainable_names
+    >>> X, y = load_iris(return_X_y=True)
+    >>> net = NeuralNetClassifier(
+    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
+    ...     module__neurons=8, max_epochs=2, verbose=0,
+    ...     callbacks=[Freezer(name_starts_with="0.", except_names="0.bias", until_epoch=2)],
+    ... ).fit(X.astype("float32"), y)
+    >>> trainable_names(net.module_)
+    ['0.bias', '3.weight', '3.bias']
+    >>> net.partial_fit(X.astype("float32"), y).history[-1, "n_trainable"]
+    67
+    """
+
+    label = "Freezer"
+
+    def __init__(
+        self,
+        names: _Names = None,
+        name_starts_with: str | Sequence[str | Sequence[str]] | None = None,
+        except_names: _Names = None,
+        except_name_starts_with: _Names = None,
+        until_step: int | None = None,
+        until_epoch: int | None = None,
+        start_epoch: int | None = None,
+        unfreeze_every_n_epochs: int | None = None,
+        *,
+        frozen_norm: str = "train",
+        frozen_dropout: str = "train",
+    ) -> None:
+        self.names = names
+        self.name_starts_with = name_starts_with
+        self.except_names = except_names
+        self.except_name_starts_with = except_name_starts_with
+        self.until_step = until_step
+        self.until_epoch = until_epoch
+        self.start_epoch = start_epoch
+        self.unfreeze_every_n_epochs = unfreeze_every_n_epochs
+        self.frozen_norm = frozen_norm
+        self.frozen_dropout = frozen_dropout
+
+    def check_params(self) -> None:
+        self.check_modes()
+        groups = self._groups()
+        if not (self._names("names") or groups):
+            raise ValueError("neither `names` nor `name_starts_with` is given; name at least one weight to freeze")
+        for argument in ("except_names", "except_name_starts_with"):
+            self._names(argument)
+        for argument in ("until_step", "until_epoch", "start_epoch", "unfreeze_every_n_epochs"):
+            value = getattr(self, argument)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise TypeError(f"`{argument}` is {value!r}; give a whole number, such as 5")
+            least = 1 if argument == "unfreeze_every_n_epochs" else 0
+            if value is not None and value < least:
+                raise ValueError(f"`{argument}` is {value!r}; it must be at least {least}")
+        if (self.start_epoch is None) != (self.unfreeze_every_n_epochs is None):
+            given, lacking = ("start_epoch", "unfreeze_every_n_epochs")[:: -1 if self.start_epoch is None else 1]
+            raise ValueError(
+                f"`{given}` is given without `{lacking}`; give both to release group after group, or use `until_epoch`"
+            )
+        if self.start_epoch is not None and not groups:
+            raise ValueError(
+                "`start_epoch` is given without `name_starts_with`, whose entries are the groups to release"
+            )
+
+    def make_plans(self, module: nn.Module) -> tuple[Plan, ...]:
+        held: list[tuple[list[str], int | None]]
+        known = list(named_parameters(module))
+        excepted = {
+            *_matching("except_names", self._names("except_names"), known, exact=True),
+            *_matching("except_name_starts_with", self._names("except_name_starts_with"), known),
+        }
+        named = _matching("names", self._names("names"), known, exact=True)
+        groups = [_matching("name_starts_with", prefixes, known) for prefixes in self._groups()]
+        if self.start_epoch is None or self.unfreeze_every_n_epochs is None:
+            held = [([*named, *(name for group in groups for name in group)], self.until_epoch)]
+        else:
+            held = [(named, self.until_epoch)]
+            for k, group in enumerate(groups):
+                end = self.start_epoch + k * self.unfreeze_every_n_epochs
+                held.append((group, end if self.until_epoch is None else min(end, self.until_epoch)))
+        plans = []
+        for matched, n_epochs in held:
+            chosen = set(matched) - excepted
+            if chosen:
+                plans.append(_hold([name for name in known if name in chosen], n_epochs, self.until_step))
+        if not plans:
+            raise ValueError("all that `names` and `name_starts_with` match is excepted; nothing is left to freeze")
+        return tuple(plans)
+
+    def opening(self, moment: Moment) -> str:
+        holding = [plan for plan in self.plans_ if plan.held(moment)]
+        return "; ".join(f"freezing {listed(p.names)} {_until(p.steps)}" for p in holding) or "freezing nothing"
+
+    def describe(self) -> str:
+        return self.opening(self.moment_)
+
+    def advise(self, net: Any) -> None:
+        aliases: dict[int, list[str]] = {}
+        for name, tensor in named_parameters(net.module_).items():
+            aliases.setdefault(id(tensor), []).append(name)
+        for names in aliases.values():
+            held, free = ([name for name in names if (name in self.governed) is flag] for flag in (True, False))
+            if held and free:
+                warnings.warn(
+                    f"{listed(map(repr, held))} and {listed(map(repr, free))} are names of one tensor, which trains as "
+                    "long as one of its names does; name all of them to freeze it",
+                    stacklevel=2,
+                )
+
+    def _names(self, argument: str) -> tuple[str, ...]:
+        value = getattr(self, argument)
+        return () if value is None else as_names(argument, value)
+
+    def _groups(self) -> list[tuple[str, ...]]:
+        value = self.name_starts_with
+        if value is None:
+            return []
+        entries: Iterable[object] = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else value
+        return [as_names("name_starts_with", entry) for entry in entries]
+
+
+def _hold(names: Sequence[str], n_epochs: int | None, n_batches: int | None) -> Plan:
+    """Make the plan that holds `names` for some epochs or batches, whichever end first."""
+    if n_epochs == 0 or n_batches == 0:
+        return Plan(tuple(names), frozenset(names), ())
+    ends = [(n_epochs, "epoch"), (n_batches, "batch")]
+    rows = (Row(0, n + 1, unit, select_name(names)) for n, unit in ends if n is not None)  # type: ignore[arg-type]
+    return Plan(tuple(names), frozenset(), tuple(Step(row, frozenset(names)) for row in rows))
+
+
+def _until(steps: Sequence[Step]) -> str:
+    ends = " or ".join(f"{step.row.unit} {int(step.time) - 1}" for step in steps)
+    return f"until after {ends}" if ends else "for good"
+
+
+def _matching(argument: str, given: Iterable[str], known: Sequence[str], exact: bool = False) -> list[str]:
+    def matches(wanted: str) -> Iterator[str]:
+        return (name for name in known if (name == wanted if exact else name.startswith(wanted)))
+
+    matched = {wanted: list(matches(wanted)) for wanted in given}
+    missing = [wanted for wanted, names in matched.items() if not names]
+    if missing:
+        raise ValueError(
+            f"`{argument}` has {listed(map(repr, missing))}, which matches no weight of the network; "
+            f"{nearest(missing, known)} Names are those of the bare module, without Lighter's leading 'model.'"
+        )
+    return [name for names in matched.values() for name in names]

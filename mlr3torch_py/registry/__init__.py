@@ -1,0 +1,5 @@
+"""Callbacks by key, and conversions to them."""
+
+from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks, t_clbk, t_clbks
+
+__all__ = ["CallbackDictionary", "mlr3torch_callbacks", "t_clbk", "t_clbks"]

@@ -1,0 +1,129 @@
+"""Conversions: TorchCallbacks of all that describes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import lr_scheduler
+
+from mlr3torch_py.callbacks.lr_scheduler import lr_scheduler_class
+from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks, t_clbk
+from mlr3torch_py.registry.torch_callback import TorchCallback, parameters_of
+from mlr3torch_py.training.callback_set import CallbackSet
+
+__all__ = ["as_lr_scheduler", "as_torch_callback", "as_torch_callbacks"]
+
+
+def as_lr_scheduler(x: type, step_on_epoch: bool = True, **params: Any) -> TorchCallback:
+    """Make a callback of any learning-rate scheduler of torch.
+
+    Parameters
+    ----------
+    x : type
+        A subclass of `torch.optim.lr_scheduler.LRScheduler`.
+    step_on_epoch : bool
+        Whether it steps at the end of each epoch, or else after each training batch.
+    **params
+        Parameters of the scheduler. A required one may be left to be set through the net.
+
+    Returns
+    -------
+    TorchCallback
+        Its name is that of the class behind ``lr_``.
+
+    Raises
+    ------
+    TypeError
+        If `x` is no such class, or a parameter is unknown.
+
+    See Also
+    --------
+    CallbackSetLRScheduler
+
+    Examples
+    --------
+    >>> from torch.optim.lr_scheduler import ExponentialLR
+    >>> as_lr_scheduler(ExponentialLR, gamma=0.9)
+    <TorchCallback:lr_ExponentialLR>
+    * Label: ExponentialLR
+    * Generator: CallbackSetLRScheduler_ExponentialLR
+    * gamma: 0.9
+    * last_epoch: -1
+    """
+    if not (isinstance(x, type) and issubclass(x, lr_scheduler.LRScheduler)):
+        raise TypeError(f"`x` is {x!r}; it must be a scheduler class, such as torch.optim.lr_scheduler.ExponentialLR")
+    dictionary = CallbackDictionary()
+    key = f"lr_{x.__name__}"
+    dictionary.add(key, lr_scheduler_class(x, step_on_epoch=step_on_epoch, label=x.__name__))
+    return dictionary.get(key, **params)
+
+
+def as_torch_callback(x: Any) -> TorchCallback:
+    """Make a TorchCallback of what describes one.
+
+    Parameters
+    ----------
+    x : TorchCallback, CallbackSet, subclass of CallbackSet, or str
+        A callback, its class, or a key of `mlr3torch_callbacks`.
+
+    Returns
+    -------
+    TorchCallback
+
+    Raises
+    ------
+    KeyError, TypeError
+        If it is nothing of that kind.
+
+    See Also
+    --------
+    as_torch_callbacks
+
+    Examples
+    --------
+    >>> as_torch_callback("history").id
+    'history'
+    """
+    if isinstance(x, TorchCallback):
+        return x
+    if isinstance(x, str):
+        return t_clbk(x)
+    if isinstance(x, type) and issubclass(x, CallbackSet):
+        key = mlr3torch_callbacks.key_of(x)
+        return TorchCallback(key, x(**parameters_of(x)))
+    if isinstance(x, CallbackSet):
+        return TorchCallback(mlr3torch_callbacks.key_of(type(x)), x)
+    raise TypeError(f"`x` is {x!r}; it must be a TorchCallback, a CallbackSet, a class of these, or a key")
+
+
+def as_torch_callbacks(x: Any) -> list[TorchCallback]:
+    """Make a list of TorchCallbacks.
+
+    Parameters
+    ----------
+    x : list, None, or what `as_torch_callback` takes
+
+    Returns
+    -------
+    list of TorchCallback
+        Empty for None.
+
+    Raises
+    ------
+    KeyError, TypeError
+        If an entry is nothing of that kind.
+
+    See Also
+    --------
+    as_torch_callback
+
+    Examples
+    --------
+    >>> [callback.id for callback in as_torch_callbacks(["history", t_clbk("unfreeze")])]
+    ['history', 'unfreeze']
+    >>> as_torch_callbacks(None)
+    []
+    """
+    if x is None:
+        return []
+    return [as_torch_callback(entry) for entry in (x if type(x) in (list, tuple) else [x])]

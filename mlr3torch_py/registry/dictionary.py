@@ -1,0 +1,256 @@
+"""The dictionary of callbacks, and making them by their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pandas as pd
+from torch.optim import lr_scheduler
+
+from mlr3torch_py.cache.callback import CallbackSetFrozenCache
+from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
+from mlr3torch_py.callbacks.history import CallbackSetHistory
+from mlr3torch_py.callbacks.lr_scheduler import (
+    CallbackSetLRSchedulerOneCycle,
+    CallbackSetLRSchedulerReduceOnPlateau,
+    lr_scheduler_class,
+)
+from mlr3torch_py.callbacks.progress import CallbackSetProgress
+from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
+from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
+from mlr3torch_py.freezing.audit import CallbackSetFreezeAudit
+from mlr3torch_py.freezing.freezer import Freezer
+from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
+from mlr3torch_py.names import nearest
+from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
+from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
+
+__all__ = ["CallbackDictionary", "mlr3torch_callbacks", "t_clbk", "t_clbks"]
+
+
+class CallbackDictionary:
+    """A dictionary of callbacks by their keys.
+
+    See Also
+    --------
+    mlr3torch_callbacks, t_clbk
+
+    Examples
+    --------
+    >>> "unfreeze" in mlr3torch_callbacks
+    True
+    >>> mlr3torch_callbacks.get("unfreeze").id
+    'unfreeze'
+    """
+
+    def __init__(self) -> None:
+        self._generators: dict[str, type[CallbackSet]] = {}
+
+    def add(self, key: str, generator: type[CallbackSet]) -> None:
+        """Add a callback, or put another one in its place.
+
+        Parameters
+        ----------
+        key : str
+            Its key, and its name in a net.
+        generator : type
+            A subclass of `CallbackSet`. Parameters of its constructor without a default are required; its `label` is
+            shown to people.
+
+        Raises
+        ------
+        TypeError
+            If `key` is not a string or `generator` not such a class.
+        """
+        check_id("key", key)
+        if not (isinstance(generator, type) and issubclass(generator, CallbackSet)):
+            raise TypeError(f"`generator` is {generator!r}; it must be a subclass of CallbackSet")
+        self._generators[key] = generator
+
+    def get(self, key: str, *, weight: float | None = None, **params: Any) -> TorchCallback:
+        """Make the callback of a key.
+
+        Parameters
+        ----------
+        key : str
+        weight : float, optional
+            Where it runs among the others, see `CallbackSet`.
+        **params
+            Parameters of the callback. A required one may be left to be set through the net.
+
+        Returns
+        -------
+        TorchCallback
+
+        Raises
+        ------
+        KeyError
+            If there is no such key; the message names the nearest.
+        TypeError, ValueError
+            If a parameter is unknown or has a wrong type or value.
+        """
+        if key not in self.keys():
+            raise KeyError(f"no callback has the key {key!r}; {nearest([str(key)], self._generators)}")
+        generator = self._generators[key]
+        known = parameters_of(generator)
+        unknown = [name for name in params if name not in known]
+        if unknown:
+            gone = [reason for name, reason in generator.gone_params.items() if name in unknown]
+            hint = gone[0] if gone else nearest(unknown, [*known, "weight"])
+            raise TypeError(f"callback {key!r} has no parameter {', '.join(map(repr, unknown))}; {hint}")
+        callback = generator(**(known | params))
+        callback.check_params()
+        if weight is not None:
+            callback.weight = weight
+        return TorchCallback(key, callback)
+
+    def keys(self) -> list[str]:
+        """Return the keys in the order of the alphabet.
+
+        Returns
+        -------
+        list of str
+        """
+        return sorted(self._generators)
+
+    def key_of(self, generator: type[CallbackSet]) -> str:
+        """Return the key of a class; its name if it has none.
+
+        Parameters
+        ----------
+        generator : type
+
+        Returns
+        -------
+        str
+        """
+        return next((key for key, known in self._generators.items() if known is generator), generator.__name__)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a table of the callbacks.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per key, with its `label`, its `weight`, its `params`, and which of them are `required`.
+        """
+        rows = []
+        for key in self.keys():
+            generator = self._generators[key]
+            params = parameters_of(generator)
+            required = [name for name, default in params.items() if default is REQUIRED]
+            rows.append((key, generator.label or generator.__name__, generator.default_weight, list(params), required))
+        return pd.DataFrame(rows, columns=["key", "label", "weight", "params", "required"])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} with {', '.join(self.keys())}>"
+
+
+_ONE_CYCLE: dict[str, Any] = {"base": CallbackSetLRSchedulerOneCycle, "step_on_epoch": False}
+_ON_PLATEAU: dict[str, Any] = {"base": CallbackSetLRSchedulerReduceOnPlateau, "monitor": "valid_loss"}
+
+mlr3torch_callbacks = CallbackDictionary()
+mlr3torch_callbacks.add("checkpoint", CallbackSetCheckpoint)
+mlr3torch_callbacks.add("early_stopping", CallbackSetEarlyStopping)
+mlr3torch_callbacks.add("freeze_audit", CallbackSetFreezeAudit)
+mlr3torch_callbacks.add("freezer", Freezer)
+mlr3torch_callbacks.add("frozen_cache", CallbackSetFrozenCache)
+mlr3torch_callbacks.add("history", CallbackSetHistory)
+mlr3torch_callbacks.add("progress", CallbackSetProgress)
+mlr3torch_callbacks.add("tb", CallbackSetTB)
+mlr3torch_callbacks.add("unfreeze", CallbackSetUnfreeze)
+for _key, _scheduler, _label, _more in (
+    ("lr_cosine_annealing", lr_scheduler.CosineAnnealingLR, "Cosine Annealing", {}),
+    ("lr_lambda", lr_scheduler.LambdaLR, "Multiplication by Function", {}),
+    ("lr_multiplicative", lr_scheduler.MultiplicativeLR, "Multiplication by Factor", {}),
+    ("lr_one_cycle", lr_scheduler.OneCycleLR, "1cycle", _ONE_CYCLE),
+    ("lr_reduce_on_plateau", lr_scheduler.ReduceLROnPlateau, "Reduce on Plateau", _ON_PLATEAU),
+    ("lr_step", lr_scheduler.StepLR, "Step Decay", {}),
+):
+    mlr3torch_callbacks.add(_key, lr_scheduler_class(_scheduler, label=f"{_label} LR Scheduler", **_more))
+
+
+def t_clbk(key: str, *, weight: float | None = None, **params: Any) -> TorchCallback:
+    """Make a callback by its key, ready for ``callbacks=[...]``.
+
+    Parameters
+    ----------
+    key : str
+        A key of `mlr3torch_callbacks`. The callback has this name in the net, so that its parameters are reached as
+        ``callbacks__<key>__<parameter>``, where R has ``cb.<key>.<parameter>``.
+    weight : float, optional
+        Where it runs among the others, see `CallbackSet`.
+    **params
+        Parameters of the callback. A required one may be left to be set through the net; if it never is, ``fit``
+        raises when it begins.
+
+    Returns
+    -------
+    TorchCallback
+        A pair of the name and the callback. Where skorch takes a callback without its name, as in
+        ``set_params(callbacks__unfreeze=...)`` and in a grid over callbacks, give its `callback`.
+
+    Raises
+    ------
+    KeyError
+        If there is no such key; the message names the nearest.
+    TypeError, ValueError
+        If a parameter is unknown or has a wrong type or value.
+
+    See Also
+    --------
+    t_clbks, mlr3torch_callbacks
+
+    Examples
+    --------
+    >>> from skorch import NeuralNetClassifier
+    >>> from torch.nn import CrossEntropyLoss
+    >>> from mlr3torch_py import MLP, select_last
+    >>> net = NeuralNetClassifier(
+    ...     MLP, criterion=CrossEntropyLoss, callbacks=[t_clbk("unfreeze")],
+    ...     callbacks__unfreeze__starting_weights=select_last(1)
+    ... )
+    >>> t_clbk("unfreze")
+    Traceback (most recent call last):
+        ...
+    KeyError: "no callback has the key 'unfreze'; did you mean 'unfreeze', 'freezer'?"
+    """
+    return mlr3torch_callbacks.get(key, weight=weight, **params)
+
+
+def t_clbks(keys: Iterable[str]) -> list[TorchCallback]:
+    """Make several callbacks by their keys.
+
+    Parameters
+    ----------
+    keys : iterable of str
+
+    Returns
+    -------
+    list of TorchCallback
+
+    Raises
+    ------
+    KeyError
+        If one of the keys does not exist.
+    TypeError
+        If `keys` is a single string.
+
+    Examples
+    --------
+    >>> [callback.id for callback in t_clbks(["unfreeze", "history"])]
+    ['unfreeze', 'history']
+    """
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
+        raise TypeError(f"`keys` is {keys!r}; give a list of keys, or use t_clbk({keys!r})")
+    return [t_clbk(key) for key in keys]

@@ -1,0 +1,157 @@
+"""TorchCallback: a callback under its name, described for people; torch_callback makes one of functions."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple, NoReturn
+
+from sklearn.base import clone
+
+from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.training.from_functions import callback_set
+
+__all__ = ["TorchCallback", "check_id", "parameters_of", "torch_callback"]
+
+
+class TorchCallback(NamedTuple):
+    """A callback under its name, as skorch takes it in ``callbacks=[...]``.
+
+    Parameters
+    ----------
+    id : str
+        The name of the callback in a net.
+    callback : CallbackSet
+        Its parameters are reached as ``callbacks__<id>__<parameter>``.
+
+    See Also
+    --------
+    t_clbk, torch_callback
+
+    Examples
+    --------
+    >>> from mlr3torch_py import t_clbk
+    >>> t_clbk("unfreeze").label
+    'Unfreeze'
+    """
+
+    id: str
+    callback: CallbackSet
+
+    @property
+    def label(self) -> str:
+        """A few words for people."""
+        return type(self.callback).label or type(self.callback).__name__
+
+    @property
+    def packages(self) -> list[str]:
+        """The packages that the callback needs."""
+        return list(type(self.callback).packages)
+
+    @property
+    def man(self) -> str:
+        """Where its documentation is: the full name of its class."""
+        return f"{type(self.callback).__module__}.{type(self.callback).__qualname__}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters with their values; REQUIRED stands for one that must still be set."""
+        values: dict[str, Any] = self.callback.get_params(deep=False)
+        return values
+
+    @property
+    def weight(self) -> float:
+        """Where the callback runs among the others, see `CallbackSet`."""
+        return self.callback.weight
+
+    def generate(self) -> CallbackSet:
+        """Return a new callback with the same parameters and no state.
+
+        Returns
+        -------
+        CallbackSet
+        """
+        generated: CallbackSet = clone(self.callback)
+        return generated
+
+    def set_params(self, **params: Any) -> NoReturn:
+        """Say what is meant, where skorch finds the pair in the place of a callback and wants to set its parameters.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        raise TypeError(
+            f"`callbacks` has the pair t_clbk({self.id!r}, ...) where a callback is taken; it is a name and a callback "
+            f"already. Give the pair alone, or its second part: t_clbk({self.id!r}, ...).callback"
+        )
+
+    def help(self) -> None:
+        """Show the documentation of the callback."""
+        help(type(self.callback))
+
+    def __sklearn_clone__(self) -> TorchCallback:
+        return TorchCallback(self.id, self.generate())
+
+    def __repr__(self) -> str:
+        lines = [f"<TorchCallback:{self.id}>", f"* Label: {self.label}", f"* Generator: {type(self.callback).__name__}"]
+        lines += [f"* {name}: {value!r}" for name, value in self.parameters.items()]
+        return "\n".join(lines)
+
+
+def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
+    """Map the parameters of a class to their defaults, or to REQUIRED."""
+    parameters = inspect.signature(generator).parameters.values()
+    return {p.name: REQUIRED if p.default is p.empty else p.default for p in parameters}
+
+
+def torch_callback(
+    id: str, *, label: str | None = None, classname: str | None = None, **description: Any
+) -> TorchCallback:
+    """Make a callback from functions, ready for ``callbacks=[...]``.
+
+    Parameters
+    ----------
+    id : str
+        Its name in the net.
+    label : str, optional
+        A few words for people.
+    classname : str, optional
+        The name of its class; made of `id` if missing.
+    **description
+        What `callback_set` takes: the functions of the stages, ``initialize``, ``state_dict``, ``load_state_dict``,
+        ``weight`` and ``public``. Parameters of ``initialize`` without a default are to be set through the net.
+
+    Returns
+    -------
+    TorchCallback
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `callback_set` does, or if `id` is no name.
+
+    See Also
+    --------
+    callback_set : For the class alone.
+
+    Examples
+    --------
+    >>> def say(self):
+    ...     print(self.ctx.epoch)
+    >>> torch_callback("say", label="Says the epoch", on_epoch_end=say)
+    <TorchCallback:say>
+    * Label: Says the epoch
+    * Generator: CallbackSetSay
+    """
+    check_id("id", id)
+    public = {**(description.pop("public", None) or {}), **({} if label is None else {"label": label})}
+    name = classname or "CallbackSet" + "".join(word.capitalize() for word in id.split("_"))
+    generator = callback_set(name, public=public, **description)
+    return TorchCallback(id, generator(**parameters_of(generator)))
+
+
+def check_id(argument: str, value: object) -> None:
+    """Check that a name fits into the name of a parameter of a net."""
+    if not isinstance(value, str) or not value.isidentifier() or "__" in value:
+        raise TypeError(f"`{argument}` is {value!r}; it must be a name that fits into callbacks__<name>__<parameter>")

@@ -1,0 +1,1 @@
+"""When: tables, conditions, plans, recipes, and all of it as plain data."""

@@ -1,0 +1,1 @@
+"""What skorch lacks: the context, order and stages of callbacks, the clock, several processes."""

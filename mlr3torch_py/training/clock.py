@@ -1,0 +1,68 @@
+"""Reading the history of a net: how far its life has come, and the scores of its epochs."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from typing import Any
+
+from mlr3torch_py.names import nearest
+from mlr3torch_py.schedule.plan import Moment
+
+__all__ = ["moment_of", "scores_by_epoch", "take_back_epoch"]
+
+
+def moment_of(history: Any) -> Moment:
+    """Read off a history how far the life of a net has come.
+
+    Parameters
+    ----------
+    history : skorch.history.History or skorch.history.DistributedHistory
+        Batches of an epoch that was interrupted count as far as they have a training loss. A distributed history
+        holds the batches of all ranks in such a row; counted are those of one rank.
+
+    Returns
+    -------
+    Moment
+        The batch is the last one that is finished. Validation batches do not count, micro-batches under gradient
+        accumulation do.
+
+    Examples
+    --------
+    >>> from skorch.history import History
+    >>> moment = moment_of(History([{"train_batch_count": 3}, {"batches": [{"train_loss": 0.5}, {}]}]))
+    >>> moment.epoch, moment.batch, moment.firsts
+    (2, 4, (1, 4))
+    """
+    n_ranks = getattr(history, "world_size", 1)
+    counts = [
+        row["train_batch_count"]
+        if "train_batch_count" in row
+        else sum("train_loss" in entry for entry in row.get("batches", ())) // n_ranks
+        for row in history.to_list()
+    ]
+    *begins, finished = accumulate(counts, initial=0)
+    return Moment(epoch=len(counts), batch=finished, firsts=tuple(begin + 1 for begin in begins))
+
+
+def take_back_epoch(net: Any) -> None:
+    """Remove the row of an epoch that did not take place, so that it does not count when training goes on."""
+    if isinstance(net.history, list):
+        net.history.pop()
+
+
+def scores_by_epoch(history: Any, monitor: str) -> list[tuple[int, float]]:
+    """List the epochs that have a score, with it; a score without a value is NaN.
+
+    Raises
+    ------
+    ValueError
+        If epochs are finished and none of them has it; the message names the nearest.
+    """
+    rows = history.to_list()
+    scores = [(i, row[monitor]) for i, row in enumerate(rows, start=1) if monitor in row]
+    finished = [row for row in rows if "train_batch_count" in row]
+    if finished and not scores:
+        known = [key for key, value in finished[-1].items() if isinstance(value, float)]
+        raise ValueError(f"`monitor` is {monitor!r}, which no epoch of the history has; {nearest([monitor], known)}")
+    return [(epoch, math.nan if score is None else score) for epoch, score in scores]

@@ -1,0 +1,525 @@
+"""CallbackSetFrozenCache: the same weights as without it, and less computing."""
+
+import copy
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
+from skorch.dataset import ValidSplit
+from torch import nn
+
+from mlr3torch_py import (
+    CallbackSetFrozenCache,
+    CallbackSetUnfreeze,
+    Freezer,
+    freeze_plan,
+    select_all,
+    select_prefix,
+    t_clbk,
+    torch_callback,
+)
+from tests.helpers import Nested, Stops, iris_net, weights, y
+from tests.helpers import X as IRIS
+from tests.network.test_evaluation import EVAL, Normed
+from tests.parallel import accelerated_net, in_processes, own_net
+
+X = IRIS + np.linspace(0, 0.01, len(IRIS), dtype="float32")[:, None]  # no two rows are the same
+N = len(X)
+BOTH = CallbackSetUnfreeze(select_prefix("head"), None, **EVAL)
+
+
+class CNN(nn.Module):
+    """Two blocks with BatchNorm, and a head, for the four columns as images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x.reshape(-1, 1, 2, 2))).flatten(1))
+
+
+class Transformer(nn.Module):
+    """The four columns as tokens, with dropout, and a padding mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(1, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        padding = torch.zeros(len(x), 4, dtype=torch.bool)
+        return self.head(self.encoder(self.embed(x[:, :, None]), src_key_padding_mask=padding).mean(1))
+
+
+AGAIN = {
+    "epoch": [3, 4],
+    "weights": [select_all(), ~select_prefix("head")],
+    "action": ["unfreeze", "freeze"],
+}
+DATA = {
+    "in order": {},
+    "shuffled": {"iterator_train__shuffle": True},
+    "with validation": {"iterator_train__shuffle": True, "train_split": ValidSplit(5, stratified=True)},
+    "with a short batch": {"batch_size": 64},
+}
+
+
+def train(module, *cache, max_epochs=6, **params):
+    """Train over a schedule in which all is frozen but the head, then nothing, then all but the head again."""
+    torch.manual_seed(0)
+    freezing = ("unfreeze", CallbackSetUnfreeze(select_prefix("head"), AGAIN, **EVAL))
+    return iris_net(freezing, *cache, module=module, max_epochs=max_epochs, **params).fit(X, y)
+
+
+def hits(net):
+    return net.history[:, "cache_hits"]
+
+
+@pytest.mark.parametrize("max_bytes", [2**30, 100_000])
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("module", [CNN, Nested, Transformer])
+def test_the_weights_are_those_without_it(module, data, max_bytes):
+    plain = train(module, **DATA[data])
+    net = train(module, t_clbk("frozen_cache", max_bytes=max_bytes), **DATA[data])
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(net)[name], tensor, rtol=0, atol=1e-5)
+    for name, tensor in plain.module_.named_buffers():
+        torch.testing.assert_close(net.module_.get_buffer(name), tensor, rtol=0, atol=1e-5)
+    losses = [run.history[:, "train_loss"] for run in (plain, net)]
+    np.testing.assert_allclose(*losses, atol=1e-5)
+    assert max(net.history[:, "cache_bytes"]) <= max_bytes
+    if max_bytes == 2**30:
+        assert hits(net) == [0, 2 * N, 0, 0, 2 * N, 2 * N]
+        assert net.history[:, "cache_misses"] == [2 * N, 0, 0, 2 * N, 0, 0]
+    else:
+        assert all(0 < n < 2 * N for n in np.array(hits(net))[[1, 4, 5]])
+
+
+def test_it_is_made_by_its_key_and_set_through_the_net():
+    net = iris_net(t_clbk("frozen_cache"), callbacks__frozen_cache__check=0)
+    assert dict(net.initialize().callbacks_)["frozen_cache"].check == 0
+    assert t_clbk("frozen_cache").callback.get_params() == {"modules": None, "max_bytes": 2**30, "check": 1}
+
+
+def test_an_augmented_row_is_computed_and_modules_that_never_hit_are_let_go_of():
+    class Augmented(Nested):
+        def forward(self, x):
+            return super().forward(x + torch.rand(1) if self.training and noise else x)
+
+    for noise, expected in ((True, [0, 0, 0, 0]), (False, [0, 300, 300, 300])):
+        net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Augmented).fit(X, y)
+        assert hits(net) == expected
+        assert (net.history[-1, "cache_bytes"] == 0) == noise
+        assert net.history[:, "cache_misses"] == ([300, 300, 0, 0] if noise else [300, 0, 0, 0])
+
+
+def test_validation_rows_hit_though_training_rows_are_augmented():
+    class Augmented(Nested):
+        def forward(self, x):
+            return super().forward(x + torch.rand(1) if self.training else x)
+
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Augmented, train_split=ValidSplit(5)).fit(X, y)
+    assert hits(net) == [0, 60, 60, 60]
+
+
+def test_scoring_between_epochs_finds_the_rows_too():
+    scores = torch_callback("scores", on_epoch_end=lambda self: self.ctx.net.predict(X))
+    net = iris_net(copy.deepcopy(BOTH), scores, t_clbk("frozen_cache"), module=Nested).fit(X, y)
+    assert hits(net) == [0, 600, 600, 600]
+
+
+@pytest.mark.parametrize("freezing", [Freezer(name_starts_with=["embed", "encoder"]), None])
+def test_it_does_not_matter_who_freezes(freezing):
+    module = Nested()
+    if freezing is None:
+        module.embed.requires_grad_(False)
+        module.encoder.requires_grad_(False)
+    callbacks = [] if freezing is None else [freezing]
+    net = iris_net(*callbacks, t_clbk("frozen_cache"), module=module).fit(X, y)
+    assert hits(net) == [0, 300, 300, 300]
+
+
+def test_only_the_named_modules_are_kept():
+    for modules, expected in (("encoder", 150), (["embed", "encoder"], 300), (["encoder.0", "encoder.0.fc1"], 150)):
+        net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache", modules=modules), module=Nested).fit(X, y)
+        assert hits(net) == [0] + [expected] * 3
+
+
+def test_the_whole_network_can_be_kept_when_something_else_trains():
+    class Net(NeuralNetClassifier):
+        def initialize_module(self):
+            super().initialize_module()
+            self.head_ = nn.Linear(3, 3)
+            return self
+
+        def infer(self, x, **fit_params):
+            return self.head_(super().infer(x, **fit_params))
+
+    net = iris_net(t_clbk("frozen_cache"), module=Nested().requires_grad_(False), cls=Net).fit(X, y)
+    assert hits(net) == [0, 150, 150, 150]
+
+
+# ---- when rows are forgotten
+
+
+class Does(Callback):
+    """Does something to the network at the end of the second epoch, and keeps the number of epochs' hits."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 2:
+            self.what(net)
+
+
+def load(net):
+    net.module_.load_state_dict({name: value + 0.1 for name, value in net.module_.state_dict().items()})
+
+
+def write_data(net):
+    net.module_.second[0].weight.data += 0.1
+
+
+def write_statistics(net):
+    net.module_.second[1].running_mean.numpy()[:] += 0.1
+
+
+def replace(net):
+    net.module_.second[0] = nn.Linear(4, 4).requires_grad_(False)
+
+
+def unfreeze_by_hand(net):
+    net.module_.second[0].bias.requires_grad = True
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        (load, [0, 300, 0, 300]),
+        (write_data, [0, 300, 150, 300]),
+        (write_statistics, [0, 300, 150, 300]),
+        (replace, [0, 300, 150, 300]),
+        (unfreeze_by_hand, [0, 300, 150, 150]),
+        (lambda net: net.module_.load_state_dict(net.module_.state_dict()), [0, 300, 300, 300]),
+    ],
+)
+def test_rows_of_a_module_that_has_changed_are_forgotten(what, expected):
+    nets = []
+    for cache in ([], [t_clbk("frozen_cache")]):
+        torch.manual_seed(0)
+        net = iris_net(copy.deepcopy(BOTH), Does(what), *cache, module=Normed, audited=False).fit(X, y)
+        nets.append(net)
+    for name, tensor in weights(nets[0]).items():
+        torch.testing.assert_close(weights(nets[1])[name], tensor, rtol=0, atol=1e-5)
+    assert hits(nets[1]) == expected
+
+
+def test_an_event_elsewhere_leaves_the_rows():
+    table = {"epoch": [3], "weights": [select_prefix("second")]}
+    freezing = CallbackSetUnfreeze(select_prefix("head"), table, **EVAL)
+    net = iris_net(freezing, t_clbk("frozen_cache"), module=Normed).fit(X, y)
+    assert hits(net) == [0, 300, 150, 150]
+
+
+def test_events_by_batch_are_followed():
+    table = {"batch": [5, 8], "weights": [select_all(), ~select_prefix("head")], "action": ["unfreeze", "freeze"]}
+    freezing = CallbackSetUnfreeze(select_prefix("head"), table, **EVAL)
+    net = iris_net(freezing, t_clbk("frozen_cache"), module=Normed).fit(X, y)
+    assert list(zip(hits(net), net.history[:, "cache_misses"], strict=True)) == [
+        (0, 300),
+        (100, 0),
+        (0, 200),
+        (200, 100),
+    ]
+
+
+def test_what_was_left_alone_gets_another_trial_after_an_event():
+    table = {"epoch": [3], "weights": [select_prefix("embed")], "action": ["freeze"]}
+    freezing = CallbackSetUnfreeze(select_prefix("embed", "head"), table)
+    net = iris_net(freezing, t_clbk("frozen_cache"), module=Nested).fit(X, y)
+    assert hits(net) == [0, 0, 0, 300]
+
+
+def test_a_training_that_skips_the_begin_goes_without_a_cache():
+    net = iris_net(t_clbk("frozen_cache"), module=Nested, audited=False).initialize()
+    net.fit_loop(X, y)
+    assert len(net.history) == 4
+    assert all("_compiled_call_impl" not in vars(module) for module in net.module_.modules())
+
+
+def test_a_second_call_begins_with_an_empty_cache():
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested, max_epochs=2).fit(X, y)
+    net.partial_fit(X, y)
+    assert hits(net) == [0, 300, 0, 300]
+    net.fit(X, y)
+    assert hits(net) == [0, 300]
+
+
+def test_a_row_that_came_out_otherwise_ends_the_training():
+    def write(self):
+        if self.ctx.epoch == 2:
+            self.ctx.network.encoder[0].fc2.weight.data += 1
+
+    net = iris_net(
+        copy.deepcopy(BOTH), t_clbk("frozen_cache", check=1), torch_callback("write", on_batch_begin=write),
+        module=Nested, audited=False,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="frozen_cache: what encoder gives for a row is not what it gave"):
+        net.fit(X, y)
+    assert all("_compiled_call_impl" not in vars(module) for module in net.module_.modules())
+
+
+# ---- what is left alone
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"frozen_norm": "eval"}, "first alone: its Dropout is in training mode.*frozen_dropout='eval'"),
+        ({"frozen_dropout": "eval"}, "first alone: its BatchNorm1d is in training mode.*frozen_norm='eval'"),
+    ],
+)
+def test_layers_that_are_not_held_are_named_with_the_remedy(option, message):
+    freezing = CallbackSetUnfreeze(~select_prefix("first"), None, **option)
+    net = iris_net(freezing, t_clbk("frozen_cache"), module=Normed, module__dropout=0.5, audited=False)
+    with pytest.warns(UserWarning, match=message) as warned:
+        net.fit(X, y)
+    assert len([one for one in warned if "frozen_cache" in str(one.message)]) == 1
+    assert hits(net) == [0, 0, 0, 0]
+
+
+def test_a_named_module_that_never_freezes_is_said():
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache", modules=["head", "embed"]), module=Nested)
+    with pytest.warns(UserWarning, match="frozen_cache: 'head' of `modules` was never called while frozen as a whole"):
+        net.fit(X, y)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({"max_bytes": 0}, ValueError, "`max_bytes` is 0; give a whole number of bytes, 1 or more"),
+        ({"max_bytes": "1 GB"}, TypeError, "`max_bytes` is '1 GB'; give a whole number of bytes"),
+        ({"max_bytes": 1e9}, TypeError, "`max_bytes` is 1000000000.0; give a whole number of bytes"),
+        ({"check": -1}, ValueError, "`check` is -1; give a whole number of rows, 0 or more"),
+        ({"check": True}, TypeError, "`check` is True; give a whole number of rows"),
+        ({"modules": 3}, TypeError, "`modules` is 3; it must be a name or a list of names"),
+    ],
+)
+def test_bad_arguments_are_named(params, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        t_clbk("frozen_cache", **params)
+
+
+def test_a_module_that_the_network_lacks_is_named_before_the_first_step():
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache", modules="encodr"), module=Nested)
+    with pytest.raises(ValueError, match="`modules` has 'encodr', which the network lacks; did you mean 'encoder'"):
+        net.fit(X, y)
+    assert len(net.history) == 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_network_is_refused_before_the_first_step():
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested, compile=True, compile__backend="eager")
+    with pytest.raises(ValueError, match="frozen_cache: `module_` is compiled by torch.compile"):
+        net.fit(X, y)
+    module = Nested()
+    module.encoder.compile(backend="eager")
+    with pytest.raises(ValueError, match="is compiled by torch.compile.*leave out compile=True, or the callback"):
+        iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=module).fit(X, y)
+    assert len(net.history) == 0
+
+
+def test_copies_on_several_devices_are_refused_before_the_first_step():
+    module = nn.DataParallel(Nested())
+    module.device_ids = [0, 1]  # what it has on a machine with two devices
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=module, audited=False)
+    with pytest.raises(ValueError, match="frozen_cache: `module_` is copied to several devices by DataParallel"):
+        net.fit(X, y)
+    assert len(net.history) == 0
+
+
+# ---- nobody else sees it
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, None])
+def test_nothing_is_left_behind(error):
+    module = Nested()
+    stops = [] if error is None else [Stops(error, 5)]
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), *stops, module=module)
+    if error is ZeroDivisionError:
+        with pytest.raises(error):
+            net.fit(X, y)
+    else:
+        net.fit(X, y)
+    assert all("_compiled_call_impl" not in vars(layer) for layer in module.modules())
+    assert dict(net.callbacks_)["frozen_cache"].cached_ is None
+
+
+COPIES = {}
+
+
+class Copies(Callback):
+    """Makes copies at the end of each batch."""
+
+    def __init__(self, copied):
+        self.copied = copied
+
+    def on_batch_end(self, net, **kwargs):
+        COPIES.setdefault(self.copied, []).append(self.copied(net))
+
+
+def pickled(net):
+    return pickle.loads(pickle.dumps(net))
+
+
+def pickled_network(net):
+    return pickled(net.module_)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, clone, pickled, pickled_network])
+def test_copies_that_are_made_while_it_trains_know_nothing_of_it(copied):
+    copies = Copies(copied)
+    iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), ("copies", copies), module=Nested, max_epochs=2).fit(X, y)
+    networks = [getattr(made, "module_", made) for made in COPIES.pop(copied)]
+    if copied is clone:
+        assert not any(hasattr(made, "initialized_") and made.initialized_ for made in networks)
+        return
+    assert all("_compiled_call_impl" not in vars(module) for network in networks for module in network.modules())
+    assert len({len(pickle.dumps(network)) for network in networks}) == 1
+
+
+def test_a_copied_net_goes_on_with_a_cache_of_its_own():
+    copies = []
+    keep = torch_callback("keep", weight=450, on_epoch_end=lambda self: copies.append(copy.deepcopy(self.ctx.net)))
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), keep, module=Nested, max_epochs=2).fit(X, y)
+    first = copies[0]
+    assert all("_compiled_call_impl" not in vars(module) for module in first.module_.modules())
+    first.partial_fit(X, y)
+    assert hits(first) == [0, 0, 300]
+    assert hits(net) == [0, 300]
+
+
+def test_it_works_inside_a_grid_search():
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested(), max_epochs=3)
+    grid = {"lr": [0.01, 0.1], "callbacks__frozen_cache__max_bytes": [10_000, 10**8]}
+    search = GridSearchCV(net, grid, cv=2).fit(X, y)
+    scores = search.cv_results_["mean_test_score"].reshape(2, 2)
+    np.testing.assert_allclose(scores[0], scores[1], atol=0.02)
+    assert sum(hits(search.best_estimator_)) > 0
+
+
+def test_a_resumed_training_takes_up_the_history(tmp_path):
+    checkpoint = t_clbk("checkpoint", path=tmp_path, freq=1, resume=True)
+    params = {"module": Nested, "max_epochs": 4}
+    whole = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), **params)
+    torch.manual_seed(0)
+    whole.fit(X, y)
+    torch.manual_seed(0)
+    with pytest.raises(ZeroDivisionError):
+        iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), checkpoint, Stops(ZeroDivisionError, 8), **params).fit(
+            X, y
+        )
+    resumed = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), copy.deepcopy(checkpoint), **params).fit(X, y)
+    assert hits(resumed) == [0, 300, 0, 300]
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], tensor, rtol=0, atol=1e-6)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in files if b"compiled_call" in file.read_bytes()]
+
+
+# ---- several processes
+
+
+class SeededNormed(Normed):
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__()
+
+
+def train_in_parallel(make, with_cache):
+    callbacks = [CallbackSetUnfreeze(select_prefix("head"), AGAIN, **EVAL)] + [t_clbk("frozen_cache")] * with_cache
+    net = make(*callbacks, module=SeededNormed, max_epochs=6).fit(X[:144], y[:144])
+    return {key.removeprefix("module."): value for key, value in weights(net).items()}, with_cache and hits(net)
+
+
+@pytest.mark.parametrize("make", [own_net, accelerated_net])
+def test_each_process_keeps_its_own_rows(make, tmp_path, processes):
+    plain, _ = in_processes(tmp_path, train_in_parallel, make, False)
+    ranks = in_processes(tmp_path, train_in_parallel, make, True)
+    for trained, n_hits in ranks:
+        assert n_hits == [0, 144, 0, 0, 144, 144]
+        for name, tensor in plain[0].items():
+            torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-5)
+            assert torch.equal(trained[name], ranks[0][0][name])
+
+
+# ---- what is foretold
+
+
+@pytest.mark.parametrize("is_initialized", [True, False])
+@pytest.mark.parametrize("train_split", [None, ValidSplit(5)])
+@pytest.mark.parametrize("max_bytes", [2**30, 150_000])
+def test_what_is_foretold_is_what_happens(is_initialized, train_split, max_bytes):
+    freezing = CallbackSetUnfreeze(select_prefix("head"), AGAIN, **EVAL)
+    cache = t_clbk("frozen_cache", max_bytes=max_bytes)
+    net = iris_net(freezing, cache, module=CNN, max_epochs=5, train_split=train_split)
+    if is_initialized:
+        net.initialize()
+        before = copy.deepcopy(net.module_.state_dict())
+    plan = freeze_plan(net, X, y)
+    if is_initialized:
+        assert all(torch.equal(tensor, before[name]) for name, tensor in net.module_.state_dict().items())
+        assert all("_compiled_call_impl" not in vars(layer) for layer in net.module_.modules())
+    net.fit(X, y)
+    for column in ("cache_hits", "cache_misses", "cache_bytes"):
+        happened = np.array(net.history[:, column])
+        np.testing.assert_allclose(plan.cache[column], happened, rtol=0.02, atol=3 if max_bytes < 2**30 else 0)
+    assert plan.cache["epoch"].tolist() == [1, 2, 3, 4, 5]
+    assert f"frozen_cache: {sum(plan.cache['cache_hits']):,} of {5 * 300 - 300:,} rows come from memory" in str(plan)
+
+
+def test_events_in_the_middle_of_an_epoch_are_foretold():
+    table = {"batch": [5, 8], "weights": [select_all(), ~select_prefix("head")], "action": ["unfreeze", "freeze"]}
+    freezing = CallbackSetUnfreeze(select_prefix("head"), table, **EVAL)
+    net = iris_net(freezing, t_clbk("frozen_cache"), module=Normed)
+    plan = freeze_plan(net, X, y)
+    net.fit(X, y)
+    assert plan.cache["cache_hits"].tolist() == hits(net)
+    assert plan.cache["cache_misses"].tolist() == net.history[:, "cache_misses"]
+
+
+def test_a_module_that_will_be_left_alone_is_foretold():
+    net = iris_net(CallbackSetUnfreeze(select_prefix("head")), t_clbk("frozen_cache"), module=Normed)
+    plan = freeze_plan(net, X, y)
+    assert plan.cache["cache_hits"].sum() == 0
+    assert "frozen_cache leaves first alone: its BatchNorm1d is in training mode" in str(plan)
+
+
+def test_without_data_the_plan_says_what_it_needs():
+    callbacks = [copy.deepcopy(BOTH), t_clbk("frozen_cache")]
+    for plan in (freeze_plan(Nested(), callbacks=callbacks), freeze_plan(iris_net(*callbacks, module=Nested))):
+        assert plan.cache is None
+        assert "frozen_cache: give a net and `X`" in str(plan)
+
+
+def test_two_caches_in_one_net_are_refused():
+    net = iris_net(
+        copy.deepcopy(BOTH), ("one", CallbackSetFrozenCache()), ("two", CallbackSetFrozenCache()), module=Nested
+    )
+    with pytest.raises(ValueError, match="a net has two frozen_cache callbacks"):
+        net.fit(X, y)

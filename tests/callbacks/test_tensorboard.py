@@ -1,0 +1,125 @@
+"""Event files of TensorBoard, read back by TensorBoard's own reader."""
+
+import subprocess
+import sys
+
+import pytest
+from sklearn.model_selection import GridSearchCV
+from skorch.dataset import ValidSplit
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, t_clbk
+from tests.checkpoint.test_callback import CrashError, Crashes, Folders
+from tests.helpers import Stops, X, iris_net, y
+
+
+def tb(path, log_train_loss=True):
+    return t_clbk("tb", path=path, log_train_loss=log_train_loss)
+
+
+def read(folder):
+    """Map the tags to their (step, value) pairs."""
+    accumulator = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: [(event.step, pytest.approx(event.value)) for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+
+
+def batch_losses(net):
+    return [entry["train_loss"] for row in net.history for entry in row["batches"] if "train_loss" in entry]
+
+
+def numbered(values, first=1):
+    return list(enumerate(values, start=first))
+
+
+def test_scores_losses_and_the_number_of_trainable_weights_are_written(tmp_path):
+    unfreeze = CallbackSetUnfreeze(select_last(1), {"epoch": [3], "weights": [select_all()]})
+    net = iris_net(unfreeze, tb(tmp_path), train_split=ValidSplit(3)).fit(X, y)
+    history = net.history
+    assert read(tmp_path) == {
+        "train.loss": numbered(history[:, "train_loss"]),
+        "valid.loss": numbered(history[:, "valid_loss"]),
+        "valid.acc": numbered(history[:, "valid_acc"]),
+        "n_trainable": numbered([12, 12, 39, 39]),
+    }
+    assert read(tmp_path / "batches") == {"last_loss": numbered(batch_losses(net))}
+
+
+def test_the_losses_are_not_written_unless_asked_for(tmp_path):
+    iris_net(tb(tmp_path, log_train_loss=False)).fit(X, y)
+    assert set(read(tmp_path)) == {"train.loss", "n_trainable"}
+    assert not (tmp_path / "batches").exists()
+
+
+def test_partial_fit_goes_on_in_the_same_folder(tmp_path):
+    net = iris_net(tb(tmp_path), max_epochs=2).fit(X, y)
+    net.partial_fit(X, y)
+    assert read(tmp_path)["train.loss"] == numbered(net.history[:, "train_loss"])
+    assert read(tmp_path / "batches")["last_loss"] == numbered(batch_losses(net))
+
+
+@pytest.mark.parametrize("crash", [1, 3, 4])
+def test_a_resumed_run_goes_on_in_the_same_folder_without_steps_that_come_twice(crash, tmp_path):
+    def net_of(*more):
+        keep = t_clbk("checkpoint", path=tmp_path / "kept", freq=2, resume=True)
+        return iris_net(keep, tb(tmp_path / "tb"), *more)
+
+    with pytest.raises(CrashError):
+        net_of(Stops(CrashError, 3 * crash - 1)).fit(X, y)
+    for lost in (tmp_path / "kept").glob("*[13].*"):
+        lost.unlink()  # as SIGKILL would leave it, with epochs 1 and 3 not kept
+    net = net_of().fit(X, y)
+    assert read(tmp_path / "tb")["train.loss"] == numbered(net.history[:, "train_loss"])
+    steps = [step for step, _ in read(tmp_path / "tb" / "batches")["last_loss"]]
+    assert steps == list(range(1, 13))
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="`path`: .* holds notes.txt; give a folder that is empty"):
+        iris_net(tb(tmp_path)).fit(X, y)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_new_run_into_the_folder_of_another_is_refused(tmp_path):
+    iris_net(tb(tmp_path)).fit(X, y)
+    before = read(tmp_path)
+    with pytest.raises(FileExistsError, match="`path`: .* holds another run; give a folder that is empty, or a func"):
+        iris_net(tb(tmp_path)).fit(X, y)
+    assert read(tmp_path) == before
+
+
+def test_every_fit_of_a_grid_search_has_its_own_folder(tmp_path):
+    net = iris_net(tb(Folders(tmp_path)), max_epochs=2)
+    GridSearchCV(net, {"lr": [0.1, 0.2]}, n_jobs=2, cv=2).fit(X, y)
+    assert [len(read(folder)["train.loss"]) for folder in tmp_path.iterdir()] == [2] * 5
+
+
+def test_files_are_closed_when_training_raises(tmp_path):
+    callback = tb(tmp_path)
+    with pytest.raises(CrashError):
+        iris_net(callback, Crashes(3)).fit(X, y)
+    assert callback.callback.by_epoch_ is None
+    assert len(read(tmp_path)["train.loss"]) == 2
+
+
+@pytest.mark.parametrize(("arguments", "error"), [({"path": 3}, "`path` is 3"), ({"log_train_loss": 1}, "`log_train")])
+def test_wrong_arguments_are_refused(arguments, error):
+    with pytest.raises(TypeError, match=error):
+        t_clbk("tb", **arguments)
+
+
+def test_without_tensorboard_the_remedy_is_named(tmp_path):
+    """In a process of its own, since an import cannot be undone."""
+    program = f"""
+import sys
+sys.modules["tensorboard"] = None
+from tests.helpers import X, iris_net, y
+from mlr3torch_py import t_clbk
+iris_net(t_clbk("tb", path={str(tmp_path / "new")!r}, log_train_loss=False)).fit(X, y)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "CallbackSetTB needs tensorboard; install it by `pip install 'mlr3torch_py[tensorboard]'`" in done.stderr
+    assert not (tmp_path / "new").exists()

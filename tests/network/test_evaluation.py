@@ -1,0 +1,257 @@
+"""Normalisation and dropout of frozen parts, held in evaluation or not."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from sklearn.base import clone
+from torch import nn
+
+from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_none, select_prefix
+from mlr3torch_py.network.evaluation import DROPOUT, NORMALISATION, frozen_layers, layers_in_evaluation
+from mlr3torch_py.network.parameters import bare, freeze
+from tests.helpers import Stops, Trace, X, copies, iris_net, moved, weights, y
+
+EVAL = {"frozen_norm": "eval", "frozen_dropout": "eval"}
+
+
+class Normed(nn.Module):
+    """Two blocks with norm layers and dropout, one of them without parameters, and a head."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(dropout))
+        self.second = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), nn.ReLU())
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)))
+
+
+class Buffers(Trace):
+    """Keeps the buffers after each training batch too."""
+
+    def __init__(self):
+        super().__init__()
+        self.buffers_ = []
+
+    def on_train_begin(self, net, **kwargs):
+        self.buffers_ = self.buffers_ or [buffers(net)]
+
+    def on_batch_end(self, net, training=None, **kwargs):
+        if training:
+            self.buffers_.append(buffers(net))
+
+
+def buffers(net):
+    return {name: tensor.clone() for name, tensor in bare(net.module_).named_buffers()}
+
+
+def layers(changed):
+    return {name.rpartition(".")[0] for name in changed}
+
+
+def moving(trace):
+    """Which layers move their statistics at each batch."""
+    return [sorted(layers(moved(a, b))) for a, b in zip(trace.buffers_, trace.buffers_[1:], strict=False)]
+
+
+TABLE = {"epoch": [2, 3], "weights": [select_prefix("second"), select_all()]}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # from the tracing of the criterion
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"optimizer": torch.optim.Adam}, {"train_split": None}, {"compile": True, "compile__backend": "eager"}],
+)
+def test_frozen_norm_layers_keep_their_statistics_to_the_bit_until_they_are_unfrozen(params):
+    trace = Buffers()
+    unfreeze = CallbackSetUnfreeze(select_last(1), TABLE, **EVAL)
+    net = iris_net(unfreeze, trace, module=Normed, max_epochs=3, **params).fit(X, y)
+    assert moving(trace) == [[]] * 3 + [["second.1"]] * 3 + [["first.1", "second.1"]] * 3
+    assert not layers_in_evaluation(net.module_)
+
+
+def test_in_training_mode_they_drift_as_in_r():
+    trace = Buffers()
+    iris_net(CallbackSetUnfreeze(select_last(1), TABLE), trace, module=Normed, max_epochs=3).fit(X, y)
+    assert moving(trace) == [["first.1", "second.1"]] * 9
+
+
+def test_they_are_held_again_when_frozen_again_by_batches():
+    trace = Buffers()
+    table = {
+        "batch": [2, 4],
+        "weights": [select_prefix("first"), select_prefix("first")],
+        "action": ["unfreeze", "freeze"],
+    }
+    iris_net(CallbackSetUnfreeze(select_last(1), table, **EVAL), trace, module=Normed, max_epochs=2).fit(X, y)
+    assert moving(trace) == [[], ["first.1"], ["first.1"], [], [], []]
+
+
+def test_a_freezer_holds_what_it_freezes():
+    trace = Buffers()
+    iris_net(Freezer(name_starts_with="first", until_epoch=1, **EVAL), trace, module=Normed, max_epochs=2).fit(X, y)
+    assert moving(trace) == [["second.1"]] * 3 + [["first.1", "second.1"]] * 3
+
+
+def test_each_callback_decides_for_what_it_holds():
+    trace = Buffers()
+    callbacks = [Freezer(name_starts_with="first", **EVAL), Freezer(name_starts_with="second")]
+    iris_net(*callbacks, trace, module=Normed, max_epochs=1).fit(X, y)
+    assert moving(trace) == [["second.1"]] * 3
+
+
+def test_a_layer_that_trains_in_part_is_not_frozen():
+    trace = Buffers()
+    iris_net(Freezer(names=["first.1.weight"], **EVAL), trace, module=Normed, max_epochs=1).fit(X, y)
+    assert moving(trace) == [["first.1", "second.1"]] * 3
+
+
+def outputs_of_epoch(**options):
+    """The losses at the batches of one epoch with nothing that changes but by dropout: a rate of zero."""
+    torch.manual_seed(0)
+    module = Normed(dropout=0.9)
+    unfreeze = CallbackSetUnfreeze(select_last(1), None, **options)
+    params = {"module": copy.deepcopy(module), "batch_size": 150, "lr": 0.0, "max_epochs": 3}
+    return iris_net(unfreeze, **params).fit(X, y).history[:, "train_loss"]
+
+
+def test_dropout_of_frozen_parts_does_nothing_if_asked_for():
+    assert len(set(outputs_of_epoch(frozen_norm="eval"))) == 3
+    assert len(set(outputs_of_epoch(**EVAL))) == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, clone, lambda net: pickle.loads(pickle.dumps(net))])
+def test_the_option_goes_with_a_copy_of_the_net(copied):
+    callbacks = [("unfreeze", CallbackSetUnfreeze(select_last(1), TABLE, **EVAL)), ("trace", Buffers())]
+    net = iris_net(*callbacks, module=Normed, max_epochs=1)
+    if copied is not clone:
+        net.fit(X, y)
+    net = copied(net)
+    net.partial_fit(X, y)
+    net.partial_fit(X, y)
+    trace = dict(net.callbacks_)["trace"]
+    assert moving(trace)[:6] == ([[]] * 3 + [["second.1"]] * 3)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_of_the_network_made_while_it_trains_holds_its_own_layers(copied):
+    class Copies(Trace):
+        def on_batch_end(self, net, **kwargs):
+            made.append(copied(net.module_))
+
+    made = []
+    net = iris_net(CallbackSetUnfreeze(select_last(1), None, **EVAL), Copies(), module=Normed, max_epochs=1).fit(X, y)
+    copy_ = made[0].train()
+    assert not copy_.first[1].training
+    assert layers_in_evaluation(copy_).keys() == {"first.1", "first.3", "second.1"}
+    assert layers_in_evaluation(copy_)["first.1"] is copy_.first[1]
+    trace = Buffers()
+    iris_net(trace, CallbackSetUnfreeze(select_all()), module=copy_, max_epochs=1).fit(X, y)
+    assert moving(trace) == [["first.1", "second.1"]] * 3
+    assert not layers_in_evaluation(net.module_)
+
+
+def test_layers_are_let_go_of_though_the_options_have_changed():
+    class Changes(Trace):
+        def on_epoch_end(self, net, **kwargs):
+            unfreeze.frozen_norm = unfreeze.frozen_dropout = "train"
+
+    unfreeze = CallbackSetUnfreeze(select_last(1), None, **EVAL)
+    net = iris_net(unfreeze, Changes(), module=Normed(), max_epochs=2).fit(X, y)
+    assert not layers_in_evaluation(net.module_)
+    assert net.module_.train().first[1].training
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, None])
+def test_nothing_is_left_behind(error):
+    module = Normed()
+    stops = [] if error is None else [Stops(error, 2)]
+    net = iris_net(CallbackSetUnfreeze(select_last(1), None, **EVAL), *stops, module=module)
+    if error is ZeroDivisionError:
+        with pytest.raises(error):
+            net.fit(X, y)
+    else:
+        net.fit(X, y)
+    assert not layers_in_evaluation(module)
+    assert all("train" not in vars(layer) for layer in module.modules())
+    module.train()
+    assert all(layer.training for layer in module.modules())
+    before = buffers(net)
+    plain = iris_net(module=module, max_epochs=1).fit(X, y)
+    assert layers(moved(before, buffers(plain))) == {"first.1", "second.1"}
+
+
+def test_a_second_fit_holds_anew():
+    trace = Buffers()
+    net = iris_net(CallbackSetUnfreeze(select_last(1), TABLE, **EVAL), trace, module=Normed(), max_epochs=3)
+    net.fit(X, y)
+    first, trace.buffers_ = moving(trace), []
+    net.fit(X, y)
+    assert moving(trace) == first
+
+
+def test_a_held_layer_is_used_as_in_evaluation():
+    """One training step gives what the running statistics give, not those of the batch."""
+    module = Normed()
+    with torch.no_grad():
+        module.first[1].running_mean.fill_(3.0)
+    expected = nn.functional.cross_entropy(copy.deepcopy(module).eval()(torch.tensor(X)), torch.tensor(y)).item()
+    net = iris_net(CallbackSetUnfreeze(select_last(1), None, **EVAL), module=module, batch_size=150, max_epochs=1)
+    assert net.fit(X, y).history[0, "train_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "kinds", "expected"),
+    [
+        (nn.BatchNorm1d(4), NORMALISATION, ["0"]),
+        (nn.BatchNorm2d(4, affine=False), NORMALISATION, ["0"]),
+        (nn.SyncBatchNorm(4), NORMALISATION, ["0"]),
+        (nn.InstanceNorm1d(4, affine=True), NORMALISATION, ["0"]),
+        (nn.LayerNorm(4), NORMALISATION, []),
+        (nn.GroupNorm(2, 4), NORMALISATION, []),
+        (nn.Dropout2d(), DROPOUT, ["0"]),
+        (nn.AlphaDropout(), DROPOUT, ["0"]),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), DROPOUT, ["0"]),
+        (nn.BatchNorm1d(4), DROPOUT, []),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_which_layers_have_a_mode(layer, kinds, expected):
+    network = nn.Sequential(layer, nn.Linear(4, 4))
+    frozen = {name for name, _ in network.named_parameters()}
+    freeze(network, frozen)
+    assert list(frozen_layers(network, frozen, kinds)) == expected
+    assert list(frozen_layers(network, set(), kinds)) == []
+
+
+@pytest.mark.parametrize("callback", [CallbackSetUnfreeze, Freezer])
+@pytest.mark.parametrize("argument", ["frozen_norm", "frozen_dropout"])
+def test_other_modes_are_refused(callback, argument):
+    first = select_none() if callback is CallbackSetUnfreeze else ["0.weight"]
+    with pytest.raises(ValueError, match=f"`{argument}` is 'off'; give 'train', or 'eval' to hold"):
+        iris_net(callback(first, **{argument: "off"})).fit(X, y)
+
+
+def test_weights_train_the_same_with_both_modes_where_there_is_nothing_to_hold():
+    ends = []
+    for options, module in zip([{}, EVAL], copies(iris_net().initialize().module_, 2), strict=True):
+        ends.append(weights(iris_net(CallbackSetUnfreeze(select_last(1), None, **options), module=module).fit(X, y)))
+    assert not moved(*ends)
+
+
+def test_a_layer_that_stands_in_a_part_that_trains_too_is_not_held():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            dropout = nn.Dropout()
+            self.first = nn.Sequential(nn.Linear(4, 4), dropout)
+            self.second = nn.Sequential(nn.Linear(4, 4), dropout)
+
+    network = Shared()
+    for names, expected in (({"first"}, []), ({"first", "second"}, ["first.1", "second.1"])):
+        frozen = {name for name, _ in network.named_parameters() if name.partition(".")[0] in names}
+        freeze(network, frozen)
+        assert list(frozen_layers(network, frozen, DROPOUT)) == expected

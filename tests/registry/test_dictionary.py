@@ -1,0 +1,133 @@
+import copy
+import pickle
+
+import pytest
+from sklearn.base import clone
+
+from mlr3torch_py import (
+    CallbackSetUnfreeze,
+    mlr3torch_callbacks,
+    select_all,
+    select_last,
+    t_clbk,
+    t_clbks,
+    trainable_names,
+)
+from mlr3torch_py.registry.dictionary import CallbackDictionary
+from mlr3torch_py.training.callback_set import CallbackSet
+from tests.helpers import X, iris_net, y
+
+
+class Custom(CallbackSet):
+    label = "Mine"
+    default_weight = 3
+
+    def __init__(self, factor, path="."):
+        self.factor = factor
+        self.path = path
+
+
+def test_an_unknown_key_is_named_with_the_nearest():
+    with pytest.raises(KeyError, match="no callback has the key 'unfreez'; did you mean 'unfreeze'"):
+        t_clbk("unfreez")
+    with pytest.raises(KeyError, match="no callback has the key 3; known are"):
+        t_clbk(3)
+    with pytest.raises(KeyError, match=r"no callback has the key \['unfreeze'\]"):
+        t_clbk(["unfreeze"])
+
+
+def test_a_wrong_parameter_is_refused_at_once():
+    with pytest.raises(
+        TypeError, match="callback 'unfreeze' has no parameter 'starting_weight'; did you mean 'starting_weights'"
+    ):
+        t_clbk("unfreeze", starting_weight=select_all())
+    with pytest.raises(TypeError, match="`starting_weights` is '0.weight'"):
+        t_clbk("unfreeze", starting_weights="0.weight")
+    with pytest.raises(ValueError, match="`unfreeze`: row 0 has epoch -1"):
+        t_clbk("unfreeze", unfreeze={"epoch": [-1], "weights": [select_all()]})
+
+
+@pytest.mark.parametrize("copied", [clone, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_what_t_clbk_makes_can_be_copied(copied):
+    made = t_clbk("unfreeze", starting_weights=select_last(1))
+    again = copied(made)
+    assert again.id == "unfreeze"
+    assert repr(again) == repr(made)
+    assert again.callback is not made.callback
+
+
+def test_a_parameter_that_is_not_set_stays_so_through_copies():
+    for copied in (clone, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))):
+        with pytest.raises(ValueError, match="never set"):
+            copied(t_clbk("unfreeze")).callback.require_params()
+
+
+def test_generate_makes_callbacks_that_share_nothing():
+    made = t_clbk("unfreeze", starting_weights=select_last(1))
+    made.callback.load_state_dict({"trainable": ["a"]})
+    fresh = made.generate()
+    assert isinstance(fresh, CallbackSetUnfreeze)
+    assert fresh.state_dict() == {"trainable": []}
+
+
+def test_several_callbacks_come_by_a_list_of_keys():
+    assert [made.id for made in t_clbks(["unfreeze"])] == ["unfreeze"]
+    with pytest.raises(TypeError, match=r"give a list of keys, or use t_clbk\('unfreeze'\)"):
+        t_clbks("unfreeze")
+    with pytest.raises(TypeError, match="`keys` is 5"):
+        t_clbks(5)
+
+
+def test_it_is_a_dictionary():
+    assert "unfreeze" in mlr3torch_callbacks
+    assert "nothing" not in mlr3torch_callbacks
+    assert list(mlr3torch_callbacks) == mlr3torch_callbacks.keys()
+    assert len(mlr3torch_callbacks) == len(mlr3torch_callbacks.keys())
+    assert "unfreeze" in repr(mlr3torch_callbacks)
+
+
+def test_callbacks_of_others_can_be_added():
+    dictionary = CallbackDictionary()
+    assert list(dictionary.to_frame()) == ["key", "label", "weight", "params", "required"]
+    dictionary.add("custom", Custom)
+    made = dictionary.get("custom", factor=2)
+    assert (made.id, made.callback.factor, made.callback.path) == ("custom", 2, ".")
+    assert str(made.callback) == "<Custom>\n* Stages: "
+    assert dictionary.to_frame().to_dict("records") == [
+        {"key": "custom", "label": "Mine", "weight": 3, "params": ["factor", "path"], "required": ["factor"]}
+    ]
+
+
+def test_a_required_parameter_of_any_callback_must_come():
+    dictionary = CallbackDictionary()
+    dictionary.add("custom", Custom)
+    with pytest.raises(ValueError, match="`factor` of Custom was never set"):
+        iris_net(dictionary.get("custom")).fit(X, y)
+
+
+@pytest.mark.parametrize("key", [3, "", "a b", "a__b"])
+def test_a_key_must_fit_into_a_parameter_name(key):
+    with pytest.raises(TypeError, match="`key`"):
+        CallbackDictionary().add(key, Custom)
+
+
+@pytest.mark.parametrize("generator", [Custom(1), int, None])
+def test_only_callback_classes_can_be_added(generator):
+    with pytest.raises(TypeError, match="`generator`"):
+        CallbackDictionary().add("custom", generator)
+
+
+@pytest.mark.parametrize(
+    "net_with",
+    [
+        lambda callback: iris_net(("schedule", callback)),
+        lambda callback: iris_net(t_clbk("unfreeze"), callbacks__unfreeze=callback),
+        lambda callback: iris_net(t_clbk("unfreeze")).set_params(callbacks__unfreeze=callback),
+    ],
+    ids=["pair", "argument", "set_params"],
+)
+def test_a_pair_in_the_place_of_a_callback_is_refused_with_the_remedy(net_with):
+    made = t_clbk("unfreeze", starting_weights=select_last(1))
+    with pytest.raises(TypeError, match=r"or its second part: t_clbk\('unfreeze', \.\.\.\)\.callback$"):
+        net_with(made).fit(X, y)
+    assert trainable_names(net_with(made.callback).fit(X, y).module_) == ["6.weight", "6.bias"]

@@ -1,0 +1,301 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlr3torch_py import Plateau, select_all, select_first, select_name, select_none
+from mlr3torch_py.schedule.plan import Moment, Plan
+from mlr3torch_py.schedule.table import as_select, read_table
+
+NAMES = ["a", "b", "c", "d"]
+some = st.sets(st.sampled_from(NAMES)).map(lambda names: select_name(sorted(names)))
+moments = st.integers(0, 12)
+
+
+@st.composite
+def tables(draw, units=("epoch", "batch"), actions=("unfreeze",)):
+    unit = draw(st.sampled_from(units))
+    at = draw(st.lists(moments, unique=True, max_size=5))
+    return {unit: at, "weights": [draw(some) for _ in at], "action": [draw(st.sampled_from(actions)) for _ in at]}
+
+
+BOTH = ("unfreeze", "freeze")
+mixed = st.tuples(tables(("epoch",), BOTH), tables(("batch",), BOTH)).map(list)
+
+
+def plan_of(starting, table):
+    return Plan.resolve(starting, read_table(table), NAMES)
+
+
+def at(epoch=0, batch=0, per_epoch=3):
+    """A moment of a training with three batches an epoch."""
+    return Moment(epoch, batch, tuple(1 + per_epoch * i for i in range(epoch)))
+
+
+@given(some, tables(), moments, moments)
+def test_a_name_trains_from_its_first_row_on(starting, table, epoch, batch):
+    now = epoch if "epoch" in table else batch
+    times = table.get("epoch", table.get("batch"))
+    expected = set(starting(NAMES)).union(
+        *(weights(NAMES) for time, weights in zip(times, table["weights"], strict=True) if 1 <= time <= now)
+    )
+    assert plan_of(starting, table).trainable(at(epoch, batch)) == expected
+
+
+@given(some, tables(actions=BOTH), moments, moments, st.randoms())
+def test_the_order_of_rows_does_not_matter(starting, table, epoch, batch, random):
+    frame = pd.DataFrame(table)
+    shuffled = frame.iloc[random.sample(range(len(frame)), len(frame))]
+    now = at(epoch, batch)
+    assert plan_of(starting, shuffled).trainable(now) == plan_of(starting, table).trainable(now)
+
+
+@given(some, mixed, st.integers(1, 6), st.integers(1, 3))
+def test_at_one_moment_rows_of_the_epoch_act_before_rows_of_the_batch(starting, both, epoch, in_epoch):
+    """The definition, played through batch by batch."""
+    by_epoch, by_batch = ({row.time: row for row in read_table(table)} for table in both)
+    expected = set(starting(NAMES))
+    for batch in range(1, 3 * (epoch - 1) + in_epoch + 1):
+        began = [by_epoch.get((batch + 2) // 3)] if batch % 3 == 1 else []
+        for row in filter(None, [*began, by_batch.get(batch)]):
+            selected = set(row.weights(NAMES))
+            expected = expected | selected if row.action == "unfreeze" else expected - selected
+    assert plan_of(starting, both).trainable(at(epoch, batch)) == expected
+
+
+@given(some, mixed, moments)
+def test_nothing_changes_before_the_next_batch_that_the_plan_names(starting, table, batch):
+    plan = plan_of(starting, table)
+    following = plan.next_batch(batch)
+    assert following > batch
+    for later in range(batch, 14):
+        if later < following:
+            assert plan.trainable(at(4, later)) == plan.trainable(at(4, batch))
+
+
+@given(some, mixed, moments, moments)
+def test_asking_twice_gives_the_same(starting, table, epoch, batch):
+    plan = plan_of(starting, table)
+    assert plan.trainable(at(epoch, batch)) == plan.trainable(at(epoch, batch))
+    assert plan.held(at(epoch, batch)) == set(NAMES) - plan.trainable(at(epoch, batch))
+
+
+def test_a_row_that_changes_nothing_is_found():
+    table = {
+        "epoch": [1, 2, 3, 4],
+        "weights": [select_name("b"), select_name("a"), select_name("c"), select_name("c")],
+        "action": ["unfreeze", "unfreeze", "freeze", "unfreeze"],
+    }
+    plan = plan_of(select_name("a"), table)
+    assert [step.row.position for step in plan.idle()] == [1, 2]
+    assert plan_of(select_name("a"), [table, {"batch": [1], "weights": [select_all()]}]).idle() == []
+
+
+def test_what_is_still_to_come_is_in_order():
+    plateau = Plateau()
+    tables = [
+        {"epoch": [4, 2], "weights": [select_all()] * 2},
+        {"batch": [9, 3], "weights": [select_all()] * 2},
+        {"when": [plateau], "weights": [select_all()]},
+    ]
+    plan = plan_of(select_none(), tables)
+    assert [step.row.time for step in plan.to_come(at(2, 5))] == [4, 9, plateau]
+    assert [step.row.time for step in plan.to_come(Moment(4, 9, (), {4: 2}))] == []
+
+
+def test_a_condition_acts_at_the_epoch_at_which_it_came():
+    tables = [
+        {"when": [Plateau()], "weights": [select_name("a")]},
+        {"batch": [5], "weights": [select_name("a")], "action": ["freeze"]},
+    ]
+    plan = plan_of(select_name("b"), tables)
+    for fired, expected in [({}, {"b"}), ({0: 2}, {"b"}), ({0: 3}, {"a", "b"}), ({0: 4}, {"b"})]:
+        assert plan.trainable(Moment(3, 7, (1, 4, 7), fired)) == expected
+
+
+def test_where_an_epoch_had_no_batch_the_later_epoch_acts_later():
+    table = {"when": [Plateau(), Plateau()], "weights": [select_name("a")] * 2, "action": ["freeze", "unfreeze"]}
+    plan = plan_of(select_none(), table)
+    assert plan.trainable(Moment(3, 4, (1, 4, 4), {0: 3, 1: 2})) == set()
+    assert plan.trainable(Moment(3, 4, (1, 4, 4), {0: 2, 1: 3})) == {"a"}
+
+
+def test_a_loaded_state_acts_before_the_rows_of_its_epoch():
+    table = {"epoch": [2], "weights": [select_name("a")], "action": ["freeze"]}
+    plan = plan_of(select_name("b"), table)
+    for epoch, expected in [(1, {"b", "c"}), (2, {"b", "c"}), (3, {"a", "b", "c"})]:
+        assert plan.trainable(Moment(3, 7, (1, 4, 7), loaded=(epoch, frozenset("ac")))) == expected
+
+
+def test_two_actions_at_one_time_may_not_touch_the_same_weight():
+    table = {"epoch": [2, 2], "weights": [select_name("a"), select_name("b")], "action": ["unfreeze", "freeze"]}
+    assert plan_of(select_name("b"), table).trainable(at(2)) == {"a"}
+    table["weights"][1] = select_all()
+    with pytest.raises(ValueError, match=r"row 0 \(epoch 2: .*row 1 \(epoch 2: freeze .* opposite things to a;"):
+        plan_of(select_name("b"), table)
+
+
+@pytest.mark.parametrize(
+    ("scores", "holds"),
+    [
+        ([], False),
+        ([1.0], False),
+        ([1.0, 0.9, 0.9, 0.95], True),
+        ([1.0, 0.9, 0.95, 0.8], False),
+        ([1.0, math.nan, math.nan], True),
+        ([math.nan, math.nan], True),
+        ([1.0, 0.9, 0.8], False),
+    ],
+)
+def test_a_plateau_is_a_number_of_epochs_without_a_better_score(scores, holds):
+    assert Plateau("valid_loss", patience=2).holds(scores) is holds
+    assert Plateau("valid_acc", patience=2, lower_is_better=False).holds([-score for score in scores]) is holds
+
+
+def test_numbers_become_plain_ones():
+    assert repr(Plateau(patience=np.int64(2), no_later_than=3.0)) == repr(Plateau(patience=2, no_later_than=3))
+
+
+def test_an_improvement_must_exceed_min_delta():
+    assert Plateau(patience=2, min_delta=0.25).holds([1.0, 0.75, 0.75])
+    assert not Plateau(patience=2, min_delta=0.25).holds([1.0, 0.875, 0.625])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"monitor": 3},
+        {"patience": 0},
+        {"patience": 1.5},
+        {"patience": True},
+        {"min_delta": -1},
+        {"min_delta": "x"},
+        {"lower_is_better": "max"},
+        {"no_later_than": 0},
+        {"no_later_than": "x"},
+    ],
+)
+def test_a_wrong_argument_of_a_plateau_is_named(arguments):
+    (argument,) = arguments
+    with pytest.raises((TypeError, ValueError), match=f"`{argument}`"):
+        Plateau(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"epoch": [1], "batch": [1], "weights": [select_all()]}, "both `epoch` and `batch`: drop one"),
+        ({"weights": [select_all()]}, r"neither `epoch` nor `batch`, but \['weights'\]: add one"),
+        ({"epoch": [1]}, r"columns \['epoch'\] and no `weights`"),
+        ({"epoch": [1.5], "weights": [select_all()]}, "row 0 has epoch 1.5; give a whole number"),
+        ({"epoch": [math.inf], "weights": [select_all()]}, "row 0 has epoch inf; give a whole number"),
+        ({"epoch": [1, -1], "weights": [select_all()] * 2}, "row 1 has epoch -1; epochs count from 1"),
+        ({"batch": [-2], "weights": [select_all()]}, "row 0 has batch -2; batches count from 1"),
+        ({"epoch": [2, 3, 2], "weights": [select_all()] * 3}, r"rows 0 and 2 both have epoch 2; .* `\|`"),
+        ({"epoch": [1, None], "weights": [select_all()] * 2}, "row 1 has no epoch; every row needs one"),
+        ({"epoch": [math.nan], "weights": [select_all()]}, "row 0 has no epoch"),
+        ({"batch": ["a"], "weights": [select_all()]}, r"row 0 has batch 'a' \(str\); give a whole number"),
+        ({"epoch": [True], "weights": [select_all()]}, r"row 0 has epoch True \(bool\)"),
+        (
+            {"epoch": [1], "weights": ["0.weight"]},
+            r"row 0, column `weights`, is '0.weight' .*select_name\('0.weight'\)",
+        ),
+        ({"epoch": [1], "weights": [["a", "b"]]}, r"write select_name\(\['a', 'b'\]\)"),
+        ({"epoch": [1], "weights": [select_all]}, r"call it: select_all\(...\)"),
+        ({"epoch": [1], "weights": [None]}, "must be a selector: such as"),
+        ({"epoch": 1, "weights": select_all()}, "give every column a list of the same length"),
+        ({"epoch": [1, 2], "weights": [select_all()]}, "give every column a list of the same length"),
+        ({"epoch": [10**400, -1], "weights": [select_all()] * 2}, "row 1 has epoch -1"),
+        (
+            {"epoch": [1], "weights": [select_all()], "action": ["freze"]},
+            "row 0 has the action 'freze'; did you mean 'freeze'",
+        ),
+        (
+            {"epoch": [1], "weights": [select_all()], "when": ["plateau"]},
+            "column `when`, is 'plateau'; it must be a Plateau",
+        ),
+        ({"epoch": [1], "weights": [select_all()], "when": [Plateau()]}, "has epoch 1 and the condition Plateau"),
+        ({"epoch": [None], "weights": [select_all()], "when": [None]}, "row 0 has no epoch"),
+        ([{"epoch": [1], "weights": [select_all()]}] * 2, "rows 0 and 1 both have epoch 1"),
+        ("", r"`unfreeze` is ''"),
+        (1, r"`unfreeze` is 1 \(int\); it must be a pandas DataFrame"),
+        ([1], r"`unfreeze` is 1 \(int\)"),
+        ("epoch", "`unfreeze` is 'epoch'"),
+        (
+            pd.DataFrame([[1, 2, select_all()]], columns=["epoch", "epoch", "weights"]),
+            "`epoch` is there more than once",
+        ),
+    ],
+)
+def test_a_bad_table_is_refused_with_column_row_value_and_remedy(table, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        read_table(table)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"epoch": [2], "weights": [select_all()]},
+        {"epoch": (2.0,), "weights": (select_all(),), "note": ["kept"]},
+        [{"epoch": 2, "weights": select_all()}],
+        pd.DataFrame({"epoch": np.array([2], dtype="int8"), "weights": [select_all()]}, index=["x"]),
+        pd.DataFrame({"epoch": pd.array([2], dtype="Int64"), "weights": [select_all()]}),
+        pd.DataFrame({"epoch": np.array([2], dtype="float32"), "weights": [select_all()]}),
+    ],
+)
+def test_a_table_comes_in_several_forms(table):
+    (row,) = read_table(table)
+    assert (row.unit, row.time, row.weights) == ("epoch", 2, select_all())
+
+
+def test_tables_are_combined_in_a_list():
+    epochs = pd.DataFrame({"epoch": [2, 2], "weights": [select_all()] * 2, "action": [None, "freeze"]})
+    records = [{"batch": 7, "weights": select_none()}, {"batch": 9, "weights": select_none()}]
+    columns = {"when": [Plateau()], "weights": [select_all()]}
+    rows = read_table([epochs, records, None, columns])
+    assert [(row.position, row.unit, row.time, row.action) for row in rows] == [
+        (0, "epoch", 2, "unfreeze"),
+        (1, "epoch", 2, "freeze"),
+        (2, "batch", 7, "unfreeze"),
+        (3, "batch", 9, "unfreeze"),
+        (4, "epoch", Plateau(), "unfreeze"),
+    ]
+
+
+def test_a_condition_may_stand_in_a_table_beside_times():
+    table = {"epoch": [3, None], "when": [None, Plateau(patience=2)], "weights": [select_all()] * 2}
+    assert [row.time for row in read_table(table)] == [3, Plateau(patience=2)]
+    assert [row.time for row in read_table(pd.DataFrame(table))] == [3, Plateau(patience=2)]
+
+
+@pytest.mark.parametrize("table", [None, pd.DataFrame(), {}, [], {"epoch": [], "weights": []}])
+def test_a_table_may_be_empty(table):
+    assert read_table(table) == ()
+
+
+def test_a_missing_name_is_reported_with_its_place():
+    with pytest.raises(ValueError, match="`starting_weights`: `param_names` names 'x'"):
+        plan_of(select_name("x"), None)
+    with pytest.raises(ValueError, match="`unfreeze`: row 1: `param_names` names 'x'"):
+        plan_of(select_all(), {"epoch": [1, 2], "weights": [select_all(), select_name("x")]})
+
+
+def test_a_selector_of_places_needs_the_network():
+    with pytest.raises(ValueError, match="`starting_weights`: .*needs a network"):
+        plan_of(select_first(1), None)
+
+
+def test_a_selector_is_taken_as_it_is():
+    select = select_none()
+    assert as_select("`starting_weights`", select) is select
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("lr_mul", "lr_mult"), ("acton", "action"), ("weigths", "weights")])
+def test_a_misspelt_column_is_an_error(wrong, meant):
+    table = {"epoch": [2], "weights": [select_all()], "lr_mult": [None], "action": ["unfreeze"], "note": ["mine"]}
+    table[wrong] = table.pop(meant)
+    with pytest.raises(ValueError, match=f"`unfreeze` has the column '{wrong}'; did you mean '{meant}'?"):
+        read_table(table)
