@@ -11,8 +11,9 @@ from mlr3torch_py.callbacks.lr_scheduler import (
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
-from mlr3torch_py.forecast.freeze_plan import FreezePlan, freeze_plan
+from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.picture import plot_history
+from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.freezing.audit import CallbackSetFreezeAudit
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
@@ -22,8 +23,8 @@ from mlr3torch_py.registry.conversion import as_lr_scheduler, as_torch_callback,
 from mlr3torch_py.registry.dictionary import mlr3torch_callbacks, t_clbk, t_clbks
 from mlr3torch_py.registry.torch_callback import TorchCallback, torch_callback
 from mlr3torch_py.schedule.plain_data import from_dict, to_dict
+from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.recipes import chain_thaw, gradual_unfreezing, head_first
-from mlr3torch_py.schedule.table import Plateau
 from mlr3torch_py.select.functions import (
     Select,
     select_all,

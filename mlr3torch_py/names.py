@@ -1,11 +1,24 @@
-"""Lists of names: reading them, listing them, and guessing which were meant."""
+"""Names: reading lists of them, listing them, guessing which were meant, and the paths above them."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 
-__all__ = ["as_names", "listed", "nearest"]
+__all__ = ["ancestors", "as_names", "listed", "nearest"]
+
+
+def ancestors(name: str) -> Iterator[str]:
+    """Yield the paths of the modules around a parameter or module, innermost first; the network is the path "".
+
+    Examples
+    --------
+    >>> list(ancestors("encoder.0.weight"))
+    ['encoder.0', 'encoder', '']
+    """
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def as_names(argument: str, value: object) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from mlr3torch_py import MLP
-from mlr3torch_py.network.parameters import named_parameters
+from mlr3torch_py.network.unwrap import named_parameters
 from tests.helpers import X, iris_net
 
 N_RANKS = 2

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from mlr3torch_py.cache.parts import CachedParts
-from mlr3torch_py.freezing.compilation import is_compiled
 from mlr3torch_py.names import as_names, listed
+from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.network.parameters import frozen_by_us
 from mlr3torch_py.training.callback_set import CallbackSet
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from mlr3torch_py.cache.rows import UnfitError, content_hash, version_of
+from mlr3torch_py.cache.rows import UnfitError
+from mlr3torch_py.network.bits import content_hash, version_of
 
 __all__ = ["Fingerprint"]
 

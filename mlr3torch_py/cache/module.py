@@ -83,6 +83,8 @@ class CachedModule:
     time.
     """
 
+    is_cache = True  # tells this from a compiled call, which stands in the same place
+
     def __init__(
         self, name: str, module: nn.Module, budget: Budget, check: int, leave_alone: Callable[[str], None]
     ) -> None:

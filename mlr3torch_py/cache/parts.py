@@ -15,7 +15,8 @@ from mlr3torch_py.cache.module import NEEDS_GRADIENT, CachedModule, Tally
 from mlr3torch_py.cache.rows import UnfitError
 from mlr3torch_py.cache.store import Budget
 from mlr3torch_py.names import listed, nearest
-from mlr3torch_py.network.parameters import bare, named_modules, named_parameters, trainable_names
+from mlr3torch_py.network.parameters import trainable_names
+from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
 __all__ = ["CachedParts", "frozen_parts"]
 

@@ -11,16 +11,15 @@ import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from xxhash import xxh3_128_digest
 
+from mlr3torch_py.network.bits import as_bytes, content_hash, version_of
+
 __all__ = [
     "Call",
     "OutputForm",
     "Row",
     "UnfitError",
-    "as_bytes",
-    "content_hash",
     "is_near",
     "largest_values",
-    "version_of",
 ]
 
 Row = tuple[torch.Tensor, ...]
@@ -30,46 +29,6 @@ _PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
 
 class UnfitError(Exception):
     """A module, or a call of it, is not made of rows that are independent of each other; the message says why."""
-
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the values of a strided tensor as bytes, one after the other.
-
-    Parameters
-    ----------
-    tensor : torch.Tensor
-
-    Returns
-    -------
-    torch.Tensor
-        Of ``uint8``; a view where the tensor is contiguous.
-
-    Examples
-    --------
-    >>> as_bytes(torch.tensor([1, 2], dtype=torch.int16))
-    tensor([1, 0, 2, 0], dtype=torch.uint8)
-    """
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-
-
-def content_hash(tensor: torch.Tensor) -> bytes:
-    """Return a 128-bit hash of the values of a tensor.
-
-    Parameters
-    ----------
-    tensor : torch.Tensor
-        Strided, on any device.
-
-    Returns
-    -------
-    bytes
-    """
-    return xxh3_128_digest(as_bytes(tensor).cpu().numpy().data)
-
-
-def version_of(tensor: torch.Tensor) -> int | None:
-    """Return how often torch has seen a tensor change; None where it does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def _row_hashes(tensor: torch.Tensor, seed: int) -> list[bytes]:

@@ -7,8 +7,8 @@ import warnings
 from copy import deepcopy
 from typing import Any
 
-from mlr3torch_py.network.parameters import bare
-from mlr3torch_py.schedule.table import Plateau, Stagnation
+from mlr3torch_py.network.unwrap import bare
+from mlr3torch_py.schedule.plateau import Plateau, Stagnation
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process

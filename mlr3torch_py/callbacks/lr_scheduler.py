@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 from torch.optim import lr_scheduler
 
-from mlr3torch_py.names import nearest
 from mlr3torch_py.training.callback_set import CallbackSet
-from mlr3torch_py.training.clock import moment_of, take_back_epoch
+from mlr3torch_py.training.clock import moment_of, score_of, take_back_epoch
 from mlr3torch_py.training.processes import from_main_process
 
 __all__ = [
@@ -202,11 +201,8 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
         return self.scheduler_class(net.optimizer_, **params)
 
     def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        row, monitor = net.history.to_list()[-1], vars(self)["monitor"]
-        if monitor not in row:
-            known = [key for key, value in row.items() if isinstance(value, float)]
-            raise ValueError(f"`monitor` is {monitor!r}, which the epoch does not have; {nearest([monitor], known)}")
-        self.scheduler_.step(from_main_process(row[monitor]))
+        score = score_of(net.history.to_list()[-1], vars(self)["monitor"])
+        self.scheduler_.step(from_main_process(score))
 
 
 def lr_scheduler_class(

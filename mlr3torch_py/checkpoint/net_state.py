@@ -13,8 +13,9 @@ from torch import nn
 
 from mlr3torch_py.checkpoint.folder import Checkpoint
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.parameters import Flags, bare, frozen_by_us, named_modules, trainable_names
+from mlr3torch_py.network.parameters import Flags, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import generators, random_states
+from mlr3torch_py.network.unwrap import bare, named_modules
 
 __all__ = [
     "callback_states",

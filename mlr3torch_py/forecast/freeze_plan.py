@@ -4,194 +4,30 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-import pandas as pd
 from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.forecast.cache import Span, measure_costs, reckon
-from mlr3torch_py.forecast.probe import NetProbe, is_one_of, random_states_kept
+from mlr3torch_py.forecast.probe import NetProbe, is_one_of
+from mlr3torch_py.forecast.report import FreezePlan, Phase
 from mlr3torch_py.freezing.holder import FreezingCallback, layers_to_hold
-from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import hold_in_evaluation
-from mlr3torch_py.network.parameters import Flags, bare, frozen_by_us, named_parameters
+from mlr3torch_py.network.parameters import Flags, frozen_by_us
+from mlr3torch_py.network.randomness import kept_random_states
+from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.schedule.plan import Moment, Step
-from mlr3torch_py.schedule.table import Plateau
+from mlr3torch_py.schedule.plateau import Plateau
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ["FreezePlan", "Phase", "freeze_plan"]
+__all__ = ["freeze_plan"]
 
 _KINDS = (FreezingCallback, CallbackSetFrozenCache)
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A time in which nothing is frozen or unfrozen.
-
-    Parameters
-    ----------
-    epoch, batch : int
-        Where it begins, both from 1.
-    trainable : frozenset of str
-        What trains in it.
-    """
-
-    epoch: int
-    batch: int
-    trainable: frozenset[str]
-
-
-@dataclass(frozen=True)
-class FreezePlan:
-    """What trains when, over a whole training; `freeze_plan` makes it.
-
-    Parameters
-    ----------
-    sizes : dict of str to int
-        The number of weights of every parameter, in the order of the network.
-    aliases : frozenset of str
-        Further names of tied parameters, which are not counted again.
-    phases : tuple of Phase
-    max_epochs : int
-        The last epoch that is looked at.
-    batches_per_epoch : int or None
-        None where it is not known and does not matter.
-    notes : tuple of str
-        What cannot be known before training, and what the cache of frozen parts will do.
-    cache : pandas.DataFrame, optional
-        One row per `epoch` with `cache_hits`, `cache_misses`, `cache_bytes` and `cache_saved`, as the history will have
-        them, if the net has ``t_clbk("frozen_cache")`` and its data are given.
-    """
-
-    sizes: dict[str, int]
-    aliases: frozenset[str]
-    phases: tuple[Phase, ...]
-    max_epochs: int
-    batches_per_epoch: int | None
-    notes: tuple[str, ...] = ()
-    cache: pd.DataFrame | None = field(default=None, compare=False)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per phase and parameter.
-
-        Returns
-        -------
-        pandas.DataFrame
-            `phase` from 1, the `epoch` and the `batch` where it begins, `name`, `n_weights`, and `trainable`.
-        """
-        n_names, n_phases = len(self.sizes), len(self.phases)
-        columns = {
-            "phase": np.repeat(np.arange(1, n_phases + 1), n_names),
-            "epoch": np.repeat([phase.epoch for phase in self.phases], n_names),
-            "batch": np.repeat([phase.batch for phase in self.phases], n_names),
-            "name": list(self.sizes) * n_phases,
-            "n_weights": np.tile(list(self.sizes.values()), n_phases),
-            "trainable": [name in phase.trainable for phase in self.phases for name in self.sizes],
-        }
-        return pd.DataFrame(columns)
-
-    def summary(self) -> pd.DataFrame:
-        """Return one row per phase.
-
-        Returns
-        -------
-        pandas.DataFrame
-            The `epoch` and the `batch` where it begins, the number of `trainable_tensors`, of `trainable` and of all
-            weights (`total`), the `share` of trainable weights, and `frozen_prefix`, the number of tensors from the
-            input on that are frozen, for which no backward pass is needed.
-        """
-        total = self._count(self.sizes)
-        rows = []
-        for i, phase in enumerate(self.phases, start=1):
-            trainable = self._count(phase.trainable)
-            tensors = len(phase.trainable - self.aliases)
-            share = trainable / total if total else 0.0
-            rows.append((i, phase.epoch, phase.batch, tensors, trainable, total, share, len(self._prefix(phase))))
-        columns = ["phase", "epoch", "batch", "trainable_tensors", "trainable", "total", "share", "frozen_prefix"]
-        frame = pd.DataFrame(rows, columns=columns).set_index("phase")
-        return frame if self.batches_per_epoch else frame.drop(columns="batch")
-
-    def warnings(self) -> list[str]:
-        """Say where one trainable layer near the input undoes what freezing would save.
-
-        A backward pass ends at the lowest trainable weight. A phase is named where freezing this one layer as well
-        would let it end later, with more weights skipped than now and than the layer has.
-
-        Returns
-        -------
-        list of str
-        """
-        found = []
-        names = list(self.sizes)
-        for i, phase in enumerate(self.phases, start=1):
-            prefix = self._prefix(phase)
-            if len(prefix) == len(names):
-                continue
-            layer = names[len(prefix)].rpartition(".")[0]
-            above = names[len(prefix) :]
-            trains = list(takewhile(lambda name: name in phase.trainable and name.rpartition(".")[0] == layer, above))  # noqa: B023
-            skipped = list(takewhile(lambda name: name not in phase.trainable, above[len(trains) :]))  # noqa: B023
-            if self._count(skipped) > max(self._count(prefix), self._count(trains)):
-                found.append(
-                    f"phase {i}: {listed(trains)} trains below {len(skipped)} frozen tensors "
-                    f"({self._count(skipped):,} weights), so that the backward pass goes through them"
-                )
-        return found
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the plan: parameters down, or blocks where there are many, and epochs across.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, optional
-            Where to draw; a new figure if missing.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is missing; the message has the line that installs it.
-        """
-        from mlr3torch_py.forecast.picture import plot_plan
-
-        return plot_plan(self, ax)
-
-    def _count(self, names: Iterator[str] | Sequence[str] | frozenset[str] | dict[str, int]) -> int:
-        return sum(self.sizes[name] for name in names if name not in self.aliases)
-
-    def _prefix(self, phase: Phase) -> list[str]:
-        return list(takewhile(lambda name: name not in phase.trainable, self.sizes))
-
-    def __str__(self) -> str:
-        frame = self.summary()
-        frame["share"] = frame["share"].map("{:.0%}".format)
-        lines = [frame.to_string()]
-        before: frozenset[str] = frozenset()
-        for i, phase in enumerate(self.phases, start=1):
-            for doing, names in (("+", phase.trainable - before), ("-", before - phase.trainable)):
-                if names:
-                    lines.append(f"{i} {doing} {listed((name for name in self.sizes if name in names), most=6)}")
-            before = phase.trainable
-        return "\n".join([*lines, *self.warnings(), *self.notes])
-
-    def _repr_html_(self) -> str:
-        formats = {"share": "{:.0%}".format, "trainable": "{:,}".format, "total": "{:,}".format}
-        notes = "".join(f"<li>{note}</li>" for note in (*self.warnings(), *self.notes))
-        table: str = self.summary().to_html(formatters=formats)
-        return table + (f"<ul>{notes}</ul>" if notes else "")
 
 
 def freeze_plan(
@@ -260,7 +96,7 @@ def freeze_plan(
             what = "`callbacks` are given beside a net, which has its own" if callbacks else f"`net` is {net!r}"
             raise TypeError(f"{what}; give a net of skorch, or a torch.nn.Module and `callbacks`")
         max_epochs = net.max_epochs if max_epochs is None else max_epochs
-        with random_states_kept():
+        with kept_random_states():
             probe = NetProbe(net, _KINDS)
             module, planned = probe.module, probe.callbacks
             if X is not None and batches_per_epoch is None:
@@ -312,7 +148,7 @@ def freeze_plan(
             )
             plan = replace(plan, notes=notes)
         else:
-            with random_states_kept():
+            with kept_random_states():
                 plan = _with_cache(plan, cache, probe, freezing)
     return plan
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlr3torch_py.network.parameters import named_parameters, network_of
+from mlr3torch_py.network.unwrap import named_parameters, network_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from mlr3torch_py.forecast.freeze_plan import FreezePlan
+    from mlr3torch_py.forecast.report import FreezePlan
 
 __all__ = ["plot_history", "plot_plan"]
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import copy, deepcopy
 from typing import Any
 
-import numpy as np
-import torch
 from sklearn.base import clone
 from skorch.dataset import get_len, unpack_data
 from torch import nn
 
-__all__ = ["NetProbe", "is_one_of", "random_states_kept"]
+__all__ = ["NetProbe", "is_one_of"]
 
 
 class NetProbe:
@@ -89,15 +85,3 @@ def is_one_of(item: Any, kinds: tuple[type, ...]) -> bool:
     """Whether a callback, or a pair of a name and a callback, or a class is of some kinds."""
     callback = item[1] if isinstance(item, (tuple, list)) else item
     return isinstance(callback, kinds) or (isinstance(callback, type) and issubclass(callback, kinds))
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Set the random states of Python, numpy and torch back at the end."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

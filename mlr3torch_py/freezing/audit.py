@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlr3torch_py.cache.rows import as_bytes
 from mlr3torch_py.names import listed
+from mlr3torch_py.network.bits import as_bytes
 from mlr3torch_py.network.evaluation import layers_in_evaluation
-from mlr3torch_py.network.parameters import frozen_by_us, named_modules, named_parameters
+from mlr3torch_py.network.parameters import frozen_by_us
+from mlr3torch_py.network.unwrap import named_modules, named_parameters
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.processes import is_main_process
 

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from mlr3torch_py.cache.module import CachedModule
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.parameters import all_modules, bare
+from mlr3torch_py.network.compiled import is_compiled
+from mlr3torch_py.network.unwrap import all_modules, bare
 from mlr3torch_py.schedule.plan import Moment, Plan
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of
 
-__all__ = ["is_compiled", "warn_of_recompilation"]
+__all__ = ["warn_of_recompilation"]
 
 
 def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any) -> None:
@@ -49,13 +48,6 @@ def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, d
             "or unfreeze in fewer steps",
             stacklevel=2,
         )
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is compiled, by ``torch.compile(module)`` or by ``module.compile()``."""
-    is_wrapped = isinstance(module, torch._dynamo.eval_frame.OptimizedModule)
-    call = vars(module).get("_compiled_call_impl")
-    return is_wrapped or not (call is None or isinstance(call, CachedModule))
 
 
 def _n_patterns(net: Any, plans: Sequence[Plan], per_epoch: float) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.parameters import named_parameters
+from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.select.functions import select_name

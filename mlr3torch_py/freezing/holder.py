@@ -17,7 +17,8 @@ from mlr3torch_py.freezing.data_parallel import check_wrappers, reduce_what_trai
 from mlr3torch_py.freezing.rates import RateFactors
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import DROPOUT, NORMALISATION, frozen_layers, hold_in_evaluation
-from mlr3torch_py.network.parameters import Flags, bare, freeze, n_trainable, named_parameters
+from mlr3torch_py.network.parameters import Flags, freeze, n_trainable
+from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.schedule.plan import Moment, Plan
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, take_back_epoch

@@ -15,9 +15,10 @@ from torch import nn
 
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.parameters import bare, named_parameters
+from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
-from mlr3torch_py.schedule.table import Plateau, Row, as_select, read_table
+from mlr3torch_py.schedule.plateau import Plateau
+from mlr3torch_py.schedule.table import Row, as_select, read_table
 from mlr3torch_py.select.functions import Select
 from mlr3torch_py.training.callback_set import REQUIRED
 from mlr3torch_py.training.clock import scores_by_epoch

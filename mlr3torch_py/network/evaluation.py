@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from mlr3torch_py.network.parameters import all_modules, bare, named_modules, named_parameters
+from mlr3torch_py.network.unwrap import all_modules, bare, named_modules, named_parameters
 
 __all__ = ["DROPOUT", "NORMALISATION", "frozen_layers", "hold_in_evaluation", "layers_in_evaluation"]
 

@@ -1,183 +1,25 @@
-"""The parameters of a network under their own names, and the only place that writes ``requires_grad``."""
+"""The flags of the parameters of a network; the only place that writes ``requires_grad``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mlr3torch_py.network.unwrap import all_modules, bare, named_parameters
+
 __all__ = [
     "Flags",
-    "all_modules",
-    "bare",
     "freeze",
     "frozen_by_us",
     "n_trainable",
-    "named_modules",
-    "named_parameters",
-    "network_of",
     "trainable_names",
 ]
 
-# The attribute under which each wrapper keeps the module it wraps. The wrappers are known by name, so that none of
-# them has to be imported: an instance exists only when its module has been imported already.
-_WRAPPED_UNDER = {
-    "torch.nn.parallel.data_parallel.DataParallel": "module",
-    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
-    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
-    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": "_checkpoint_wrapped_module",
-}
-
 # Plain module attributes survive pickle and deepcopy and stay out of the state dict.
 _FROZEN_BY_US = "_frozen_by_mlr3torch_py"
-
-
-@cache
-def _wrapped_under(module_type: type) -> str | None:
-    for parent in module_type.__mro__:
-        attribute = _WRAPPED_UNDER.get(f"{parent.__module__}.{parent.__qualname__}")
-        if attribute is not None:
-            return attribute
-    return None
-
-
-def bare(module: nn.Module) -> nn.Module:
-    """Return the module that data-parallel, compilation and checkpointing wrappers hold.
-
-    Wrappers are recognised by their type, so a network with a child called ``module`` is left as it is.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        A network, wrapped any number of times or not at all.
-
-    Returns
-    -------
-    torch.nn.Module
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> linear = nn.Linear(2, 1)
-    >>> bare(nn.DataParallel(linear)) is linear
-    True
-    """
-    while (attribute := _wrapped_under(type(module))) is not None:  # type: ignore[arg-type]
-        module = getattr(module, attribute)
-    return module
-
-
-def network_of(module: Any) -> nn.Module:
-    """Return the network of a net, or the network itself.
-
-    Parameters
-    ----------
-    module : torch.nn.Module or skorch.NeuralNet
-
-    Returns
-    -------
-    torch.nn.Module
-
-    Raises
-    ------
-    TypeError
-        If `module` is neither, or a net that has not been initialized.
-    """
-    network = module if isinstance(module, nn.Module) else getattr(module, "module_", None)
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"`module` is {module!r}; it must be a torch.nn.Module or a net after net.initialize()")
-    return network
-
-
-def named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module of a network with its path, wrappers left out; a shared module once for each of its paths.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-    path : str
-        What goes before every path.
-
-    Yields
-    ------
-    tuple of (str, torch.nn.Module)
-        In the order of ``torch.nn.Module.named_modules``; the network itself comes first, with the path ``""``.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> [path for path, _ in named_modules(nn.Sequential(nn.DataParallel(nn.Linear(2, 1)), nn.ReLU()))]
-    ['', '0', '1']
-    """
-    module = bare(module)
-    yield path, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from named_modules(child, f"{path}.{name}" if path else name)
-
-
-def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Map every parameter name of the bare network to its tensor.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        A network; wrappers, at the top or inside, add nothing to the names.
-
-    Returns
-    -------
-    dict of str to torch.nn.Parameter
-        In the order of ``torch.nn.Module.named_parameters``. A tied tensor is there under each of its names.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> list(named_parameters(nn.Sequential(nn.Linear(2, 1))))
-    ['0.weight', '0.bias']
-    """
-    found: dict[str, nn.Parameter] = {}
-    _collect(bare(module), "", found)
-    return found
-
-
-def _collect(module: nn.Module, prefix: str, found: dict[str, nn.Parameter]) -> None:
-    for name, tensor in module._parameters.items():
-        if tensor is not None:
-            found[prefix + name] = tensor
-    for name, child in module._modules.items():
-        if child is not None:
-            _collect(bare(child), f"{prefix}{name}.", found)
-
-
-def all_modules(module: nn.Module) -> list[nn.Module]:
-    """List every module of a network, wrappers included; a shared one once for each of its places.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-
-    Returns
-    -------
-    list of torch.nn.Module
-        Without names it is some times faster than `named_modules` and ``torch.nn.Module.modules``.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> all_modules(nn.Sequential(nn.ReLU()))
-    [Sequential(
-      (0): ReLU()
-    ), ReLU()]
-    """
-    found = [module]
-    for one in found:
-        found += [child for child in one._modules.values() if child is not None]
-    return found
 
 
 def trainable_names(module: nn.Module) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-__all__ = ["generators", "random_states", "set_random_states"]
+__all__ = ["generators", "kept_random_states", "random_states", "set_random_states"]
 
 _DEPTH = 3
 
@@ -78,6 +79,30 @@ def set_random_states(of: Mapping[str, Any], states: Mapping[str, Any]) -> None:
     for name, generator in of.items():
         if name in states:
             _set_state(generator, states[name])
+
+
+@contextmanager
+def kept_random_states(**roots: Any) -> Iterator[None]:
+    """Set the states of all random generators back at the end.
+
+    Parameters
+    ----------
+    **roots
+        Objects to look into, as in `generators`.
+
+    Examples
+    --------
+    >>> with kept_random_states():
+    ...     drawn = torch.rand(1)
+    >>> torch.equal(torch.rand(1), drawn)
+    True
+    """
+    found = generators(**roots)
+    states = random_states(found)
+    try:
+        yield
+    finally:
+        set_random_states(found, states)
 
 
 def _within(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,8 @@ import pandas as pd
 from torch import nn
 
 from mlr3torch_py.names import as_names, nearest
-from mlr3torch_py.schedule.table import Plateau, read_table
+from mlr3torch_py.schedule.plateau import Plateau
+from mlr3torch_py.schedule.table import read_table
 from mlr3torch_py.select.functions import (
     select_all,
     select_first,

@@ -11,7 +11,8 @@ from functools import cached_property
 from torch import nn
 
 from mlr3torch_py.names import listed
-from mlr3torch_py.schedule.table import Plateau, Row
+from mlr3torch_py.schedule.plateau import Plateau
+from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.select.functions import Select
 
 __all__ = ["Moment", "Plan", "Step"]

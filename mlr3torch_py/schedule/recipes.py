@@ -12,7 +12,7 @@ from typing import Any, TypedDict, get_args
 import pandas as pd
 from torch import nn
 
-from mlr3torch_py.network.parameters import bare, network_of
+from mlr3torch_py.network.unwrap import bare, network_of
 from mlr3torch_py.schedule.table import Unit, as_select
 from mlr3torch_py.select.functions import Select, select_name, select_prefix
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Set
 from functools import reduce
 from typing import Any, Final, Literal
 
@@ -13,8 +13,8 @@ import regex
 import torch
 from torch import nn
 
-from mlr3torch_py.names import listed, nearest
-from mlr3torch_py.network.parameters import bare, named_modules, named_parameters, network_of
+from mlr3torch_py.names import ancestors, listed, nearest
+from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters, network_of
 from mlr3torch_py.select.value import Value, value
 
 __all__ = [
@@ -265,7 +265,7 @@ class Type(Select):
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         network = _needed(module, self)
         wanted = {path for path, part in named_modules(network) if isinstance(part, self.module_types)}
-        return {name for name in names if not wanted.isdisjoint(_ancestors(name))}
+        return {name for name in names if not wanted.isdisjoint(ancestors(name))}
 
     def __repr__(self) -> str:
         return f"select_type({', '.join(map(_type_name, self.module_types))})"
@@ -344,13 +344,6 @@ def compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
     r"""Compile a pattern of R, whose ``\<`` and ``\>`` are the begin and the end of a word."""
     pattern = regex.sub(r"\\(.)", lambda escape: {"<": r"\m", ">": r"\M"}.get(escape[1], escape[0]), pattern)
     return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)
-
-
-def _ancestors(name: str) -> Iterator[str]:
-    """Yield the paths of the modules that a parameter lies in, the innermost first, the network ("") last."""
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
 
 
 def _needed(module: nn.Module | None, select: Select) -> nn.Module:

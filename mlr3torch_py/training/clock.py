@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
 from mlr3torch_py.names import nearest
 from mlr3torch_py.schedule.plan import Moment
 
-__all__ = ["moment_of", "scores_by_epoch", "take_back_epoch"]
+__all__ = ["moment_of", "score_of", "scores_by_epoch", "take_back_epoch"]
 
 
 def moment_of(history: Any) -> Moment:
@@ -51,6 +52,20 @@ def take_back_epoch(net: Any) -> None:
         net.history.pop()
 
 
+def score_of(row: Mapping[str, Any], monitor: str) -> Any:
+    """Return a score of a row of a history.
+
+    Raises
+    ------
+    ValueError
+        If the row lacks it; the message names the nearest.
+    """
+    if monitor not in row:
+        known = [key for key, value in row.items() if isinstance(value, float)]
+        raise ValueError(f"`monitor` is {monitor!r}, which no epoch of the history has; {nearest([monitor], known)}")
+    return row[monitor]
+
+
 def scores_by_epoch(history: Any, monitor: str) -> list[tuple[int, float]]:
     """List the epochs that have a score, with it; a score without a value is NaN.
 
@@ -63,6 +78,5 @@ def scores_by_epoch(history: Any, monitor: str) -> list[tuple[int, float]]:
     scores = [(i, row[monitor]) for i, row in enumerate(rows, start=1) if monitor in row]
     finished = [row for row in rows if "train_batch_count" in row]
     if finished and not scores:
-        known = [key for key, value in finished[-1].items() if isinstance(value, float)]
-        raise ValueError(f"`monitor` is {monitor!r}, which no epoch of the history has; {nearest([monitor], known)}")
+        score_of(finished[-1], monitor)
     return [(epoch, math.nan if score is None else score) for epoch, score in scores]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlr3torch_py.network.parameters import bare
+from mlr3torch_py.network.unwrap import bare
 
 __all__ = ["ContextTorch"]
 

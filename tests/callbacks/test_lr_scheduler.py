@@ -193,5 +193,5 @@ def test_wrong_parameters_are_refused():
         iris_net(t_clbk("lr_step")).fit(X, y)
     with pytest.raises(TypeError, match="`x` is 3; it must be a scheduler class"):
         as_lr_scheduler(3)
-    with pytest.raises(ValueError, match="`monitor` is 'valid_los', which the epoch does not have"):
+    with pytest.raises(ValueError, match="`monitor` is 'valid_los', which no epoch of the history has"):
         iris_net(t_clbk("lr_reduce_on_plateau", monitor="valid_los")).fit(X, y)

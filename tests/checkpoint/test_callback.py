@@ -33,7 +33,6 @@ from mlr3torch_py import (
     MLP,
     CallbackSetHistory,
     CallbackSetUnfreeze,
-    checkpoint_folder,
     mlr3torch_callbacks,
     select_all,
     select_last,
@@ -41,6 +40,7 @@ from mlr3torch_py import (
     t_clbk,
     torch_callback,
 )
+from mlr3torch_py.checkpoint import folder as checkpoint_folder
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from tests import killed
 from tests.helpers import Stops, Trace, X, golden, iris_net, moved, selector, table, weights, y

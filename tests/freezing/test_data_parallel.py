@@ -31,7 +31,7 @@ from mlr3torch_py import (
     t_clbk,
     trainable_names,
 )
-from mlr3torch_py.network.parameters import named_parameters
+from mlr3torch_py.network.unwrap import named_parameters
 from tests.helpers import X, moved, weights, y
 from tests.parallel import (
     N_RANKS,

@@ -10,7 +10,8 @@ from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_none, select_prefix
 from mlr3torch_py.network.evaluation import DROPOUT, NORMALISATION, frozen_layers, layers_in_evaluation
-from mlr3torch_py.network.parameters import bare, freeze
+from mlr3torch_py.network.parameters import freeze
+from mlr3torch_py.network.unwrap import bare
 from tests.helpers import Stops, Trace, X, copies, iris_net, moved, weights, y
 
 EVAL = {"frozen_norm": "eval", "frozen_dropout": "eval"}

@@ -6,15 +6,8 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from mlr3torch_py.network.parameters import (
-    Flags,
-    bare,
-    freeze,
-    n_trainable,
-    named_modules,
-    named_parameters,
-    trainable_names,
-)
+from mlr3torch_py.network.parameters import Flags, freeze, n_trainable, trainable_names
+from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 from tests.helpers import Nested
 
 

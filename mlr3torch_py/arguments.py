@@ -1,0 +1,41 @@
+"""Checks of arguments, each with one message."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+__all__ = ["check_whole"]
+
+
+def check_whole(argument: str, value: object, what: str, *, least: int = 1) -> int:
+    """Return a whole number as an int.
+
+    Parameters
+    ----------
+    argument : str
+        What the message calls it.
+    value : object
+    what : str
+        What it counts, such as ``"epochs"``.
+    least : int
+
+    Raises
+    ------
+    TypeError
+        If `value` is no whole number; True and False are none.
+    ValueError
+        If it is below `least`.
+
+    Examples
+    --------
+    >>> check_whole("freq", 0, "epochs")
+    Traceback (most recent call last):
+        ...
+    ValueError: `freq` is 0; give a whole number of epochs, at least 1
+    """
+    remedy = f"give a whole number of {what}, at least {least}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{argument}` is {value!r}; {remedy}")
+    if value < least:
+        raise ValueError(f"`{argument}` is {value!r}; {remedy}")
+    return int(value)

@@ -1,0 +1,48 @@
+"""Tensors as bits: their bytes, a hash of them, and how often torch has seen them change."""
+
+from __future__ import annotations
+
+import torch
+from xxhash import xxh3_128_digest
+
+__all__ = ["as_bytes", "content_hash", "version_of"]
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values of a strided tensor as bytes, one after the other.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+
+    Returns
+    -------
+    torch.Tensor
+        Of ``uint8``; a view where the tensor is contiguous.
+
+    Examples
+    --------
+    >>> as_bytes(torch.tensor([1, 2], dtype=torch.int16))
+    tensor([1, 0, 2, 0], dtype=torch.uint8)
+    """
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def content_hash(tensor: torch.Tensor) -> bytes:
+    """Return a 128-bit hash of the values of a tensor.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        Strided, on any device.
+
+    Returns
+    -------
+    bytes
+    """
+    return xxh3_128_digest(as_bytes(tensor).cpu().numpy().data)
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """Return how often torch has seen a tensor change; None where it does not count."""
+    return None if tensor.is_inference() else tensor._version

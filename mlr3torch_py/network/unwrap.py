@@ -1,0 +1,190 @@
+"""The modules and parameters of a network under their own names, whatever wraps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+__all__ = ["all_modules", "bare", "named_modules", "named_parameters", "names_by_tensor", "network_of"]
+
+# The attribute under which each wrapper keeps the module it wraps. The wrappers are known by name, so that none of
+# them has to be imported: an instance exists only when its module has been imported already.
+_WRAPPED_UNDER = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+
+
+@cache
+def _wrapped_under(module_type: type) -> str | None:
+    for parent in module_type.__mro__:
+        attribute = _WRAPPED_UNDER.get(f"{parent.__module__}.{parent.__qualname__}")
+        if attribute is not None:
+            return attribute
+    return None
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """Return the module that data-parallel, compilation and checkpointing wrappers hold.
+
+    Wrappers are recognised by their type, so a network with a child called ``module`` is left as it is.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A network, wrapped any number of times or not at all.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> linear = nn.Linear(2, 1)
+    >>> bare(nn.DataParallel(linear)) is linear
+    True
+    """
+    while (attribute := _wrapped_under(type(module))) is not None:  # type: ignore[arg-type]
+        module = getattr(module, attribute)
+    return module
+
+
+def network_of(module: Any) -> nn.Module:
+    """Return the network of a net, or the network itself.
+
+    Parameters
+    ----------
+    module : torch.nn.Module or skorch.NeuralNet
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    TypeError
+        If `module` is neither, or a net that has not been initialized.
+    """
+    network = module if isinstance(module, nn.Module) else getattr(module, "module_", None)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"`module` is {module!r}; it must be a torch.nn.Module or a net after net.initialize()")
+    return network
+
+
+def named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module of a network with its path, wrappers left out; a shared module once for each of its paths.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    path : str
+        What goes before every path.
+
+    Yields
+    ------
+    tuple of (str, torch.nn.Module)
+        In the order of ``torch.nn.Module.named_modules``; the network itself comes first, with the path ``""``.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> [path for path, _ in named_modules(nn.Sequential(nn.DataParallel(nn.Linear(2, 1)), nn.ReLU()))]
+    ['', '0', '1']
+    """
+    module = bare(module)
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from named_modules(child, f"{path}.{name}" if path else name)
+
+
+def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Map every parameter name of the bare network to its tensor.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A network; wrappers, at the top or inside, add nothing to the names.
+
+    Returns
+    -------
+    dict of str to torch.nn.Parameter
+        In the order of ``torch.nn.Module.named_parameters``. A tied tensor is there under each of its names.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> list(named_parameters(nn.Sequential(nn.Linear(2, 1))))
+    ['0.weight', '0.bias']
+    """
+    found: dict[str, nn.Parameter] = {}
+    _collect(bare(module), "", found)
+    return found
+
+
+def names_by_tensor(module: nn.Module) -> list[list[str]]:
+    """Group the parameter names of a network by their tensor.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    list of list of str
+        One list per tensor, in the order of the network; it has several names if the tensor is tied.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    >>> network[1].weight = network[0].weight
+    >>> names_by_tensor(network)
+    [['0.weight', '1.weight'], ['0.bias']]
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in named_parameters(module).items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
+def _collect(module: nn.Module, prefix: str, found: dict[str, nn.Parameter]) -> None:
+    for name, tensor in module._parameters.items():
+        if tensor is not None:
+            found[prefix + name] = tensor
+    for name, child in module._modules.items():
+        if child is not None:
+            _collect(bare(child), f"{prefix}{name}.", found)
+
+
+def all_modules(module: nn.Module) -> list[nn.Module]:
+    """List every module of a network, wrappers included; a shared one once for each of its places.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    list of torch.nn.Module
+        Without names it is some times faster than `named_modules` and ``torch.nn.Module.modules``.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> all_modules(nn.Sequential(nn.ReLU()))
+    [Sequential(
+      (0): ReLU()
+    ), ReLU()]
+    """
+    found = [module]
+    for one in found:
+        found += [child for child in one._modules.values() if child is not None]
+    return found

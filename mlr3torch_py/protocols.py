@@ -1,0 +1,61 @@
+"""What this package relies on in others, as types: a net of skorch, its history, and an engine that counts events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+__all__ = ["EventCounter", "History", "Net", "last_event"]
+
+
+class History(Protocol):
+    """The history of a net, plain or distributed."""
+
+    def to_list(self) -> list[dict[str, Any]]: ...
+    def record(self, attr: str, value: object) -> None: ...
+    def record_batch(self, attr: str, value: object) -> None: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: Any) -> Any: ...
+
+
+class Net(Protocol):
+    """An initialized ``skorch.NeuralNet``."""
+
+    module_: nn.Module
+    optimizer_: torch.optim.Optimizer
+    criterion_: Any
+    history: History
+    callbacks_: list[tuple[str, Any]]
+    callbacks: Any
+    max_epochs: int
+    device: Any
+    initialized_: bool
+    train_split: Any
+    fit_loop: Callable[..., Any]
+    _modules: list[str]
+    _criteria: list[str]
+    _optimizers: list[str]
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any: ...
+    def get_all_learnable_params(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]: ...
+    def infer(self, x: Any, **fit_params: Any) -> Any: ...
+    def initialize_callbacks(self) -> Any: ...
+    def initialize_module(self) -> Any: ...
+
+
+class EventCounter(Protocol):
+    """What freezes and unfreezes, to those who only want to know whether it has."""
+
+    @property
+    def event(self) -> int:
+        """The number of the last event, which is another one for every event of every net."""
+
+
+def last_event(net: Net) -> int | None:
+    """Return the number of the last event at which something was frozen or unfrozen; None without any."""
+    engine: EventCounter | None = vars(net).get("freezing_engine_")
+    return None if engine is None else engine.event
