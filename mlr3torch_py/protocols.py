@@ -52,10 +52,13 @@ class EventCounter(Protocol):
 
     @property
     def event(self) -> int:
-        """The number of the last event, which is another one for every event of every net."""
+        """The number of the last event; every event of every net has its own."""
 
 
 def last_event(net: Net) -> int | None:
     """Return the number of the last event at which something was frozen or unfrozen; None without any."""
-    engine: EventCounter | None = vars(net).get("freezing_engine_")
-    return None if engine is None else engine.event
+    for _, callback in net.callbacks_:
+        engine: EventCounter | None = vars(callback).get("engine_")
+        if engine is not None:
+            return engine.event
+    return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
-from typing import Any
 
 from torch import nn
 
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.unwrap import named_parameters
+from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.select.functions import select_name
@@ -158,14 +158,11 @@ class Freezer(FreezingCallback):
         holding = [plan for plan in self.plans_ if plan.held(moment)]
         return "; ".join(f"freezing {listed(p.names)} {_until(p.steps)}" for p in holding) or "freezing nothing"
 
-    def describe(self) -> str:
-        return self.opening(self.moment_)
+    def describe(self, moment: Moment) -> str:
+        return self.opening(moment)
 
-    def advise(self, net: Any) -> None:
-        aliases: dict[int, list[str]] = {}
-        for name, tensor in named_parameters(net.module_).items():
-            aliases.setdefault(id(tensor), []).append(name)
-        for names in aliases.values():
+    def advise(self, net: Net) -> None:
+        for names in names_by_tensor(net.module_):
             held, free = ([name for name in names if (name in self.governed) is flag] for flag in (True, False))
             if held and free:
                 warnings.warn(

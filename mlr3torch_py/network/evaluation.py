@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from mlr3torch_py.network.unwrap import all_modules, bare, named_modules, named_parameters
 
-__all__ = ["DROPOUT", "NORMALISATION", "frozen_layers", "hold_in_evaluation", "layers_in_evaluation"]
+__all__ = ["DROPOUT", "NORMALISATION", "frozen_layers", "pin_in_eval_mode", "pinned_layers"]
 
 # Of the normalisation layers, those alone that keep statistics behave otherwise in evaluation.
 NORMALISATION: tuple[type[nn.Module], ...] = (_NormBase,)
@@ -68,7 +68,7 @@ def frozen_layers(module: nn.Module, held: Set[str], kinds: tuple[type[nn.Module
     return {path: layer for path, layer in frozen.items() if id(layer) not in elsewhere_trains}
 
 
-def hold_in_evaluation(module: nn.Module, layers: Iterable[nn.Module]) -> None:
+def pin_in_eval_mode(module: nn.Module, layers: Iterable[nn.Module]) -> None:
     """Keep layers of a network in evaluation, whatever ``train()`` says, and let go of all others.
 
     A layer that is let go of is in the mode of the network again. What holds a layer goes with it through pickle and
@@ -82,10 +82,10 @@ def hold_in_evaluation(module: nn.Module, layers: Iterable[nn.Module]) -> None:
     Examples
     --------
     >>> network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    >>> hold_in_evaluation(network, [network[1]])
+    >>> pin_in_eval_mode(network, [network[1]])
     >>> network.train()[1].training
     False
-    >>> hold_in_evaluation(network, [])
+    >>> pin_in_eval_mode(network, [])
     >>> network[1].training
     True
     """
@@ -102,8 +102,8 @@ def hold_in_evaluation(module: nn.Module, layers: Iterable[nn.Module]) -> None:
             layer.train(module.training)
 
 
-def layers_in_evaluation(module: nn.Module) -> dict[str, nn.Module]:
-    """List the layers that `hold_in_evaluation` holds, by their paths.
+def pinned_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """List the layers that `pin_in_eval_mode` holds, by their paths.
 
     Parameters
     ----------

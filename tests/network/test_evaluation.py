@@ -9,7 +9,7 @@ from sklearn.base import clone
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_none, select_prefix
-from mlr3torch_py.network.evaluation import DROPOUT, NORMALISATION, frozen_layers, layers_in_evaluation
+from mlr3torch_py.network.evaluation import DROPOUT, NORMALISATION, frozen_layers, pinned_layers
 from mlr3torch_py.network.parameters import freeze
 from mlr3torch_py.network.unwrap import bare
 from tests.helpers import Stops, Trace, X, copies, iris_net, moved, weights, y
@@ -71,7 +71,7 @@ def test_frozen_norm_layers_keep_their_statistics_to_the_bit_until_they_are_unfr
     unfreeze = CallbackSetUnfreeze(select_last(1), TABLE, **EVAL)
     net = iris_net(unfreeze, trace, module=Normed, max_epochs=3, **params).fit(X, y)
     assert moving(trace) == [[]] * 3 + [["second.1"]] * 3 + [["first.1", "second.1"]] * 3
-    assert not layers_in_evaluation(net.module_)
+    assert not pinned_layers(net.module_)
 
 
 def test_in_training_mode_they_drift_as_in_r():
@@ -147,12 +147,12 @@ def test_a_copy_of_the_network_made_while_it_trains_holds_its_own_layers(copied)
     net = iris_net(CallbackSetUnfreeze(select_last(1), None, **EVAL), Copies(), module=Normed, max_epochs=1).fit(X, y)
     copy_ = made[0].train()
     assert not copy_.first[1].training
-    assert layers_in_evaluation(copy_).keys() == {"first.1", "first.3", "second.1"}
-    assert layers_in_evaluation(copy_)["first.1"] is copy_.first[1]
+    assert pinned_layers(copy_).keys() == {"first.1", "first.3", "second.1"}
+    assert pinned_layers(copy_)["first.1"] is copy_.first[1]
     trace = Buffers()
     iris_net(trace, CallbackSetUnfreeze(select_all()), module=copy_, max_epochs=1).fit(X, y)
     assert moving(trace) == [["first.1", "second.1"]] * 3
-    assert not layers_in_evaluation(net.module_)
+    assert not pinned_layers(net.module_)
 
 
 def test_layers_are_let_go_of_though_the_options_have_changed():
@@ -162,7 +162,7 @@ def test_layers_are_let_go_of_though_the_options_have_changed():
 
     unfreeze = CallbackSetUnfreeze(select_last(1), None, **EVAL)
     net = iris_net(unfreeze, Changes(), module=Normed(), max_epochs=2).fit(X, y)
-    assert not layers_in_evaluation(net.module_)
+    assert not pinned_layers(net.module_)
     assert net.module_.train().first[1].training
 
 
@@ -176,7 +176,7 @@ def test_nothing_is_left_behind(error):
             net.fit(X, y)
     else:
         net.fit(X, y)
-    assert not layers_in_evaluation(module)
+    assert not pinned_layers(module)
     assert all("train" not in vars(layer) for layer in module.modules())
     module.train()
     assert all(layer.training for layer in module.modules())
@@ -232,7 +232,7 @@ def test_which_layers_have_a_mode(layer, kinds, expected):
 @pytest.mark.parametrize("argument", ["frozen_norm", "frozen_dropout"])
 def test_other_modes_are_refused(callback, argument):
     first = select_none() if callback is CallbackSetUnfreeze else ["0.weight"]
-    with pytest.raises(ValueError, match=f"`{argument}` is 'off'; give 'train', or 'eval' to hold"):
+    with pytest.raises(ValueError, match=f"`{argument}` is 'off'; give 'train', or 'eval' to pin"):
         iris_net(callback(first, **{argument: "off"})).fit(X, y)
 
 

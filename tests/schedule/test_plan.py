@@ -90,8 +90,8 @@ def test_a_row_that_changes_nothing_is_found():
         "action": ["unfreeze", "unfreeze", "freeze", "unfreeze"],
     }
     plan = plan_of(select_name("a"), table)
-    assert [step.row.position for step in plan.idle()] == [1, 2]
-    assert plan_of(select_name("a"), [table, {"batch": [1], "weights": [select_all()]}]).idle() == []
+    assert [step.row.position for step in plan.no_ops()] == [1, 2]
+    assert plan_of(select_name("a"), [table, {"batch": [1], "weights": [select_all()]}]).no_ops() == []
 
 
 def test_what_is_still_to_come_is_in_order():
@@ -102,8 +102,8 @@ def test_what_is_still_to_come_is_in_order():
         {"when": [plateau], "weights": [select_all()]},
     ]
     plan = plan_of(select_none(), tables)
-    assert [step.row.time for step in plan.to_come(at(2, 5))] == [4, 9, plateau]
-    assert [step.row.time for step in plan.to_come(Moment(4, 9, (), {4: 2}))] == []
+    assert [step.row.time for step in plan.pending(at(2, 5))] == [4, 9, plateau]
+    assert [step.row.time for step in plan.resolved({4: 2}).pending(Moment(4, 9))] == []
 
 
 def test_a_condition_acts_at_the_epoch_at_which_it_came():
@@ -113,21 +113,21 @@ def test_a_condition_acts_at_the_epoch_at_which_it_came():
     ]
     plan = plan_of(select_name("b"), tables)
     for fired, expected in [({}, {"b"}), ({0: 2}, {"b"}), ({0: 3}, {"a", "b"}), ({0: 4}, {"b"})]:
-        assert plan.trainable(Moment(3, 7, (1, 4, 7), fired)) == expected
+        assert plan.resolved(fired).trainable(Moment(3, 7, (1, 4, 7))) == expected
 
 
 def test_where_an_epoch_had_no_batch_the_later_epoch_acts_later():
     table = {"when": [Plateau(), Plateau()], "weights": [select_name("a")] * 2, "action": ["freeze", "unfreeze"]}
     plan = plan_of(select_none(), table)
-    assert plan.trainable(Moment(3, 4, (1, 4, 4), {0: 3, 1: 2})) == set()
-    assert plan.trainable(Moment(3, 4, (1, 4, 4), {0: 2, 1: 3})) == {"a"}
+    assert plan.resolved({0: 3, 1: 2}).trainable(Moment(3, 4, (1, 4, 4))) == set()
+    assert plan.resolved({0: 2, 1: 3}).trainable(Moment(3, 4, (1, 4, 4))) == {"a"}
 
 
 def test_a_loaded_state_acts_before_the_rows_of_its_epoch():
     table = {"epoch": [2], "weights": [select_name("a")], "action": ["freeze"]}
     plan = plan_of(select_name("b"), table)
     for epoch, expected in [(1, {"b", "c"}), (2, {"b", "c"}), (3, {"a", "b", "c"})]:
-        assert plan.trainable(Moment(3, 7, (1, 4, 7), loaded=(epoch, frozenset("ac")))) == expected
+        assert plan.resolved({}, (epoch, frozenset("ac"))).trainable(Moment(3, 7, (1, 4, 7))) == expected
 
 
 def test_two_actions_at_one_time_may_not_touch_the_same_weight():
