@@ -19,10 +19,10 @@ from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.forecast.cache import Span, measure_costs, reckon
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of
 from mlr3torch_py.forecast.report import FreezePlan, Phase
-from mlr3torch_py.freezing.engine import layers_to_pin
+from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.network.evaluation import pin_in_eval_mode
-from mlr3torch_py.network.parameters import Flags, frozen_by_us
+from mlr3torch_py.network.evaluation import Pins
+from mlr3torch_py.network.parameters import Flags, can_train, frozen_by_us
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
 from mlr3torch_py.schedule.plan import Moment, Plan
@@ -152,7 +152,7 @@ def _plan(subject: _Subject) -> FreezePlan:
     """Walk through the timeline of all freezing callbacks together."""
     for callback in subject.freezing:
         callback.require_params()
-        callback.plans_ = callback.make_plans(subject.module)
+        callback.plans_ = callback.plans_for(subject.module)
     steps = [step for callback in subject.freezing for plan in callback.plans_ for step in plan.steps]
     if subject.batches_per_epoch is None and any(step.row.unit == "batch" and step.time > 0 for step in steps):
         raise ValueError(
@@ -163,7 +163,9 @@ def _plan(subject: _Subject) -> FreezePlan:
     tensors = named_parameters(subject.module)
     tied = names_by_tensor(subject.module)
     governed = frozenset().union(frozen_by_us(subject.module), *(callback.governed for callback in subject.freezing))
-    may_train = {name for name, tensor in tensors.items() if name in governed or tensor.requires_grad}
+    may_train = {
+        name for name, tensor in tensors.items() if can_train(tensor) and (name in governed or tensor.requires_grad)
+    }
     phases: list[Phase] = []
     last_epoch = 1
     plans = [plan for callback in subject.freezing for plan in callback.plans_]
@@ -239,9 +241,8 @@ def _spans(
         for phase in plan.phases:
             moment = Moment(phase.epoch, phase.batch, tuple(1 + per_epoch * i for i in range(phase.epoch)))
             Flags(phase.trainable, frozenset()).restore(module)
-            pin_in_eval_mode(
-                module.train(), layers_to_pin(module, [(callback, callback.held(moment)) for callback in freezing])
-            )
+            held_by = [(callback, callback.held(moment)) for callback in freezing]
+            Pins().set(modules_to_pin(module.train(), held_by))
             parts = boundless.make_parts(module)
             spans.append(Span(phase.batch, measure_costs(parts, lambda: call(module), n_rows)))
     return spans, list(dict.fromkeys(str(one.message) for one in said))

@@ -13,7 +13,7 @@ from torch import nn
 from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.bits import as_bytes
-from mlr3torch_py.network.evaluation import pinned_layers
+from mlr3torch_py.network.evaluation import pinned_modules
 from mlr3torch_py.network.parameters import frozen_by_us
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
 from mlr3torch_py.protocols import Net, last_event
@@ -206,7 +206,7 @@ def _tensors(net: Net) -> dict[str, torch.Tensor]:
 
 def _frozen_tensors(net: Net) -> dict[str, torch.Tensor]:
     # DistributedDataParallel writes the buffers of the main process into those of all others.
-    held = pinned_layers(net.module_) if is_main_process() else {}
+    held = pinned_modules(net.module_) if is_main_process() else {}
     return {
         name: tensor
         for name, tensor in _tensors(net).items()

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from mlr3torch_py.freezing.advice import advise_on_network
 from mlr3torch_py.freezing.compilation import warn_of_recompilation
 from mlr3torch_py.freezing.engine import FreezingEngine
 from mlr3torch_py.freezing.host import SkorchHost
-from mlr3torch_py.network.evaluation import pin_in_eval_mode
-from mlr3torch_py.network.parameters import n_trainable
-from mlr3torch_py.network.unwrap import bare
+from mlr3torch_py.network.parameters import can_train, n_trainable
+from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 from mlr3torch_py.training.callback_set import CallbackSet
@@ -29,9 +29,11 @@ class FreezingCallback(CallbackSet, ABC):
     weights, are left as they are.
     """
 
-    frozen_norm: str
-    frozen_dropout: str
+    frozen_mode: str
+    frozen_norm: str | None
+    frozen_dropout: str | None
     engine_: FreezingEngine[SkorchHost] | None = None
+    declared_: tuple[Plan, ...] = ()
     plans_: tuple[Plan, ...] = ()
     held_: Held = frozenset()
 
@@ -44,8 +46,8 @@ class FreezingCallback(CallbackSet, ABC):
         """Describe what is held and until when, for a user whose network does not train at all."""
 
     @abstractmethod
-    def opening(self, moment: Moment) -> str:
-        """Describe, for the log, the state at a moment."""
+    def opening(self) -> str:
+        """Describe, for the log, what training begins with."""
 
     @property
     def governed(self) -> Held:
@@ -56,15 +58,40 @@ class FreezingCallback(CallbackSet, ABC):
         """Return the parameters that the callback holds frozen at a moment."""
         return frozenset().union(*(plan.held(moment) for plan in self.plans_))
 
+    @property
+    def modes(self) -> tuple[str, str]:
+        """The modes of frozen normalisation layers, and of all other modules in frozen parts."""
+        norm, other = self.frozen_norm, self.frozen_dropout
+        return norm or self.frozen_mode, other or self.frozen_mode
+
     def check_modes(self) -> None:
         """Check the parameters that all freezing callbacks have."""
-        for argument in ("frozen_norm", "frozen_dropout"):
+        for argument, known in (
+            ("frozen_mode", ("train", "eval")),
+            ("frozen_norm", (None, "train", "eval")),
+            ("frozen_dropout", (None, "train", "eval")),
+        ):
             value = getattr(self, argument)
-            if value not in ("train", "eval"):
+            if value not in known:
                 raise ValueError(
-                    f"`{argument}` is {value!r}; give 'train', or 'eval' to pin these layers in eval mode while they "
-                    "are frozen"
+                    f"`{argument}` is {value!r}; give 'train', or 'eval' to pin these modules in eval mode while they "
+                    f"are frozen{', or None to follow `frozen_mode`' if None in known else ''}"
                 )
+
+    def plans_for(self, network: nn.Module) -> tuple[Plan, ...]:
+        """Make the plans, without what can never be trained, such as tensors of integers."""
+        module = bare(network)
+        fixed = frozenset(name for name, tensor in named_parameters(module).items() if not can_train(tensor))
+        return tuple(plan.without(fixed) for plan in self.make_plans(module))
+
+    def resolve(self, network: nn.Module, known: Held = frozenset()) -> None:
+        """Make the plans for a network; for names that are `known`, those that were made before still hold."""
+        before, self.declared_ = self.declared_, self.plans_for(network)
+        if known and len(before) == len(self.declared_):
+            self.declared_ = tuple(plan.keeping(old, known) for plan, old in zip(self.declared_, before, strict=True))
+        self.plans_ = self.declared_
+        if self.engine_ is not None:
+            self.recall(self.engine_.host.net)
 
     def recall(self, net: Net) -> None:
         """Complete the plans by what the history says of earlier epochs."""
@@ -91,43 +118,41 @@ class FreezingCallback(CallbackSet, ABC):
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         missed_train_begin = not self._has_engine_of(net)
         engine = self._start_late(net) if missed_train_begin else self.engine_
-        if engine is None or not (missed_train_begin or engine.holders[0] is self):
+        if engine is None or not (missed_train_begin or engine.driver is self):
             return
         callbacks = freezing_callbacks(net)
         try:
             for callback in callbacks:
                 callback.decide(net)
-        except ValueError:
+            if engine.is_provisional:
+                plans = [plan for callback in callbacks for plan in callback.plans_]
+                warn_of_recompilation(net, plans, dataset_train, dataset_valid)
+            engine.begin_epoch(moment_of(net.history))
+        except Exception:
             take_back_epoch(net)
             raise
-        if engine.is_provisional:
-            plans = [plan for callback in callbacks for plan in callback.plans_]
-            warn_of_recompilation(net, plans, dataset_train, dataset_valid)
-        engine.begin_epoch(moment_of(net.history))
 
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training:
             engine = self.engine_
-            if engine is None or engine.host.net is not net:
-                engine = self._start_late(net)
-                engine.batch, engine.due = engine.batch + 1, 0
-            elif engine.holders[0] is self:
+            if engine is None or engine.network is not net.module_:
+                engine = self._engine_now(net)
+            if engine.driver is self:
                 engine.batch += 1
             if engine.batch >= engine.due:
                 has_begun = engine.moment.epoch == len(net.history)
                 engine.begin_batch(engine.moment if has_begun else moment_of(net.history))
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        if self.engine_ is None or self.engine_.holders[0] is self:
+        if self.engine_ is None or self.engine_.driver is self:
             net.history.record("n_trainable", n_trainable(net.module_))
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Stage ``end``."""
+        if self.engine_ is not None:
+            self.engine_.check_rates()
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self._drop_engine()
-        if hasattr(net, "module_"):
-            pin_in_eval_mode(net.module_, [])
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"engine_": None}
@@ -146,17 +171,33 @@ class FreezingCallback(CallbackSet, ABC):
             raise TypeError(
                 f"{type(self).__name__} governs the parameters of `module_`, which {type(net).__name__} lacks"
             )
-        host, callbacks = SkorchHost(net, self.ctx), freezing_callbacks(net)
-        for callback in callbacks:
-            callback.plans_ = callback.make_plans(bare(net.module_))
-            callback.recall(net)
-        for callback in callbacks:
-            callback.advise(net)
-        engine = FreezingEngine(host, callbacks, moment_of(net.history))
+        callbacks, moment = freezing_callbacks(net), moment_of(net.history)
+        engine = FreezingEngine(SkorchHost(net, self.ctx), callbacks, moment)
         for callback in callbacks:
             callback._drop_engine()
             callback.engine_ = engine
-        engine.begin()
+        try:
+            for callback in callbacks:
+                callback.resolve(net.module_)
+            for callback in callbacks:
+                callback.advise(net)
+            if moment.epoch == 0:
+                plans = [plan for callback in callbacks for plan in callback.plans_]
+                advise_on_network(net.module_, plans, [optimizer for _, optimizer in engine.host.optimizers()])
+            engine.begin()
+        except Exception:
+            for callback in callbacks:
+                callback._drop_engine()
+            raise
+        return engine
+
+    def _engine_now(self, net: Net) -> FreezingEngine[SkorchHost]:
+        """Return the engine for a net that has no engine yet, or another module than before."""
+        if self.engine_ is not None and self.engine_.host.net is net:
+            self.engine_.due = 0
+            return self.engine_
+        engine = self._start_late(net)
+        engine.batch, engine.due = engine.batch + (engine.driver is not self), 0
         return engine
 
     def _start_late(self, net: Net) -> FreezingEngine[SkorchHost]:

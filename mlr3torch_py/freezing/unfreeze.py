@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.unwrap import bare, named_parameters
+from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
@@ -57,10 +58,15 @@ class CallbackSetUnfreeze(FreezingCallback):
         of a time, and a column `lr_mult` factors on the learning rate of the weights, from the first step on; the first
         row that selects a weight and has a factor counts. A mapping of columns, a list of records and a list of several
         tables are taken as well. Without a table nothing is unfrozen.
-    frozen_norm, frozen_dropout : "train" or "eval"
-        With "eval", normalisation layers that are frozen, as a whole and by this callback, use and keep their running
-        statistics, as in Keras; and dropout in frozen parts does nothing. A layer without parameters counts as frozen
-        when the module around it is. With "train" they go on as in training, as in R.
+    frozen_mode : {"train", "eval"}
+        With "eval", every module in a part of the network that is frozen as a whole, by this callback, is pinned in
+        eval mode while it is: normalisation keeps its running statistics, as in Keras, dropout and stochastic depth do
+        nothing. A module without parameters goes with what runs before it: in an ``nn.Sequential`` with the nearest
+        earlier element that has parameters, and otherwise with the nearest module around it that has some. With
+        "train" all of them stay in the mode of the network, as in R.
+    frozen_norm, frozen_dropout : {"train", "eval"}, optional
+        The mode of normalisation layers with running statistics, and of all other modules, in parts that are frozen
+        as a whole; as `frozen_mode` if missing.
 
     Raises
     ------
@@ -119,18 +125,19 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     label = "Unfreeze"
     loaded_: _LoadedState | None = None
-    unresolved_: Plan | None = None
 
     def __init__(
         self,
         starting_weights: Select,
         unfreeze: Any = None,
         *,
-        frozen_norm: str = "train",
-        frozen_dropout: str = "train",
+        frozen_mode: str = "train",
+        frozen_norm: str | None = None,
+        frozen_dropout: str | None = None,
     ) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
+        self.frozen_mode = frozen_mode
         self.frozen_norm = frozen_norm
         self.frozen_dropout = frozen_dropout
 
@@ -145,8 +152,8 @@ class CallbackSetUnfreeze(FreezingCallback):
         self._check_loaded(names)
         return (Plan.resolve(self.starting_weights, read_table(self.unfreeze), names, module),)
 
-    def opening(self, moment: Moment) -> str:
-        trainable = self.governed - self.held(moment)
+    def opening(self) -> str:
+        trainable = self.governed - self.held_
         return f"training the following weights at the start: {listed(in_order(self.plans_, trainable)) or 'none'}"
 
     def describe(self, moment: Moment) -> str:
@@ -162,7 +169,6 @@ class CallbackSetUnfreeze(FreezingCallback):
     def recall(self, net: Net) -> None:
         if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and len(net.history) == 0:
             self.loaded_ = None
-        (self.unresolved_,) = self.plans_
         self._resolve(net, self._fired_before(net))
 
     def decide(self, net: Net) -> None:
@@ -178,14 +184,19 @@ class CallbackSetUnfreeze(FreezingCallback):
         self._resolve(net, fired)
 
     def advise(self, net: Net) -> None:
-        assert self.unresolved_ is not None
-        plan = self.unresolved_
+        (plan,) = self.declared_
         _warn("{} never takes effect, since epochs and batches count from 1", [s for s in plan.steps if s.time == 0])
         _warn("{} matches no weight of the network", [s for s in plan.steps if not s.names])
-        _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops())
-        names = dict.fromkeys(plan.names).keys()
-        for select in self.starting_weights.unmatched(names, bare(net.module_)):
-            warnings.warn(f"`starting_weights`: {select!r} matches no weight of the network", stacklevel=2)
+        module, names = bare(net.module_), dict.fromkeys(plan.names).keys()
+        tied = [group for group in names_by_tensor(module) if len(group) > 1]
+        _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops(tied))
+        selections = [("`starting_weights`", self.starting_weights, plan.starting)]
+        selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]
+        for place, select, selected in selections:
+            for part in select.unmatched(names, module):
+                warnings.warn(f"{place}: {part!r} matches no weight of the network", stacklevel=2)
+            for sentence in partly_selected(tied, selected):
+                warnings.warn(f"{place}: {sentence}", stacklevel=2)
         last_epoch = len(net.history) + net.max_epochs
         for step in plan.steps:
             if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
@@ -249,11 +260,11 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def _resolve(self, net: Net, fired: Mapping[int, int]) -> None:
         """Turn the conditions that have been met, and a loaded state, into rows of epochs."""
-        assert self.unresolved_ is not None
+        (plan,) = self.declared_
         loaded = None
         if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and self.loaded_.epoch is not None:
             loaded = self.loaded_.epoch, frozenset(self.loaded_.names)
-        self.plans_ = (self.unresolved_.resolved(fired, loaded) if fired or loaded else self.unresolved_,)
+        self.plans_ = (plan.resolved(fired, loaded) if fired or loaded else plan,)
 
     def _condition_keys(self, net: Net) -> dict[int, str]:
         """Map the position of each row with a condition to the key by which the history says that it was met."""
@@ -265,7 +276,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         return {row.position: f"event_unfreeze{number}_row{row.position}" for row in conditions}
 
     def _conditions(self) -> list[Row]:
-        return [] if self.unresolved_ is None else [step.row for step in self.unresolved_.conditions]
+        return [step.row for plan in self.declared_ for step in plan.conditions]
 
     def _fired_before(self, net: Net) -> dict[int, int]:
         """Read from the history which conditions have been met, and at which epoch."""

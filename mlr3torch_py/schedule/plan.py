@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
@@ -198,19 +198,63 @@ class Plan:
         """
         return self._governed - self.trainable(moment)
 
-    def lr_factors(self) -> dict[str, float]:
-        """Return the factors on the learning rates.
+    def lr_factors(self) -> list[tuple[str, float]]:
+        """Return the factors on the learning rates, in the order of the table.
 
         Returns
         -------
-        dict of str to float
-            For a name, that of the first row of the table that selects it and has one.
+        list of (str, float)
+            Names and their factors. Of several for a name, or for the names of one tensor, the first counts.
         """
-        factors: dict[str, float] = {}
-        for step in sorted(self.steps, key=lambda step: step.row.position):
-            if step.row.lr_mult is not None and step.time > 0:
-                factors = dict.fromkeys(step.names, step.row.lr_mult) | factors
-        return factors
+        rows = sorted(self.steps, key=lambda step: step.row.position)
+        factors = [(step, step.row.lr_mult) for step in rows if step.time > 0]
+        return [(name, factor) for step, factor in factors if factor is not None for name in step.names]
+
+    def without(self, names: Held) -> Plan:
+        """Return the same plan without some names.
+
+        Parameters
+        ----------
+        names : set of str
+
+        Returns
+        -------
+        Plan
+        """
+        if not names:
+            return self
+        steps = tuple(replace(step, names=step.names - names) for step in self.steps)
+        return Plan(tuple(name for name in self.names if name not in names), self.starting - names, steps)
+
+    def keeping(self, other: Plan, names: Held) -> Plan:
+        """Return the same plan, in which another one, of the same table, says what happens to some names.
+
+        Parameters
+        ----------
+        other : Plan
+        names : set of str
+
+        Returns
+        -------
+        Plan
+        """
+        steps = tuple(
+            replace(step, names=(step.names - names) | (old.names & names))
+            for step, old in zip(self.steps, other.steps, strict=True)
+        )
+        return Plan(self.names, (self.starting - names) | (other.starting & names), steps)
+
+    @property
+    def ever_trainable(self) -> frozenset[str]:
+        """The names that are trainable at some time."""
+        rows = (step.names for step in self.steps if step.row.action == "unfreeze" and step.time > 0)
+        return self.starting.union(*rows)
+
+    @property
+    def ever_held(self) -> frozenset[str]:
+        """The names that are held frozen at some time."""
+        rows = (step.names for step in self.steps if step.row.action == "freeze" and step.time > 0)
+        return (self._governed - self.starting).union(*rows)
 
     def pending(self, moment: Moment) -> list[Step]:
         """Return the steps that have not taken effect by a moment, conditions last.
@@ -232,10 +276,15 @@ class Plan:
         i = bisect_right(self._by_batch, float(batch), key=_time)
         return self._by_batch[i].time if i < len(self._by_batch) else math.inf
 
-    def no_ops(self) -> list[Step]:
+    def no_ops(self, tied: Iterable[Collection[str]] = ()) -> list[Step]:
         """Return the steps that match weights but change nothing.
 
         Where epochs, batches and conditions are mixed, that depends on the training, and none is returned.
+
+        Parameters
+        ----------
+        tied : iterable of collections of str
+            The names of each tensor that has several; it is trainable as long as one of them is.
 
         Returns
         -------
@@ -243,12 +292,15 @@ class Plan:
         """
         if (self._by_epoch and self._by_batch) or self.conditions:
             return []
+        tensor_of = {name: i for i, names in enumerate(tied) for name in names}
         trainable, no_ops = set(self.starting), []
+        before = {tensor_of.get(name, name) for name in trainable}
         for step in (*self._by_epoch, *self._by_batch):
-            before = len(trainable)
             step.act(trainable)
-            if step.names and len(trainable) == before and step.row.lr_mult is None:
+            after = {tensor_of.get(name, name) for name in trainable}
+            if step.names and after == before and step.row.lr_mult is None:
                 no_ops.append(step)
+            before = after
         return no_ops
 
     @cached_property

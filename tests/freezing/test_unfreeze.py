@@ -279,6 +279,7 @@ def test_bad_input_is_refused_before_anything_is_frozen(starting_weights, unfree
 
 
 @pytest.mark.usefixtures("no_schedule_warnings")
+@pytest.mark.usefixtures("no_schedule_warnings")
 def test_nothing_trainable_is_an_error_that_says_why_and_frees_the_network():
     module = MLP(4, 3, neurons=(3, 3))
     module[0].bias.requires_grad = False
@@ -306,6 +307,7 @@ class HeadIsOptimized(NeuralNetClassifier):
         return self
 
 
+@pytest.mark.usefixtures("no_schedule_warnings")
 def test_something_that_the_optimizer_holds_must_train():
     trace = Trace()
     net = iris_net(CallbackSetUnfreeze(select_prefix("0"), LATER), trace, cls=HeadIsOptimized)
@@ -686,7 +688,13 @@ def test_lazy_modules_and_integer_parameters_train_by_schedule():
 def test_constructing_checks_nothing_so_that_clone_works():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        params = {"starting_weights": "anything", "unfreeze": 3, "frozen_norm": 5, "frozen_dropout": None}
+        params = {
+            "starting_weights": "anything",
+            "unfreeze": 3,
+            "frozen_mode": 0,
+            "frozen_norm": 5,
+            "frozen_dropout": 1,
+        }
         assert CallbackSetUnfreeze(**params).get_params() == params
 
 
