@@ -147,7 +147,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         if unknown:
             raise ValueError(
                 f"the state that was loaded names {listed(map(repr, unknown))}, which the network lacks; "
-                f"{nearest(unknown, names)}. Load a state that was saved from this network"
+                f"{nearest(unknown, names)} Load a state that was saved from this network"
             )
         return (plan,)
 

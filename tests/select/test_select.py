@@ -127,7 +127,7 @@ def test_a_missing_name_is_named_with_the_nearest_ones():
         ValueError, match=r"`param_names` names '0.wieght', which the network lacks; did you mean '0.weight'"
     ):
         select_name(["0.bias", "0.wieght"])(["0.weight", "0.bias"])
-    with pytest.raises(ValueError, match="known are '0.weight', '0.bias'"):
+    with pytest.raises(ValueError, match="choose from '0.weight', '0.bias'."):
         select_name("x")(["0.weight", "0.bias"])
 
 
