@@ -208,6 +208,6 @@ def _matching(argument: str, given: Iterable[str], known: Sequence[str], exact: 
     if missing:
         raise ValueError(
             f"`{argument}` has {listed(map(repr, missing))}, which matches no weight of the network; "
-            f"{nearest(missing, known)}; give names of the bare module, without Lighter's leading 'model.'"
+            f"{nearest(missing, known)} Give names of the bare module, without Lighter's leading 'model.'"
         )
     return [name for names in matched.values() for name in names]

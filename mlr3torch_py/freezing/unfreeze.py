@@ -255,7 +255,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         if unknown := [name for name in self.loaded_.names if name not in names]:
             raise ValueError(
                 f"the state that was loaded names {listed(map(repr, unknown))}, which the network lacks; "
-                f"{nearest(unknown, names)}. Load a state that was saved from this network"
+                f"{nearest(unknown, names)} Load a state that was saved from this network"
             )
 
     def _resolve(self, net: Net, fired: Mapping[int, int]) -> None:

@@ -40,8 +40,7 @@ def trainable_names(module: nn.Module) -> list[str]:
 
     Examples
     --------
-    >>> import torch
-    from torch import nn
+    >>> from torch import nn
     >>> trainable_names(nn.Linear(2, 1))
     ['weight', 'bias']
     """
@@ -62,8 +61,7 @@ def n_trainable(module: nn.Module) -> int:
 
     Examples
     --------
-    >>> import torch
-    from torch import nn
+    >>> from torch import nn
     >>> n_trainable(nn.Linear(2, 1))
     3
     """
@@ -91,8 +89,7 @@ def frozen_before_us(module: nn.Module) -> frozenset[str]:
 
     Examples
     --------
-    >>> import torch
-    from torch import nn
+    >>> from torch import nn
     >>> linear = nn.Linear(2, 1)
     >>> linear.bias.requires_grad = False
     >>> frozen_before_us(linear)
@@ -152,8 +149,7 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset(
 
     Examples
     --------
-    >>> import torch
-    from torch import nn
+    >>> from torch import nn
     >>> linear = nn.Linear(2, 1)
     >>> freeze(linear, {"weight"})
     True
@@ -189,8 +185,7 @@ class Flags:
 
     Examples
     --------
-    >>> import torch
-    from torch import nn
+    >>> from torch import nn
     >>> linear = nn.Linear(2, 1)
     >>> flags = Flags.of(linear)
     >>> freeze(linear, {"weight"})
