@@ -260,7 +260,7 @@ class Keeps(Callback):
     """Notes who holds the lock."""
 
     def on_epoch_end(self, net, **kwargs):
-        self.has_lock_ = dict(net.callbacks_)["checkpoint"].folder_._lock is not None
+        self.has_lock_ = dict(net.callbacks_)["checkpoint"].folder_.files.is_locked
 
 
 def train_checkpointed(kind, folder, max_epochs):

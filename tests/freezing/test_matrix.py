@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix, t_clbk
-from tests.checkpoint.test_callback import CrashError, Crashes, checkpoint, final
+from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
 from tests.helpers import Trace, X, iris_net, moved, y
 
 # Tracing a criterion asks a tensor for its gradient, of which torch warns.

@@ -28,7 +28,7 @@ from mlr3torch_py import (
     to_dict,
 )
 from mlr3torch_py.freezing.rates import RateFactors
-from tests.checkpoint.test_callback import CrashError, Crashes, checkpoint, final
+from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
 from tests.helpers import Stops, Trace, X, iris_net, moved, weights, y
 
 TABLE = {"epoch": [1, 3], "weights": [select_prefix("3"), select_prefix("0")], "lr_mult": [0.5, 0.1]}
