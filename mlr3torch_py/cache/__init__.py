@@ -1,1 +1,1 @@
-"""The outputs of frozen modules, kept by row."""
+"""The outputs of frozen modules, cached by row."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
-from mlr3torch_py.forecast.cache import Span, measure_costs, reckon
+from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_costs
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of
 from mlr3torch_py.forecast.report import FreezePlan, Phase
 from mlr3torch_py.freezing.holder import FreezingCallback, layers_to_hold
@@ -199,7 +199,7 @@ def _with_cache(
             hold_in_evaluation(module.train(), layers_to_hold(module, held_by))
             parts = boundless.make_parts(module)
             spans.append(Span(phase.batch, measure_costs(parts, lambda: call(module), n_rows)))
-    table = reckon(
+    table = estimate_epochs(
         spans,
         n_train=probe.n_train,
         n_valid=probe.n_valid,

@@ -276,7 +276,7 @@ def test_a_row_that_came_out_otherwise_ends_the_training():
         copy.deepcopy(BOTH), t_clbk("frozen_cache", check=1), torch_callback("write", on_batch_begin=write),
         module=Nested, audited=False,
     )  # fmt: skip
-    with pytest.raises(RuntimeError, match="frozen_cache: what encoder gives for a row is not what it gave"):
+    with pytest.raises(RuntimeError, match="frozen_cache: 'encoder' now gives another output for a row"):
         net.fit(X, y)
     assert all("_compiled_call_impl" not in vars(module) for module in net.module_.modules())
 
@@ -287,8 +287,8 @@ def test_a_row_that_came_out_otherwise_ends_the_training():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"frozen_norm": "eval"}, "first alone: its Dropout is in training mode.*frozen_dropout='eval'"),
-        ({"frozen_dropout": "eval"}, "first alone: its BatchNorm1d is in training mode.*frozen_norm='eval'"),
+        ({"frozen_norm": "eval"}, "not caching 'first': its Dropout is in training mode.*frozen_dropout='eval'"),
+        ({"frozen_dropout": "eval"}, "not caching 'first': its BatchNorm1d is in training mode.*frozen_norm='eval'"),
     ],
 )
 def test_layers_that_are_not_held_are_named_with_the_remedy(option, message):
@@ -302,7 +302,7 @@ def test_layers_that_are_not_held_are_named_with_the_remedy(option, message):
 
 def test_a_named_module_that_never_freezes_is_said():
     net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache", modules=["head", "embed"]), module=Nested)
-    with pytest.warns(UserWarning, match="frozen_cache: 'head' of `modules` was never called while frozen as a whole"):
+    with pytest.warns(UserWarning, match="frozen_cache: nothing was cached for 'head', never called while frozen as a whole"):
         net.fit(X, y)
 
 
@@ -312,10 +312,10 @@ def test_a_named_module_that_never_freezes_is_said():
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ({"max_bytes": 0}, ValueError, "`max_bytes` is 0; give a whole number of bytes, 1 or more"),
+        ({"max_bytes": 0}, ValueError, "`max_bytes` is 0; give a whole number of bytes, at least 1"),
         ({"max_bytes": "1 GB"}, TypeError, "`max_bytes` is '1 GB'; give a whole number of bytes"),
         ({"max_bytes": 1e9}, TypeError, "`max_bytes` is 1000000000.0; give a whole number of bytes"),
-        ({"check": -1}, ValueError, "`check` is -1; give a whole number of rows, 0 or more"),
+        ({"check": -1}, ValueError, "`check` is -1; give a whole number of rows, at least 0"),
         ({"check": True}, TypeError, "`check` is True; give a whole number of rows"),
         ({"modules": 3}, TypeError, "`modules` is 3; it must be a name or a list of names"),
     ],
@@ -507,7 +507,7 @@ def test_a_module_that_will_be_left_alone_is_foretold():
     net = iris_net(CallbackSetUnfreeze(select_prefix("head")), t_clbk("frozen_cache"), module=Normed)
     plan = freeze_plan(net, X, y)
     assert plan.cache["cache_hits"].sum() == 0
-    assert "frozen_cache leaves first alone: its BatchNorm1d is in training mode" in str(plan)
+    assert "frozen_cache: not caching 'first': its BatchNorm1d is in training mode" in str(plan)
 
 
 def test_without_data_the_plan_says_what_it_needs():

@@ -17,7 +17,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten
 
-from mlr3torch_py.cache.module import NEEDS_GRADIENT, Tally
+from mlr3torch_py.cache.admission import NEEDS_GRADIENT
+from mlr3torch_py.cache.module import Tally
 from mlr3torch_py.cache.parts import CachedParts, frozen_parts
 from mlr3torch_py.cache.store import Budget, RowCache
 
@@ -27,7 +28,7 @@ ROWS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 def cached(network, *names, **params):
     """The cache of a network, with all that is frozen in it, at the begin of an epoch."""
     parts = CachedParts(network, names or None, **params)
-    parts.find()
+    parts.refresh()
     parts.begin_epoch()
     return parts
 
@@ -304,20 +305,20 @@ def strange(f, x):
 
 
 LEFT_ALONE = {
-    noisy: "it draws random numbers; dropout that is a layer can be held by frozen_dropout='eval'",
-    centred: "the output of a row depends on its batch, or it cannot take every batch; name other modules in `modules`",
-    summed_up: "the output of a row depends on its batch",
-    in_place: "it writes into its input; use operations that are not in place",
+    noisy: "it draws random numbers; set frozen_dropout='eval' if its dropout layers do",
+    centred: "its output for a row depends on the rest of the batch, or it does not accept every batch; name other modules in `modules`",
+    summed_up: "its output for a row depends on the rest of the batch",
+    in_place: "it modifies its input in place; use out-of-place operations",
     remembering: "a call changes the 'seen' of its Linear, which would not happen for a row from memory",
     appending: "a call changes the 'all_seen' of its Linear",
     averaging: "a call changes the 'average' of its Linear",
     counting: "a call changes the 'bias' of its Linear",
-    squeezing: "the output of a row depends on its batch, or it cannot take every batch",
-    popping: "it writes into its input",
+    squeezing: "its output for a row depends on the rest of the batch, or it does not accept every batch",
+    popping: "it modifies its input in place",
     one_for_all: r"its output holds a tensor of shape \(\) for 12 rows",
     strange: "its output holds a Pair, which is not made of rows",
-    lambda f, x: f(x) if len(x) == 12 else 1 / 0: "the output of a row depends on its batch",
-    lambda f, x: (f(x), len(x)): "the output of a row depends on its batch",
+    lambda f, x: f(x) if len(x) == 12 else 1 / 0: "its output for a row depends on the rest of the batch",
+    lambda f, x: (f(x), len(x)): "its output for a row depends on the rest of the batch",
     lambda f, x: f(x).to_sparse(): "its output holds a tensor that is not strided",
 }
 
@@ -337,7 +338,7 @@ def test_a_module_that_is_no_function_of_rows_is_left_alone(compute):
         assert str(ours) == str(plain(other))
         assert torch.equal(one, other)
     assert len(messages) == 1
-    assert re.match(f"frozen_cache leaves the network alone: {LEFT_ALONE[compute]}", messages[0])
+    assert re.match(f"frozen_cache: not caching the network: {LEFT_ALONE[compute]}", messages[0])
     assert torch.equal(part.linear.bias, plain.linear.bias)
     assert counts(parts)[0] == 0
     assert "_compiled_call_impl" not in vars(part)
@@ -346,18 +347,18 @@ def test_a_module_that_is_no_function_of_rows_is_left_alone(compute):
 def test_arguments_that_cannot_be_read_are_left_alone():
     part = frozen(Part(lambda f, pair: f(pair.first)))
     cached(part)
-    with pytest.warns(UserWarning, match="leaves the network alone: it is given a Pair, whose content cannot be read"):
+    with pytest.warns(UserWarning, match="not caching the network: it is given a Pair, whose content cannot be read"):
         assert same(part(Pair(ROWS)), part.linear(ROWS))
     part = frozen(Part(lambda f, x: f(x.to_dense())))
     cached(part)
-    with pytest.warns(UserWarning, match="leaves the network alone: its input cannot be read by rows: "):
+    with pytest.warns(UserWarning, match="not caching the network: its input cannot be split into rows: "):
         assert same(part(ROWS.to_sparse()), part.linear(ROWS))
 
 
 def test_something_trainable_that_a_module_borrows_is_seen():
     part, outside = frozen(Part(lambda f, x: f(x) * outside)), nn.Parameter(torch.ones(3))
     cached(part)
-    with pytest.warns(UserWarning, match="its output needs a gradient, so that something trainable is in it"):
+    with pytest.warns(UserWarning, match="its output requires a gradient, so it uses something trainable"):
         part(ROWS).sum().backward()
     assert outside.grad is not None
 
@@ -374,10 +375,10 @@ def test_something_trainable_that_a_module_borrows_is_seen():
 def test_norm_layers_and_dropout_in_training_mode_need_an_option(layer, option):
     network = frozen(nn.Sequential(nn.Linear(4, 3), layer))
     parts = cached(network)
-    with pytest.warns(UserWarning, match=rf"leaves the network alone: .* is in training mode.*set {option}='eval'"):
+    with pytest.warns(UserWarning, match=rf"not caching the network: .* is in training mode.*set {option}='eval'"):
         network(ROWS)
     network.eval()
-    parts.find()
+    parts.refresh()
     network(ROWS), network(ROWS)
     assert counts(parts) == (12, 12)
 
@@ -421,7 +422,7 @@ def test_a_gradient_that_goes_through_keeps_a_module_from_it():
             network(ROWS).sum().backward()
             network(ROWS).sum().backward()
         assert network[0].weight.grad is not None
-        assert [str(one.message) for one in warned] == [f"frozen_cache leaves 1 alone: {NEEDS_GRADIENT}"] * n_warnings
+        assert [str(one.message) for one in warned] == [f"frozen_cache: not caching '1': {NEEDS_GRADIENT}"] * n_warnings
         assert counts(parts) == (0, 0)
 
 
@@ -443,7 +444,7 @@ def test_rows_that_depend_on_each_other_only_at_times_are_found_out(n_calls):
     parts = cached(part)
     for _ in range(n_calls):
         part(torch.rand(12, 4) * 0.7)  # which go nowhere
-    with pytest.warns(UserWarning, match="the output of a row depends on its batch"):
+    with pytest.warns(UserWarning, match="its output for a row depends on the rest of the batch"):
         part(torch.rand(12, 4) + 0.8)
     assert parts.budget.used == 0
 
@@ -516,7 +517,7 @@ def test_a_part_of_a_batch_with_an_output_of_another_form_is_not_mixed_in(comput
     parts, is_odd = cached(part), False
     part(ROWS[:9]), part(ROWS[:9])
     is_odd = True
-    with pytest.warns(UserWarning, match="its output is of another form for each batch"):
+    with pytest.warns(UserWarning, match="the structure of its output changes from batch to batch"):
         assert same(part(ROWS), compute(part.linear, ROWS))
     assert parts.budget.used == 0
 
@@ -566,7 +567,7 @@ def test_what_cannot_be_read_is_left_alone():
     part = frozen(nn.Linear(4, 3))
     part.register_buffer("sparse", ROWS.to_sparse())
     network = nn.Sequential(part, torch.jit.ScriptModule(), nn.Linear(3, 1))
-    with pytest.warns(UserWarning, match="leaves 0 alone: what it holds cannot be read"):
+    with pytest.warns(UserWarning, match="not caching '0': its attributes cannot be read"):
         parts = cached(network)
     assert not parts.modules
 
@@ -584,12 +585,12 @@ def test_hooks_on_all_modules_go_on_running():
     assert seen == [part]
 
 
-def test_forms_of_calls_are_not_kept_for_ever():
+def test_layouts_of_calls_are_not_kept_for_ever():
     part = frozen(Part(lambda f, x, scale: f(x) * scale))
     parts = cached(part)
     for i in range(1100):
         part(ROWS[:2], float(i))
-    assert len(parts.modules[""]._forms) <= 1001
+    assert len(parts.modules[""]._layouts) <= 1001
     assert len(parts.modules[""].rows) < 1000
 
 
@@ -668,7 +669,7 @@ def test_another_module_in_its_place_is_another_one():
     parts = cached(network)
     network(ROWS)
     old, network[0] = network[0], normed()
-    parts.find(after_event=False)
+    parts.refresh(retry_rejected=False)
     assert torch.equal(network(ROWS), copy.deepcopy(network)(ROWS))
     assert "_compiled_call_impl" not in vars(old)
 
@@ -688,7 +689,7 @@ def test_what_changes_unseen_is_found_by_the_check():
     cached(part, check=1)
     part(ROWS)
     UNSEEN["data"](part)
-    with pytest.raises(RuntimeError, match="frozen_cache: what the network gives for a row is not what it gave"):
+    with pytest.raises(RuntimeError, match="frozen_cache: the network now gives another output for a row"):
         part(ROWS)
 
 
@@ -741,7 +742,7 @@ def test_the_largest_frozen_modules_are_found():
     assert list(frozen_parts(network, {"3.weight"})) == ["0", "1.0", "1.1"]
     assert list(frozen_parts(network, {"0.1.bias"})) == ["0.0", "1.0", "1.1", "3"]
     assert list(frozen_parts(network, {"3.weight"}, among={"0.0", "1.1", "3"})) == ["0.0", "1.1"]
-    assert list(frozen_parts(network, {"3.weight"}, opened={"0"})) == ["0.0", "0.1", "1.0", "1.1"]
+    assert list(frozen_parts(network, {"3.weight"}, containers={"0"})) == ["0.0", "0.1", "1.0", "1.1"]
 
 
 def test_a_module_that_is_called_by_its_children_alone_makes_way_for_them():
@@ -764,7 +765,7 @@ def test_a_module_that_is_called_by_its_children_alone_makes_way_for_them():
     network(ROWS)
     assert not parts.replace_uncalled()
     parts.close()
-    assert parts.idle_names == ["encoder"]
+    assert parts.never_called == ["encoder"]
 
 
 def test_modules_whose_rows_never_come_again_are_let_go_of():
@@ -776,9 +777,9 @@ def test_modules_whose_rows_never_come_again_are_let_go_of():
             network(torch.randn(12, 4))
             parts.end_epoch()
         assert (parts.budget.used > 0) == bytes_left
-        parts.find(after_event=False)
+        parts.refresh(retry_rejected=False)
         assert ("_compiled_call_impl" in vars(network[0])) == bytes_left
-        parts.find()
+        parts.refresh()
         assert "_compiled_call_impl" in vars(network[0])
         parts.close()
 
@@ -935,7 +936,7 @@ def test_whatever_happens_an_output_is_never_a_stale_one(actions, max_bytes):
     network[2][0] = frozen(nn.Linear(3, 3))
     network[0].requires_grad_(False)
     parts = CachedParts(network, max_bytes=max_bytes, check=2)
-    parts.find()
+    parts.refresh()
     parts.begin_epoch()
     for action, *what in actions:
         if action == "batch":
@@ -960,7 +961,7 @@ def test_whatever_happens_an_output_is_never_a_stale_one(actions, max_bytes):
                 optimizer.step()
                 optimizer.zero_grad()
         elif action == "event":
-            parts.find()
+            parts.refresh()
         elif action == "mode":
             network.train(what[0])
             network[2][1].eval()
