@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -12,8 +12,7 @@ from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.cache.parts import CachedParts
 from mlr3torch_py.names import as_names, listed
 from mlr3torch_py.network.compiled import is_compiled
-from mlr3torch_py.network.parameters import frozen_by_us
-from mlr3torch_py.protocols import Net
+from mlr3torch_py.protocols import Net, last_event
 from mlr3torch_py.training.callback_set import CallbackSet
 
 __all__ = ["CallbackSetFrozenCache"]
@@ -85,7 +84,7 @@ class CallbackSetFrozenCache(CallbackSet):
     label = "Frozen Cache"
     default_weight = 400
     cached_: CachedParts | None = None
-    frozen_: Set[str] | None = None
+    event_: int | None = None
     awaits_batch_ = False
 
     def __init__(self, modules: str | Sequence[str] | None = None, max_bytes: int = 2**30, check: int = 1) -> None:
@@ -117,7 +116,7 @@ class CallbackSetFrozenCache(CallbackSet):
             self._refresh(net)
 
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if training and self.cached_ is not None and frozen_by_us(net.module_) is not self.frozen_:
+        if training and self.cached_ is not None and last_event(net) != self.event_:
             self._refresh(net)
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
@@ -150,18 +149,18 @@ class CallbackSetFrozenCache(CallbackSet):
         self._close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"cached_": None, "frozen_": None}
+        return super().__getstate__() | {"cached_": None, "event_": None}
 
     def _refresh(self, net: Net) -> None:
         if self.cached_ is not None:
-            frozen = frozen_by_us(net.module_)
-            self.cached_.refresh(retry_rejected=frozen is not self.frozen_)
-            self.frozen_, self.awaits_batch_ = frozen, True
+            event = last_event(net)
+            self.cached_.refresh(retry_rejected=event != self.event_)
+            self.event_, self.awaits_batch_ = event, True
 
     def _close(self) -> None:
         if self.cached_ is not None:
             self.cached_.close()
-        self.cached_, self.frozen_ = None, None
+        self.cached_, self.event_ = None, None
 
 
 def _check_network(module: nn.Module) -> None:
