@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +46,8 @@ class Net(Protocol):
     def infer(self, x: Any, **fit_params: Any) -> Any: ...
     def initialize_callbacks(self) -> Any: ...
     def initialize_module(self) -> Any: ...
+    def _uniquely_named_callbacks(self) -> Iterator[tuple[str, Any]]: ...
+    def _current_init_context(self, name: str) -> AbstractContextManager[None]: ...
 
 
 class EventCounter(Protocol):

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
-from mlr3torch_py.forecast.cache import Span, measure_costs, reckon
+from mlr3torch_py.forecast.cache import Span, measure_costs, estimate_epochs
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of
 from mlr3torch_py.forecast.report import FreezePlan, Phase
 from mlr3torch_py.freezing.engine import modules_to_pin
@@ -212,7 +212,7 @@ def _with_cache(plan: FreezePlan, cache: CallbackSetFrozenCache, subject: _Subje
         return replace(plan, notes=(*plan.notes, note))
     with kept_random_states():
         spans, said = _spans(plan, cache, probe, subject.freezing)
-    table = reckon(
+    table = estimate_epochs(
         spans,
         n_train=probe.n_train,
         n_valid=probe.n_valid,
