@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.rounds import Stopwatch, in_turns, row, table
 from benchmarks.training import BATCH, PARTS, RATE, Flips, by_skorch, cpu_seconds, flip, images, network, one_by_one
 from mlr3torch_py import CallbackSetUnfreeze, select_prefix
-from mlr3torch_py.callbacks import conductor
+from mlr3torch_py.training import conductor
 
 JOBS = {1: 256, 16: 128}  # images by the depth of the network
 NORMS = tuple(name for name, layer in network(max(JOBS)).named_modules() if isinstance(layer, nn.BatchNorm2d))

@@ -119,6 +119,7 @@ def searched(callback, grid, max_epochs):
     return GridSearchCV(net, grid, cv=3, n_jobs=2, error_score="raise").fit(X[ORDER], y[ORDER])
 
 
+@pytest.mark.slow
 @forms
 def test_a_grid_search_goes_over_schedules(form):
     fewer = pd.DataFrame({"epoch": [2, 4], "weights": [select_prefix("3"), select_name("0.bias")]})
@@ -134,6 +135,7 @@ def test_a_grid_search_goes_over_schedules(form):
     assert scores[5] < scores[3]  # a bias alone, and all but its first epochs
 
 
+@pytest.mark.slow
 def test_the_best_schedule_of_a_search_is_the_one_that_is_trained():
     grid = {"callbacks__unfreeze__starting_weights": [select_none() | select_name("6.bias"), select_all()]}
     search = searched(t_clbk("unfreeze"), grid, 30)
@@ -142,6 +144,7 @@ def test_the_best_schedule_of_a_search_is_the_one_that_is_trained():
     assert trainable_names(search.best_estimator_.module_) == ALL
 
 
+@pytest.mark.slow
 def test_errors_come_through_worker_processes():
     net = iris_net(t_clbk("unfreeze", starting_weights=select_name("0.wieght")))
     with pytest.raises(ValueError, match="did you mean '0.weight'"):

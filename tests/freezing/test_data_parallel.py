@@ -47,6 +47,8 @@ from tests.parallel import (
     own_net,
 )
 
+pytestmark = pytest.mark.slow
+
 X, y = X[:144], y[:144]  # three batches of 48
 NETS = {"own": own_net, "accelerate": accelerated_net}
 TABLES = {
