@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
-from mlr3torch_py.forecast.cache import Span, measure_costs, estimate_epochs
+from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_costs
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of
 from mlr3torch_py.forecast.report import FreezePlan, Phase
 from mlr3torch_py.freezing.engine import modules_to_pin
