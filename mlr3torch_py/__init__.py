@@ -36,6 +36,7 @@ from mlr3torch_py.select.functions import (
     select_name,
     select_none,
     select_prefix,
+    select_trainable,
     select_type,
 )
 from mlr3torch_py.training.callback_set import CallbackSet
@@ -84,6 +85,7 @@ __all__ = [
     "select_name",
     "select_none",
     "select_prefix",
+    "select_trainable",
     "select_type",
     "t_clbk",
     "t_clbks",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,13 +19,14 @@ from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_costs
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of
 from mlr3torch_py.forecast.report import FreezePlan, Phase
+from mlr3torch_py.freezing.advice import in_no_optimizer
 from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.network.evaluation import Pins
 from mlr3torch_py.network.parameters import Flags, can_train, frozen_by_us
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
-from mlr3torch_py.schedule.plan import Moment, Plan
+from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.timeline import timeline
 
@@ -181,12 +182,22 @@ def _plan(subject: _Subject) -> FreezePlan:
         phases=tuple(phases),
         max_epochs=subject.max_epochs or last_epoch,
         batches_per_epoch=subject.batches_per_epoch,
-        notes=tuple(
-            f"{step.row} depends on the training; here it comes at its `no_later_than`, or never"
-            for step in steps
-            if isinstance(step.row.time, Plateau)
-        ),
+        notes=tuple(_notes(subject, steps)),
     )
+
+
+def _notes(subject: _Subject, steps: Sequence[Step]) -> Iterator[str]:
+    """Yield what a plan leaves open, and which of its rows have no effect."""
+    last_epoch, per_epoch = subject.max_epochs, subject.batches_per_epoch or 1
+    for step in steps:
+        if isinstance(step.row.time, Plateau):
+            yield f"{step.row} depends on the training; here it takes effect at its `no_later_than`, or never"
+        elif last_epoch is not None and step.time > last_epoch * (per_epoch if step.row.unit == "batch" else 1):
+            yield f"{step.row} has no effect, since epoch {last_epoch} is the last one by `max_epochs`"
+    optimizers = [] if subject.probe is None else subject.probe.optimizers()
+    will_train = frozenset[str]().union(*(p.ever_trainable for cb in subject.freezing for p in cb.plans_))
+    if missing := in_no_optimizer(subject.module, will_train, optimizers):
+        yield missing
 
 
 def _latest(plan: Plan) -> dict[int, int]:

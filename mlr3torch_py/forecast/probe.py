@@ -9,6 +9,7 @@ from typing import Any
 from sklearn.base import clone
 from skorch.dataset import get_len, unpack_data
 from torch import nn
+from torch.optim import Optimizer
 
 from mlr3torch_py.protocols import Net
 
@@ -50,8 +51,21 @@ class NetProbe:
             probe.initialize_callbacks()
             with probe._current_init_context("module"):  # skorch makes modules only within this context
                 probe.initialize_module()
+        self._probe = probe
         self.module: nn.Module = probe.module_
         self.callbacks = [clone(callback) for _, callback in probe.callbacks_ if isinstance(callback, types)]
+
+    def optimizers(self) -> list[Optimizer]:
+        """Return the optimizers of the net, or new ones if it has none yet; none if they cannot be made."""
+        probe = self._probe
+        if not self.net.initialized_:
+            try:
+                for part in ("criterion", "optimizer"):
+                    with probe._current_init_context(part):
+                        getattr(probe, f"initialize_{part}")()
+            except Exception:  # whatever it is, it is for fit() to raise, and no reason to lose a plan
+                return []
+        return [getattr(probe, f"{name}_") for name in probe._optimizers]
 
     def load(self, X: Any, y: Any) -> None:
         """Split the data as the net does.

@@ -39,9 +39,9 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], optimizers: Ite
     will_be_held = frozenset[str]().union(*(plan.ever_held for plan in plans))
     if fixed := [name for name in named_parameters(network) if name in frozen_before_us(network) & will_train]:
         warnings.warn(
-            f"{_by_module(network, fixed)} required no gradient before training and will be trained by the schedule; "
-            "if that is not meant, select among the others by `& select_trainable()`, and if it is, set their "
-            "requires_grad to True before",
+            "parameters that required no gradient before training will be trained by the schedule: "
+            f"{_by_module(network, fixed)}; if that is not meant, select among the others by `& select_trainable()`, "
+            "and if it is, set their requires_grad to True before",
             stacklevel=2,
         )
     if missing := in_no_optimizer(network, will_train, optimizers):
@@ -76,9 +76,9 @@ def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimi
     if not held or not missing:
         return None
     return (
-        f"{_by_module(network, missing)} will not be trained although the schedule makes it trainable, since no "
-        "optimizer holds it; give the optimizer all parameters, without a filter on requires_grad, or add a "
-        "replaced one by optimizer.add_param_group"
+        "parameters will not be trained although the schedule makes them trainable, since no optimizer holds them: "
+        f"{_by_module(network, missing)}; give the optimizer all parameters, without a filter on requires_grad, or add "
+        "them by optimizer.add_param_group"
     )
 
 

@@ -39,6 +39,8 @@ def gradual_unfreezing(
     unit: Unit = "epoch",
     groups: Sequence[Select] | None = None,
     lr_decay: float = 1.0,
+    *,
+    among: Select | None = None,
 ) -> Schedule:
     """Unfreeze block after block, from the head to the input.
 
@@ -61,6 +63,8 @@ def gradual_unfreezing(
         The blocks, from the input to the head, in place of those of the module tree.
     lr_decay : float
         The divisor of a block's learning rate for each block above it, such as 2.6.
+    among : Select, optional
+        What may be trained at all, such as `select_trainable`; blocks without any of it are left out.
 
     Returns
     -------
@@ -92,7 +96,7 @@ def gradual_unfreezing(
     1      3  select_prefix('0')
     >>> callback = t_clbk("unfreeze", **schedule)
     """
-    *body, head = _blocks(network, groups)
+    *body, head = _blocks(network, groups, among)
     table = pd.DataFrame({unit: _times(start, every, unit, len(body)), "weights": body[::-1]})
     if isinstance(lr_decay, bool) or not isinstance(lr_decay, Real):
         raise TypeError(f"`lr_decay` is {lr_decay!r}; give a number, such as 2.6")
@@ -109,6 +113,8 @@ def chain_thaw(
     start: int = 1,
     unit: Unit = "epoch",
     groups: Sequence[Select] | None = None,
+    *,
+    among: Select | None = None,
 ) -> Schedule:
     """Train the head, each other block alone, then all.
 
@@ -121,6 +127,8 @@ def chain_thaw(
     unit : {"epoch", "batch"}
     groups : sequence of Select, optional
         As in `gradual_unfreezing`; groups must not share weights.
+    among : Select, optional
+        As in `gradual_unfreezing`.
 
     Returns
     -------
@@ -150,7 +158,7 @@ def chain_thaw(
     1      2  select_prefix('3')    freeze
     2      3  select_prefix('3')  unfreeze
     """
-    *body, head = _blocks(network, groups)
+    *body, head = _blocks(network, groups, among)
     *times, last_time = _times(start, every, unit, len(body) + 1)
     rows: list[tuple[int, Select, str]] = []
     for time, block, before in zip(times, body, [head, *body], strict=False):
@@ -160,7 +168,13 @@ def chain_thaw(
     return {"starting_weights": head, "unfreeze": pd.DataFrame(rows, columns=[unit, "weights", "action"])}
 
 
-def head_first(network: nn.Module | Net, epochs: int = 1, groups: Sequence[Select] | None = None) -> Schedule:
+def head_first(
+    network: nn.Module | Net,
+    epochs: int = 1,
+    groups: Sequence[Select] | None = None,
+    *,
+    among: Select | None = None,
+) -> Schedule:
     """Train the head alone, then the whole network.
 
     Parameters
@@ -169,6 +183,7 @@ def head_first(network: nn.Module | Net, epochs: int = 1, groups: Sequence[Selec
     epochs : int
         The number of epochs with the head alone.
     groups : sequence of Select, optional
+    among : Select, optional
         As in `gradual_unfreezing`.
 
     Returns
@@ -197,19 +212,25 @@ def head_first(network: nn.Module | Net, epochs: int = 1, groups: Sequence[Selec
        epoch                                  weights
     0      6  select_prefix('0') | select_prefix('3')
     """
-    *body, head = _blocks(network, groups)
+    *body, head = _blocks(network, groups, among)
     start = 1 + check_whole("epochs", epochs, "epochs")
     rows = [(start, reduce(or_, body))] if body else []
     return {"starting_weights": head, "unfreeze": pd.DataFrame(rows, columns=["epoch", "weights"])}
 
 
-def _blocks(network: nn.Module | Net, groups: Sequence[Select] | None) -> list[Select]:
+def _blocks(network: nn.Module | Net, groups: Sequence[Select] | None, among: Select | None) -> list[Select]:
     if groups is not None:
         blocks = [as_select(f"`groups`: entry {i}", group) for i, group in enumerate(groups)]
     else:
         blocks = _blocks_of(network_of(network))
     if not blocks:
         raise ValueError("there are no blocks: `groups` is empty, or the network has no parameters")
+    if among is None:
+        return blocks
+    as_select("`among`", among)
+    blocks = [block & among for block in blocks if (block & among).expand(network)]
+    if not blocks:
+        raise ValueError(f"`among` is {among!r}, which selects nothing in any block; give one that does")
     return blocks
 
 

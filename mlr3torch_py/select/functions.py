@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from mlr3torch_py.select.algebra import Invert, Select
-from mlr3torch_py.select.nodes import All, First, Glob, Grep, Last, Name, Nothing, Prefix, Type
+from mlr3torch_py.select.nodes import All, First, Glob, Grep, Last, Name, Nothing, Prefix, Trainable, Type
 
 __all__ = [
     "Select",
@@ -20,6 +20,7 @@ __all__ = [
     "select_name",
     "select_none",
     "select_prefix",
+    "select_trainable",
     "select_type",
 ]
 
@@ -183,6 +184,27 @@ def select_prefix(*prefixes: str) -> Select:
     ['layer1.weight', 'layer1.0.bias']
     """
     return Prefix(prefixes)
+
+
+def select_trainable() -> Select:
+    """Select what required a gradient before any callback acted.
+
+    It leaves out what the network itself keeps fixed, such as position embeddings and the base of a LoRA model, and
+    what was frozen by hand. The network remembers that, so the answer is the same at a second ``fit``.
+
+    Returns
+    -------
+    Select
+        It needs a network, not only names; use `Select.expand`.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 1))
+    >>> select_trainable().expand(network)
+    ['1.weight', '1.bias']
+    """
+    return Trainable()
 
 
 def select_type(*module_types: type[nn.Module]) -> Select:

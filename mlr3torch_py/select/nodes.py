@@ -14,10 +14,11 @@ from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_whole
 from mlr3torch_py.names import ancestors, as_names, listed, nearest
+from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.unwrap import named_modules
 from mlr3torch_py.select.algebra import Select, selector
 
-__all__ = ["All", "First", "Glob", "Grep", "Last", "Name", "Nothing", "Prefix", "Type"]
+__all__ = ["All", "First", "Glob", "Grep", "Last", "Name", "Nothing", "Prefix", "Trainable", "Type"]
 
 
 @selector
@@ -147,6 +148,19 @@ class Prefix(Select):
 
     def __repr__(self) -> str:
         return f"{self.fn}({', '.join(map(repr, self.prefixes))})"
+
+
+@selector
+class Trainable(Select):
+    """What required a gradient before any callback acted."""
+
+    fn = "select_trainable"
+
+    def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
+        return names - frozen_before_us(_needed(module, self))
+
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        return []
 
 
 @selector

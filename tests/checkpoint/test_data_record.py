@@ -19,7 +19,7 @@ def test_a_folder_that_is_resumed_is_refused_for_other_data(search, tmp_path):
     rows = np.random.default_rng(0).permutation(150)
     if search:
         search = GridSearchCV(net, {"lr": [0.1]}, cv=2, error_score="raise")
-        with pytest.raises(ValueError, match="`path`: the run in .* was started with other data; give each trainin"):
+        with pytest.raises(ValueError, match="`path`: the run in .* was started with other data; give each"):
             search.fit(X[rows], y[rows])
     else:
         clone(net).fit(X, y)
