@@ -67,7 +67,7 @@ class CallbackSetHistory(CallbackSet):
         return {"rows": [dict(row) for row in self.rows_]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore rows; once a net trains, its own history replaces them.
+        """Restore rows; the history of a net replaces them during training.
 
         Parameters
         ----------

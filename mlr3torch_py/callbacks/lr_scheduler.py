@@ -131,7 +131,7 @@ class CallbackSetLRScheduler(CallbackSet):
 
 
 class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
-    """The one-cycle schedule, which works out its number of steps.
+    """The one-cycle schedule, with a computed number of steps.
 
     Parameters
     ----------
@@ -209,7 +209,10 @@ def lr_scheduler_class(
     label: str = "",
     **more: Any,
 ) -> type[CallbackSetLRScheduler]:
-    """Make the class of callbacks for a scheduler class; `more` are further parameters with defaults."""
+    """Make the callback class of a scheduler class.
+
+    `more` are further parameters, with their defaults.
+    """
     of_scheduler = inspect.signature(scheduler_class).parameters.values()
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in of_scheduler if p.name not in ("optimizer", "verbose")]
     parameters += [

@@ -1,4 +1,4 @@
-"""CallbackSet, the base of all callbacks of this package: a callback with stages whose parameters are checked."""
+"""CallbackSet, the base of all callbacks of this package: stages, and checked parameters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REQUIRED: Final[Any] = _Required.REQUIRED
 
 
 def _starting_run(on_train_begin: Callable[..., None]) -> Callable[..., None]:
-    """Wrap ``on_train_begin`` so that the first CallbackSet of a net starts the run instead."""
+    """Wrap ``on_train_begin`` to start a run where there is none."""
 
     @wraps(on_train_begin)
     def wrapper(self: CallbackSet, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:

@@ -15,7 +15,7 @@ __all__ = ["moment_of", "score_of", "scores_by_epoch", "take_back_epoch"]
 
 
 def moment_of(history: History) -> Moment:
-    """Return the moment that a net has reached, by its history.
+    """Return the current moment of a net from its history.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def moment_of(history: History) -> Moment:
 
 
 def take_back_epoch(net: Net) -> None:
-    """Remove the history row of an epoch in which nothing was trained."""
+    """Remove the history row of an untrained epoch."""
     if isinstance(net.history, list):
         net.history.pop()
 
@@ -68,7 +68,9 @@ def score_of(row: Mapping[str, Any], monitor: str) -> Any:
 
 
 def scores_by_epoch(history: History, monitor: str) -> list[tuple[int, float]]:
-    """List the epochs that have a score, each with the score; None becomes NaN.
+    """List the scores of a history with their epochs.
+
+    Epochs without the score are left out; the score None becomes NaN.
 
     Raises
     ------

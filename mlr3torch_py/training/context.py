@@ -129,7 +129,7 @@ class ContextTorch:
         return dict(self.net.callbacks_)
 
     def epochs_left(self, epochs: int | None = None) -> int:
-        """Count the remaining epochs of this call, and set `total_epochs`.
+        """Count the remaining epochs, and set `total_epochs`.
 
         Parameters
         ----------
@@ -150,7 +150,7 @@ class ContextTorch:
 
 
 def scores_of(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Return the scores in a row of a history that have a prefix, without it."""
+    """Select the scores with a prefix, and strip it."""
     return {
         key.removeprefix(prefix): value
         for key, value in row.items()

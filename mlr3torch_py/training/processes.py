@@ -13,7 +13,10 @@ T = TypeVar("T")
 
 
 def on_main_process(function: Callable[[], T]) -> T:
-    """Call a function on the main process; return its result, or raise its exception, in every process."""
+    """Call a function on the main process only.
+
+    Its result is returned, or its exception raised, in every process.
+    """
     if not _are_several():
         return function()
     outcome: list[Any] = [None, None]

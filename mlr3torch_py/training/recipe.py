@@ -1,4 +1,4 @@
-"""Classes that a function makes, and whose instances pickle by calling it again."""
+"""Make classes with picklable instances inside a function."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["recipe_class"]
 
 
 def recipe_class(name: str, base: type[Any], namespace: Mapping[str, Any], recipe: partial[type[Any]]) -> type[Any]:
-    """Make a class that belongs to no module but has picklable instances.
+    """Make a class with picklable instances outside of any module.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class Run:
         self._in_validation = False
 
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
-        """Call ``on_train_begin`` of `caller` and of all callbacks that skorch has not called yet."""
+        """Call ``on_train_begin`` of `caller` and of all callbacks after it."""
         for _, callback in self.net.callbacks_:
             if is_staged(callback):
                 callback.require_params()
@@ -88,8 +88,8 @@ class Run:
     def arrange(self) -> None:
         """Sort the net's callbacks by weight, between `_First` and `_Last`.
 
-        A no-op unless the list has changed: by ``set_params(callbacks__...)``, or because callbacks were added to it or
-        removed. An added CallbackSet takes part in the run from then on.
+        A no-op unless the list has changed: by ``set_params(callbacks__...)``, or since somebody has added or removed
+        callbacks. An added CallbackSet takes part in the run from then on.
         """
         if self.net.callbacks_ == self.in_order:
             return
@@ -108,15 +108,15 @@ class Run:
         """Stand in for ``net.fit_loop`` for one call; exit if it raises."""
         del vars(self.net)["fit_loop"]  # at once, so that copies made during training do not have it
         try:
-            return self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
+            fitted = self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
         except KeyboardInterrupt:  # skorch catches it, then calls on_train_end
+            self.arrange()
             raise
         except BaseException as error:
             self.exit(error)
             raise
-        finally:
-            if self.joined:
-                self.arrange()
+        self.arrange()
+        return fitted
 
     def begin_epoch(self, dataset_train: Any, dataset_valid: Any) -> None:
         """Update ``ctx``; before the first epoch of the run, let the callbacks prepare."""
@@ -202,13 +202,16 @@ class Run:
 
 
 class _Adaptor(Callback):  # type: ignore[misc]
-    """Keep the names of a net's callbacks in skorch's order; this much is left of a run in a copy of the net."""
+    """Keep the names of all other callbacks in skorch's order.
+
+    In a copy of a net, and after a run without an end, skorch calls its ``on_train_begin`` first.
+    """
 
     def __init__(self, names: list[str]) -> None:
         self.names_ = names
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Start a run: skorch meets an adaptor at this stage in a copy of a net, and after a run without an end."""
+        """Start a run."""
         Run(net).start(self, X, y, **kwargs)
 
 
@@ -261,15 +264,19 @@ class _Last(_LiveAdaptor):
 
 
 def must_start_run(net: Net, callback: StagedCallback) -> bool:
-    """Check whether a callback of a net whose ``on_train_begin`` is called is in no run yet."""
+    """Check whether a callback is one of the net's but in no run of it."""
+    callbacks = [other for _, other in net.callbacks_]
+    contexts = [other.run_.ctx for other in callbacks if isinstance(other, _LiveAdaptor)]
     ctx = callback.ctx_
-    contexts = [other.run_.ctx for _, other in net.callbacks_ if isinstance(other, _LiveAdaptor)]
     is_in_run = ctx is not None and ctx.net is net and (ctx.is_starting or _has(contexts, ctx))
-    return not is_in_run and any(callback is other for _, other in net.callbacks_)
+    return not is_in_run and _has(callbacks, callback)
 
 
 def _in_skorchs_order(callbacks: list[NamedCallback]) -> list[NamedCallback]:
-    """List the callbacks that are not of a run in the order before it; those added since come last."""
+    """Drop the callbacks of a run, and restore the order before it.
+
+    Callbacks that were added since come last.
+    """
     names = next((callback.names_ for _, callback in callbacks if isinstance(callback, _Adaptor)), [])
     place = {name: i for i, name in enumerate(names)}
     others = [item for item in callbacks if not isinstance(item[1], _Adaptor)]
@@ -277,9 +284,9 @@ def _in_skorchs_order(callbacks: list[NamedCallback]) -> list[NamedCallback]:
 
 
 def _rank(item: NamedCallback) -> tuple[float, int]:
-    """Give callbacks of skorch the weight 0, but let PrintLog print after all finite weights."""
+    """Return the weight of a callback as a key to sort by."""
     callback = item[1]
-    if isinstance(callback, PrintLog):
+    if isinstance(callback, PrintLog):  # it prints what the others have recorded
         return math.inf, 0
     return callback.weight if is_staged(callback) else 0, 1
 

@@ -1,4 +1,4 @@
-"""The stages of training: those of skorch, those that it lacks, and the callbacks that have them all."""
+"""The stages of training, and the base class of callbacks with all of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOOK_OF_STAGE: Final = {
 
 
 class StagedCallback(Callback):  # type: ignore[misc]
-    """A callback of skorch with the context, the weight and the stages that a run gives it."""
+    """A callback of skorch with a context, a weight and further stages, see `run`."""
 
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
@@ -52,7 +52,7 @@ class StagedCallback(Callback):  # type: ignore[misc]
         self.weight_ = float(weight)
 
     def require_params(self) -> None:
-        """Raise if a parameter is missing or invalid; called before anything else."""
+        """Raise if a parameter is missing or invalid."""
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
         """Act before any ``on_train_begin``; return True if the net's history was replaced."""
@@ -81,5 +81,6 @@ class StagedCallback(Callback):  # type: ignore[misc]
 
 
 def is_staged(callback: object) -> TypeGuard[StagedCallback]:
-    """Check the class of a callback: an instance, such as a Mock, may claim to be anything."""
+    """Check whether a callback has all stages."""
+    # By its class, since an instance such as a Mock may claim to be anything.
     return issubclass(type(callback), StagedCallback)
