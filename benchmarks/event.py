@@ -19,7 +19,7 @@ def rows_of(n_weights, rounds):
     begin_epoch(net, unfreeze)
 
     def events():
-        unfreeze.batch_, unfreeze.due_ = 0, 1
+        unfreeze.engine_.batch, unfreeze.engine_.due = 0, 1
         unfreeze.on_batch_begin(net, training=True)
         unfreeze.on_batch_begin(net, training=True)
 

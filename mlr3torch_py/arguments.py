@@ -4,7 +4,33 @@ from __future__ import annotations
 
 from numbers import Integral
 
-__all__ = ["check_whole"]
+__all__ = ["check_flag", "check_whole"]
+
+
+def check_flag(argument: str, value: object) -> bool:
+    """Return True or False.
+
+    Parameters
+    ----------
+    argument : str
+        What the message calls it.
+    value : object
+
+    Raises
+    ------
+    TypeError
+        If `value` is neither.
+
+    Examples
+    --------
+    >>> check_flag("fixed", 1)
+    Traceback (most recent call last):
+        ...
+    TypeError: `fixed` is 1; give True or False
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{argument}` is {value!r}; give True or False")
+    return value
 
 
 def check_whole(argument: str, value: object, what: str, *, least: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""Names: reading lists of them, listing them, guessing which were meant, and the paths above them."""
+"""Names: reading and listing them, suggesting the nearest ones, and the paths above them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ __all__ = ["ancestors", "as_names", "listed", "nearest"]
 
 
 def ancestors(name: str) -> Iterator[str]:
-    """Yield the paths of the modules around a parameter or module, innermost first; the network is the path "".
+    """Yield the paths of the modules around a name.
+
+    The innermost comes first; the path of the network itself is "".
 
     Examples
     --------
@@ -22,12 +24,18 @@ def ancestors(name: str) -> Iterator[str]:
 
 
 def as_names(argument: str, value: object) -> tuple[str, ...]:
-    """Return a name, or a list of names, as a tuple.
+    """Return one or several names as a tuple.
+
+    Parameters
+    ----------
+    argument : str
+        What the message calls it.
+    value : object
 
     Raises
     ------
     TypeError
-        If `value` is neither; the message calls it `argument`.
+        If `value` is neither.
 
     Examples
     --------
@@ -42,7 +50,7 @@ def as_names(argument: str, value: object) -> tuple[str, ...]:
 
 
 def listed(items: Iterable[object], most: int = 10) -> str:
-    """Join `items` by commas, at most `most` of them.
+    """Join items by commas, and count those beyond `most`.
 
     Examples
     --------
@@ -55,15 +63,24 @@ def listed(items: Iterable[object], most: int = 10) -> str:
 
 
 def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Say which of the `known` words may have been meant, or which there are.
+    """Suggest the nearest known words, or list them all.
+
+    Returns
+    -------
+    str
+        A sentence with its end mark: put it last, or start another sentence after it.
 
     Examples
     --------
     >>> nearest(["wieght"], ["weight", "bias"])
     "did you mean 'weight'?"
     >>> nearest(["x"], ["weight", "bias"])
-    "known are 'weight', 'bias'"
+    "choose from 'weight', 'bias'."
+    >>> nearest(["x"], [])
+    'there are none.'
     """
     known = list(known)
     near = dict.fromkeys(hit for word in unknown for hit in difflib.get_close_matches(word, known))
-    return f"did you mean {listed(map(repr, near))}?" if near else f"known are {listed(map(repr, known))}"
+    if near:
+        return f"did you mean {listed(map(repr, near))}?"
+    return f"choose from {listed(map(repr, known))}." if known else "there are none."

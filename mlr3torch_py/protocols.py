@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +46,8 @@ class Net(Protocol):
     def infer(self, x: Any, **fit_params: Any) -> Any: ...
     def initialize_callbacks(self) -> Any: ...
     def initialize_module(self) -> Any: ...
+    def _uniquely_named_callbacks(self) -> Iterator[tuple[str, Any]]: ...
+    def _current_init_context(self, name: str) -> AbstractContextManager[None]: ...
 
 
 class EventCounter(Protocol):
@@ -52,10 +55,13 @@ class EventCounter(Protocol):
 
     @property
     def event(self) -> int:
-        """The number of the last event, which is another one for every event of every net."""
+        """The number of the last event; every event of every net has its own."""
 
 
 def last_event(net: Net) -> int | None:
     """Return the number of the last event at which something was frozen or unfrozen; None without any."""
-    engine: EventCounter | None = vars(net).get("freezing_engine_")
-    return None if engine is None else engine.event
+    for _, callback in net.callbacks_:
+        engine: EventCounter | None = vars(callback).get("engine_")
+        if engine is not None:
+            return engine.event
+    return None

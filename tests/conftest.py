@@ -32,7 +32,8 @@ def processes():
 
 @pytest.fixture
 def no_schedule_warnings():
-    """For schedules that are odd on purpose: rows that never come, that select nothing, or nothing new."""
+    """For schedules that are odd on purpose: rows that never come, that select nothing, or what cannot train."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`(unfreeze|starting_weights)`: ", category=UserWarning)
+        for message in ("`(unfreeze|starting_weights)`", ".* required no gradient before", ".* no optimizer holds"):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
         yield

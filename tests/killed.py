@@ -1,4 +1,4 @@
-"""Trainings that lose their process by SIGKILL at a moment: at the nth call of any function."""
+"""Trainings whose process is killed at the nth function call."""
 
 import os
 import random
@@ -26,14 +26,14 @@ def error_rate(net, X, y):
 
 
 class Draws(Callback):
-    """Keeps a number that numpy, and one that Python, draws at each epoch."""
+    """Records a number drawn by numpy and one drawn by Python at each epoch."""
 
     def on_epoch_end(self, net, **kwargs):
         net.history.record("drawn", [np.random.rand(), random.random()])
 
 
 def jobs():
-    """Trainings whose course depends on all that can get lost."""
+    """Return trainings that depend on everything a checkpoint must keep."""
     shuffled = {"iterator_train__shuffle": True, "module__p": 0.3}
     split = {"train_split": ValidSplit(0.2)}
     return {
@@ -71,7 +71,7 @@ def net_of(folder, job, **more):
 
 
 class Killer:
-    """Counts the calls of functions, and kills the process at one of them."""
+    """Counts function calls, and kills the process at one of them."""
 
     def __init__(self, kill_at=None):
         self.calls = 0
@@ -89,7 +89,7 @@ class Killer:
 
 
 def train(folder, job, kill_at=None, **more):
-    """Train, in the process that calls; return the net, and what has counted."""
+    """Train in this process, and return the net and its Killer."""
     net, killer = net_of(folder, job, **more).initialize(), Killer(kill_at)
     sys.setprofile(killer)
     try:

@@ -11,6 +11,7 @@ from mlr3torch_py.__main__ import main
 mpl.use("agg")
 
 
+@pytest.mark.slow
 def test_the_example_shows_schedule_training_and_timeline(tmp_path):
     command = [sys.executable, "-m", "mlr3torch_py", "--png", str(tmp_path / "timeline.png")]
     text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout

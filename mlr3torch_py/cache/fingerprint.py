@@ -1,4 +1,4 @@
-"""What the output of a module depends on besides its input, and whether it is still what it was."""
+"""Fingerprints of modules: everything that an output depends on besides the input."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import torch
 from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from mlr3torch_py.cache.rows import UnfitError
+from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
 
 __all__ = ["Fingerprint"]
 
-# What is looked at by itself, or may differ.
-_NO_SETTINGS: Final = frozenset({"training", "_parameters", "_buffers", "_modules", "_compiled_call_impl"})
+# Compared on their own, or allowed to differ.
+_NOT_SETTINGS: Final = frozenset({"training", "_parameters", "_buffers", "_modules", "_compiled_call_impl"})
 
 
 _Leaves = tuple[list[Any], TreeSpec | None]
 
 
 class _Seen(NamedTuple):
+    """A parameter or buffer as it was when the fingerprint was taken."""
+
     owner: dict[str, Any]
     name: str
     tensor: torch.Tensor
@@ -30,20 +32,20 @@ class _Seen(NamedTuple):
 
 
 class Fingerprint:
-    """The parameters, buffers, children and all other attributes of a module at one time.
+    """The state of a module at one time: parameters, buffers, children and all other attributes.
 
-    Parameters and buffers are taken by their values and as objects; other attributes by value if they are tensors or
-    plain, item by item if they are containers, and as objects otherwise.
+    Parameters and buffers are compared by value and identity; other attributes by value if they are tensors or plain,
+    item by item if they are containers, and by identity otherwise.
 
     Parameters
     ----------
     module : torch.nn.Module
     before : Fingerprint, optional
-        An earlier one, from which the hashes are taken of the tensors that torch has not seen change since.
+        An earlier fingerprint; its hashes are reused for tensors whose version counter has not moved since.
 
     Raises
     ------
-    UnfitError
+    NotCacheableError
         If a tensor of the module cannot be read.
 
     Examples
@@ -73,13 +75,14 @@ class Fingerprint:
             ]
             self._settings = [_settings(layer) for layer, _ in self._layers]
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise UnfitError(f"what it holds cannot be read: {error}") from error
+            raise NotCacheableError(f"its attributes cannot be read: {error}") from error
 
     @property
     def seems_current(self) -> bool:
-        """Whether all objects are the same ones, none trains, and torch has not seen a tensor change.
+        """Whether nothing was replaced or is trainable, and no version counter has moved.
 
-        It does not see what is written through ``.data`` or numpy, the statistics of BatchNorm, and other attributes.
+        This misses writes through ``.data`` and numpy, statistics of BatchNorm, and attributes other than tensors and
+        children.
         """
         return all(
             owner.get(name) is tensor
@@ -90,20 +93,28 @@ class Fingerprint:
         ) and all(owner.get(name) is child for owner, name, child in self._children)
 
     def difference(self, other: Fingerprint) -> str | None:
-        """Name something that differs; None if all is the same."""
+        """Name something that differs; None if nothing does."""
         if len(self._layers) != len(other._layers) or len(self._tensors) != len(other._tensors):
             return "its layers"
-        for (layer, kind), (other_layer, other_kind) in zip(self._layers, other._layers, strict=True):
-            if layer is not other_layer or kind is not other_kind:
-                return "its layers"
-        owners = {id(owner): kind for layer, kind in self._layers for owner in (layer._parameters, layer._buffers)}
-        for one, another in zip(self._tensors, other._tensors, strict=True):
-            if one.tensor is not another.tensor or one.hash != another.hash:
-                return f"the {one.name!r} of its {owners[id(one.owner)].__name__}"
-        for (_, kind), settings, others in zip(self._layers, self._settings, other._settings, strict=True):
-            for name in settings.keys() | others.keys():
-                if name not in settings or name not in others or not _are_same(settings[name], others[name]):
-                    return f"the {name!r} of its {kind.__name__}"
+        pairs = zip(self._layers, other._layers, strict=True)
+        if any(layer is not other_layer or cls is not other_cls for (layer, cls), (other_layer, other_cls) in pairs):
+            return "its layers"
+        return self._changed_tensor(other) or self._changed_setting(other)
+
+    def _changed_tensor(self, other: Fingerprint) -> str | None:
+        for before, now in zip(self._tensors, other._tensors, strict=True):
+            if before.tensor is not now.tensor or before.hash != now.hash:
+                owners = {
+                    id(owner): cls for layer, cls in self._layers for owner in (layer._parameters, layer._buffers)
+                }
+                return f"the {before.name!r} of its {owners[id(before.owner)].__name__}"
+        return None
+
+    def _changed_setting(self, other: Fingerprint) -> str | None:
+        for (_, cls), before, now in zip(self._layers, self._settings, other._settings, strict=True):
+            for name in before.keys() | now.keys():
+                if name not in before or name not in now or not _are_same(before[name], now[name]):
+                    return f"the {name!r} of its {cls.__name__}"
         return None
 
 
@@ -114,7 +125,7 @@ def _see(owner: dict[str, Any], name: str, tensor: torch.Tensor, before: _Seen |
 
 
 def _settings(layer: nn.Module) -> dict[str, _Leaves]:
-    return {name: _leaves(value) for name, value in vars(layer).items() if name not in _NO_SETTINGS}
+    return {name: _leaves(value) for name, value in vars(layer).items() if name not in _NOT_SETTINGS}
 
 
 def _leaves(value: Any) -> _Leaves:

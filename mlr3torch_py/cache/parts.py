@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.cache.module import NEEDS_GRADIENT, CachedModule, Tally
-from mlr3torch_py.cache.rows import UnfitError
+from mlr3torch_py.cache.admission import NEEDS_GRADIENT
+from mlr3torch_py.cache.module import CachedModule, Tally
+from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.cache.store import Budget
-from mlr3torch_py.names import listed, nearest
+from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.parameters import trainable_names
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
@@ -24,41 +25,39 @@ logger = logging.getLogger("mlr3torch_py")
 
 
 def frozen_parts(
-    module: nn.Module, trainable: Set[str], *, among: Set[str] | None = None, opened: Set[str] = frozenset()
+    module: nn.Module, trainable: Set[str], *, among: Set[str] | None = None, containers: Set[str] = frozenset()
 ) -> dict[str, nn.Module]:
-    """Find the largest submodules that have parameters, none of which trains.
+    """Find the largest submodules that are frozen as a whole.
 
     Parameters
     ----------
     module : torch.nn.Module
     trainable : set of str
-        The parameters that train.
+        The names of the trainable parameters.
     among : set of str, optional
-        The paths that are looked at; all if missing.
-    opened : set of str
-        Paths in whose place their children are looked at, as in that of a list of modules, which nobody calls.
+        The paths to consider; all if missing.
+    containers : set of str
+        Paths of modules to descend into, such as a container that is never called itself.
 
     Returns
     -------
     dict of str to torch.nn.Module
-        By their paths, in the order of the network; a shared module once.
+        By path, in the order of the network; a shared module once.
 
     Examples
     --------
     >>> network = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2), nn.Linear(2, 1))
     >>> list(frozen_parts(network, {"2.weight", "2.bias"}))
     ['0', '1']
-    >>> list(frozen_parts(network, {"2.weight", "2.bias"}, opened={"0"}))
+    >>> list(frozen_parts(network, {"2.weight", "2.bias"}, containers={"0"}))
     ['0.0', '1']
     """
-    frozen, trains = set[str](), set[str]()
+    with_frozen, with_trainable = set[str](), set[str]()
     for name, tensor in named_parameters(module).items():
-        has_gradient = name in trainable or is_lazy(tensor)
-        path = name
-        while path:
-            path = path.rpartition(".")[0]
-            (trains if has_gradient else frozen).add(path)
-    wanted = frozen - trains - opened if among is None else (frozen - trains - opened) & among
+        (with_trainable if name in trainable or is_lazy(tensor) else with_frozen).update(ancestors(name))
+    wanted = with_frozen - with_trainable - containers
+    if among is not None:
+        wanted &= among
     first_path: dict[int, str] = {}
     outermost = _outermost(bare(module), "", wanted)
     return {path: part for path, part in outermost if first_path.setdefault(id(part), path) == path}
@@ -74,29 +73,29 @@ def _outermost(module: nn.Module, path: str, wanted: Set[str]) -> Iterator[tuple
 
 
 class CachedParts:
-    """The modules of a network that are cached.
+    """The parts of a network that are cached.
 
     Parameters
     ----------
     module : torch.nn.Module
     names : sequence of str, optional
-        The paths of the modules that may be; all if missing.
+        The paths of the submodules to cache while they are frozen; the largest frozen ones if missing.
     max_bytes : int
-        What all rows together may take.
+        The bytes that the rows of all parts may take together.
     check : int
         See `CachedModule`.
 
     Raises
     ------
     ValueError
-        If the network has no such module, or one that can never be cached.
+        If the network lacks a module in `names`, or one of them can never be cached.
 
     Examples
     --------
     >>> import torch
     >>> network = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 1))
     >>> parts = CachedParts(network, max_bytes=100_000)
-    >>> parts.find(), parts.begin_epoch()
+    >>> parts.refresh(), parts.begin_epoch()
     (None, None)
     >>> batch = torch.rand(3, 2)
     >>> torch.equal(network(batch), network(batch))
@@ -114,44 +113,50 @@ class CachedParts:
         self._names = None if names is None else frozenset(names)
         self._check = check
         self.budget = Budget(max_bytes)
-        self._parts: dict[str, CachedModule] = {}
-        self._gone: list[Tally] = []
-        self._alone: set[str] = set()
-        self._opened: set[str] = set()
-        self._idle_names = set(names or ())
-        self._said: set[tuple[str, str]] = set()
+        self._modules: dict[str, CachedModule] = {}
+        self._past_tallies: list[Tally] = []
+        self._rejected: set[str] = set()
+        self._containers: set[str] = set()
+        self._never_called = set(names or ())
+        self._warned: set[tuple[str, str]] = set()
         if names is not None:
             _check_names(self._module, names)
 
-    def find(self, *, after_event: bool = True) -> None:
+    @property
+    def modules(self) -> Mapping[str, CachedModule]:
+        """The modules that are cached now, by path."""
+        return self._modules
+
+    @property
+    def never_called(self) -> list[str]:
+        """The given names that were never called while frozen as a whole."""
+        return sorted(self._never_called)
+
+    def refresh(self, *, retry_rejected: bool = True) -> None:
         """Cache what is frozen as a whole now, and nothing else.
 
         Parameters
         ----------
-        after_event : bool
-            Whether modules that are left alone get another trial.
+        retry_rejected : bool
+            Whether to try modules again that were rejected before.
         """
-        if after_event:
-            self._alone.clear()
-        found = frozen_parts(self._module, set(trainable_names(self._module)), among=self._names, opened=self._opened)
-        for path, part in list(self._parts.items()):
-            if found.get(path) is not part.module or not part.is_in_place:
-                self._let_go(path)
+        if retry_rejected:
+            self._rejected.clear()
+        trainable = set(trainable_names(self._module))
+        found = frozen_parts(self._module, trainable, among=self._names, containers=self._containers)
+        for path, cached in list(self._modules.items()):
+            if found.get(path) is not cached.module or not cached.is_in_place:
+                self._release(path)
         for path, module in found.items():
-            if path not in self._parts and path not in self._alone:
-                leave_alone = partial(self._leave_alone, path)
+            if path not in self._modules and path not in self._rejected:
+                reject = partial(self._reject, path)
                 try:
-                    self._parts[path] = CachedModule(_name(path), module, self.budget, self._check, leave_alone)
-                except UnfitError as error:
-                    leave_alone(str(error))
-
-    @property
-    def modules(self) -> Mapping[str, CachedModule]:
-        """The modules that are cached now, by their paths."""
-        return self._parts
+                    self._modules[path] = CachedModule(_quoted(path), module, self.budget, self._check, reject)
+                except NotCacheableError as error:
+                    reject(str(error))
 
     def replace_uncalled(self) -> bool:
-        """Turn, after a batch, from modules that nobody called to their children, which somebody may have called.
+        """Replace the modules that no batch has called by their children.
 
         Modules that were asked for by name stay.
 
@@ -160,59 +165,56 @@ class CachedParts:
         bool
             Whether there were any.
         """
-        uncalled = [path for path, part in self._parts.items() if self._names is None and not part.is_called]
+        if self._names is not None:
+            return False
+        uncalled = [path for path, cached in self._modules.items() if not cached.is_called]
         for path in uncalled:
-            self._let_go(path)
+            self._release(path)
         if uncalled:
-            self._opened.update(uncalled)
-            self.find(after_event=False)
+            self._containers.update(uncalled)
+            self.refresh(retry_rejected=False)
         return bool(uncalled)
 
     def begin_epoch(self) -> None:
-        """Compare everything in the modules with what it was when their rows were kept."""
-        for path, part in list(self._parts.items()):
+        """Start new tallies, and forget the rows of modules in which anything has changed."""
+        for path, cached in list(self._modules.items()):
             try:
-                part.begin_epoch()
-            except UnfitError as error:
-                self._leave_alone(path, str(error))
+                cached.begin_epoch()
+            except NotCacheableError as error:
+                self._reject(path, str(error))
 
     def end_epoch(self) -> Tally:
-        """Drop rows and modules that were of no use in this epoch, and say what came of it."""
-        tallies = self._gone + [part.tally for part in self._parts.values()]
-        for path, part in list(self._parts.items()):
-            part.rows.end_epoch()
-            if self._names is None and part.is_idle:
-                logger.info("%s is no longer cached: none of its rows came again", part.name)
-                self._let_go(path)
-                self._alone.add(path)
-        self.budget.is_short, self._gone = False, []
+        """Drop rows and modules that were not used in this epoch, and return the tally."""
+        tallies = self._past_tallies + [cached.tally for cached in self._modules.values()]
+        for path, cached in list(self._modules.items()):
+            cached.rows.end_epoch()
+            if self._names is None and cached.is_idle:
+                logger.info("%s is no longer cached: none of its rows came again", cached.name)
+                self._release(path)
+                self._rejected.add(path)
+        self.budget.is_short, self._past_tallies = False, []
         return sum(tallies, Tally())
 
     def close(self) -> None:
-        """Give all modules their own calls back, and forget all rows."""
-        for path in list(self._parts):
-            self._let_go(path)
+        """Restore the own calls of all modules, and forget all rows."""
+        for path in list(self._modules):
+            self._release(path)
 
-    @property
-    def idle_names(self) -> list[str]:
-        """The names that were given and were never both frozen as a whole and called."""
-        return sorted(self._idle_names)
+    def _release(self, path: str) -> None:
+        cached = self._modules.pop(path)
+        cached.remove()
+        self._past_tallies.append(cached.tally)
+        if cached.is_called:
+            self._never_called -= {name for name in self._never_called if path in {name, *ancestors(name)}}
 
-    def _let_go(self, path: str) -> None:
-        part = self._parts.pop(path)
-        part.remove()
-        self._gone.append(part.tally)
-        if part.is_called:
-            self._idle_names -= {name for name in self._idle_names if _is_within(name, path)}
-
-    def _leave_alone(self, path: str, reason: str) -> None:
-        if path in self._parts:
-            self._let_go(path)
-        self._alone.add(path)
-        is_natural = reason == NEEDS_GRADIENT and self._names is None
-        if not is_natural and (path, reason) not in self._said:
-            self._said.add((path, reason))
-            warnings.warn(f"frozen_cache leaves {_name(path)} alone: {reason}", stacklevel=2)
+    def _reject(self, path: str, reason: str) -> None:
+        if path in self._modules:
+            self._release(path)
+        self._rejected.add(path)
+        is_expected = reason == NEEDS_GRADIENT and self._names is None
+        if not is_expected and (path, reason) not in self._warned:
+            self._warned.add((path, reason))
+            warnings.warn(f"frozen_cache: not caching {_quoted(path)}: {reason}", stacklevel=2)
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:
@@ -230,12 +232,8 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
             )
 
 
-def _name(path: str) -> str:
-    return path or "the network"
-
-
-def _is_within(name: str, path: str) -> bool:
-    return not path or name == path or name.startswith(f"{path}.")
+def _quoted(path: str) -> str:
+    return repr(path) if path else "the network"
 
 
 def _is_callable(module: nn.Module) -> bool:

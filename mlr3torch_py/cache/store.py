@@ -1,17 +1,18 @@
-"""Rows that are kept in memory by their keys, within a limit of bytes."""
+"""A store of rows by key, within a budget of bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 
-from mlr3torch_py.cache.rows import Row
+from mlr3torch_py.cache.rows import RowTensors
 
 __all__ = ["Budget", "RowCache"]
 
-# What Python and torch take for a tensor of their own, its key, and its places in the tables, about.
-_BYTES_BESIDE = 1024
+# About what Python and torch need for a tensor object, its key, and its entries in the tables.
+_BYTES_PER_OBJECT: Final = 1024
 
 
 class Budget:
@@ -36,7 +37,7 @@ class Budget:
         self.is_short = False
 
     def take(self, n_bytes: int) -> bool:
-        """Take some bytes, if they are left."""
+        """Take some bytes, if so many are left."""
         if self.used + n_bytes > self.max_bytes:
             self.is_short = True
             return False
@@ -44,16 +45,15 @@ class Budget:
         return True
 
     def give_back(self, n_bytes: int) -> None:
-        """Give bytes back."""
+        """Return bytes to the budget."""
         self.used -= n_bytes
 
 
 class RowCache:
-    """Copies of rows by their keys.
+    """Copies of rows by key.
 
-    What is there stays when the budget is used up, since in training all rows are asked for in turn: to drop the one
-    that was used longest ago would drop each just before it is needed. Only rows that nobody asked for during a whole
-    epoch make room.
+    Rows are not evicted when the budget is used up: training asks for all rows in turn, so evicting the least recently
+    used one would drop each row just before it is needed. Only rows that were not used for a whole epoch make room.
 
     Parameters
     ----------
@@ -69,25 +69,25 @@ class RowCache:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._rows: dict[bytes, Row] = {}
+        self._rows: dict[bytes, RowTensors] = {}
         self._used: set[bytes] = set()
 
     @property
     def n_bytes(self) -> int:
-        """What the rows take."""
+        """The bytes that the rows take."""
         return sum(map(_size, self._rows.values()))
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def get(self, keys: Sequence[bytes]) -> list[Row | None]:
-        """Return the row of each key, None where there is none."""
+    def get(self, keys: Sequence[bytes]) -> list[RowTensors | None]:
+        """Return the row of each key, None for unknown keys."""
         rows = list(map(self._rows.get, keys))
         self._used.update(key for key, row in zip(keys, rows, strict=True) if row is not None)
         return rows
 
-    def add(self, keys: Iterable[bytes], rows: Iterable[Row]) -> None:
-        """Keep copies of rows, as many as the budget has room for."""
+    def add(self, keys: Iterable[bytes], rows: Iterable[RowTensors]) -> None:
+        """Copy rows into the cache until the budget is used up."""
         with torch.inference_mode(False):
             for key, row in zip(keys, rows, strict=True):
                 if key not in self._rows:
@@ -97,7 +97,7 @@ class RowCache:
                 self._used.add(key)
 
     def end_epoch(self) -> None:
-        """Drop, if there was no room, the rows that were not asked for since the last call."""
+        """Drop the rows not used since the last call, if the budget was short."""
         if self._budget.is_short:
             for key in self._rows.keys() - self._used:
                 self._budget.give_back(_size(self._rows.pop(key)))
@@ -110,5 +110,5 @@ class RowCache:
         self._used.clear()
 
 
-def _size(row: Row) -> int:
-    return sum(tensor.nbytes + _BYTES_BESIDE for tensor in row)
+def _size(row: RowTensors) -> int:
+    return sum(tensor.nbytes + _BYTES_PER_OBJECT for tensor in row)

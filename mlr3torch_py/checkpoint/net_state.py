@@ -1,4 +1,4 @@
-"""All of a net that a checkpoint keeps: taking it down, checking that it fits, and loading it."""
+"""Capture, validate and restore the state of a net."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import Flags, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import generators, random_states
 from mlr3torch_py.network.unwrap import bare, named_modules
+from mlr3torch_py.protocols import Net
 
 __all__ = [
     "callback_states",
+    "capture",
     "check_fits",
+    "generators_of",
     "is_stateful",
-    "load",
-    "load_after_begin",
-    "places_of_generators",
-    "take_checkpoint",
+    "restore",
+    "restore_after_train_begin",
 ]
 
-# What callbacks of skorch know beyond the history; their begin makes it anew.
+# Attributes of skorch's callbacks that their on_train_begin resets.
 _STATES_OF_SKORCH: Final[Mapping[type, tuple[str, ...]]] = MappingProxyType(
     {
         of_skorch.LRScheduler: ("lr_scheduler_", "batch_idx_"),
@@ -37,22 +38,22 @@ _STATES_OF_SKORCH: Final[Mapping[type, tuple[str, ...]]] = MappingProxyType(
 )
 
 
-def take_checkpoint(net: Any, dataset_train: Any, states_of_call: Mapping[str, Any] | None) -> Checkpoint:
-    """Take down all of a net, at the end of an epoch.
+def capture(net: Net, dataset_train: Any, states_of_call: Mapping[str, Any] | None) -> Checkpoint:
+    """Capture the state of a net at the end of an epoch.
 
     Parameters
     ----------
     net : skorch.NeuralNet
     dataset_train : torch.utils.data.Dataset
     states_of_call : mapping, optional
-        The random states by which this call drew its validation split, where it is not the first one of a run.
+        The random states from which this call of ``partial_fit`` drew its validation split; None for the first call
+        of a run.
 
     Raises
     ------
     TypeError
-        If a callback, or the history, holds what a file cannot.
+        If a callback, or the history, holds something that no file can keep.
     """
-    weights = {name: part.state_dict() for name, part in _parts(net).items()}
     rows = [dict(row) for row in net.history.to_list()]
     for row in rows[:-1]:
         if "train_batch_count" in row:
@@ -61,15 +62,15 @@ def take_checkpoint(net: Any, dataset_train: Any, states_of_call: Mapping[str, A
         "classes": _optimizer_classes(net),
         "history": rows,
         "callbacks": callback_states(net),
-        "random": random_states(generators(**places_of_generators(net, dataset_train))),
+        "random": random_states(generators_of(net, dataset_train)),
         "random_of_call": states_of_call,
         "trainable": trainable_names(net.module_),
     }
-    return Checkpoint.of(len(rows), weights, state)
+    return Checkpoint.of(len(rows), _state_dicts(net), state)
 
 
-def callback_states(net: Any) -> dict[str, Any]:
-    """Return the classes and the states of those callbacks that have one, by their names."""
+def callback_states(net: Net) -> dict[str, Any]:
+    """Return the classes and states of the stateful callbacks, by name."""
     return {
         name: {"class": type(callback).__qualname__, "state": _state_of(callback)}
         for name, callback in net.callbacks_
@@ -77,8 +78,8 @@ def callback_states(net: Any) -> dict[str, Any]:
     }
 
 
-def check_fits(net: Any, checkpoint: Checkpoint) -> None:
-    """Check, before anything is changed, that a checkpoint is one of this net.
+def check_fits(net: Net, checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint can be restored into a net.
 
     Raises
     ------
@@ -93,20 +94,20 @@ def check_fits(net: Any, checkpoint: Checkpoint) -> None:
     epoch, parts, state = checkpoint
     if epoch > net.max_epochs:
         raise ValueError(
-            f"`max_epochs` is {net.max_epochs}, but the checkpoint is of epoch {epoch}; in a run that is resumed it "
-            "counts all epochs, so raise it"
+            f"`max_epochs` is {net.max_epochs}, but the checkpoint is of epoch {epoch} and a resumed run counts all of "
+            "its epochs; raise it"
         )
-    here = _form({name: part.state_dict() for name, part in _parts(net).items()}, _optimizer_classes(net))
-    there = _form({name: part for name, part in parts.items() if name != "callbacks"}, state["classes"])
-    differs = [
+    here = _layout(_state_dicts(net), _optimizer_classes(net))
+    there = _layout({name: part for name, part in parts.items() if name != "callbacks"}, state["classes"])
+    different = [
         f"{place} ({here.get(place, 'nothing')} here, {there.get(place, 'nothing')} there)"
         for place in here | there
         if here.get(place, 0) not in (None, there.get(place, 0))
     ]
-    if differs:
+    if different:
         raise ValueError(
-            f"the checkpoint of epoch {epoch} is of another network or optimizer, which differs in "
-            f"{listed(differs, most=3)}; give `path` another folder"
+            f"the checkpoint of epoch {epoch} is of another network or optimizer, with a different "
+            f"{listed(different, most=3)}; give `path` another folder"
         )
     callbacks = dict(net.callbacks_)
     for name, kept in state["callbacks"].items():
@@ -115,13 +116,13 @@ def check_fits(net: Any, checkpoint: Checkpoint) -> None:
             warnings.warn(f"the checkpoint holds a state of the callback {name!r}, which the net lacks", stacklevel=2)
         elif found != kept["class"]:
             raise ValueError(
-                f"the checkpoint holds a state of {kept['class']} for the callback {name!r}, which is of {found} now; "
-                "give it another name"
+                f"the checkpoint holds a state of {kept['class']} for the callback {name!r}, but that is now of "
+                f"{found}; give it another name"
             )
 
 
-def load(net: Any, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint into a net; if a callback refuses its state, all is as it was before."""
+def restore(net: Net, checkpoint: Checkpoint) -> None:
+    """Restore a net, or change nothing if a callback refuses its state."""
     before = [(callback, dict(vars(callback))) for _, callback in net.callbacks_]
     try:
         for callback, state in _states_for(net, checkpoint):
@@ -136,13 +137,15 @@ def load(net: Any, checkpoint: Checkpoint) -> None:
         if name in checkpoint.parts:
             part.load_state_dict(checkpoint.parts[name])
     Flags(frozenset(checkpoint.state["trainable"]), frozen_by_us(net.module_)).restore(net.module_)
-    rows = getattr(net.history, "history", net.history)  # a distributed history keeps a list in it
+    rows: Any = getattr(net.history, "history", net.history)  # a DistributedHistory wraps a list
     rows.clear()
     rows.extend(checkpoint.contents()["history"])
 
 
-def load_after_begin(net: Any, checkpoint: Checkpoint) -> None:
-    """Load again what the begin of schedulers has changed, and what skorch's callbacks have forgotten at theirs.
+def restore_after_train_begin(net: Net, checkpoint: Checkpoint) -> None:
+    """Restore what the callbacks' ``on_train_begin`` has reset.
+
+    These are the optimizers, whose rates a new scheduler sets, and the attributes of skorch's callbacks.
 
     Raises
     ------
@@ -165,17 +168,24 @@ def load_after_begin(net: Any, checkpoint: Checkpoint) -> None:
                 setattr(callback, attribute, state[attribute])
 
 
-def _states_for(net: Any, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
+def is_stateful(callback: Any) -> bool:
+    """Whether a checkpoint keeps a state of this callback."""
+    has_state = hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict")
+    return has_state or bool(_attributes_of_skorch(callback))
+
+
+def generators_of(net: Net, dataset_train: Any = None) -> dict[str, Any]:
+    """Find the generators in a net's parameters, modules and training data."""
+    params = {name: value for name, value in vars(net).items() if not name.endswith("_")}
+    modules = {f"module_.{path}": module for path, module in named_modules(net.module_)}
+    return generators(**(params | modules | {"dataset_train": dataset_train}))
+
+
+def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
     callbacks = dict(net.callbacks_)
     for name, kept in checkpoint.contents()["callbacks"].items():
         if name in callbacks:
             yield callbacks[name], kept["state"]
-
-
-def is_stateful(callback: Any) -> bool:
-    """Whether a callback knows something that a checkpoint keeps."""
-    is_own = hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict")
-    return is_own or bool(_attributes_of_skorch(callback))
 
 
 def _state_of(callback: Any) -> Any:
@@ -191,31 +201,28 @@ def _attributes_of_skorch(callback: Any) -> tuple[str, ...]:
     return next((names for kind, names in _STATES_OF_SKORCH.items() if isinstance(callback, kind)), ())
 
 
-def _parts(net: Any) -> dict[str, Any]:
-    """Return the modules, criteria and optimizers of a net by their names, without wrappers."""
+def _parts(net: Net) -> dict[str, Any]:
+    """Return the bare modules, criteria and optimizers of a net, by name."""
     parts = {name: getattr(net, f"{name}_") for name in (*net._modules, *net._criteria)}
     modules = {name: bare(part) for name, part in parts.items() if isinstance(part, nn.Module)}
     return modules | {name: getattr(net, f"{name}_") for name in net._optimizers}
 
 
-def _optimizer_classes(net: Any) -> dict[str, str]:
+def _state_dicts(net: Net) -> dict[str, Mapping[str, Any]]:
+    return {name: part.state_dict() for name, part in _parts(net).items()}
+
+
+def _optimizer_classes(net: Net) -> dict[str, str]:
     return {name: type(getattr(net, f"{name}_")).__name__ for name in net._optimizers}
 
 
-def _form(parts: Mapping[str, Mapping[str, Any]], classes: Mapping[str, str]) -> dict[str, Any]:
-    """Say what parts are of: classes of optimizers and sizes of their groups, and the shapes of tensors."""
-    form: dict[str, Any] = dict(classes)
+def _layout(parts: Mapping[str, Mapping[str, Any]], classes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the classes and group sizes of optimizers, and the shapes of tensors."""
+    layout: dict[str, Any] = dict(classes)
     for name, part in parts.items():
         for i, group in enumerate(part.get("param_groups", ())):
-            form[f"{name}.group {i}"] = len(group["params"])
+            layout[f"{name}.group {i}"] = len(group["params"])
         for key, value in part.items():
             if isinstance(value, torch.Tensor) and not key.endswith("_extra_state"):
-                form[f"{name}.{key}"] = None if nn.parameter.is_lazy(value) else tuple(value.shape)
-    return form
-
-
-def places_of_generators(net: Any, dataset_train: Any = None) -> dict[str, Any]:
-    """Return where random generators may be: parameters of the net, its module, its training data."""
-    places = {name: value for name, value in vars(net).items() if not name.endswith("_")}
-    modules = {f"module_.{path}": module for path, module in named_modules(net.module_)}
-    return places | modules | {"dataset_train": dataset_train}
+                layout[f"{name}.{key}"] = None if nn.parameter.is_lazy(value) else tuple(value.shape)
+    return layout

@@ -1,4 +1,4 @@
-"""What the cache of frozen parts will do in a training: measured on one batch, and reckoned for all epochs."""
+"""Forecast the cache of frozen parts: measured on one batch, and extrapolated to all epochs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from mlr3torch_py.cache.parts import CachedParts
 
-__all__ = ["Cost", "Span", "measure_costs", "reckon"]
+__all__ = ["Cost", "Span", "estimate_epochs", "measure_costs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,11 @@ class Cost:
     Parameters
     ----------
     rows : float
-        The rows of the module that it becomes.
+        The number of rows that the module receives for it.
     n_bytes : float
+        The bytes that the cache needs for these.
     seconds : float
-        What is saved each time that it comes again.
+        The seconds saved whenever the row is taken from memory.
     """
 
     rows: float
@@ -33,14 +34,14 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A time in which the same modules are cached.
+    """A range of batches in which the same modules are cached.
 
     Parameters
     ----------
     batch : int
-        Where it begins, from 1.
+        The first batch, counted from 1.
     costs : mapping of str to Cost
-        The modules by their paths.
+        The cached modules by path.
     """
 
     batch: int
@@ -48,54 +49,55 @@ class Span:
 
 
 def measure_costs(parts: CachedParts, run: Callable[[], object], n_rows: int) -> dict[str, Cost]:
-    """Run a batch through a network until it comes from memory.
+    """Run a batch through a network until it is answered from memory.
 
     Parameters
     ----------
     parts : CachedParts
-        Of the network, with room for the batch.
+        The cache of the network, with room for the batch.
     run : callable
         Calls the network with a batch.
     n_rows : int
-        The rows of the batch.
+        The number of rows in the batch.
 
     Returns
     -------
     dict of str to Cost
-        Of the modules that are cached.
+        The modules that are cached, by path.
     """
-    parts.find()
+    parts.refresh()
     run()
     while parts.replace_uncalled():
         run()
     parts.begin_epoch()
     run()
     costs = {
-        path: Cost(part.tally.hits / n_rows, part.rows.n_bytes / n_rows, part.tally.saved / n_rows)
-        for path, part in parts.modules.items()
-        if part.tally.hits and not part.tally.misses
+        path: Cost(cached.tally.hits / n_rows, cached.rows.n_bytes / n_rows, cached.tally.saved / n_rows)
+        for path, cached in parts.modules.items()
+        if cached.tally.hits and not cached.tally.misses
     }
     parts.close()
     return costs
 
 
-def reckon(
+def estimate_epochs(
     spans: Sequence[Span], *, n_train: int, n_valid: int, per_epoch: int, max_epochs: int, max_bytes: int
 ) -> pd.DataFrame:
-    """Say for each epoch what comes from memory.
+    """Estimate the cache statistics of each epoch.
 
-    All rows of the data are taken to differ, and to come once in each epoch, as they are.
+    All rows of the data are assumed to be distinct, and to appear unchanged once per epoch.
 
     Parameters
     ----------
     spans : sequence of Span
-        In their order, the first from batch 1.
+        In chronological order; the first one starts at batch 1.
     n_train, n_valid : int
-        The rows of the data.
+        The numbers of training and validation rows.
     per_epoch : int
-        The batches of an epoch.
+        The number of batches in an epoch.
     max_epochs : int
     max_bytes : int
+        The limit of the cache.
 
     Returns
     -------
@@ -105,7 +107,7 @@ def reckon(
     Examples
     --------
     >>> spans = [Span(1, {"encoder": Cost(rows=1, n_bytes=100, seconds=0.001)}), Span(5, {})]
-    >>> reckon(spans, n_train=80, n_valid=20, per_epoch=2, max_epochs=3, max_bytes=5_000)
+    >>> estimate_epochs(spans, n_train=80, n_valid=20, per_epoch=2, max_epochs=3, max_bytes=5_000)
        epoch  cache_hits  cache_misses  cache_bytes  cache_saved
     0      1           0           100         5000         0.00
     1      2          50            50         5000         0.05
@@ -117,18 +119,18 @@ def reckon(
     table = []
     for epoch in range(1, max_epochs + 1):
         hits = misses = n_bytes = saved = 0.0
-        first, beyond = per_epoch * (epoch - 1) + 1, per_epoch * epoch + 1
+        first, next_first = per_epoch * (epoch - 1) + 1, per_epoch * epoch + 1
         for span, end in zip(spans, ends, strict=True):
-            n_batches = min(end, beyond) - max(span.batch, first)
+            n_batches = min(end, next_first) - max(span.batch, first)
             if n_batches <= 0:
                 continue
-            asked = n_train * n_batches / per_epoch + (n_valid if end >= beyond else 0)
-            room = max_bytes // max(1.0, sum(cost.n_bytes for cost in span.costs.values()))
+            requested = n_train * n_batches / per_epoch + (n_valid if end >= next_first else 0)
+            capacity = max_bytes // max(1.0, sum(cost.n_bytes for cost in span.costs.values()))
             kept = {path: kept.get(path, 0.0) for path in span.costs}
             for path, cost in span.costs.items():
-                known = asked * kept[path] / n_rows
-                kept[path] = min(kept[path] + asked - known, room)
-                hits, misses = hits + known * cost.rows, misses + (asked - known) * cost.rows
+                known = requested * kept[path] / n_rows
+                kept[path] = min(kept[path] + requested - known, capacity)
+                hits, misses = hits + known * cost.rows, misses + (requested - known) * cost.rows
                 saved += known * cost.seconds
             n_bytes = sum(kept[path] * cost.n_bytes for path, cost in span.costs.items())
         table.append((epoch, round(hits), round(misses), round(n_bytes), saved))

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
-from mlr3torch_py.forecast.cache import Span, measure_costs, reckon
+from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_costs
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of
 from mlr3torch_py.forecast.report import FreezePlan, Phase
-from mlr3torch_py.freezing.holder import FreezingCallback, layers_to_hold
-from mlr3torch_py.network.evaluation import hold_in_evaluation
-from mlr3torch_py.network.parameters import Flags, frozen_by_us
+from mlr3torch_py.freezing.engine import modules_to_pin
+from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.network.evaluation import Pins
+from mlr3torch_py.network.parameters import Flags, can_train, frozen_by_us
 from mlr3torch_py.network.randomness import kept_random_states
-from mlr3torch_py.network.unwrap import bare, named_parameters
-from mlr3torch_py.schedule.plan import Moment, Step
+from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
+from mlr3torch_py.schedule.plan import Moment, Plan
 from mlr3torch_py.schedule.plateau import Plateau
+from mlr3torch_py.schedule.timeline import timeline
 
 __all__ = ["freeze_plan"]
 
@@ -86,93 +90,109 @@ def freeze_plan(
     2 + 3.weight, 3.bias
     3 + 0.weight, 0.bias
     """
-    for argument, value in (("max_epochs", max_epochs), ("batches_per_epoch", batches_per_epoch)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"`{argument}` is {value!r}; give a whole number from 1")
+    for argument, value, what in (
+        ("max_epochs", max_epochs, "epochs"),
+        ("batches_per_epoch", batches_per_epoch, "batches"),
+    ):
+        if value is not None:
+            check_whole(argument, value, what)
     if isinstance(net, nn.Module):
-        probe, module, planned = None, net, _clones(callbacks)
+        subject = _Subject(bare(net), _clones(callbacks), max_epochs, batches_per_epoch)
     else:
-        if callbacks or not hasattr(net, "initialized_"):
-            what = "`callbacks` are given beside a net, which has its own" if callbacks else f"`net` is {net!r}"
-            raise TypeError(f"{what}; give a net of skorch, or a torch.nn.Module and `callbacks`")
-        max_epochs = net.max_epochs if max_epochs is None else max_epochs
-        with kept_random_states():
-            probe = NetProbe(net, _KINDS)
-            module, planned = probe.module, probe.callbacks
-            if X is not None and batches_per_epoch is None:
-                probe.load(X, y)
-                batches_per_epoch = probe.n_batches
-    module = bare(module)
-    freezing = [callback for callback in planned if isinstance(callback, FreezingCallback)]
-    for callback in freezing:
+        subject = _subject_of(net, X, y, max_epochs, batches_per_epoch, callbacks)
+    plan = _plan(subject)
+    for cache in subject.callbacks:
+        if isinstance(cache, CallbackSetFrozenCache):
+            plan = _with_cache(plan, cache, subject)
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a plan is about.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The bare network.
+    callbacks : list of CallbackSet
+        Clones of the callbacks that freeze it, and of those that cache what is frozen.
+    max_epochs, batches_per_epoch : int, optional
+    probe : NetProbe, optional
+        The net, if there is one.
+    """
+
+    module: nn.Module
+    callbacks: list[Any]
+    max_epochs: int | None
+    batches_per_epoch: int | None
+    probe: NetProbe | None = None
+
+    @property
+    def freezing(self) -> list[FreezingCallback]:
+        return [callback for callback in self.callbacks if isinstance(callback, FreezingCallback)]
+
+
+def _subject_of(
+    net: Any, X: Any, y: Any, max_epochs: int | None, batches_per_epoch: int | None, callbacks: Sequence[Any]
+) -> _Subject:
+    if callbacks or not hasattr(net, "initialized_"):
+        what = "`callbacks` are given beside a net, which has its own" if callbacks else f"`net` is {net!r}"
+        raise TypeError(f"{what}; give a net of skorch, or a torch.nn.Module and `callbacks`")
+    with kept_random_states():
+        probe = NetProbe(net, _KINDS)
+        if X is not None and batches_per_epoch is None:
+            probe.load(X, y)
+            batches_per_epoch = probe.n_batches
+    epochs = net.max_epochs if max_epochs is None else max_epochs
+    return _Subject(bare(probe.module), probe.callbacks, epochs, batches_per_epoch, probe)
+
+
+def _plan(subject: _Subject) -> FreezePlan:
+    """Walk through the timeline of all freezing callbacks together."""
+    for callback in subject.freezing:
         callback.require_params()
-        callback.plans_ = callback.make_plans(module)
-    steps = [step for callback in freezing for plan in callback.plans_ for step in plan.steps]
-    if batches_per_epoch is None and any(step.row.unit == "batch" and step.time > 0 for step in steps):
+        callback.plans_ = callback.plans_for(subject.module)
+    steps = [step for callback in subject.freezing for plan in callback.plans_ for step in plan.steps]
+    if subject.batches_per_epoch is None and any(step.row.unit == "batch" and step.time > 0 for step in steps):
         raise ValueError(
             "the plan counts batches, whose number in an epoch is not known: pass `X` or `batches_per_epoch`"
         )
-    per_epoch = batches_per_epoch or 1
-    begins = sorted({1, *(_batch(step, per_epoch) for step in steps)} - {0})
-    n_epochs = (begins[-1] - 1) // per_epoch + 1 if max_epochs is None else max_epochs
-    tensors = named_parameters(module)
-    governed = frozenset().union(frozen_by_us(module), *(callback.governed for callback in freezing))
-    may_train = frozenset(name for name, tensor in tensors.items() if name in governed or tensor.requires_grad)
-    has_aliases = len({id(tensor) for tensor in tensors.values()}) < len(tensors)
+    for callback in subject.freezing:
+        callback.plans_ = tuple(plan.resolved(_latest(plan)) for plan in callback.plans_)
+    tensors = named_parameters(subject.module)
+    tied = names_by_tensor(subject.module)
+    governed = frozenset().union(frozen_by_us(subject.module), *(callback.governed for callback in subject.freezing))
+    may_train = {
+        name for name, tensor in tensors.items() if can_train(tensor) and (name in governed or tensor.requires_grad)
+    }
     phases: list[Phase] = []
-    for batch in begins:
-        epoch = (batch - 1) // per_epoch + 1
-        trainable = may_train.difference(*(_held(callback, epoch, batch, per_epoch) for callback in freezing))
-        if has_aliases:
-            trainable = _with_aliases(trainable, tensors)
-        if epoch <= n_epochs and not (phases and phases[-1].trainable == trainable):
-            phases.append(Phase(epoch, batch, trainable))
-    first_name: dict[int, str] = {}
-    plan = FreezePlan(
+    last_epoch = 1
+    plans = [plan for callback in subject.freezing for plan in callback.plans_]
+    for moment, held in timeline(plans, subject.batches_per_epoch or 1, last_epoch=subject.max_epochs or math.inf):
+        free = may_train - held
+        trainable = frozenset(name for names in tied if not free.isdisjoint(names) for name in names)
+        if not (phases and phases[-1].trainable == trainable):
+            phases.append(Phase(moment.epoch, moment.batch, trainable))
+        last_epoch = moment.epoch
+    return FreezePlan(
         sizes={name: 0 if is_lazy(tensor) else tensor.numel() for name, tensor in tensors.items()},
-        aliases=frozenset(name for name, t in tensors.items() if first_name.setdefault(id(t), name) != name),
+        aliases=frozenset(alias for names in tied for alias in names[1:]),
         phases=tuple(phases),
-        max_epochs=n_epochs,
-        batches_per_epoch=batches_per_epoch,
+        max_epochs=subject.max_epochs or last_epoch,
+        batches_per_epoch=subject.batches_per_epoch,
         notes=tuple(
             f"{step.row} depends on the training; here it comes at its `no_later_than`, or never"
             for step in steps
             if isinstance(step.row.time, Plateau)
         ),
     )
-    for cache in (callback for callback in planned if isinstance(callback, CallbackSetFrozenCache)):
-        if probe is None or not probe.n_batches:
-            notes = (
-                *plan.notes,
-                "frozen_cache: give a net and `X` instead of `batches_per_epoch` to see what it saves",
-            )
-            plan = replace(plan, notes=notes)
-        else:
-            with kept_random_states():
-                plan = _with_cache(plan, cache, probe, freezing)
-    return plan
 
 
-def _batch(step: Step, per_epoch: int) -> int:
-    """Return the first batch at which a step acts; 0 if it never comes."""
-    time = step.row.time.no_later_than or 0 if isinstance(step.row.time, Plateau) else step.row.time
-    return time if step.row.unit == "batch" or time == 0 else per_epoch * (time - 1) + 1
-
-
-def _held(callback: FreezingCallback, epoch: int, batch: int, per_epoch: int) -> Set[str]:
-    """Return what a callback holds at a moment; conditions are taken to come at their latest."""
-    firsts, held = tuple(1 + per_epoch * i for i in range(epoch)), set[str]()
-    for plan in callback.plans_:
-        times = ((step.row.position, step.row.time) for step in plan.conditions)
-        latest = {at: time.no_later_than for at, time in times if isinstance(time, Plateau) and time.no_later_than}
-        held |= plan.held(Moment(epoch, batch, firsts, fired=latest))
-    return held
-
-
-def _with_aliases(names: frozenset[str], tensors: dict[str, nn.Parameter]) -> frozenset[str]:
-    """Add the further names of tied tensors: a tensor trains when one of its names does."""
-    free = {id(tensors[name]) for name in names}
-    return frozenset(name for name, tensor in tensors.items() if id(tensor) in free)
+def _latest(plan: Plan) -> dict[int, int]:
+    """Return the epochs at which conditions are met at the latest, as `Plan.resolved` takes them."""
+    times = ((step.row.position, step.row.time) for step in plan.conditions)
+    return {at: time.no_later_than for at, time in times if isinstance(time, Plateau) and time.no_later_than}
 
 
 def _clones(callbacks: Sequence[Any]) -> list[Any]:
@@ -184,26 +204,19 @@ def _clones(callbacks: Sequence[Any]) -> list[Any]:
     return [clone(item[1] if isinstance(item, tuple) else item) for item in callbacks]
 
 
-def _with_cache(
-    plan: FreezePlan, cache: CallbackSetFrozenCache, probe: NetProbe, freezing: list[FreezingCallback]
-) -> FreezePlan:
-    """Run the first batch through a copy of the network in each phase, and reckon what that means for all epochs."""
-    module, per_epoch = deepcopy(bare(probe.module)).to(probe.net.device), plan.batches_per_epoch or 1
-    call, n_rows = probe.first_batch()
-    boundless = CallbackSetFrozenCache(cache.modules, max_bytes=sys.maxsize, check=cache.check)
-    spans = []
-    with warnings.catch_warnings(record=True, action="always") as said:
-        for phase in plan.phases:
-            Flags(phase.trainable, frozenset()).restore(module)
-            held_by = ((cb, _held(cb, phase.epoch, phase.batch, per_epoch)) for cb in freezing)
-            hold_in_evaluation(module.train(), layers_to_hold(module, held_by))
-            parts = boundless.make_parts(module)
-            spans.append(Span(phase.batch, measure_costs(parts, lambda: call(module), n_rows)))
-    table = reckon(
+def _with_cache(plan: FreezePlan, cache: CallbackSetFrozenCache, subject: _Subject) -> FreezePlan:
+    """Run the first batch through a copy of the network in each phase, and extrapolate to all epochs."""
+    probe = subject.probe
+    if probe is None or not probe.n_batches:
+        note = "frozen_cache: give a net and `X` instead of `batches_per_epoch` to see what it saves"
+        return replace(plan, notes=(*plan.notes, note))
+    with kept_random_states():
+        spans, said = _spans(plan, cache, probe, subject.freezing)
+    table = estimate_epochs(
         spans,
         n_train=probe.n_train,
         n_valid=probe.n_valid,
-        per_epoch=per_epoch,
+        per_epoch=plan.batches_per_epoch or 1,
         max_epochs=plan.max_epochs,
         max_bytes=int(cache.max_bytes),
     )
@@ -213,4 +226,23 @@ def _with_cache(
         f"frozen_cache: {total['cache_hits']:,.0f} of {n_asked:,.0f} rows come from memory, which holds up to "
         f"{n_bytes / 1e6:,.1f} MB; about {total['cache_saved']:.1f} s are saved"
     )
-    return replace(plan, cache=table, notes=(*plan.notes, summary, *dict.fromkeys(str(one.message) for one in said)))
+    return replace(plan, cache=table, notes=(*plan.notes, summary, *said))
+
+
+def _spans(
+    plan: FreezePlan, cache: CallbackSetFrozenCache, probe: NetProbe, freezing: list[FreezingCallback]
+) -> tuple[list[Span], list[str]]:
+    """Measure what is cached in each phase, and return it with the warnings of the cache."""
+    module, per_epoch = deepcopy(bare(probe.module)).to(probe.net.device), plan.batches_per_epoch or 1
+    call, n_rows = probe.first_batch()
+    boundless = CallbackSetFrozenCache(cache.modules, max_bytes=sys.maxsize, check=cache.check)
+    spans = []
+    with warnings.catch_warnings(record=True, action="always") as said:
+        for phase in plan.phases:
+            moment = Moment(phase.epoch, phase.batch, tuple(1 + per_epoch * i for i in range(phase.epoch)))
+            Flags(phase.trainable, frozenset()).restore(module)
+            held_by = [(callback, callback.held(moment)) for callback in freezing]
+            Pins().set(modules_to_pin(module.train(), held_by))
+            parts = boundless.make_parts(module)
+            spans.append(Span(phase.batch, measure_costs(parts, lambda: call(module), n_rows)))
+    return spans, list(dict.fromkeys(str(one.message) for one in said))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlr3torch_py.network.unwrap import named_parameters, network_of
+from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor, network_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from mlr3torch_py.forecast.report import FreezePlan
 
 __all__ = ["plot_history", "plot_plan"]
 
@@ -21,30 +20,60 @@ FROZEN, TRAINABLE = "#d9d9d9", "#0b5394"
 MOST_ROWS = 40
 
 
-def plot_plan(plan: FreezePlan, ax: Axes | None = None) -> Axes:
-    """Draw a plan, as `FreezePlan.plot` says."""
+class _Phase(Protocol):
+    @property
+    def batch(self) -> int: ...
+    @property
+    def trainable(self) -> Set[str]: ...
+
+
+def plot_plan(
+    phases: Sequence[_Phase], names: Sequence[str], max_epochs: int, per_epoch: int, ax: Axes | None = None
+) -> Axes:
+    """Draw which parameters are trainable in which phase.
+
+    Parameters
+    ----------
+    phases : sequence of Phase
+    names : sequence of str
+        The parameters, in the order of the network.
+    max_epochs : int
+        The last epoch that is drawn.
+    per_epoch : int
+        The number of batches in an epoch, by which the `batch` of a phase is placed.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure if missing.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is missing; the message has the line that installs it.
+    """
     plt = _pyplot()
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Patch
 
-    rows = _rows(list(plan.sizes))
-    per_epoch = plan.batches_per_epoch or 1
-    begins = [1 + (phase.batch - 1) / per_epoch for phase in plan.phases]
+    rows = _rows(list(names))
+    begins = [1 + (phase.batch - 1) / per_epoch for phase in phases]
     shares = np.array(
-        [[np.mean([name in phase.trainable for name in names]) for phase in plan.phases] for names in rows.values()]
+        [[np.mean([name in phase.trainable for name in group]) for phase in phases] for group in rows.values()]
     )
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 1.6 + 0.24 * max(len(rows), 4)), layout="constrained")
     colours = LinearSegmentedColormap.from_list("frozen to trainable", [FROZEN, TRAINABLE])
-    edges = [*begins, plan.max_epochs + 1]
+    edges = [*begins, max_epochs + 1]
     ax.pcolormesh(edges, np.arange(len(rows) + 1), shares.reshape(len(rows), -1), cmap=colours, vmin=0, vmax=1)
     ax.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color="white", linewidth=1)
     if len(begins) <= MOST_ROWS:
         ax.vlines(begins[1:], 0, len(rows), color="white", linewidth=1)
     ax.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows))
     ax.invert_yaxis()
-    step = max(1, -(-plan.max_epochs // 12))
-    epochs = np.arange(1, plan.max_epochs + 1, step)
+    step = max(1, -(-max_epochs // 12))
+    epochs = np.arange(1, max_epochs + 1, step)
     ax.set_xticks(epochs, labels=map(str, epochs))
     ax.tick_params(length=0, axis="y")
     ax.spines[:].set_visible(False)
@@ -85,8 +114,8 @@ def plot_history(net: Any) -> Figure:
     rows = [row for row in net.history.to_list() if "n_trainable" in row and "train_loss" in row]
     if not rows:
         raise ValueError("`net` has no history of a finished epoch with a freezing callback; train it first")
-    tensors = {id(tensor): tensor for tensor in named_parameters(network_of(net)).values()}
-    total = sum(tensor.numel() for tensor in tensors.values())
+    tensors = named_parameters(network_of(net))
+    total = sum(tensors[names[0]].numel() for names in names_by_tensor(network_of(net)))
     epochs = [row["epoch"] for row in rows]
     figure: Figure
     figure, (losses, share) = plt.subplots(

@@ -1,4 +1,4 @@
-"""What a net would train with: its network, callbacks and batches, made without touching it."""
+"""Set up what a net would train with, its network, callbacks and batches, without modifying the net."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from sklearn.base import clone
 from skorch.dataset import get_len, unpack_data
 from torch import nn
 
+from mlr3torch_py.protocols import Net
+
 __all__ = ["NetProbe", "is_one_of"]
 
 
@@ -19,9 +21,9 @@ class NetProbe:
     Parameters
     ----------
     net : skorch.NeuralNet
-        Initialized or not; it is left as it is.
-    kinds : tuple of type
-        The classes of the callbacks that are wanted.
+        Initialized or not; it is not modified.
+    types : tuple of type
+        The classes of callbacks to set up.
 
     Attributes
     ----------
@@ -30,28 +32,28 @@ class NetProbe:
     callbacks : list of skorch.callbacks.Callback
         Clones, with the parameters that the net sets.
     n_batches, n_train, n_valid : int
-        The training batches in an epoch, and the rows of the data; 0 before they are loaded.
+        The training batches of an epoch, and the rows of the data; 0 before `load`.
     """
 
     n_batches = n_train = n_valid = 0
 
-    def __init__(self, net: Any, kinds: tuple[type, ...]) -> None:
+    def __init__(self, net: Net, types: tuple[type, ...]) -> None:
         self.net = net
         probe = net
         if not net.initialized_:
             probe = copy(net)
             named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
             chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
-            probe.callbacks = [(name, clone(one, safe=False)) for name, one in chosen if is_one_of(one, kinds)]
+            probe.callbacks = [(name, clone(one, safe=False)) for name, one in chosen if is_one_of(one, types)]
             for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
                 delattr(probe, name)
             probe.initialize_callbacks()
-            with probe._current_init_context("module"):  # skorch lets a module be made nowhere else
+            with probe._current_init_context("module"):  # skorch makes modules only within this context
                 probe.initialize_module()
         self.module: nn.Module = probe.module_
-        self.callbacks = [clone(callback) for _, callback in probe.callbacks_ if isinstance(callback, kinds)]
+        self.callbacks = [clone(callback) for _, callback in probe.callbacks_ if isinstance(callback, types)]
 
-    def load(self, features: Any, targets: Any) -> None:
+    def load(self, X: Any, y: Any) -> None:
         """Split the data as the net does.
 
         Raises
@@ -60,17 +62,17 @@ class NetProbe:
             If the number of batches in an epoch cannot be known.
         """
         probe = copy(self.net)
-        probe.train_split = deepcopy(self.net.train_split)  # it may hold a random state of its own
-        train, valid = probe.get_split_datasets(features, targets)
+        probe.train_split = deepcopy(self.net.train_split)  # it may hold a random generator of its own
+        train, valid = probe.get_split_datasets(X, y)
         self._batches = probe.get_iterator(train, training=True)
         try:
             self.n_train, self.n_valid = len(train), 0 if valid is None else len(valid)
             self.n_batches = len(self._batches)
         except TypeError as error:
-            raise ValueError("the training iterator does not know its length: pass `batches_per_epoch`") from error
+            raise ValueError("the training iterator does not know its length; pass `batches_per_epoch`") from error
 
     def first_batch(self) -> tuple[Callable[[nn.Module], Any], int]:
-        """Return what calls a network with the first training batch, as the net does, and the rows of that batch."""
+        """Return a function that calls a network with the first batch, and the batch's length."""
         features, _ = unpack_data(next(iter(self._batches)))
 
         def call(module: nn.Module) -> Any:
@@ -81,7 +83,7 @@ class NetProbe:
         return call, get_len(features)
 
 
-def is_one_of(item: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether a callback, or a pair of a name and a callback, or a class is of some kinds."""
+def is_one_of(item: Any, types: tuple[type, ...]) -> bool:
+    """Check whether a callback, a (name, callback) pair, or a class is of one of some types."""
     callback = item[1] if isinstance(item, (tuple, list)) else item
-    return isinstance(callback, kinds) or (isinstance(callback, type) and issubclass(callback, kinds))
+    return isinstance(callback, types) or (isinstance(callback, type) and issubclass(callback, types))

@@ -151,7 +151,7 @@ class FreezePlan:
         """
         from mlr3torch_py.forecast.picture import plot_plan
 
-        return plot_plan(self, ax)
+        return plot_plan(self.phases, list(self.sizes), self.max_epochs, self.batches_per_epoch or 1, ax)
 
     def _count(self, names: Iterator[str] | Sequence[str] | frozenset[str] | dict[str, int]) -> int:
         return sum(self.sizes[name] for name in names if name not in self.aliases)

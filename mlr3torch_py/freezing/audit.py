@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Set
-from numbers import Integral
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
+from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.bits import as_bytes
-from mlr3torch_py.network.evaluation import layers_in_evaluation
+from mlr3torch_py.network.evaluation import pinned_modules
 from mlr3torch_py.network.parameters import frozen_by_us
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
+from mlr3torch_py.protocols import Net, last_event
+from mlr3torch_py.schedule.plan import Held
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.processes import is_main_process
 
 __all__ = ["CallbackSetFreezeAudit"]
+
+# Events are numbered from 1, and there are none without freezing callbacks.
+_NO_EVENT: Final = 0
 
 
 class CallbackSetFreezeAudit(CallbackSet):
@@ -84,7 +89,8 @@ class CallbackSetFreezeAudit(CallbackSet):
 
     label = "Freeze Audit"
     default_weight = 500
-    frozen_: Set[str] | None = None
+    event_: int | None = _NO_EVENT
+    frozen_: Held = frozenset()
     kept_: Mapping[str, torch.Tensor] = MappingProxyType({})
     without_gradient_: Mapping[str, nn.Parameter] = MappingProxyType({})
     first_batch_ = 0
@@ -98,59 +104,56 @@ class CallbackSetFreezeAudit(CallbackSet):
     def check_params(self) -> None:
         if self.on_change not in ("raise", "warn"):
             raise ValueError(f"`on_change` is {self.on_change!r}; give 'raise' or 'warn'")
-        if self.sample is None:
-            return
-        if isinstance(self.sample, bool) or not isinstance(self.sample, Integral):
-            raise TypeError(f"`sample` is {self.sample!r}; give a whole number of values, or None for all")
-        if self.sample < 1:
-            raise ValueError(f"`sample` is {self.sample!r}; give at least 1, or None for all")
+        if self.sample is not None:
+            check_whole("sample", self.sample, "values")
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self._forget()
 
-    def on_batch_begin(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+    def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if not training:
             return
-        if (frozen := frozen_by_us(net.module_)) is not self.frozen_:
+        if (event := last_event(net)) != self.event_:
             # The freezing callbacks have acted just now, and no step was taken since.
             self._check(net)
             self._check_gradients()
             self._keep(net)
-            self.frozen_ = frozen
+            self.event_ = event
         self.is_checked_ = False
 
-    def on_grad_computed(self, net: Any, named_parameters: Any = None, **kwargs: Any) -> None:
+    def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
         self.saw_gradients_ = True
         if self.without_gradient_:
             self.without_gradient_ = {
                 name: tensor for name, tensor in self.without_gradient_.items() if tensor.grad is None
             }
 
-    def on_before_valid(self, net: Any, **kwargs: Any) -> None:
+    def on_before_valid(self, net: Net, **kwargs: Any) -> None:
         # Not later, since callbacks may put better weights back when training ends.
         self._check(net)
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self._check(net)
         self._check_gradients()
 
-    def on_exit(self, net: Any, **kwargs: Any) -> None:
+    def on_exit(self, net: Net, **kwargs: Any) -> None:
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"frozen_": None, "kept_": {}, "without_gradient_": {}}
+        return super().__getstate__() | {"event_": _NO_EVENT, "kept_": {}, "without_gradient_": {}}
 
     def _forget(self) -> None:
-        self.frozen_, self.kept_, self.without_gradient_ = None, {}, {}
+        self.event_, self.kept_, self.without_gradient_ = _NO_EVENT, {}, {}
 
-    def _keep(self, net: Any) -> None:
+    def _keep(self, net: Net) -> None:
         self.kept_ = {name: self._bits(tensor).clone() for name, tensor in _frozen_tensors(net).items()}
         self.without_gradient_ = {
             name: tensor for name, tensor in named_parameters(net.module_).items() if tensor.requires_grad
         }
+        self.frozen_ = frozen_by_us(net.module_)
         self.first_batch_, self.saw_gradients_ = self._batch(), False
 
-    def _check(self, net: Any) -> None:
+    def _check(self, net: Net) -> None:
         if self.is_checked_:
             return
         self.is_checked_, now = True, _tensors(net)
@@ -161,7 +164,7 @@ class CallbackSetFreezeAudit(CallbackSet):
             return
         causes = "; ".join(
             f"{listed(names)} changed while frozen, {self._batches()}: {cause}"
-            for cause, names in _by_cause(net, changed, now, self.frozen_ or set()).items()
+            for cause, names in _by_cause(net, changed, now, self.frozen_).items()
         )
         if self.on_change == "raise":
             raise RuntimeError(causes)
@@ -191,7 +194,7 @@ class CallbackSetFreezeAudit(CallbackSet):
         return as_bytes(values[torch.arange(0, len(values), step, device=values.device)])
 
 
-def _tensors(net: Any) -> dict[str, torch.Tensor]:
+def _tensors(net: Net) -> dict[str, torch.Tensor]:
     """Return the parameters, and the buffers of layers, by their names."""
     buffers = {
         f"{path}.{name}".strip("."): buffer
@@ -201,9 +204,9 @@ def _tensors(net: Any) -> dict[str, torch.Tensor]:
     return {**named_parameters(net.module_), **buffers}
 
 
-def _frozen_tensors(net: Any) -> dict[str, torch.Tensor]:
+def _frozen_tensors(net: Net) -> dict[str, torch.Tensor]:
     # DistributedDataParallel writes the buffers of the main process into those of all others.
-    held = layers_in_evaluation(net.module_) if is_main_process() else {}
+    held = pinned_modules(net.module_) if is_main_process() else {}
     return {
         name: tensor
         for name, tensor in _tensors(net).items()
@@ -214,7 +217,7 @@ def _frozen_tensors(net: Any) -> dict[str, torch.Tensor]:
 
 
 def _by_cause(
-    net: Any, changed: list[str], tensors: Mapping[str, torch.Tensor], held_before: Set[str]
+    net: Net, changed: list[str], tensors: Mapping[str, torch.Tensor], held_before: Held
 ) -> dict[str, list[str]]:
     frozen, causes = frozen_by_us(net.module_), dict[str, list[str]]()
     for name in changed:

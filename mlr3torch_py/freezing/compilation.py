@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +11,16 @@ import torch
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.network.unwrap import all_modules, bare
-from mlr3torch_py.schedule.plan import Moment, Plan
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.schedule.plan import Plan
+from mlr3torch_py.schedule.timeline import UNKNOWN_LENGTH, timeline
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of
 
 __all__ = ["warn_of_recompilation"]
 
 
-def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any) -> None:
+def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any) -> None:
     """Warn, when the first epoch begins, if a schedule needs more compilations than torch allows.
 
     Beyond its limit torch runs the network uncompiled. Training and validation count for each set of trainable weights,
@@ -50,29 +51,18 @@ def warn_of_recompilation(net: Any, plans: Sequence[Plan], dataset_train: Any, d
         )
 
 
-def _n_patterns(net: Any, plans: Sequence[Plan], per_epoch: float) -> int:
+def _n_patterns(net: Net, plans: Sequence[Plan], per_epoch: int) -> int:
     now, ctx = moment_of(net.history), next(cb.ctx for _, cb in net.callbacks_ if isinstance(cb, CallbackSet))
     last_epoch = now.epoch + net.max_epochs - 1 if ctx is None else ctx.total_epochs
-    n_conditions = sum(step.time == math.inf for plan in plans for step in plan.to_come(now))
-    begins = {now.batch + 1}
-    for step in (step for plan in plans for step in plan.to_come(now) if step.time < math.inf):
-        is_batch = step.row.unit == "batch"
-        begins.add(int(step.time) if is_batch else now.batch + 1 + int((step.time - now.epoch) * per_epoch))
-    patterns = set()
-    for batch in begins:
-        epoch = now.epoch + int((batch - now.batch - 1) // per_epoch)
-        if epoch <= last_epoch:
-            firsts = (*now.firsts, *(now.batch + 1 + int(i * per_epoch) for i in range(1, epoch - now.epoch + 1)))
-            moment = Moment(epoch, batch, firsts)
-            patterns.add(frozenset[str]().union(*(plan.held(moment) for plan in plans)))
-    return len(patterns) + n_conditions
+    stretches = timeline(plans, per_epoch, since=now, last_epoch=last_epoch)
+    return len({stretch.held for stretch in stretches}) + sum(len(plan.conditions) for plan in plans)
 
 
-def _length(loader: Any) -> float:
+def _length(loader: Any) -> int:
     try:
-        return len(loader)
+        return max(1, len(loader))
     except TypeError:
-        return math.inf
+        return UNKNOWN_LENGTH
 
 
 def _has_short_batch(loader: Any) -> bool:

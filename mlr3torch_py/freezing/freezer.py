@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
-from typing import Any
 
 from torch import nn
 
+from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.unwrap import named_parameters
+from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.select.functions import select_name
@@ -40,9 +41,12 @@ class Freezer(FreezingCallback):
         Group k of `name_starts_with`, counted from 0, is frozen for the first
         ``start_epoch + k * unfreeze_every_n_epochs`` epochs. `names` stay frozen until `until_step` or `until_epoch`,
         which release all that is left.
-    frozen_norm, frozen_dropout : "train" or "eval"
-        With "eval", normalisation layers that are frozen, as a whole and by this callback, use and keep their running
-        statistics, and dropout in frozen parts does nothing; see `CallbackSetUnfreeze`.
+    frozen_mode : {"train", "eval"}
+        With "eval", every module in a part of the network that is frozen as a whole, by this callback, is pinned in
+        eval mode while it is; see `CallbackSetUnfreeze`.
+    frozen_norm, frozen_dropout : {"train", "eval"}, optional
+        The mode of normalisation layers with running statistics, and of all other modules, in these parts; as
+        `frozen_mode` if missing.
 
     Raises
     ------
@@ -91,8 +95,9 @@ class Freezer(FreezingCallback):
         start_epoch: int | None = None,
         unfreeze_every_n_epochs: int | None = None,
         *,
-        frozen_norm: str = "train",
-        frozen_dropout: str = "train",
+        frozen_mode: str = "train",
+        frozen_norm: str | None = None,
+        frozen_dropout: str | None = None,
     ) -> None:
         self.names = names
         self.name_starts_with = name_starts_with
@@ -102,6 +107,7 @@ class Freezer(FreezingCallback):
         self.until_epoch = until_epoch
         self.start_epoch = start_epoch
         self.unfreeze_every_n_epochs = unfreeze_every_n_epochs
+        self.frozen_mode = frozen_mode
         self.frozen_norm = frozen_norm
         self.frozen_dropout = frozen_dropout
 
@@ -154,25 +160,18 @@ class Freezer(FreezingCallback):
             raise ValueError("all that `names` and `name_starts_with` match is excepted; nothing is left to freeze")
         return tuple(plans)
 
-    def opening(self, moment: Moment) -> str:
-        holding = [plan for plan in self.plans_ if plan.held(moment)]
-        return "; ".join(f"freezing {listed(p.names)} {_until(p.steps)}" for p in holding) or "freezing nothing"
+    def opening(self) -> str:
+        frozen = [([name for name in plan.names if name in self.held_], plan.steps) for plan in self.plans_]
+        return "; ".join(f"freezing {listed(names)} {_until(steps)}" for names, steps in frozen if names) or (
+            "freezing nothing"
+        )
 
-    def describe(self) -> str:
-        return self.opening(self.moment_)
+    def describe(self, moment: Moment) -> str:
+        return self.opening()
 
-    def advise(self, net: Any) -> None:
-        aliases: dict[int, list[str]] = {}
-        for name, tensor in named_parameters(net.module_).items():
-            aliases.setdefault(id(tensor), []).append(name)
-        for names in aliases.values():
-            held, free = ([name for name in names if (name in self.governed) is flag] for flag in (True, False))
-            if held and free:
-                warnings.warn(
-                    f"{listed(map(repr, held))} and {listed(map(repr, free))} are names of one tensor, which trains as "
-                    "long as one of its names does; name all of them to freeze it",
-                    stacklevel=2,
-                )
+    def advise(self, net: Net) -> None:
+        for sentence in partly_selected(names_by_tensor(net.module_), self.governed):
+            warnings.warn(sentence, stacklevel=2)
 
     def _names(self, argument: str) -> tuple[str, ...]:
         value = getattr(self, argument)
@@ -209,6 +208,6 @@ def _matching(argument: str, given: Iterable[str], known: Sequence[str], exact: 
     if missing:
         raise ValueError(
             f"`{argument}` has {listed(map(repr, missing))}, which matches no weight of the network; "
-            f"{nearest(missing, known)} Names are those of the bare module, without Lighter's leading 'model.'"
+            f"{nearest(missing, known)} Give names of the bare module, without Lighter's leading 'model.'"
         )
     return [name for names in matched.values() for name in names]

@@ -2,16 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+import torch
 from torch.optim import LBFGS, Optimizer
 
-__all__ = ["RateFactors"]
+from mlr3torch_py.names import listed
+
+__all__ = ["RateFactors", "Rates"]
 
 # The key under which a part keeps its name and the group that it is of.
 _PART: Final = "_part_by_mlr3torch_py"
 _NOT_SHARED: Final = ("params", "param_names", "lr", _PART)
+
+
+# How many values of a tensor are compared to see whether it has been updated.
+_SAMPLE: Final = 256
+
+
+class Rates:
+    """The factors on the learning rates of all optimizers of a net, and whether they have an effect.
+
+    Parameters
+    ----------
+    record : callable
+        Takes, after every step, the name of each group and its rate.
+
+    Attributes
+    ----------
+    are_unproven : bool
+        Whether there are factors that no step has used yet.
+    """
+
+    def __init__(self, record: Callable[[str, float], None]) -> None:
+        self._record = record
+        self._factor_of: Mapping[int, float] = {}
+        self._scaled: dict[int, RateFactors] = {}
+        self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.are_unproven = False
+
+    def scale(self, factor_of: Mapping[int, float], optimizers: Iterable[tuple[str, Optimizer]]) -> None:
+        """Put factors on the rates of optimizers, in place of those of the last call.
+
+        Parameters
+        ----------
+        factor_of : mapping of int to float
+            The factors by the ``id`` of the parameter.
+        optimizers : iterable of (str, torch.optim.Optimizer)
+            With the names under which rates are recorded.
+
+        Raises
+        ------
+        ValueError
+            If one of them is LBFGS.
+        """
+        if all(factor == 1 for factor in factor_of.values()):
+            factor_of = {}
+        named = {id(optimizer): (name, optimizer) for name, optimizer in optimizers} if factor_of else {}
+        if factor_of == self._factor_of and named.keys() == self._scaled.keys():
+            return
+        self.remove()
+        self._factor_of, self.are_unproven = factor_of, bool(factor_of)
+        for key, (name, optimizer) in named.items():
+            self._scaled[key] = RateFactors(optimizer, factor_of, self._used, name)
+
+    def watch(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Keep some values of tensors that have a factor, until a step has used the factors.
+
+        Parameters
+        ----------
+        tensors : iterable of torch.Tensor
+            What the next update will move.
+        """
+        if self.are_unproven:
+            scaled = [tensor for tensor in tensors if self._factor_of.get(id(tensor), 1.0) != 1]
+            self._before = [(tensor, _sample(tensor).clone()) for tensor in scaled]
+
+    def check(self) -> None:
+        """Check that what is watched was not updated without its factor.
+
+        Raises
+        ------
+        ValueError
+            If it was.
+        """
+        if self.are_unproven and any(not torch.equal(_sample(tensor), before) for tensor, before in self._before):
+            kinds = {type(factors.optimizer).__name__ for factors in self._scaled.values()}
+            raise ValueError(
+                f"`unfreeze` has a column `lr_mult`, which has no effect: {listed(kinds) or 'the optimizer'} "
+                "updates the weights otherwise than by the step() of a torch.optim.Optimizer; leave the column out, "
+                "give the rates by groups of the optimizer, or use an optimizer that updates in step()"
+            )
+
+    def remove(self) -> None:
+        """Give the optimizers back as they were."""
+        for factors in self._scaled.values():
+            factors.remove()
+        self._factor_of, self._scaled, self._before, self.are_unproven = {}, {}, [], False
+
+    def _used(self, name: str, rate: float) -> None:
+        self._before, self.are_unproven = [], False
+        self._record(name, rate)
+
+
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    values = tensor.detach().reshape(-1)
+    return values[:: max(1, len(values) // _SAMPLE)]
 
 
 class RateFactors:

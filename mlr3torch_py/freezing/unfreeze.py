@@ -6,16 +6,18 @@ import logging
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from mlr3torch_py.freezing.advice import partly_selected
+from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.unwrap import bare, named_parameters
+from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
+from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.table import Row, as_select, read_table
@@ -29,15 +31,15 @@ __all__ = ["CallbackSetUnfreeze"]
 logger = logging.getLogger("mlr3torch_py")
 
 
-class _Loaded(NamedTuple):
-    """A state that was loaded, and from when on it is in use in which net."""
+class _LoadedState(NamedTuple):
+    """A loaded state, and the epoch and the net that adopted it."""
 
     names: tuple[str, ...]
     epoch: int | None = None
-    net: weakref.ref[Any] | None = None
+    net: weakref.ref[Net] | None = None
 
-    def belongs_to(self, net: Any) -> bool:
-        return self.net is None or self.net() is net
+    def is_adopted_by(self, net: Net) -> bool:
+        return self.epoch is not None and (self.net is None or self.net() is net)
 
 
 class CallbackSetUnfreeze(FreezingCallback):
@@ -56,10 +58,15 @@ class CallbackSetUnfreeze(FreezingCallback):
         of a time, and a column `lr_mult` factors on the learning rate of the weights, from the first step on; the first
         row that selects a weight and has a factor counts. A mapping of columns, a list of records and a list of several
         tables are taken as well. Without a table nothing is unfrozen.
-    frozen_norm, frozen_dropout : "train" or "eval"
-        With "eval", normalisation layers that are frozen, as a whole and by this callback, use and keep their running
-        statistics, as in Keras; and dropout in frozen parts does nothing. A layer without parameters counts as frozen
-        when the module around it is. With "train" they go on as in training, as in R.
+    frozen_mode : {"train", "eval"}
+        With "eval", every module in a part of the network that is frozen as a whole, by this callback, is pinned in
+        eval mode while it is: normalisation keeps its running statistics, as in Keras, dropout and stochastic depth do
+        nothing. A module without parameters goes with what runs before it: in an ``nn.Sequential`` with the nearest
+        earlier element that has parameters, and otherwise with the nearest module around it that has some. With
+        "train" all of them stay in the mode of the network, as in R.
+    frozen_norm, frozen_dropout : {"train", "eval"}, optional
+        The mode of normalisation layers with running statistics, and of all other modules, in parts that are frozen
+        as a whole; as `frozen_mode` if missing.
 
     Raises
     ------
@@ -117,19 +124,20 @@ class CallbackSetUnfreeze(FreezingCallback):
     """
 
     label = "Unfreeze"
-    loaded_: _Loaded | None = None
-    fired_: Mapping[int, int] = MappingProxyType({})
+    loaded_: _LoadedState | None = None
 
     def __init__(
         self,
         starting_weights: Select,
         unfreeze: Any = None,
         *,
-        frozen_norm: str = "train",
-        frozen_dropout: str = "train",
+        frozen_mode: str = "train",
+        frozen_norm: str | None = None,
+        frozen_dropout: str | None = None,
     ) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
+        self.frozen_mode = frozen_mode
         self.frozen_norm = frozen_norm
         self.frozen_dropout = frozen_dropout
 
@@ -141,80 +149,65 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def make_plans(self, module: nn.Module) -> tuple[Plan]:
         names = named_parameters(module)
-        plan = Plan.resolve(self.starting_weights, read_table(self.unfreeze), names, module)
-        is_new = self.loaded_ is not None and self.loaded_.epoch is None
-        unknown = [name for name in self.loaded_.names if name not in names] if self.loaded_ and is_new else []
-        if unknown:
-            raise ValueError(
-                f"the state that was loaded names {listed(map(repr, unknown))}, which the network lacks; "
-                f"{nearest(unknown, names)}. Load a state that was saved from this network"
-            )
-        return (plan,)
+        self._check_loaded(names)
+        return (Plan.resolve(self.starting_weights, read_table(self.unfreeze), names, module),)
 
-    def opening(self, moment: Moment) -> str:
-        trainable = self.governed - self.held(moment)
-        return f"training the following weights at the start: {listed(self._in_order(trainable)) or 'none'}"
+    def opening(self) -> str:
+        trainable = self.governed - self.held_
+        return f"training the following weights at the start: {listed(in_order(self.plans_, trainable)) or 'none'}"
 
-    def describe(self) -> str:
+    def describe(self, moment: Moment) -> str:
         (plan,) = self.plans_
-        rows = [step.row for step in plan.to_come(self.moment_)]
+        rows = [step.row for step in plan.pending(moment)]
         return (
             f"`starting_weights` is {self.starting_weights!r} and selects "
-            f"{listed(self._in_order(plan.starting)) or 'nothing'}; "
-            f"of `unfreeze` is still to come: {listed(rows, most=3) or 'nothing'}; "
-            f"the network has {listed(plan.names)}"
+            f"{listed(in_order(self.plans_, plan.starting)) or 'nothing'}; "
+            f"rows of `unfreeze` still pending: {listed(rows, most=3) or 'none'}; "
+            f"parameters of the network: {listed(plan.names)}"
         )
 
-    def held(self, moment: Moment) -> Set[str]:
-        if self.fired_:
-            moment = replace(moment, fired=self.fired_)
-        if self.loaded_ is not None and self.loaded_.epoch is not None and self.loaded_.belongs_to(self.net_):
-            moment = replace(moment, loaded=(self.loaded_.epoch, frozenset(self.loaded_.names)))
-        return super().held(moment)
+    def recall(self, net: Net) -> None:
+        if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and len(net.history) == 0:
+            self.loaded_ = None
+        self._resolve(net, self._fired_before(net))
 
-    def recall(self, net: Any) -> None:
-        self.fired_ = {
-            position: epoch
-            for position, key in self._condition_keys(net).items()
-            for epoch, row in enumerate(net.history.to_list(), start=1)
-            if row.get(key)
-        }
-
-    def decide(self, net: Any) -> None:
+    def decide(self, net: Net) -> None:
         epoch = len(net.history)
         if self.loaded_ is not None and self.loaded_.epoch is None:
-            self.plans_ = self.make_plans(bare(net.module_))
-            self.loaded_ = _Loaded(self.loaded_.names, epoch, weakref.ref(net))
-        if self._conditions():
-            self.recall(net)
-            self.fired_ = from_main_process(self._fired_by_now(net.history))
-            for position, key in self._condition_keys(net).items():
-                net.history.record(key, self.fired_.get(position) == epoch)
+            self._check_loaded(named_parameters(net.module_))
+            self.loaded_ = _LoadedState(self.loaded_.names, epoch, weakref.ref(net))
+        fired = self._fired_before(net)
+        if keys := self._condition_keys(net):
+            fired = from_main_process(self._fired_by_now(net.history, fired))
+            for position, key in keys.items():
+                net.history.record(key, fired.get(position) == epoch)
+        self._resolve(net, fired)
 
-    def advise(self, net: Any) -> None:
-        (plan,) = self.plans_
-        _warn("time counts from 1, so there never comes ", [step for step in plan.steps if step.time == 0])
-        _warn("no weight of the network is selected by ", [step for step in plan.steps if not step.names])
-        _warn("nothing is changed, since all selected weights train, or are frozen, already, by ", plan.idle())
-        names = dict.fromkeys(plan.names).keys()
-        for select in self.starting_weights.unmatched(names, bare(net.module_)):
-            warnings.warn(f"`starting_weights`: {select!r} matches no weight of the network", stacklevel=2)
+    def advise(self, net: Net) -> None:
+        (plan,) = self.declared_
+        _warn("{} never takes effect, since epochs and batches count from 1", [s for s in plan.steps if s.time == 0])
+        _warn("{} matches no weight of the network", [s for s in plan.steps if not s.names])
+        module, names = bare(net.module_), dict.fromkeys(plan.names).keys()
+        tied = [group for group in names_by_tensor(module) if len(group) > 1]
+        _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops(tied))
+        selections = [("`starting_weights`", self.starting_weights, plan.starting)]
+        selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]
+        for place, select, selected in selections:
+            for part in select.unmatched(names, module):
+                warnings.warn(f"{place}: {part!r} matches no weight of the network", stacklevel=2)
+            for sentence in partly_selected(tied, selected):
+                warnings.warn(f"{place}: {sentence}", stacklevel=2)
         last_epoch = len(net.history) + net.max_epochs
         for step in plan.steps:
             if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
-                logger.info("`unfreeze`: %s lies beyond epoch %d, where `max_epochs` ends", step.row, last_epoch)
+                logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `max_epochs`", step.row, last_epoch)
 
-    def attach(self, net: Any) -> None:
-        is_spent = self.loaded_ is not None and self.loaded_.epoch is not None and self.loaded_.belongs_to(net)
-        if is_spent and len(net.history) == 0:
-            self.loaded_ = None
-        super().attach(net)
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        now = replace(self.moment_, batch=self.batch_, fired=self.fired_)
-        for step in (step for plan in self.plans_ for step in plan.to_come(now)):
-            if step.row.unit == "batch" or isinstance(step.row.time, Plateau):
-                logger.info("`unfreeze`: %s has not come yet; partial_fit goes on towards it", step.row)
+    def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        if self.engine_ is not None:
+            now = replace(self.engine_.moment, batch=self.engine_.batch)
+            for step in (step for plan in self.plans_ for step in plan.pending(now)):
+                if step.row.unit == "batch" or isinstance(step.row.time, Plateau):
+                    logger.info("`unfreeze`: %s is still pending; call partial_fit to reach it", step.row)
         super().on_train_end(net, X=X, y=y, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -233,8 +226,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         """
         if self.loaded_ is not None and self.loaded_.epoch is None:
             return {"trainable": list(self.loaded_.names)}
-        trainable = self.governed - self.held(replace(self.moment_, batch=self.batch_))
-        return {"trainable": list(self._in_order(trainable))}
+        return {"trainable": list(in_order(self.plans_, self.governed - self.held_))}
 
     def load_state_dict(self, state: Mapping[str, Iterable[str]]) -> None:
         """Take up a state, as if a row had unfrozen what it names.
@@ -254,10 +246,28 @@ class CallbackSetUnfreeze(FreezingCallback):
         """
         if not isinstance(state, Mapping) or set(state) != {"trainable"}:
             raise ValueError(f"`state` is {state!r}; it must be what state_dict() returns: {{'trainable': [names]}}")
-        self.loaded_ = _Loaded(as_names("trainable", state["trainable"]))
+        self.loaded_ = _LoadedState(as_names("trainable", state["trainable"]))
 
-    def _condition_keys(self, net: Any) -> dict[int, str]:
-        """Return, for the position of each row with a condition, the key that says in the history whether it came."""
+    def _check_loaded(self, names: Mapping[str, object]) -> None:
+        """Check that a state that no net has adopted yet names parameters of the network."""
+        if self.loaded_ is None or self.loaded_.epoch is not None:
+            return
+        if unknown := [name for name in self.loaded_.names if name not in names]:
+            raise ValueError(
+                f"the state that was loaded names {listed(map(repr, unknown))}, which the network lacks; "
+                f"{nearest(unknown, names)} Load a state that was saved from this network"
+            )
+
+    def _resolve(self, net: Net, fired: Mapping[int, int]) -> None:
+        """Turn the conditions that have been met, and a loaded state, into rows of epochs."""
+        (plan,) = self.declared_
+        loaded = None
+        if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and self.loaded_.epoch is not None:
+            loaded = self.loaded_.epoch, frozenset(self.loaded_.names)
+        self.plans_ = (plan.resolved(fired, loaded) if fired or loaded else plan,)
+
+    def _condition_keys(self, net: Net) -> dict[int, str]:
+        """Map the position of each row with a condition to the key by which the history says that it was met."""
         conditions = self._conditions()
         if not conditions:
             return {}
@@ -266,24 +276,33 @@ class CallbackSetUnfreeze(FreezingCallback):
         return {row.position: f"event_unfreeze{number}_row{row.position}" for row in conditions}
 
     def _conditions(self) -> list[Row]:
-        return [step.row for plan in self.plans_ for step in plan.conditions]
+        return [step.row for plan in self.declared_ for step in plan.conditions]
 
-    def _fired_by_now(self, history: Any) -> dict[int, int]:
-        """Decide which conditions have come; the last row is that of the epoch that begins."""
-        fired, epoch, since = dict(self.fired_), len(history), 1
-        for step in self.plans_[0].conditions:
-            position, condition = step.row.position, step.row.time
+    def _fired_before(self, net: Net) -> dict[int, int]:
+        """Read from the history which conditions have been met, and at which epoch."""
+        return {
+            position: epoch
+            for position, key in self._condition_keys(net).items()
+            for epoch, row in enumerate(net.history.to_list(), start=1)
+            if row.get(key)
+        }
+
+    def _fired_by_now(self, history: History, fired: Mapping[int, int]) -> dict[int, int]:
+        """Decide which conditions are met; the last row of the history is that of the epoch that begins."""
+        fired, epoch, since = dict(fired), len(history), 1
+        for row in self._conditions():
+            condition = row.time
             assert isinstance(condition, Plateau)
-            if position not in fired:
+            if row.position not in fired:
                 scores = [score for at, score in scores_by_epoch(history, condition.monitor) if since <= at < epoch]
                 too_late = condition.no_later_than is not None and epoch >= condition.no_later_than
                 if too_late or condition.holds(scores):
-                    fired[position] = epoch
-            since = fired.get(position, epoch)
+                    fired[row.position] = epoch
+            since = fired.get(row.position, epoch)
         return fired
 
 
 def _warn(what: str, steps: list[Step]) -> None:
     if steps:
         rows = listed((step.row for step in steps), most=3)
-        warnings.warn(f"`unfreeze`: {what}{rows}", stacklevel=3)
+        warnings.warn(f"`unfreeze`: {what.format(rows)}", stacklevel=3)

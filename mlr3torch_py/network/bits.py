@@ -1,4 +1,4 @@
-"""Tensors as bits: their bytes, a hash of them, and how often torch has seen them change."""
+"""Tensors as bits: their bytes, content hashes and version counters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["as_bytes", "content_hash", "version_of"]
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the values of a strided tensor as bytes, one after the other.
+    """Return the values of a strided tensor as bytes.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        Of ``uint8``; a view where the tensor is contiguous.
+        Of dtype ``uint8``, one-dimensional; a view if the tensor is contiguous.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def content_hash(tensor: torch.Tensor) -> bytes:
-    """Return a 128-bit hash of the values of a tensor.
+    """Compute a 128-bit hash of the values of a tensor.
 
     Parameters
     ----------
@@ -44,5 +44,5 @@ def content_hash(tensor: torch.Tensor) -> bytes:
 
 
 def version_of(tensor: torch.Tensor) -> int | None:
-    """Return how often torch has seen a tensor change; None where it does not count."""
+    """Return the version counter of a tensor; None for inference tensors, which have none."""
     return None if tensor.is_inference() else tensor._version

@@ -1,109 +1,142 @@
-"""Layers that stay in evaluation while the network trains: normalisation that keeps its statistics, idle dropout."""
+"""Pins: modules that stay in eval mode while the network around them is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from mlr3torch_py.network.unwrap import all_modules, bare, named_modules, named_parameters
+from mlr3torch_py.names import ancestors
+from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
-__all__ = ["DROPOUT", "NORMALISATION", "frozen_layers", "hold_in_evaluation", "layers_in_evaluation"]
+__all__ = ["DROPOUT", "NORMALISATION", "Pins", "frozen_modules", "pinned_modules"]
 
-# Of the normalisation layers, those alone that keep statistics behave otherwise in evaluation.
+# Of the normalisation layers, only those that keep statistics behave differently in eval mode.
 NORMALISATION: tuple[type[nn.Module], ...] = (_NormBase,)
 DROPOUT: tuple[type[nn.Module], ...] = (_DropoutNd, nn.MultiheadAttention)
 
 
-def frozen_layers(module: nn.Module, held: Set[str], kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """Find the layers of some kinds that are frozen as a whole.
+@dataclass(slots=True)
+class _Part:
+    """What is known of the parameters at and below a path."""
 
-    A layer is, when none of its parameters trains and at least one of them is in `held`. One without parameters is
-    when the next module around it that has some is. One that stands in several places must be frozen in all of them.
+    trains: bool = False
+    is_held: bool = False
+
+    @property
+    def is_frozen(self) -> bool:
+        return self.is_held and not self.trains
+
+
+def frozen_modules(module: nn.Module, held: Set[str]) -> dict[str, nn.Module]:
+    """Find the modules that are frozen as a whole.
+
+    A module with parameters is frozen as a whole when none of them is trainable and at least one of them is held. A
+    module without parameters goes with what runs before it: in a sequence with the nearest earlier element that has
+    parameters, and otherwise with the nearest module around it that has some. A module that stands in several places
+    must be frozen in all of them.
 
     Parameters
     ----------
     module : torch.nn.Module
     held : set of str
         Parameter names.
-    kinds : tuple of type
-        `NORMALISATION`, `DROPOUT`, or other classes of modules.
 
     Returns
     -------
     dict of str to torch.nn.Module
-        The layers by their paths.
+        The modules by their paths; a shared one under each of its paths.
 
     Examples
     --------
     >>> from mlr3torch_py.network.parameters import freeze
-    >>> network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
-    >>> frozen = {"1.weight", "1.bias", "2.0.weight", "2.0.bias"}
-    >>> freeze(network, frozen)
+    >>> network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+    >>> held = {"0.weight", "0.bias"}
+    >>> freeze(network, held)
     True
-    >>> list(frozen_layers(network, frozen, NORMALISATION + DROPOUT))
-    ['1', '2.1']
+    >>> list(frozen_modules(network, held))
+    ['0', '1']
     """
-    below: dict[str, list[tuple[str, nn.Parameter]]] = {}
-    for name, tensor in named_parameters(module).items():
-        path = name
-        while path:
-            path = path.rpartition(".")[0]
-            below.setdefault(path, []).append((name, tensor))
-    frozen, elsewhere_trains = {}, set()
-    for path, layer in named_modules(module):
-        if isinstance(layer, kinds):
-            home = path
-            while home and home not in below:
-                home = home.rpartition(".")[0]
-            parameters = below.get(home, [])
-            trains = any(tensor.requires_grad for _, tensor in parameters)
-            if not trains and any(name in held for name, _ in parameters):
-                frozen[path] = layer
-            else:
-                elsewhere_trains.add(id(layer))
-    return {path: layer for path, layer in frozen.items() if id(layer) not in elsewhere_trains}
+    tensors = named_parameters(module)
+    held_tensors = {id(tensor) for name, tensor in tensors.items() if name in held}
+    parts: dict[str, _Part] = {}
+    for name, tensor in tensors.items():
+        for path in ancestors(name):
+            part = parts.setdefault(path, _Part())
+            part.trains = part.trains or tensor.requires_grad
+            part.is_held = part.is_held or id(tensor) in held_tensors
+    places = list(_places(module, "", None, parts))
+    elsewhere = {id(one) for _, one, part in places if part is None or not part.is_frozen}
+    return {path: one for path, one, _ in places if id(one) not in elsewhere}
 
 
-def hold_in_evaluation(module: nn.Module, layers: Iterable[nn.Module]) -> None:
-    """Keep layers of a network in evaluation, whatever ``train()`` says, and let go of all others.
+def _places(
+    module: nn.Module, path: str, around: _Part | None, parts: Mapping[str, _Part]
+) -> Iterator[tuple[str, nn.Module, _Part | None]]:
+    """Yield every module with its path and the part that it goes with."""
+    module = bare(module)
+    part = parts.get(path, around)
+    yield path, module, part
+    before = part
+    for name, child in module._modules.items():
+        if child is not None:
+            below = f"{path}.{name}" if path else name
+            yield from _places(child, below, before, parts)
+            if isinstance(module, nn.Sequential):
+                before = parts.get(below, before)
 
-    A layer that is let go of is in the mode of the network again. What holds a layer goes with it through pickle and
-    deepcopy, and can be let go of there.
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-    layers : iterable of torch.nn.Module
+class Pins:
+    """The modules that are kept in eval mode, whatever ``train()`` says.
+
+    A pin acts on the flag of its module alone: the mode still reaches the children. When it ends, the module is in the
+    mode that it would have had without it. Copies and pickles of a network that are made in between have no pins.
 
     Examples
     --------
     >>> network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    >>> hold_in_evaluation(network, [network[1]])
+    >>> pins = Pins()
+    >>> pins.set([network[1]])
+    True
     >>> network.train()[1].training
     False
-    >>> hold_in_evaluation(network, [])
+    >>> pins.set([])
+    True
     >>> network[1].training
     True
     """
-    wanted = {id(layer) for layer in layers}
-    module = bare(module)
-    for layer in all_modules(module):
-        if id(layer) in wanted:
-            if not _is_held(layer):
-                # Beside the class, since skorch calls train() inside every step, after all callbacks.
-                layer.__dict__["train"] = partial(_stay, layer)
-            layer.train()
-        elif _is_held(layer):
-            del layer.__dict__["train"]
-            layer.train(module.training)
+
+    def __init__(self) -> None:
+        self._pinned: dict[int, nn.Module] = {}
+
+    def set(self, modules: Iterable[nn.Module]) -> bool:
+        """Pin some modules, and release all others that were pinned here.
+
+        Parameters
+        ----------
+        modules : iterable of torch.nn.Module
+
+        Returns
+        -------
+        bool
+            Whether other modules are pinned than before.
+        """
+        wanted = {id(module): module for module in modules}
+        has_changed = wanted.keys() != self._pinned.keys()
+        for key in self._pinned.keys() - wanted.keys():
+            _release(self._pinned[key])
+        for module in wanted.values():
+            _pin(module)
+        self._pinned = wanted
+        return has_changed
 
 
-def layers_in_evaluation(module: nn.Module) -> dict[str, nn.Module]:
-    """List the layers that `hold_in_evaluation` holds, by their paths.
+def pinned_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """List the modules of a network that are pinned in eval mode, by their paths.
 
     Parameters
     ----------
@@ -113,12 +146,57 @@ def layers_in_evaluation(module: nn.Module) -> dict[str, nn.Module]:
     -------
     dict of str to torch.nn.Module
     """
-    return {path: layer for path, layer in named_modules(module) if _is_held(layer)}
+    return {path: one for path, one in named_modules(module) if isinstance(vars(one).get("train"), _Pin)}
 
 
-def _is_held(layer: nn.Module) -> bool:
-    return getattr(layer.__dict__.get("train"), "func", None) is _stay
+class _Pin:
+    """Stands in for the ``train`` method of one module, beside its class, since skorch calls it inside every step."""
+
+    def __init__(self, module: nn.Module) -> None:
+        own = vars(module).get("train")
+        self.module = module
+        self.own = None if isinstance(own, _Unpinned) else own  # somebody may have switched train() off
+        self.mode = module.training
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        self.module.training = self.mode
+        if self.own is None:
+            type(self.module).train(self.module, mode)
+        else:
+            self.own(mode)
+        self.mode, self.module.training = self.module.training, False
+        return self.module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpinned, (self.module, self.own)
 
 
-def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001
-    return type(layer).train(layer, False)
+class _Unpinned:
+    """What a copy of a pinned module has in the place of the pin; the first call of ``train`` removes it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        del self.module.__dict__["train"]
+        return self.module.train(mode)
+
+
+def _unpinned(module: nn.Module, own: Any) -> Any:
+    return _Unpinned(module) if own is None else own
+
+
+def _pin(module: nn.Module) -> None:
+    if not isinstance(vars(module).get("train"), _Pin):
+        module.__dict__["train"] = _Pin(module)
+    module.training = False
+
+
+def _release(module: nn.Module) -> None:
+    pin = vars(module).get("train")
+    if isinstance(pin, _Pin):
+        if pin.own is None:
+            del module.__dict__["train"]
+        else:
+            module.__dict__["train"] = pin.own
+        module.training = pin.mode

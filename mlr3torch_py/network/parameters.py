@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -12,14 +13,18 @@ from mlr3torch_py.network.unwrap import all_modules, bare, named_parameters
 
 __all__ = [
     "Flags",
+    "can_train",
     "freeze",
+    "frozen_before_us",
     "frozen_by_us",
+    "keep_frozen_before_us",
     "n_trainable",
     "trainable_names",
 ]
 
 # Plain module attributes survive pickle and deepcopy and stay out of the state dict.
 _FROZEN_BY_US = "_frozen_by_mlr3torch_py"
+_FROZEN_BEFORE_US = "_frozen_before_mlr3torch_py"
 
 
 def trainable_names(module: nn.Module) -> list[str]:
@@ -63,6 +68,48 @@ def n_trainable(module: nn.Module) -> int:
     tensors = (tensor for one in all_modules(module) for tensor in one._parameters.values() if tensor is not None)
     trainable = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}
     return sum(tensor.numel() for tensor in trainable.values() if not is_lazy(tensor))
+
+
+def can_train(tensor: torch.Tensor) -> bool:
+    """Whether a tensor may require a gradient, which integers cannot."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def frozen_before_us(module: nn.Module) -> frozenset[str]:
+    """Return the parameters that required no gradient before any callback acted.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    frozenset of str
+        Also what has been frozen by hand since. A tied tensor is there under all of its names.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> linear = nn.Linear(2, 1)
+    >>> linear.bias.requires_grad = False
+    >>> frozen_before_us(linear)
+    frozenset({'bias'})
+    """
+    before: frozenset[str] = getattr(bare(module), _FROZEN_BEFORE_US, frozenset())
+    by_us, tensors = frozen_by_us(module), named_parameters(module)
+    frozen = (name for name, tensor in tensors.items() if not tensor.requires_grad and can_train(tensor))
+    ours = {id(tensors[name]) for name in by_us if name in tensors}
+    return before | {name for name in frozen if id(tensors[name]) not in ours}
+
+
+def keep_frozen_before_us(module: nn.Module) -> None:
+    """Remember, through pickle and deepcopy, what `frozen_before_us` returns now.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    """
+    setattr(bare(module), _FROZEN_BEFORE_US, frozen_before_us(module))
 
 
 def frozen_by_us(module: nn.Module) -> frozenset[str]:
@@ -166,7 +213,7 @@ class Flags:
 def _set_trainable(tensor: nn.Parameter, trainable: bool) -> bool:
     if not trainable:
         tensor.grad = None
-    elif not (tensor.is_floating_point() or tensor.is_complex()):
+    elif not can_train(tensor):
         return False
     changes = tensor.requires_grad != trainable
     if changes:

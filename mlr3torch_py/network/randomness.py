@@ -1,4 +1,4 @@
-"""The random states that a training depends on, as JSON."""
+"""Find random generators, and read, set and keep their states."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ __all__ = ["generators", "kept_random_states", "random_states", "set_random_stat
 _DEPTH = 3
 
 
-def generators(**roots: Any) -> dict[str, Any]:
-    """Find the random generators: those of torch, numpy and Python, and those that objects hold.
+def generators(**roots: object) -> dict[str, Any]:
+    """Find the global generators and those inside objects.
+
+    The global generators are those of torch, of each CUDA device once CUDA is in use, of numpy and of Python.
 
     Parameters
     ----------
     **roots
-        Objects to look into, such as samplers, which hold a sampler that holds a generator.
+        Objects to search, three levels deep: a loader, its sampler, the generator of the sampler.
 
     Returns
     -------
     dict
-        Generators of torch, numpy and Python by where they were found.
+        The generators by the path at which they were found.
 
     Examples
     --------
@@ -37,9 +39,9 @@ def generators(**roots: Any) -> dict[str, Any]:
     ['torch', 'numpy', 'python', 'sampler.generator']
     """
     found = {"torch": torch.default_generator, "numpy": check_random_state(None), "python": random}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         found |= {f"cuda{i}": generator for i, generator in enumerate(torch.cuda.default_generators)}
-    return found | {path: one for name, root in roots.items() for path, one in _within(root, name, _DEPTH)}
+    return found | {path: generator for name, root in roots.items() for path, generator in _inside(root, name, _DEPTH)}
 
 
 def random_states(of: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,25 +50,25 @@ def random_states(of: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     of : mapping
-        What `generators` found.
+        Generators by name, as `generators` returns them.
 
     Returns
     -------
     dict
-        The states by the same names, as JSON has them.
+        The states under the same names, ready for JSON.
     """
     return {name: _state(generator) for name, generator in of.items()}
 
 
 def set_random_states(of: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    """Set the states of those generators that have one.
+    """Set the states of generators; skip those without one.
 
     Parameters
     ----------
     of : mapping
-        What `generators` found.
+        Generators by name, as `generators` returns them.
     states : mapping
-        What `random_states` returned.
+        States by name, as `random_states` returns them.
 
     Examples
     --------
@@ -82,13 +84,15 @@ def set_random_states(of: Mapping[str, Any], states: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def kept_random_states(**roots: Any) -> Iterator[None]:
-    """Set the states of all random generators back at the end.
+def kept_random_states(**roots: object) -> Iterator[None]:
+    """Restore the states of all generators on exit.
+
+    It does not initialize CUDA. If the code inside does, the generators of the CUDA devices are reset to their seed.
 
     Parameters
     ----------
     **roots
-        Objects to look into, as in `generators`.
+        Objects to search, as in `generators`.
 
     Examples
     --------
@@ -97,29 +101,32 @@ def kept_random_states(**roots: Any) -> Iterator[None]:
     >>> torch.equal(torch.rand(1), drawn)
     True
     """
-    found = generators(**roots)
-    states = random_states(found)
+    before = generators(**roots)
+    states = random_states(before)
     try:
         yield
     finally:
-        set_random_states(found, states)
+        set_random_states(before, states)
+        for name, generator in generators().items():
+            if name not in before:
+                generator.manual_seed(generator.initial_seed())
 
 
-def _within(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+def _inside(value: object, path: str, depth: int) -> Iterator[tuple[str, Any]]:
     if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
         yield path, value
     elif depth and hasattr(value, "__dict__") and not isinstance(value, type | ModuleType):
         for name, inner in vars(value).items():
-            yield from _within(inner, f"{path}.{name}", depth - 1)
+            yield from _inside(inner, f"{path}.{name}", depth - 1)
 
 
 def _state(generator: Any) -> Any:
     if isinstance(generator, torch.Generator):
         return generator.get_state().numpy().tobytes().hex()
     if isinstance(generator, np.random.Generator):
-        return _listed(generator.bit_generator.state)
+        return _as_json(generator.bit_generator.state)
     if isinstance(generator, np.random.RandomState):
-        return _listed(generator.get_state(legacy=False))
+        return _as_json(generator.get_state(legacy=False))
     version, words, gauss = generator.getstate()
     return [version, list(words), gauss]
 
@@ -136,7 +143,7 @@ def _set_state(generator: Any, state: Any) -> None:
         generator.setstate((version, tuple(words), gauss))
 
 
-def _listed(state: Any) -> Any:
+def _as_json(state: Any) -> Any:
     if isinstance(state, dict):
-        return {key: _listed(value) for key, value in state.items()}
+        return {key: _as_json(value) for key, value in state.items()}
     return state.tolist() if isinstance(state, np.ndarray) else state

@@ -1,1 +1,1 @@
-"""When: tables, conditions, plans, recipes, and all of it as plain data."""
+"""When: tables, conditions, plans, recipes, and all of these as plain data."""

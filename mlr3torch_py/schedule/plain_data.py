@@ -1,59 +1,25 @@
-"""Selectors and tables as plain data, for JSON and YAML, and back."""
+"""Selectors, conditions and tables as plain data, for JSON and YAML, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from typing import Any, Final
+from inspect import signature
+from itertools import groupby
+from typing import Any
 
 import pandas as pd
-from torch import nn
 
-from mlr3torch_py.names import as_names, nearest
+from mlr3torch_py.names import nearest
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import read_table
-from mlr3torch_py.select.functions import (
-    select_all,
-    select_first,
-    select_glob,
-    select_grep,
-    select_invert,
-    select_last,
-    select_name,
-    select_none,
-    select_prefix,
-    select_type,
-)
-from mlr3torch_py.select.nodes import (
-    OPERATORS,
-    All,
-    Blocks,
-    Combined,
-    Glob,
-    Grep,
-    Invert,
-    Name,
-    Nothing,
-    Prefix,
-    Select,
-    Type,
-)
+from mlr3torch_py.schedule.table import COLUMNS, TIMES, Row, read_table
+from mlr3torch_py.select.algebra import SELECTORS, Select, plain_name
 from mlr3torch_py.select.value import fields_of
 
 __all__ = ["from_dict", "to_dict"]
 
-_LEAVES: Final[dict[str, type[Select]]] = {
-    "all": All,
-    "none": Nothing,
-    "name": Name,
-    "grep": Grep,
-    "glob": Glob,
-    "prefix": Prefix,
-}
-
 
 def to_dict(value: Any) -> Any:
-    """Write a selector, a condition or a table as plain data.
+    """Turn selectors, conditions and tables into plain data.
 
     Parameters
     ----------
@@ -62,13 +28,14 @@ def to_dict(value: Any) -> Any:
     Returns
     -------
     dict or list
-        Dictionaries, lists, strings, numbers, booleans and None only. A selector has a key ``fn``, a condition a key
+        Only dictionaries, lists, strings, numbers, booleans and None. A selector has a key ``fn``, a condition a key
         ``monitor``; a table maps its columns to lists, and several tables are a list.
 
     Raises
     ------
     TypeError, ValueError
-        If the value is no such thing, or a selector names a type that is not in ``torch.nn``.
+        If the value is none of these, or a selector holds what is no plain data, such as a type outside of
+        ``torch.nn``.
 
     See Also
     --------
@@ -84,24 +51,12 @@ def to_dict(value: Any) -> Any:
         return _select_to_dict(value)
     if isinstance(value, Plateau):
         return fields_of(value)
-    tables: list[dict[str, list[Any]]] = []
-    for row in read_table(value):
-        is_condition = isinstance(row.time, Plateau)
-        unit = "when" if is_condition else row.unit
-        if not tables or unit not in tables[-1]:
-            tables.append({unit: [], "weights": [], "action": [], "lr_mult": []})
-        tables[-1][unit].append(to_dict(row.time) if is_condition else row.time)
-        tables[-1]["weights"].append(to_dict(row.weights))
-        tables[-1]["action"].append(row.action)
-        tables[-1]["lr_mult"].append(row.lr_mult)
-    for table in tables:
-        if not any(table["lr_mult"]):
-            del table["lr_mult"]
+    tables = [_table_to_dict(name, list(rows)) for name, rows in groupby(read_table(value), key=_time_column)]
     return tables[0] if len(tables) == 1 else tables
 
 
 def from_dict(data: Any) -> Any:
-    """Read what `to_dict` wrote.
+    """Turn plain data into selectors, conditions and tables.
 
     Parameters
     ----------
@@ -114,7 +69,7 @@ def from_dict(data: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        If the data has another form.
+        If the data is not what `to_dict` returns.
 
     See Also
     --------
@@ -145,58 +100,90 @@ def _from_mapping(data: Mapping[str, Any]) -> Any:
     if "fn" in data:
         return _select_from_dict(data)
     if "monitor" in data:
-        return Plateau(**data)
-    columns = {name: list(column) for name, column in data.items()}
-    for name in ("weights", "when"):
-        if name in columns:
-            columns[name] = [from_dict(cell) if isinstance(cell, Mapping) else None for cell in columns[name]]
-    table = pd.DataFrame(columns)
+        return Plateau(**_fields(Plateau, data))
+    known = (*TIMES, *(column.name for column in COLUMNS))
+    table = pd.DataFrame(
+        {name: list(map(_read, column)) if name in known else list(column) for name, column in data.items()}
+    )
     read_table(table)
     return table
 
 
+def _time_column(row: Row) -> str:
+    return "when" if isinstance(row.time, Plateau) else row.unit
+
+
+def _table_to_dict(time_column: str, rows: list[Row]) -> dict[str, list[Any]]:
+    table = {time_column: [row.time for row in rows]}
+    table |= {column.name: [getattr(row, column.name) for row in rows] for column in COLUMNS}
+    return {
+        name: [to_dict(cell) if isinstance(cell, (Select, Plateau)) else cell for cell in cells]
+        for name, cells in table.items()
+        if any(cell is not None for cell in cells)
+    }
+
+
 def _select_to_dict(select: Select) -> dict[str, Any]:
-    match select:
-        case Combined(sign, parts):
-            return {"fn": sign, "parts": [to_dict(part) for part in parts]}
-        case Invert(inner):
-            return {"fn": "invert", "select": to_dict(inner)}
-        case Blocks(n, end):
-            return {"fn": end, "n": n}
-        case Type(module_types):
-            names = [module_type.__name__ for module_type in module_types]
-            if any(getattr(nn, name, None) is not kind for name, kind in zip(names, module_types, strict=True)):
-                raise ValueError(f"{select!r} names a type that is not in torch.nn; select its weights by name instead")
-            return {"fn": "type", "module_types": names}
-    fn = next(fn for fn, leaf in _LEAVES.items() if isinstance(select, leaf))
-    fields = fields_of(select)
-    return {"fn": fn} | {name: list(cell) if isinstance(cell, tuple) else cell for name, cell in fields.items()}
+    kind = type(select)
+    fn = plain_name(kind.fn)
+    known = SELECTORS.get(fn)
+    if known is not kind:
+        reason = (
+            "its class is not decorated; decorate it with mlr3torch_py.select.selector"
+            if known is None
+            else f"{known.__module__}.{known.__qualname__} has the same `fn`, {kind.fn!r}; give its class another one"
+        )
+        raise TypeError(f"{select!r} cannot be written as plain data, since {reason}")
+    return {"fn": fn} | {name: _write(select, name, cell) for name, cell in select.to_plain().items()}
+
+
+def _write(select: Select, name: str, cell: Any) -> Any:
+    if isinstance(cell, Select):
+        return _select_to_dict(cell)
+    if isinstance(cell, (tuple, list)):
+        return [_write(select, name, one) for one in cell]
+    if cell is None or isinstance(cell, (str, bool, int, float)):
+        return cell
+    raise TypeError(
+        f"{select!r} cannot be written as plain data, since its `{name}` is {cell!r}; "
+        f"define to_plain and from_plain in {type(select).__qualname__}"
+    )
 
 
 def _select_from_dict(data: Mapping[str, Any]) -> Select:
-    arguments = {name: value for name, value in data.items() if name != "fn"}
     fn = data["fn"]
-    if fn in OPERATORS:
-        return reduce(OPERATORS[fn], map(from_dict, arguments["parts"]))  # type: ignore[no-any-return]
-    if fn == "invert":
-        return select_invert(from_dict(arguments["select"]))
-    if fn == "prefix":
-        return select_prefix(*as_names("prefixes", arguments["prefixes"]))
-    if fn == "type":
-        return select_type(*(getattr(nn, name) for name in as_names("module_types", arguments["module_types"])))
-    makers = {
-        "all": select_all,
-        "none": select_none,
-        "name": select_name,
-        "grep": select_grep,
-        "glob": select_glob,
-        "first": select_first,
-        "last": select_last,
-    }
-    if fn not in makers:
-        raise ValueError(f"`fn` is {fn!r}; {nearest([str(fn)], [*makers, 'invert', 'prefix', 'type', *OPERATORS])}")
+    if fn not in SELECTORS:
+        raise ValueError(
+            f"`fn` is {fn!r}; {nearest([str(fn)], SELECTORS)} "
+            "For a selector of your own, first import the module that defines it"
+        )
+    kind = SELECTORS[fn]
+    fields = _fields(kind, data)
     try:
-        select: Select = makers[fn](**arguments)  # type: ignore[operator]
+        return kind.from_plain(fields)
     except TypeError as error:
         raise TypeError(f"`data` is {dict(data)!r}: {error}") from error
-    return select
+
+
+def _fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Read and check the fields in plain data."""
+    fields = {name: _read(cell) for name, cell in data.items() if name != "fn"}
+    known = signature(kind).parameters
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise TypeError(
+            f"`data` is {dict(data)!r} with the unexpected keyword argument {unknown[0]!r}; "
+            f"{nearest(map(str, unknown), known)}"
+        )
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in fields:
+            raise KeyError(name)
+    return fields
+
+
+def _read(cell: Any) -> Any:
+    if isinstance(cell, Mapping):
+        return from_dict(cell)
+    if isinstance(cell, Sequence) and not isinstance(cell, str):
+        return tuple(map(_read, cell))
+    return cell

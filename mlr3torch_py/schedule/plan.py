@@ -1,26 +1,30 @@
-"""Plans: what tables come to for one network, as a pure function of what has happened so far."""
+"""Plans: tables resolved against one network, as a pure function of what has happened so far."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 
 from torch import nn
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.table import Row
-from mlr3torch_py.select.functions import Select
+from mlr3torch_py.select.functions import Select, select_name
 
-__all__ = ["Moment", "Plan", "Step"]
+__all__ = ["Held", "Moment", "Plan", "Step"]
+
+Held = Set[str]
+"""The names of the parameters that something holds frozen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """How far the life of a net has come.
+    """A time in the life of a net.
 
     Parameters
     ----------
@@ -29,21 +33,15 @@ class Moment:
     batch : int
         The training batch over the whole life of the net, from 1; 0 before the first.
     firsts : tuple of int
-        The first batch of each epoch so far. It matters only where epochs and batches come together.
-    fired : mapping of int to int
-        The conditions that came: the position of the row, and the epoch.
-    loaded : tuple of (int, frozenset of str), optional
-        A state that was loaded: the epoch before which, and what it unfreezes.
+        The first batch of each epoch so far. It matters only to plans with rows of both epochs and batches.
     """
 
     epoch: int = 0
     batch: int = 0
     firsts: tuple[int, ...] = ()
-    fired: Mapping[int, int] = field(default_factory=dict)
-    loaded: tuple[int, frozenset[str]] | None = None
 
     def first_batch(self, epoch: int) -> int:
-        """Return the first batch of an epoch; of one that has not begun, the next batch."""
+        """Return the first batch of an epoch; for a future epoch, the next batch."""
         return self.firsts[epoch - 1] if 0 < epoch <= len(self.firsts) else self.batch + 1
 
 
@@ -63,22 +61,22 @@ class Step:
 
     @property
     def time(self) -> float:
-        """When it comes; infinity for a condition."""
+        """When it takes effect; infinity for a condition."""
         return math.inf if isinstance(self.row.time, Plateau) else float(self.row.time)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What trains when, of the parameters that a callback governs.
+    """Which of the parameters that a callback governs are trainable when.
 
     Parameters
     ----------
     names : tuple of str
-        The parameters that are governed, in the order of the network.
+        The governed parameters, in the order of the network.
     starting : frozenset of str
-        What of them trains from the start.
+        Those that are trainable from the start.
     steps : tuple of Step
-        What comes later, in the order of the table.
+        The rows of the table, in its order.
 
     Examples
     --------
@@ -117,7 +115,7 @@ class Plan:
         ------
         ValueError
             If a selector names what the network lacks, or two rows of one time do opposite things to one name. The
-            message says which argument and row.
+            message gives the argument and the row.
         """
         known = dict.fromkeys(names).keys()
         starting = _resolve("`starting_weights`", starting_weights, known, module)
@@ -134,8 +132,45 @@ class Plan:
                 )
         return cls(tuple(known), starting, steps)
 
+    def resolved(self, fired: Mapping[int, int], loaded: tuple[int, Held] | None = None) -> Plan:
+        """Turn what has become known while training into rows of epochs.
+
+        Parameters
+        ----------
+        fired : mapping of int to int
+            The conditions that have been met: the position of the row, and the epoch.
+        loaded : tuple of (int, set of str), optional
+            A state that was loaded: the epoch at which it took effect, and what it unfreezes. At its epoch it acts
+            before the rows of the table.
+
+        Returns
+        -------
+        Plan
+
+        Examples
+        --------
+        >>> from mlr3torch_py import Plateau, select_name
+        >>> from mlr3torch_py.schedule.table import read_table
+        >>> table = {"when": [Plateau()], "weights": [select_name("0.bias")]}
+        >>> plan = Plan.resolve(select_name("0.weight"), read_table(table), ["0.weight", "0.bias"])
+        >>> sorted(plan.resolved({0: 4}).trainable(Moment(epoch=4)))
+        ['0.bias', '0.weight']
+        """
+        first: tuple[Step, ...] = ()
+        if loaded is not None:
+            epoch, names = loaded
+            first = (Step(Row(-1, epoch, "epoch", select_name(sorted(names))), frozenset(names)),)
+        has_fired = {step.row.position for step in self.conditions if step.row.position in fired}
+        rest = (step for step in self.steps if step.row.position not in has_fired)
+        met = (
+            replace(step, row=replace(step.row, time=fired[step.row.position]))
+            for step in self.conditions
+            if step.row.position in has_fired
+        )
+        return Plan(self.names, self.starting, (*first, *rest, *met))
+
     def trainable(self, moment: Moment) -> Set[str]:
-        """Return the names that train at a moment.
+        """Return the names that are trainable at a moment.
 
         Parameters
         ----------
@@ -146,11 +181,11 @@ class Plan:
         set of str
         """
         trainable = set(self.starting)
-        for act in self._past(moment):
-            act.act(trainable)
+        for step in self._past(moment):
+            step.act(trainable)
         return trainable
 
-    def held(self, moment: Moment) -> Set[str]:
+    def held(self, moment: Moment) -> Held:
         """Return the names that are held frozen at a moment.
 
         Parameters
@@ -163,21 +198,66 @@ class Plan:
         """
         return self._governed - self.trainable(moment)
 
-    def lr_factors(self) -> dict[str, float]:
-        """Return the factors on the learning rates: for a name, that of the first row that selects it and has one.
+    def lr_factors(self) -> list[tuple[str, float]]:
+        """Return the factors on the learning rates, in the order of the table.
 
         Returns
         -------
-        dict of str to float
+        list of (str, float)
+            Names and their factors. Of several for a name, or for the names of one tensor, the first counts.
         """
-        factors: dict[str, float] = {}
-        for step in self.steps:
-            if step.row.lr_mult is not None and step.time > 0:
-                factors = dict.fromkeys(step.names, step.row.lr_mult) | factors
-        return factors
+        rows = sorted(self.steps, key=lambda step: step.row.position)
+        factors = [(step, step.row.lr_mult) for step in rows if step.time > 0]
+        return [(name, factor) for step, factor in factors if factor is not None for name in step.names]
 
-    def to_come(self, moment: Moment) -> list[Step]:
-        """Return the steps that are still to come after a moment, conditions last.
+    def without(self, names: Held) -> Plan:
+        """Return the same plan without some names.
+
+        Parameters
+        ----------
+        names : set of str
+
+        Returns
+        -------
+        Plan
+        """
+        if not names:
+            return self
+        steps = tuple(replace(step, names=step.names - names) for step in self.steps)
+        return Plan(tuple(name for name in self.names if name not in names), self.starting - names, steps)
+
+    def keeping(self, other: Plan, names: Held) -> Plan:
+        """Return the same plan, in which another one, of the same table, says what happens to some names.
+
+        Parameters
+        ----------
+        other : Plan
+        names : set of str
+
+        Returns
+        -------
+        Plan
+        """
+        steps = tuple(
+            replace(step, names=(step.names - names) | (old.names & names))
+            for step, old in zip(self.steps, other.steps, strict=True)
+        )
+        return Plan(self.names, (self.starting - names) | (other.starting & names), steps)
+
+    @property
+    def ever_trainable(self) -> frozenset[str]:
+        """The names that are trainable at some time."""
+        rows = (step.names for step in self.steps if step.row.action == "unfreeze" and step.time > 0)
+        return self.starting.union(*rows)
+
+    @property
+    def ever_held(self) -> frozenset[str]:
+        """The names that are held frozen at some time."""
+        rows = (step.names for step in self.steps if step.row.action == "freeze" and step.time > 0)
+        return (self._governed - self.starting).union(*rows)
+
+    def pending(self, moment: Moment) -> list[Step]:
+        """Return the steps that have not taken effect by a moment, conditions last.
 
         Parameters
         ----------
@@ -189,35 +269,43 @@ class Plan:
         """
         epochs = [step for step in self._by_epoch if step.time > moment.epoch]
         batches = [step for step in self._by_batch if step.time > moment.batch]
-        return [*epochs, *batches, *(step for step in self.conditions if step.row.position not in moment.fired)]
+        return [*epochs, *batches, *self.conditions]
 
     def next_batch(self, batch: int) -> float:
-        """Return the next batch after `batch` at which something changes within an epoch, infinity if none."""
+        """Return the next batch after `batch` that a row names; infinity without one."""
         i = bisect_right(self._by_batch, float(batch), key=_time)
         return self._by_batch[i].time if i < len(self._by_batch) else math.inf
 
-    def idle(self) -> list[Step]:
-        """Return the steps that select something and change nothing when they come.
+    def no_ops(self, tied: Iterable[Collection[str]] = ()) -> list[Step]:
+        """Return the steps that match weights but change nothing.
 
         Where epochs, batches and conditions are mixed, that depends on the training, and none is returned.
+
+        Parameters
+        ----------
+        tied : iterable of collections of str
+            The names of each tensor that has several; it is trainable as long as one of them is.
 
         Returns
         -------
         list of Step
         """
-        if (len(self._by_epoch) and len(self._by_batch)) or self.conditions:
+        if (self._by_epoch and self._by_batch) or self.conditions:
             return []
-        trainable, idle = set(self.starting), []
+        tensor_of = {name: i for i, names in enumerate(tied) for name in names}
+        trainable, no_ops = set(self.starting), []
+        before = {tensor_of.get(name, name) for name in trainable}
         for step in (*self._by_epoch, *self._by_batch):
-            before = len(trainable)
             step.act(trainable)
-            if step.names and len(trainable) == before and step.row.lr_mult is None:
-                idle.append(step)
-        return idle
+            after = {tensor_of.get(name, name) for name in trainable}
+            if step.names and after == before and step.row.lr_mult is None:
+                no_ops.append(step)
+            before = after
+        return no_ops
 
     @cached_property
     def conditions(self) -> tuple[Step, ...]:
-        """The steps that wait for a condition, in the order of the table."""
+        """The steps whose condition has not been met, in the order of the table."""
         return tuple(step for step in self.steps if step.time == math.inf)
 
     @cached_property
@@ -236,37 +324,15 @@ class Plan:
         timed = (step for step in self.steps if step.row.unit == unit and 0 < step.time < math.inf)
         return tuple(sorted(timed, key=_time))
 
-    def _past(self, moment: Moment) -> Iterator[Step | _Loaded]:
-        """Yield what has come, in the order in which it acts."""
+    def _past(self, moment: Moment) -> Sequence[Step]:
+        """Return what has taken effect, in the order in which it acted."""
         epochs = self._by_epoch[: bisect_right(self._by_epoch, float(moment.epoch), key=_time)]
         batches = self._by_batch[: bisect_right(self._by_batch, float(moment.batch), key=_time)]
-        fired = [
-            (moment.fired[step.row.position], step)
-            for step in self.conditions
-            if moment.fired.get(step.row.position, math.inf) <= moment.epoch
-        ]
-        if not fired and moment.loaded is None and not (epochs and batches):
-            yield from epochs or batches
-            return
-        # At one moment a state that was loaded comes first, then the rows of the epoch, then those of the batch.
-        order: list[tuple[tuple[float, int, float], Step | _Loaded]] = []
-        for epoch, step in [*((int(step.time), step) for step in epochs), *fired]:
-            order.append(((moment.first_batch(epoch), 1, epoch), step))
-        order += [((step.time, 2, 0), step) for step in batches]
-        if moment.loaded is not None and moment.loaded[0] <= moment.epoch:
-            epoch, names = moment.loaded
-            order.append(((moment.first_batch(epoch), 0, epoch), _Loaded(names)))
-        yield from (act for _, act in sorted(order, key=lambda item: item[0]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A state that was loaded: it unfreezes as a row does."""
-
-    names: frozenset[str]
-
-    def act(self, trainable: set[str]) -> None:
-        trainable |= self.names
+        if not (epochs and batches):
+            return epochs or batches
+        # Rows of an epoch act before those of its first batch.
+        began = [((float(moment.first_batch(int(step.time))), 0), step) for step in epochs]
+        return [step for _, step in sorted([*began, *(((step.time, 1), step) for step in batches)], key=itemgetter(0))]
 
 
 def _time(step: Step) -> float:

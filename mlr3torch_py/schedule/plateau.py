@@ -1,4 +1,4 @@
-"""Plateau: the condition that a score has stopped improving."""
+"""Plateau: a condition that holds once a score has stopped improving."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlr3torch_py.select.value import Value, value
+from mlr3torch_py.arguments import check_flag, check_whole
+from mlr3torch_py.select.value import value
 
-__all__ = ["Plateau", "Stagnation", "whole"]
+__all__ = ["Plateau", "Stagnation", "as_whole"]
 
 
 @value
-class Plateau(Value):
-    """A condition instead of a time: a score of the history has stopped improving.
+class Plateau:
+    """A condition: a score has stopped improving.
 
-    It is looked at when an epoch begins, from the epochs before. A score counts as better when it beats the best one
-    so far by more than `min_delta`; the condition holds after `patience` epochs without a better one. Several
-    conditions of a callback come one after the other, in the order of the table: each looks only at the epochs since
-    the one before it came.
+    In a table it takes the place of a time. It is checked when an epoch begins, on the epochs before. A score is better
+    if it beats the best one so far by more than `min_delta`; the condition holds after `patience` epochs without a
+    better one. Several conditions of a callback are met one after the other, in the order of the table: each sees only
+    the epochs since the previous one was met.
 
     Parameters
     ----------
     monitor : str
         The key in a row of ``net.history``.
     patience : int
-        How many epochs without a better score are waited for, from 1.
+        The number of epochs without a better score, at least 1.
     min_delta : float
-        By how much a score must be better to count, in the units of the score.
+        The least improvement of a better score, in the units of the score.
     lower_is_better : bool
-        Whether a smaller score is the better one, as for a loss.
+        Whether smaller scores are better, as for a loss.
     no_later_than : int, optional
-        The epoch at which the condition holds at the latest.
+        The epoch from which the condition holds in any case.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter is out of its range.
+        If a parameter has a wrong type or is out of range.
 
     Examples
     --------
@@ -57,24 +58,21 @@ class Plateau(Value):
     def __post_init__(self) -> None:
         if not isinstance(self.monitor, str):
             raise TypeError(f"`monitor` is {self.monitor!r}; give the name of a score in the history")
-        for name, n in (("patience", self.patience), ("no_later_than", self.no_later_than)):
-            if not (name == "no_later_than" and n is None) and whole(n) is None:
-                raise TypeError(f"`{name}` is {n!r}; give a whole number of epochs, such as 3")
-            if n is not None and n < 1:
-                raise ValueError(f"`{name}` is {n!r}; epochs count from 1")
-            object.__setattr__(self, name, whole(n))
-        if not isinstance(self.lower_is_better, bool):
-            raise TypeError(f"`lower_is_better` is {self.lower_is_better!r}; it must be True or False")
+        object.__setattr__(self, "patience", check_whole("patience", as_whole(self.patience), "epochs"))
+        if self.no_later_than is not None:
+            latest = check_whole("no_later_than", as_whole(self.no_later_than), "epochs")
+            object.__setattr__(self, "no_later_than", latest)
+        check_flag("lower_is_better", self.lower_is_better)
         if isinstance(self.min_delta, bool) or not isinstance(self.min_delta, (int, float)) or not self.min_delta >= 0:
-            raise ValueError(f"`min_delta` is {self.min_delta!r}; give a number from 0")
+            raise ValueError(f"`min_delta` is {self.min_delta!r}; give a number, at least 0")
 
     def holds(self, scores: Sequence[float]) -> bool:
-        """Say whether the scores of the epochs that are looked at have stopped improving.
+        """Return whether scores have stopped improving.
 
         Parameters
         ----------
         scores : sequence of float
-            One score per epoch, the oldest first. A missing score (NaN) is no improvement.
+            One score per epoch, the oldest first. A missing score (NaN) counts as no improvement.
 
         Returns
         -------
@@ -83,7 +81,7 @@ class Plateau(Value):
         return self.stagnation(enumerate(scores)).epochs_since >= self.patience
 
     def stagnation(self, scores: Iterable[tuple[int, float]]) -> Stagnation:
-        """Say which epoch had the best score, and how many epochs have passed since.
+        """Return the best score and its age.
 
         Parameters
         ----------
@@ -105,14 +103,14 @@ class Plateau(Value):
 
 
 class Stagnation(NamedTuple):
-    """The best score of some epochs.
+    """The best score of some epochs, and its age.
 
     Parameters
     ----------
     best_epoch : int or None
     best_score : float or None
     epochs_since : int
-        How many epochs without a better score have passed since.
+        The number of epochs since, all without a better score.
     """
 
     best_epoch: int | None = None
@@ -120,8 +118,13 @@ class Stagnation(NamedTuple):
     epochs_since: int = 0
 
 
-def whole(cell: Any) -> int | None:
-    """Return a cell as a whole number; None if it is none."""
-    if isinstance(cell, bool) or not isinstance(cell, (int, float, np.integer, np.floating)):
-        return None
-    return int(cell) if isinstance(cell, (int, np.integer)) or cell.is_integer() else None
+def as_whole(cell: Any) -> Any:
+    """Return whole numbers as int, and other values unchanged.
+
+    Examples
+    --------
+    >>> as_whole(2.0), as_whole(2.5)
+    (2, 2.5)
+    """
+    is_whole = isinstance(cell, np.integer) or (isinstance(cell, (float, np.floating)) and cell.is_integer())
+    return int(cell) if is_whole else cell

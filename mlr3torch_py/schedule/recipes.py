@@ -1,4 +1,4 @@
-"""Ready-made schedules: `starting_weights` and `unfreeze` for well-known ways of fine-tuning."""
+"""Ready-made schedules: `starting_weights` and `unfreeze` of well-known ways of fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from functools import reduce
 from numbers import Real
 from operator import or_
-from typing import Any, TypedDict, get_args
+from typing import TypedDict, get_args
 
 import pandas as pd
 from torch import nn
 
+from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.network.unwrap import bare, network_of
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.table import Unit, as_select
-from mlr3torch_py.select.functions import Select, select_name, select_prefix
+from mlr3torch_py.select.algebra import Select
+from mlr3torch_py.select.functions import select_name, select_prefix
 
 __all__ = ["Schedule", "chain_thaw", "gradual_unfreezing", "head_first"]
 
@@ -23,14 +26,14 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 
 
 class Schedule(TypedDict):
-    """The arguments of `CallbackSetUnfreeze`, to be passed on by ``**``."""
+    """The arguments of `CallbackSetUnfreeze`, to pass on by ``**``."""
 
     starting_weights: Select
     unfreeze: pd.DataFrame
 
 
 def gradual_unfreezing(
-    network: Any,
+    network: nn.Module | Net,
     every: int = 1,
     start: int = 1,
     unit: Unit = "epoch",
@@ -39,26 +42,25 @@ def gradual_unfreezing(
 ) -> Schedule:
     """Unfreeze block after block, from the head to the input.
 
-    The head, which is the last block, trains from the start. The block below it joins at ``start + every``, the next
-    one at ``start + 2 * every``, and so on, until all train.
+    The head, which is the last block, is trainable from the start. The block below it joins at ``start + every``, the
+    next one at ``start + 2 * every``, and so on, until all are trainable.
 
     Parameters
     ----------
     network : torch.nn.Module or skorch.NeuralNet
         A network, or an initialized net. Its blocks are the direct children that hold parameters. Sequential
-        containers and lists of modules are opened, and so is a child that holds a list of repeated layers; the
-        elements of such a list are blocks. A normalisation layer belongs to the block before it, and parameters of an
-        opened module belong to its first block.
+        containers, lists of modules, and children with a list of repeated layers are replaced by their own children. A
+        normalization layer belongs to the block before it, and a replaced module's own parameters to its first block.
     every : int
-        How many epochs, or batches, lie between two blocks.
+        The number of epochs or batches between two blocks.
     start : int
-        Where counting begins, from 1.
+        The epoch or batch to count from, at least 1.
     unit : {"epoch", "batch"}
-        What `every` and `start` count.
+        The unit of `every` and `start`.
     groups : sequence of Select, optional
-        The blocks from the input to the head, where those of the module tree do not fit.
+        The blocks, from the input to the head, in place of those of the module tree.
     lr_decay : float
-        By how much the learning rate of a block is divided for each block that lies above it, such as 2.6.
+        The divisor of a block's learning rate for each block above it, such as 2.6.
 
     Returns
     -------
@@ -91,8 +93,7 @@ def gradual_unfreezing(
     >>> callback = t_clbk("unfreeze", **schedule)
     """
     *body, head = _blocks(network, groups)
-    times = [_time(start, every, i, unit) for i in range(1, len(body) + 1)]
-    table = pd.DataFrame({unit: times, "weights": body[::-1]})
+    table = pd.DataFrame({unit: _times(start, every, unit, len(body)), "weights": body[::-1]})
     if isinstance(lr_decay, bool) or not isinstance(lr_decay, Real):
         raise TypeError(f"`lr_decay` is {lr_decay!r}; give a number, such as 2.6")
     if not 0 < lr_decay < math.inf:
@@ -103,9 +104,15 @@ def gradual_unfreezing(
 
 
 def chain_thaw(
-    network: Any, every: int = 1, start: int = 1, unit: Unit = "epoch", groups: Sequence[Select] | None = None
+    network: nn.Module | Net,
+    every: int = 1,
+    start: int = 1,
+    unit: Unit = "epoch",
+    groups: Sequence[Select] | None = None,
 ) -> Schedule:
-    """Train the head, then every other block alone from the input on, then all together.
+    """Train the head, each other block alone, then all.
+
+    The other blocks follow each other from the input to the head.
 
     Parameters
     ----------
@@ -144,26 +151,23 @@ def chain_thaw(
     2      3  select_prefix('3')  unfreeze
     """
     *body, head = _blocks(network, groups)
+    *times, last_time = _times(start, every, unit, len(body) + 1)
     rows: list[tuple[int, Select, str]] = []
-    alone = head
-    for i, block in enumerate(body, start=1):
-        time = _time(start, every, i, unit)
-        rows += [(time, block, "unfreeze"), (time, alone, "freeze")]
-        alone = block
+    for time, block, before in zip(times, body, [head, *body], strict=False):
+        rows += [(time, block, "unfreeze"), (time, before, "freeze")]
     if body:
-        others = [block for block in (*body, head) if block is not alone]
-        rows.append((_time(start, every, len(body) + 1, unit), reduce(or_, others), "unfreeze"))
+        rows.append((last_time, reduce(or_, [*body[:-1], head]), "unfreeze"))
     return {"starting_weights": head, "unfreeze": pd.DataFrame(rows, columns=[unit, "weights", "action"])}
 
 
-def head_first(network: Any, epochs: int = 1, groups: Sequence[Select] | None = None) -> Schedule:
-    """Train the head alone for some epochs, then all.
+def head_first(network: nn.Module | Net, epochs: int = 1, groups: Sequence[Select] | None = None) -> Schedule:
+    """Train the head alone, then the whole network.
 
     Parameters
     ----------
     network : torch.nn.Module or skorch.NeuralNet
     epochs : int
-        For how many epochs the head trains alone.
+        The number of epochs with the head alone.
     groups : sequence of Select, optional
         As in `gradual_unfreezing`.
 
@@ -194,14 +198,12 @@ def head_first(network: Any, epochs: int = 1, groups: Sequence[Select] | None = 
     0      6  select_prefix('0') | select_prefix('3')
     """
     *body, head = _blocks(network, groups)
-    times = [_time(1, epochs, 1, "epoch")] if body else []
-    return {
-        "starting_weights": head,
-        "unfreeze": pd.DataFrame({"epoch": times, "weights": [reduce(or_, body)] if body else []}),
-    }
+    start = 1 + check_whole("epochs", epochs, "epochs")
+    rows = [(start, reduce(or_, body))] if body else []
+    return {"starting_weights": head, "unfreeze": pd.DataFrame(rows, columns=["epoch", "weights"])}
 
 
-def _blocks(network: Any, groups: Sequence[Select] | None) -> list[Select]:
+def _blocks(network: nn.Module | Net, groups: Sequence[Select] | None) -> list[Select]:
     if groups is not None:
         blocks = [as_select(f"`groups`: entry {i}", group) for i, group in enumerate(groups)]
     else:
@@ -220,7 +222,7 @@ def _blocks_of(network: nn.Module) -> list[Select]:
 
 
 def _blocks_in(module: nn.Module, prefix: str) -> list[tuple[list[str], list[str]]]:
-    """Return the blocks in a module: the names of parameters, and the paths of modules, that each of them holds."""
+    """List the blocks in a module, as names of parameters and paths of modules."""
     children = [(f"{prefix}{name}", bare(child)) for name, child in module.named_children() if _has_parameters(child)]
     blocks: list[tuple[list[str], list[str]]] = []
     for path, child in children:
@@ -241,7 +243,7 @@ def _blocks_in(module: nn.Module, prefix: str) -> list[tuple[list[str], list[str
 
 
 def _repeats(module: nn.Module) -> bool:
-    """Say whether a module holds, at any depth, a container with several layers of one type."""
+    """Return whether a container in a module repeats a layer type."""
     for part in module.modules():
         if isinstance(part, _CONTAINERS):
             types = [type(child) for child in part.children() if _has_parameters(child)]
@@ -258,12 +260,10 @@ def _has_children(module: nn.Module) -> bool:
     return next(module.children(), None) is not None
 
 
-def _time(start: int, every: int, i: int, unit: Unit) -> int:
-    for argument, value in (("start", start), ("every", every)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"`{argument}` is {value!r}; give a whole number")
-        if value < 1:
-            raise ValueError(f"`{argument}` is {value!r}; it must be at least 1")
+def _times(start: int, every: int, unit: Unit, n: int) -> list[int]:
+    """Return the `n` times after `start`."""
     if unit not in get_args(Unit):
-        raise ValueError(f"`unit` is {unit!r}; it must be 'epoch' or 'batch'")
-    return start + every * i
+        raise ValueError(f"`unit` is {unit!r}; give 'epoch' or 'batch'")
+    what = "epochs" if unit == "epoch" else "batches"
+    start, every = check_whole("start", start, what), check_whole("every", every, what)
+    return [start + every * i for i in range(1, n + 1)]

@@ -1,65 +1,121 @@
-"""Reading tables: the rows of `unfreeze`, each with what it selects, when it comes and what it does."""
+"""Reading tables: the rows of `unfreeze`, each with its time, its weights and its action."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import combinations
-from typing import Any, Final, Literal, TypeGuard, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeGuard, get_args
 
 import numpy as np
 import pandas as pd
 
 from mlr3torch_py.names import nearest
-from mlr3torch_py.schedule.plateau import Plateau, whole
-from mlr3torch_py.select.functions import Select, select_none
+from mlr3torch_py.schedule.plateau import Plateau, as_whole
+from mlr3torch_py.select.algebra import Select
+from mlr3torch_py.select.functions import select_none
 
-__all__ = ["Action", "Row", "Unit", "as_select", "read_table"]
+__all__ = ["COLUMNS", "TIMES", "Action", "Column", "Row", "Unit", "as_select", "read_table"]
 
 Action = Literal["unfreeze", "freeze"]
 Unit = Literal["epoch", "batch"]
 
 _PLURAL: Final[dict[Unit, str]] = {"epoch": "epochs", "batch": "batches"}
-_COLUMNS: Final = ("weights", "when", "action", "lr_mult", *_PLURAL)
+TIMES: Final = ("when", *_PLURAL)
 _FORM: Final = "a pandas DataFrame with a column `weights` of selectors and one column `epoch` or `batch`"
+
+
+class Column(NamedTuple):
+    """A column of the table, other than those of times.
+
+    Parameters
+    ----------
+    name : str
+        The name of the column, and of the attribute of `Row`.
+    read : callable
+        Takes the place of the row, for messages, and a cell; returns the value in the row.
+    default : object
+        The value of an empty cell or a missing column; `dataclasses.MISSING` if it is required.
+    """
+
+    name: str
+    read: Callable[[str, Any], Any]
+    default: Any
+
+    def value(self, place: str, cell: Any) -> Any:
+        """Return the value of a cell."""
+        return self.default if _is_missing(cell) and self.default is not MISSING else self.read(place, cell)
+
+
+def _as_weights(place: str, cell: Any) -> Select:
+    return as_select(f"{place}, column `weights`,", cell)
+
+
+def _as_action(place: str, cell: Any) -> Action:
+    if cell not in get_args(Action):
+        raise ValueError(f"{place} has the action {cell!r}; {nearest([str(cell)], get_args(Action))}")
+    return cell  # type: ignore[no-any-return]
+
+
+def _as_factor(place: str, cell: Any) -> float:
+    if not _is_number(cell):
+        raise TypeError(
+            f"{place} has the lr_mult {cell!r} ({type(cell).__name__}); give a factor on the learning rate, such as 0.1"
+        )
+    if not 0 < cell < math.inf:
+        raise ValueError(f"{place} has the lr_mult {cell!r}; give a factor above 0, or freeze the weights")
+    return float(cell)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row of a table.
 
+    A new column of the table is one more field here, with its default and its reader.
+
     Parameters
     ----------
     position : int
-        Where it stands, from 0, counted on through tables that are combined.
+        Its number, from 0; tables in a list are numbered through.
     time : int or Plateau
-        The epoch, or the batch, from 1, or a condition. A row at 0 never comes.
+        The epoch or the batch, from 1, or a condition. A row at 0 never takes effect.
     unit : {"epoch", "batch"}
-        What `time` counts; for a condition it is "epoch", since it is looked at when an epoch begins.
+        The unit of `time`; for a condition "epoch", since it is checked when an epoch begins.
     weights : Select
-        What it is about.
+        The weights to unfreeze or freeze.
     action : {"unfreeze", "freeze"}
-        What it does.
     lr_mult : float, optional
-        The factor on the learning rate of the weights.
+        A factor on the learning rate of the weights.
     """
 
     position: int
     time: int | Plateau
     unit: Unit
-    weights: Select
-    action: Action = "unfreeze"
-    lr_mult: float | None = None
+    weights: Select = field(metadata={"read": _as_weights})
+    action: Action = field(default="unfreeze", metadata={"read": _as_action})
+    lr_mult: float | None = field(default=None, metadata={"read": _as_factor})
+
+    def __post_init__(self) -> None:
+        if self.action == "freeze" and self.lr_mult is not None:
+            raise ValueError(
+                f"`unfreeze`: row {self.position} has the lr_mult {self.lr_mult!r}, but freezes; "
+                "give the factor in a row that unfreezes"
+            )
 
     def __str__(self) -> str:
         time = f"when {self.time!r}" if isinstance(self.time, Plateau) else f"{self.unit} {self.time}"
         return f"row {self.position} ({time}: {'freeze ' if self.action == 'freeze' else ''}{self.weights!r})"
 
 
+COLUMNS: Final = tuple(
+    Column(one.name, one.metadata["read"], one.default) for one in fields(Row) if "read" in one.metadata
+)
+
+
 def as_select(argument: str, given: object) -> Select:
-    """Return `given` if it is a selector.
+    """Return a selector as it is.
 
     Parameters
     ----------
@@ -74,7 +130,7 @@ def as_select(argument: str, given: object) -> Select:
     Raises
     ------
     TypeError
-        If it is not one; the message says how to make one of it.
+        If `given` is no selector; the message says how to write one.
 
     Examples
     --------
@@ -87,7 +143,7 @@ def as_select(argument: str, given: object) -> Select:
         return given
     if isinstance(given, str) or (isinstance(given, Sequence) and all(isinstance(name, str) for name in given)):
         remedy = f"write select_name({given!r})"
-    elif callable(given) and getattr(given, "__module__", None) == select_none.__module__:
+    elif callable(given) and (_is_selector_class(given) or getattr(given, "__module__", "") == select_none.__module__):
         remedy = f"call it: {getattr(given, '__name__', given)}(...)"
     else:
         remedy = f"such as {select_none()!r} or select_name('0.weight')"
@@ -95,17 +151,16 @@ def as_select(argument: str, given: object) -> Select:
 
 
 def read_table(unfreeze: object) -> tuple[Row, ...]:
-    """Check an `unfreeze` table, or several, and read the rows.
+    """Check and read an `unfreeze` table, or several.
 
     Parameters
     ----------
     unfreeze : pandas.DataFrame, mapping, sequence of mappings, sequence of tables, or None
-        The column `weights` holds selectors. Exactly one of the columns `epoch` and `batch` holds whole numbers from 1
-        (0 is accepted and never comes). A column `action` says "unfreeze" (also where it is missing) or "freeze". A
-        column `when` holds a `Plateau` in the rows that have no time. A column `lr_mult` holds factors on the learning
-        rate, missing where there is none. A time may come once for each action. Other columns are left alone. None, and
-        a table without rows and columns, have no rows. A mapping of columns and a list of records are made a DataFrame
-        first; a list of tables is read one after the other.
+        The column `weights` holds selectors. Exactly one of the columns `epoch` and `batch` holds whole numbers from 1;
+        0 is accepted, but never takes effect. A column `action` holds "unfreeze", the default, or "freeze". A column
+        `when` holds a `Plateau` in rows without a time. A column `lr_mult` holds factors on the learning rate, or
+        nothing. Each time may appear once per action. Other columns are ignored. None and an empty table have no rows.
+        A mapping of columns and a list of records are turned into a DataFrame; the tables in a list are read in turn.
 
     Returns
     -------
@@ -135,10 +190,14 @@ def read_table(unfreeze: object) -> tuple[Row, ...]:
         key = (row.unit, row.time, row.action)
         if not isinstance(row.time, Plateau) and first.setdefault(key, row.position) != row.position:
             raise ValueError(
-                f"`unfreeze`: rows {first[key]} and {row.position} both have {row.unit} {row.time}; a time may come "
-                f"once for each action, so join their selectors by `|` in one row"
+                f"`unfreeze`: rows {first[key]} and {row.position} both have {row.unit} {row.time}; each time may "
+                f"appear once per action, so join their selectors by `|` in one row"
             )
     return tuple(rows)
+
+
+def _is_selector_class(given: object) -> bool:
+    return isinstance(given, type) and issubclass(given, Select)
 
 
 def _tables(unfreeze: object) -> Sequence[object]:
@@ -171,84 +230,75 @@ def _as_frame(table: object) -> pd.DataFrame:
         return pd.DataFrame(data)
     except ValueError as error:
         raise ValueError(
-            f"`unfreeze` makes no table ({error}); give every column a list of the same length, "
+            f"`unfreeze` is not a table ({error}); give every column a list of the same length, "
             "as in {'epoch': [2], 'weights': [select_all()]}"
         ) from error
 
 
 def _read_frame(frame: pd.DataFrame, start: int) -> Iterator[Row]:
-    columns = list(frame.columns)
-    if not columns:
+    present = list(frame.columns)
+    if not present:
         return
-    for one, other in combinations(columns, 2):
-        if one == other and one in _COLUMNS:
-            raise ValueError(f"`unfreeze`: the column `{one}` is there more than once; keep one")
-    for column_name in (name for name in columns if name not in _COLUMNS):
-        meant = difflib.get_close_matches(str(column_name), _COLUMNS, n=1, cutoff=0.75)
-        if meant and meant[0] not in columns:
-            raise ValueError(f"`unfreeze` has the column {column_name!r}; did you mean {meant[0]!r}?")
-    if "weights" not in columns:
-        raise ValueError(f"`unfreeze` has the columns {columns} and no `weights`; it must be {_FORM}")
-    units = [unit for unit in _PLURAL if unit in columns]
+    _check_columns(present)
+    unit = _unit_of(present)
+
+    def cells(name: str) -> list[Any]:
+        return frame[name].tolist() if name in present else [None] * len(frame)
+
+    rows = zip(cells(unit), cells("when"), *(cells(column.name) for column in COLUMNS), strict=True)
+    for position, (at, when, *row) in enumerate(rows, start):
+        place = f"`unfreeze`: row {position}"
+        time = _as_time(place, unit, at, when)
+        values = {column.name: column.value(place, cell) for column, cell in zip(COLUMNS, row, strict=True)}
+        yield Row(position, time, "epoch" if isinstance(time, Plateau) else unit, **values)
+
+
+def _check_columns(present: list[Any]) -> None:
+    known = [*TIMES, *(column.name for column in COLUMNS)]
+    for one, other in combinations(present, 2):
+        if one == other and one in known:
+            raise ValueError(f"`unfreeze` has the column `{one}` more than once; keep one")
+    for name in present:
+        meant = difflib.get_close_matches(str(name), known, n=1, cutoff=0.75)
+        if name not in known and meant and meant[0] not in present:
+            raise ValueError(f"`unfreeze` has the column {name!r}; did you mean {meant[0]!r}?")
+    for column in COLUMNS:
+        if column.default is MISSING and column.name not in present:
+            raise ValueError(f"`unfreeze` has the columns {present} and no `{column.name}`; it must be {_FORM}")
+
+
+def _unit_of(present: list[Any]) -> Unit:
+    units = [unit for unit in _PLURAL if unit in present]
     if len(units) > 1:
         raise ValueError(
             f"`unfreeze` has both `epoch` and `batch`: drop one, or give two tables in a list; each must be {_FORM}"
         )
-    if not units and "when" not in columns:
-        raise ValueError(f"`unfreeze` has neither `epoch` nor `batch`, but {columns}: add one; it must be {_FORM}")
-    unit: Unit = units[0] if units else "epoch"
-
-    def column(name: str) -> list[Any]:
-        return frame[name].tolist() if name in columns else [None] * len(frame)
-
-    cells = zip(*map(column, (unit, "when", "weights", "action", "lr_mult")), strict=True)
-    for position, (at, when, weights, action, lr_mult) in enumerate(cells, start):
-        row_unit, time = _as_time(position, unit, at, when)
-        select = as_select(f"`unfreeze`: row {position}, column `weights`,", weights)
-        act = _as_action(position, action)
-        yield Row(position, time, row_unit, select, act, _as_factor(position, lr_mult, act))
+    if not units and "when" not in present:
+        raise ValueError(f"`unfreeze` has neither `epoch` nor `batch`, but {present}: add one; it must be {_FORM}")
+    return units[0] if units else "epoch"
 
 
-def _as_time(position: int, unit: Unit, at: Any, when: Any) -> tuple[Unit, int | Plateau]:
-    place = f"`unfreeze`: row {position}"
+def _as_time(place: str, unit: Unit, at: Any, when: Any) -> int | Plateau:
     if not _is_missing(when):
         if not isinstance(when, Plateau):
             raise TypeError(f"{place}, column `when`, is {when!r}; it must be a Plateau, such as {Plateau()!r}")
         if not _is_missing(at):
             raise ValueError(f"{place} has {unit} {at!r} and the condition {when!r}; keep one of them")
-        return "epoch", when
+        return when
     if _is_missing(at):
-        raise ValueError(f"{place} has no {unit}; every row needs one, so drop the row or fill in a whole number")
-    if isinstance(at, bool) or not isinstance(at, (int, float, np.integer, np.floating)):
+        raise ValueError(f"{place} has no {unit}; drop the row or fill in a whole number")
+    if not _is_number(at):
         raise TypeError(f"{place} has {unit} {at!r} ({type(at).__name__}); give a whole number, such as 2")
-    time = whole(at)
-    if time is None:
+    time = as_whole(at)
+    if not isinstance(time, int):
         raise ValueError(f"{place} has {unit} {at!r}; give a whole number, such as 2")
     if time < 0:
         raise ValueError(f"{place} has {unit} {at!r}; {_PLURAL[unit]} count from 1, so give a later one")
-    return unit, time
+    return time
 
 
-def _as_action(position: int, action: Any) -> Action:
-    if _is_missing(action):
-        return "unfreeze"
-    if action not in get_args(Action):
-        known = nearest([str(action)], get_args(Action))
-        raise ValueError(f"`unfreeze`: row {position} has the action {action!r}; {known}")
-    return action  # type: ignore[no-any-return]
-
-
-def _as_factor(position: int, lr_mult: Any, action: Action) -> float | None:
-    place = f"`unfreeze`: row {position} has the lr_mult {lr_mult!r}"
-    if _is_missing(lr_mult):
-        return None
-    if isinstance(lr_mult, bool) or not isinstance(lr_mult, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{place} ({type(lr_mult).__name__}); give a factor on the learning rate, such as 0.1")
-    if not 0 < lr_mult < math.inf:
-        raise ValueError(f"{place}; give a factor above 0, or freeze the weights")
-    if action == "freeze":
-        raise ValueError(f"{place}, but freezes; give the factor in a row that unfreezes")
-    return float(lr_mult)
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, (int, float, np.integer, np.floating)) and not isinstance(cell, bool)
 
 
 def _is_missing(cell: Any) -> bool:

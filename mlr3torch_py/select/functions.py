@@ -1,16 +1,13 @@
-"""The select functions: they check their arguments and make selectors of parameters."""
+"""The select functions, which make selectors of parameters."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from numbers import Integral
 
-import regex
 from torch import nn
 
-from mlr3torch_py.names import as_names
-from mlr3torch_py.select.nodes import All, Blocks, Glob, Grep, Invert, Name, Nothing, Prefix, Select, Type, compiled
+from mlr3torch_py.select.algebra import Invert, Select
+from mlr3torch_py.select.nodes import All, First, Glob, Grep, Last, Name, Nothing, Prefix, Type
 
 __all__ = [
     "Select",
@@ -58,14 +55,14 @@ def select_none() -> Select:
 
 
 def select_name(param_names: str | Sequence[str], assert_present: bool = True) -> Select:
-    """Select parameters by their names.
+    """Select parameters by name.
 
     Parameters
     ----------
     param_names : str or sequence of str
         One or more names, as ``module.named_parameters()`` gives them for the bare network.
     assert_present : bool
-        Whether a name that the network lacks is an error. Otherwise it is passed over.
+        Whether a name missing from the network is an error. If False, it is ignored.
 
     Returns
     -------
@@ -74,15 +71,15 @@ def select_name(param_names: str | Sequence[str], assert_present: bool = True) -
     Raises
     ------
     TypeError
-        If `param_names` is neither a string nor a sequence of strings, or `assert_present` no bool.
+        If `param_names` is neither a string nor a sequence of strings, or `assert_present` is not a bool.
 
     See Also
     --------
-    select_prefix : For all parameters of a part of the network.
+    select_prefix : Select all parameters of a part of the network.
 
     Notes
     -----
-    As in mlr3torch, the order of the network is kept, not the order of `param_names`.
+    As in mlr3torch, the result has the order of the network, not that of `param_names`.
 
     Examples
     --------
@@ -93,22 +90,22 @@ def select_name(param_names: str | Sequence[str], assert_present: bool = True) -
         ...
     ValueError: `param_names` names '0.wieght', which the network lacks; did you mean '0.weight'?
     """
-    return Name(as_names("param_names", param_names), _check_flag("assert_present", assert_present))
+    return Name(param_names, assert_present)
 
 
 def select_grep(pattern: str, ignore_case: bool = False, perl: bool = False, fixed: bool = False) -> Select:
-    r"""Select the parameters in whose name a regular expression is found.
+    r"""Select parameters by a regular expression.
 
     Parameters
     ----------
     pattern : str
-        A regular expression, searched for anywhere in the name. POSIX classes such as ``[[:digit:]]`` are understood.
+        A regular expression to search for anywhere in the name. It may hold POSIX classes such as ``[[:digit:]]``.
     ignore_case : bool
-        Whether upper and lower case are the same.
+        Whether to ignore case.
     perl : bool
-        Accepted because R has it; lookarounds and the like are understood either way.
+        Without effect, accepted because R has it; lookarounds and the like always work.
     fixed : bool
-        Whether `pattern` is a plain string. Case then counts, whatever `ignore_case` says.
+        Whether `pattern` is a plain string. Matching is then case-sensitive, and `ignore_case` is ignored.
 
     Returns
     -------
@@ -124,7 +121,7 @@ def select_grep(pattern: str, ignore_case: bool = False, perl: bool = False, fix
     Warns
     -----
     UserWarning
-        If both `fixed` and `ignore_case` are set; as in R, `ignore_case` is then dropped.
+        If both `fixed` and `ignore_case` are True; as in R, `ignore_case` is then ignored.
 
     Examples
     --------
@@ -135,29 +132,16 @@ def select_grep(pattern: str, ignore_case: bool = False, perl: bool = False, fix
         ...
     ValueError: `pattern` is '(', which does not compile: missing ) at position 1; for plain text pass fixed=True
     """
-    _check_text("pattern", pattern)
-    for flag, value in (("ignore_case", ignore_case), ("perl", perl), ("fixed", fixed)):
-        _check_flag(flag, value)
-    if fixed and ignore_case:
-        warnings.warn("`ignore_case=True` is ignored, because `fixed=True` compares letter by letter", stacklevel=2)
-        ignore_case = False
-    if not fixed:
-        try:
-            compiled(pattern, ignore_case)
-        except regex.error as error:
-            raise ValueError(
-                f"`pattern` is {pattern!r}, which does not compile: {error}; for plain text pass fixed=True"
-            ) from error
     return Grep(pattern, ignore_case, perl, fixed)
 
 
 def select_glob(pattern: str) -> Select:
-    """Select the parameters whose whole name a shell pattern matches.
+    """Select parameters by a shell pattern for the whole name.
 
     Parameters
     ----------
     pattern : str
-        ``*`` stands for any text, dots included, ``?`` for one character, ``[0-9]`` for one of a set. Case counts.
+        ``*`` matches any text, dots included, ``?`` one character, ``[0-9]`` one of a set. It is case-sensitive.
 
     Returns
     -------
@@ -173,16 +157,16 @@ def select_glob(pattern: str) -> Select:
     >>> select_glob("encoder.*.bias")(["encoder.0.fc.bias", "encoder.0.fc.weight", "head.bias"])
     ['encoder.0.fc.bias']
     """
-    return Glob(_check_text("pattern", pattern))
+    return Glob(pattern)
 
 
 def select_prefix(*prefixes: str) -> Select:
-    """Select all parameters at or below one or more paths of the module tree.
+    """Select all parameters at or below given paths.
 
     Parameters
     ----------
     *prefixes : str
-        Paths of modules or parameters. Whole path components count: ``"layer1"`` does not match ``layer10.weight``.
+        Paths of modules or parameters, in whole components: ``"layer1"`` does not match ``layer10.weight``.
 
     Returns
     -------
@@ -191,38 +175,33 @@ def select_prefix(*prefixes: str) -> Select:
     Raises
     ------
     TypeError, ValueError
-        If no prefix is given, or one is empty or not a string.
+        If there is no prefix, or one is empty or not a string.
 
     Examples
     --------
     >>> select_prefix("layer1")(["layer1.weight", "layer1.0.bias", "layer10.weight"])
     ['layer1.weight', 'layer1.0.bias']
     """
-    if not prefixes:
-        raise TypeError("`prefixes` is empty; name at least one path, as in select_prefix('encoder')")
-    paths = tuple(_check_text("prefixes", prefix).rstrip(".") for prefix in prefixes)
-    if not all(paths):
-        raise ValueError(f"`prefixes` is {prefixes!r}; a path is not empty, and select_all() selects everything")
-    return Prefix(paths)
+    return Prefix(prefixes)
 
 
 def select_type(*module_types: type[nn.Module]) -> Select:
-    """Select all parameters inside modules of one or more types.
+    """Select all parameters inside modules of given types.
 
     Parameters
     ----------
     *module_types : type
-        Subclasses of `torch.nn.Module`. What lies deeper inside such a module belongs to it.
+        Subclasses of `torch.nn.Module`. Parameters of nested submodules are included.
 
     Returns
     -------
     Select
-        It needs a network, not only names: use `Select.expand`.
+        It needs a network, not only names; use `Select.expand`.
 
     Raises
     ------
     TypeError
-        If no type is given or one is not a subclass of `torch.nn.Module`.
+        If there is no type, or one is not a subclass of `torch.nn.Module`.
 
     Examples
     --------
@@ -230,31 +209,28 @@ def select_type(*module_types: type[nn.Module]) -> Select:
     >>> select_type(nn.LayerNorm).expand(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
     ['1.weight', '1.bias']
     """
-    if not module_types:
-        raise TypeError("`module_types` is empty; name at least one type, as in select_type(nn.Linear)")
-    for module_type in module_types:
-        if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
-            raise TypeError(f"`module_types` holds {module_type!r}; it takes subclasses of torch.nn.Module")
     return Type(module_types)
 
 
 def select_first(n: int) -> Select:
-    """Select the first `n` blocks of a network: the direct children that hold parameters.
+    """Select the first blocks of a network.
+
+    Blocks are the direct children that hold parameters.
 
     Parameters
     ----------
     n : int
-        How many blocks, from 1. If the network has fewer, all of them.
+        The number of blocks, at least 1. If the network has fewer, all of them are selected.
 
     Returns
     -------
     Select
-        It needs a network, not only names: use `Select.expand`.
+        It needs a network, not only names; use `Select.expand`.
 
     Raises
     ------
     TypeError, ValueError
-        If `n` is not a whole number from 1.
+        If `n` is not a whole number, or below 1.
 
     See Also
     --------
@@ -266,26 +242,28 @@ def select_first(n: int) -> Select:
     >>> select_first(1).expand(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)))
     ['0.weight', '0.bias']
     """
-    return Blocks(_check_count(n), "first")
+    return First(n)
 
 
 def select_last(n: int) -> Select:
-    """Select the last `n` blocks of a network: the direct children that hold parameters.
+    """Select the last blocks of a network.
+
+    Blocks are the direct children that hold parameters.
 
     Parameters
     ----------
     n : int
-        How many blocks, from 1. If the network has fewer, all of them.
+        The number of blocks, at least 1. If the network has fewer, all of them are selected.
 
     Returns
     -------
     Select
-        It needs a network, not only names: use `Select.expand`.
+        It needs a network, not only names; use `Select.expand`.
 
     Raises
     ------
     TypeError, ValueError
-        If `n` is not a whole number from 1.
+        If `n` is not a whole number, or below 1.
 
     See Also
     --------
@@ -297,11 +275,13 @@ def select_last(n: int) -> Select:
     >>> select_last(1).expand(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)))
     ['2.weight', '2.bias']
     """
-    return Blocks(_check_count(n), "last")
+    return Last(n)
 
 
 def select_invert(select: Select) -> Select:
-    """Select what another selector leaves out; the same as ``~select``.
+    """Select all parameters except those of another selector.
+
+    The same as ``~select``.
 
     Parameters
     ----------
@@ -321,26 +301,4 @@ def select_invert(select: Select) -> Select:
     >>> select_invert(select_name("0.weight"))(["0.weight", "0.bias"])
     ['0.bias']
     """
-    if not isinstance(select, Select):
-        raise TypeError(f"`select` is {select!r}; it must be a selector, such as select_name('0.weight')")
     return Invert(select)
-
-
-def _check_text(argument: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"`{argument}` is {value!r}; it must be a string")
-    return value
-
-
-def _check_flag(argument: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"`{argument}` is {value!r}; it must be True or False, and several names come as a list")
-    return value
-
-
-def _check_count(n: object) -> int:
-    if isinstance(n, bool) or not isinstance(n, Integral):
-        raise TypeError(f"`n` is {n!r}; it must be a whole number of blocks")
-    if n < 1:
-        raise ValueError(f"`n` is {n}; blocks are counted from 1")
-    return int(n)

@@ -1,195 +1,61 @@
-"""Select, the base of all selectors, and the nodes of their algebra: small immutable values."""
+"""The selectors behind the select functions: small immutable values with one method, `matches`."""
 
 from __future__ import annotations
 
 import fnmatch
-import operator
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Set
-from functools import reduce
-from typing import Any, Final, Literal
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import regex
 import torch
 from torch import nn
 
-from mlr3torch_py.names import ancestors, listed, nearest
-from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters, network_of
-from mlr3torch_py.select.value import Value, value
+from mlr3torch_py.arguments import check_flag, check_whole
+from mlr3torch_py.names import ancestors, as_names, listed, nearest
+from mlr3torch_py.network.unwrap import named_modules
+from mlr3torch_py.select.algebra import Select, selector
 
-__all__ = [
-    "OPERATORS",
-    "All",
-    "Blocks",
-    "Combined",
-    "Glob",
-    "Grep",
-    "Invert",
-    "Name",
-    "Nothing",
-    "Prefix",
-    "Select",
-    "Type",
-    "compiled",
-]
+__all__ = ["All", "First", "Glob", "Grep", "Last", "Name", "Nothing", "Prefix", "Type"]
 
 
-class Select(Value, ABC):
-    """A selector of parameters: what every ``select_…`` function returns.
-
-    Selectors are immutable, hashable, comparable and picklable, and print as the code that makes them. They combine
-    by ``~a``, ``a | b``, ``a & b``, ``a - b`` and ``a ^ b``.
-
-    See Also
-    --------
-    select_name, select_grep, select_prefix, select_type, select_last
-
-    Examples
-    --------
-    >>> from mlr3torch_py import select_glob, select_name
-    >>> biases = select_glob("*.bias") - select_name("9.bias")
-    >>> biases(["0.weight", "0.bias", "9.weight", "9.bias"])
-    ['0.bias']
-    >>> biases
-    select_glob('*.bias') - select_name(['9.bias'])
-    """
-
-    __slots__ = ()
-
-    def __call__(self, names: Iterable[str]) -> list[str]:
-        """Return the selected ones of `names`, in their order.
-
-        Parameters
-        ----------
-        names : iterable of str
-            Parameter names.
-
-        Returns
-        -------
-        list of str
-
-        Raises
-        ------
-        ValueError
-            If a name that must be there is missing, or the selector needs a module.
-        TypeError
-            If `names` is a single string.
-        """
-        if isinstance(names, str):
-            raise TypeError(f"`names` is the single string {names!r}; names come as a list: [{names!r}]")
-        names = list(names)
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError(f"`names` is {names!r}; it takes names: for a network use {self!r}.expand(module)")
-        selected = self.matches(dict.fromkeys(names).keys())
-        return [name for name in names if name in selected]
-
-    def expand(self, module: Any) -> list[str]:
-        """Return the names of the selected parameters of a network, in their order.
-
-        Parameters
-        ----------
-        module : torch.nn.Module or skorch.NeuralNet
-            A network, or a net that has been initialized.
-
-        Returns
-        -------
-        list of str
-
-        Raises
-        ------
-        TypeError
-            If `module` is neither.
-        ValueError
-            If a name that must be there is missing.
-        """
-        network = network_of(module)
-        names = named_parameters(network).keys()
-        selected = self.matches(names, bare(network))
-        return [name for name in names if name in selected]
-
-    @abstractmethod
-    def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
-        """Return the selected ones of `names` as a set.
-
-        Parameters
-        ----------
-        names : set of str
-            The parameter names of a network; a ``dict.keys()`` view where the order counts.
-        module : torch.nn.Module, optional
-            The network that the names are of, for the selectors that look at more than names.
-
-        Returns
-        -------
-        set of str
-        """
-
-    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
-        """List the patterns, paths and types in the selector that match nothing, and so may be misspelt.
-
-        Parameters
-        ----------
-        names : set of str
-        module : torch.nn.Module, optional
-            As in `matches`.
-
-        Returns
-        -------
-        list of Select
-        """
-        return [] if self.matches(names, module) else [self]
-
-    def __invert__(self) -> Select:
-        return Invert(self)
-
-    def __or__(self, other: Select) -> Select:
-        return _combine(self, "|", other)
-
-    def __and__(self, other: Select) -> Select:
-        return _combine(self, "&", other)
-
-    def __sub__(self, other: Select) -> Select:
-        return _combine(self, "-", other)
-
-    def __xor__(self, other: Select) -> Select:
-        return _combine(self, "^", other)
-
-    def __bool__(self) -> bool:
-        raise TypeError(
-            "a Select is neither true nor false; combine selectors by `&`, `|` and `~`, not by and, or, not"
-        )
-
-
-@value
+@selector
 class All(Select):
     """Every parameter."""
+
+    fn = "select_all"
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         return names
 
-    def __repr__(self) -> str:
-        return "select_all()"
 
-
-@value
+@selector
 class Nothing(Select):
     """No parameter."""
 
-    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
-        return []
+    fn = "select_none"
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         return frozenset()
 
-    def __repr__(self) -> str:
-        return "select_none()"
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        return []
 
 
-@value
+@selector
 class Name(Select):
     """Names given one by one."""
 
-    param_names: tuple[str, ...]
-    assert_present: bool
+    fn = "select_name"
+    param_names: str | Sequence[str]
+    assert_present: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "param_names", as_names("param_names", self.param_names))
+        if isinstance(self.assert_present, str):
+            raise TypeError(f"`assert_present` is {self.assert_present!r}; pass several names as one list")
+        check_flag("assert_present", self.assert_present)
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         missing = [name for name in self.param_names if name not in names]
@@ -203,17 +69,34 @@ class Name(Select):
         return []
 
     def __repr__(self) -> str:
-        return f"select_name({list(self.param_names)!r}{'' if self.assert_present else ', assert_present=False'})"
+        return f"{self.fn}({list(self.param_names)!r}{'' if self.assert_present else ', assert_present=False'})"
 
 
-@value
+@selector
 class Grep(Select):
-    """Names in which a regular expression, or a fixed string, is found."""
+    """Names with a match of a regular expression or text."""
 
+    fn = "select_grep"
     pattern: str
-    ignore_case: bool
-    perl: bool
-    fixed: bool
+    ignore_case: bool = False
+    perl: bool = False
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        _check_text("pattern", self.pattern)
+        for flag in ("ignore_case", "perl", "fixed"):
+            check_flag(flag, getattr(self, flag))
+        if self.fixed and self.ignore_case:
+            # The level of the caller of select_grep.
+            warnings.warn("`ignore_case=True` is ignored, because `fixed=True` compares letter by letter", stacklevel=4)
+            object.__setattr__(self, "ignore_case", False)
+        if not self.fixed:
+            try:
+                compiled(self.pattern, self.ignore_case)
+            except regex.error as error:
+                raise ValueError(
+                    f"`pattern` is {self.pattern!r}, which does not compile: {error}; for plain text pass fixed=True"
+                ) from error
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         if self.fixed:
@@ -221,29 +104,35 @@ class Grep(Select):
         found = compiled(self.pattern, self.ignore_case).search
         return {name for name in names if found(name)}
 
-    def __repr__(self) -> str:
-        flags = "".join(f", {flag}=True" for flag in ("ignore_case", "perl", "fixed") if getattr(self, flag))
-        return f"select_grep({self.pattern!r}{flags})"
 
-
-@value
+@selector
 class Glob(Select):
-    """Names that a shell pattern matches as a whole."""
+    """Names matched as a whole by a shell pattern."""
 
+    fn = "select_glob"
     pattern: str
+
+    def __post_init__(self) -> None:
+        _check_text("pattern", self.pattern)
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         return {name for name in names if fnmatch.fnmatchcase(name, self.pattern)}
 
-    def __repr__(self) -> str:
-        return f"select_glob({self.pattern!r})"
 
-
-@value
+@selector
 class Prefix(Select):
     """Everything at or below paths of the module tree."""
 
+    fn = "select_prefix"
     prefixes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prefixes:
+            raise TypeError("`prefixes` is empty; name at least one path, as in select_prefix('encoder')")
+        paths = tuple(_check_text("prefixes", prefix).rstrip(".") for prefix in self.prefixes)
+        if not all(paths):
+            raise ValueError(f"`prefixes` is {self.prefixes!r}; leave out empty paths, or use select_all()")
+        object.__setattr__(self, "prefixes", paths)
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         below = tuple(f"{prefix}." for prefix in self.prefixes)
@@ -252,98 +141,108 @@ class Prefix(Select):
     def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
         return [one for prefix in self.prefixes if not (one := Prefix((prefix,))).matches(names)]
 
+    @classmethod
+    def from_plain(cls, fields: Mapping[str, Any]) -> Select:
+        return cls(as_names("prefixes", fields["prefixes"]))
+
     def __repr__(self) -> str:
-        return f"select_prefix({', '.join(map(repr, self.prefixes))})"
+        return f"{self.fn}({', '.join(map(repr, self.prefixes))})"
 
 
-@value
+@selector
 class Type(Select):
     """Everything inside modules of given types."""
 
+    fn = "select_type"
     module_types: tuple[type[nn.Module], ...]
+
+    def __post_init__(self) -> None:
+        if not self.module_types:
+            raise TypeError("`module_types` is empty; name at least one type, as in select_type(nn.Linear)")
+        for module_type in self.module_types:
+            if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+                raise TypeError(f"`module_types` holds {module_type!r}; give subclasses of torch.nn.Module")
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         network = _needed(module, self)
         wanted = {path for path, part in named_modules(network) if isinstance(part, self.module_types)}
         return {name for name in names if not wanted.isdisjoint(ancestors(name))}
 
+    def to_plain(self) -> dict[str, Any]:
+        if not all(map(_is_of_torch, self.module_types)):
+            raise ValueError(f"{self!r} names a type that is not in torch.nn; select its weights by name instead")
+        return {"module_types": tuple(module_type.__name__ for module_type in self.module_types)}
+
+    @classmethod
+    def from_plain(cls, fields: Mapping[str, Any]) -> Select:
+        return cls(tuple(getattr(nn, name) for name in as_names("module_types", fields["module_types"])))
+
     def __repr__(self) -> str:
-        return f"select_type({', '.join(map(_type_name, self.module_types))})"
+        return f"{self.fn}({', '.join(map(_type_name, self.module_types))})"
 
 
-@value
 class Blocks(Select):
-    """The first or the last direct blocks of a network."""
+    """Some direct children of a network."""
+
+    __slots__ = ()
 
     n: int
-    end: Literal["first", "last"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", check_whole("n", self.n, "blocks"))
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         children = _needed(module, self)._modules
-        blocks = list(dict.fromkeys(block for name in names if (block := name.partition(".")[0]) in children))
+        blocks = list(dict.fromkeys(block for block in map(_block, names) if block in children))
         if not blocks:
             raise ValueError(f"{self!r}: the network has no direct blocks that hold parameters; select them by name")
-        wanted = blocks[: self.n] if self.end == "first" else blocks[-self.n :]
-        return {name for name in names if name.partition(".")[0] in wanted}
+        wanted = self.some(blocks)
+        return {name for name in names if _block(name) in wanted}
 
-    def __repr__(self) -> str:
-        return f"select_{self.end}({self.n})"
-
-
-@value
-class Invert(Select):
-    """What another selector leaves out."""
-
-    select: Select
-
-    def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
-        return names - self.select.matches(names, module)
-
-    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
-        return self.select.unmatched(names, module)
-
-    def __repr__(self) -> str:
-        return f"select_invert({self.select!r})"
+    @abstractmethod
+    def some(self, blocks: list[str]) -> list[str]:
+        """Return the selected ones of `blocks`."""
 
 
-OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
-    "|": operator.or_,
-    "&": operator.and_,
-    "-": operator.sub,
-    "^": operator.xor,
-}
+@selector
+class First(Blocks):
+    """The first direct blocks of a network."""
+
+    fn = "select_first"
+    n: int
+
+    def some(self, blocks: list[str]) -> list[str]:
+        return blocks[: self.n]
 
 
-@value
-class Combined(Select):
-    """Selectors joined by one set operator, from left to right."""
+@selector
+class Last(Blocks):
+    """The last direct blocks of a network."""
 
-    sign: str
-    parts: tuple[Select, ...]
+    fn = "select_last"
+    n: int
 
-    def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
-        matched: Set[str] = reduce(OPERATORS[self.sign], (part.matches(names, module) for part in self.parts))
-        return matched
-
-    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
-        return [select for part in self.parts for select in part.unmatched(names, module)]
-
-    def __repr__(self) -> str:
-        operands = (f"({part!r})" if isinstance(part, Combined) else repr(part) for part in self.parts)
-        return f" {self.sign} ".join(operands)
-
-
-def _combine(left: Select, sign: str, right: object) -> Select:
-    if not isinstance(right, Select):
-        raise TypeError(f"`{left!r} {sign} {right!r}` does not combine two selectors; make one of the right side first")
-    parts = left.parts if isinstance(left, Combined) and left.sign == sign else (left,)
-    return Combined(sign, (*parts, right))
+    def some(self, blocks: list[str]) -> list[str]:
+        return blocks[-self.n :]
 
 
 def compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
-    r"""Compile a pattern of R, whose ``\<`` and ``\>`` are the begin and the end of a word."""
+    r"""Compile a pattern of R.
+
+    In R, ``\<`` and ``\>`` are word boundaries.
+    """
     pattern = regex.sub(r"\\(.)", lambda escape: {"<": r"\m", ">": r"\M"}.get(escape[1], escape[0]), pattern)
     return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)
+
+
+def _block(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _check_text(argument: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"`{argument}` is {value!r}; give a string")
+    return value
 
 
 def _needed(module: nn.Module | None, select: Select) -> nn.Module:
@@ -352,8 +251,12 @@ def _needed(module: nn.Module | None, select: Select) -> nn.Module:
     return module
 
 
+def _is_of_torch(module_type: type) -> bool:
+    return getattr(torch.nn, module_type.__name__, None) is module_type
+
+
 def _type_name(module_type: type) -> str:
-    if getattr(torch.nn, module_type.__name__, None) is module_type:
+    if _is_of_torch(module_type):
         return f"torch.nn.{module_type.__name__}"
     scope = module_type.__module__
     return module_type.__qualname__ if scope in ("__main__", "builtins") else f"{scope}.{module_type.__qualname__}"

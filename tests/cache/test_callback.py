@@ -1,14 +1,11 @@
 """CallbackSetFrozenCache: the same weights as without it, and less computing."""
 
 import copy
-import pickle
 import re
 
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from skorch.dataset import ValidSplit
@@ -18,33 +15,14 @@ from mlr3torch_py import (
     CallbackSetFrozenCache,
     CallbackSetUnfreeze,
     Freezer,
-    freeze_plan,
     select_all,
     select_prefix,
     t_clbk,
     torch_callback,
 )
-from tests.helpers import Nested, Stops, iris_net, weights, y
-from tests.helpers import X as IRIS
+from tests.cache.helpers import AGAIN, BOTH, CNN, N, X, hits
+from tests.helpers import Nested, iris_net, weights, y
 from tests.network.test_evaluation import EVAL, Normed
-from tests.parallel import accelerated_net, in_processes, own_net
-
-X = IRIS + np.linspace(0, 0.01, len(IRIS), dtype="float32")[:, None]  # no two rows are the same
-N = len(X)
-BOTH = CallbackSetUnfreeze(select_prefix("head"), None, **EVAL)
-
-
-class CNN(nn.Module):
-    """Two blocks with BatchNorm, and a head, for the four columns as images."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-        self.second = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(self.second(self.first(x.reshape(-1, 1, 2, 2))).flatten(1))
 
 
 class Transformer(nn.Module):
@@ -62,11 +40,6 @@ class Transformer(nn.Module):
         return self.head(self.encoder(self.embed(x[:, :, None]), src_key_padding_mask=padding).mean(1))
 
 
-AGAIN = {
-    "epoch": [3, 4],
-    "weights": [select_all(), ~select_prefix("head")],
-    "action": ["unfreeze", "freeze"],
-}
 DATA = {
     "in order": {},
     "shuffled": {"iterator_train__shuffle": True},
@@ -76,14 +49,10 @@ DATA = {
 
 
 def train(module, *cache, max_epochs=6, **params):
-    """Train over a schedule in which all is frozen but the head, then nothing, then all but the head again."""
+    """Train with everything frozen but the head, then nothing, then everything but the head again."""
     torch.manual_seed(0)
     freezing = ("unfreeze", CallbackSetUnfreeze(select_prefix("head"), AGAIN, **EVAL))
     return iris_net(freezing, *cache, module=module, max_epochs=max_epochs, **params).fit(X, y)
-
-
-def hits(net):
-    return net.history[:, "cache_hits"]
 
 
 @pytest.mark.parametrize("max_bytes", [2**30, 100_000])
@@ -112,7 +81,7 @@ def test_it_is_made_by_its_key_and_set_through_the_net():
     assert t_clbk("frozen_cache").callback.get_params() == {"modules": None, "max_bytes": 2**30, "check": 1}
 
 
-def test_an_augmented_row_is_computed_and_modules_that_never_hit_are_let_go_of():
+def test_an_augmented_row_is_computed_and_modules_without_hits_are_dropped():
     class Augmented(Nested):
         def forward(self, x):
             return super().forward(x + torch.rand(1) if self.training and noise else x)
@@ -140,7 +109,7 @@ def test_scoring_between_epochs_finds_the_rows_too():
 
 
 @pytest.mark.parametrize("freezing", [Freezer(name_starts_with=["embed", "encoder"]), None])
-def test_it_does_not_matter_who_freezes(freezing):
+def test_modules_frozen_by_anyone_are_cached(freezing):
     module = Nested()
     if freezing is None:
         module.embed.requires_grad_(False)
@@ -150,13 +119,13 @@ def test_it_does_not_matter_who_freezes(freezing):
     assert hits(net) == [0, 300, 300, 300]
 
 
-def test_only_the_named_modules_are_kept():
+def test_only_the_named_modules_are_cached():
     for modules, expected in (("encoder", 150), (["embed", "encoder"], 300), (["encoder.0", "encoder.0.fc1"], 150)):
         net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache", modules=modules), module=Nested).fit(X, y)
         assert hits(net) == [0] + [expected] * 3
 
 
-def test_the_whole_network_can_be_kept_when_something_else_trains():
+def test_the_whole_network_can_be_cached_while_another_module_trains():
     class Net(NeuralNetClassifier):
         def initialize_module(self):
             super().initialize_module()
@@ -173,8 +142,8 @@ def test_the_whole_network_can_be_kept_when_something_else_trains():
 # ---- when rows are forgotten
 
 
-class Does(Callback):
-    """Does something to the network at the end of the second epoch, and keeps the number of epochs' hits."""
+class AtEpochTwo(Callback):
+    """Does something to the network at the end of the second epoch."""
 
     def __init__(self, what):
         self.what = what
@@ -219,7 +188,7 @@ def test_rows_of_a_module_that_has_changed_are_forgotten(what, expected):
     nets = []
     for cache in ([], [t_clbk("frozen_cache")]):
         torch.manual_seed(0)
-        net = iris_net(copy.deepcopy(BOTH), Does(what), *cache, module=Normed, audited=False).fit(X, y)
+        net = iris_net(copy.deepcopy(BOTH), AtEpochTwo(what), *cache, module=Normed, audited=False).fit(X, y)
         nets.append(net)
     for name, tensor in weights(nets[0]).items():
         torch.testing.assert_close(weights(nets[1])[name], tensor, rtol=0, atol=1e-5)
@@ -245,21 +214,21 @@ def test_events_by_batch_are_followed():
     ]
 
 
-def test_what_was_left_alone_gets_another_trial_after_an_event():
+def test_a_rejected_module_is_tried_again_after_an_event():
     table = {"epoch": [3], "weights": [select_prefix("embed")], "action": ["freeze"]}
     freezing = CallbackSetUnfreeze(select_prefix("embed", "head"), table)
     net = iris_net(freezing, t_clbk("frozen_cache"), module=Nested).fit(X, y)
     assert hits(net) == [0, 0, 0, 300]
 
 
-def test_a_training_that_skips_the_begin_goes_without_a_cache():
+def test_a_training_without_on_train_begin_has_no_cache():
     net = iris_net(t_clbk("frozen_cache"), module=Nested, audited=False).initialize()
     net.fit_loop(X, y)
     assert len(net.history) == 4
     assert all("_compiled_call_impl" not in vars(module) for module in net.module_.modules())
 
 
-def test_a_second_call_begins_with_an_empty_cache():
+def test_a_second_call_starts_with_an_empty_cache():
     net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested, max_epochs=2).fit(X, y)
     net.partial_fit(X, y)
     assert hits(net) == [0, 300, 0, 300]
@@ -267,7 +236,7 @@ def test_a_second_call_begins_with_an_empty_cache():
     assert hits(net) == [0, 300]
 
 
-def test_a_row_that_came_out_otherwise_ends_the_training():
+def test_a_row_that_fails_the_check_stops_the_training():
     def write(self):
         if self.ctx.epoch == 2:
             self.ctx.network.encoder[0].fc2.weight.data += 1
@@ -276,22 +245,22 @@ def test_a_row_that_came_out_otherwise_ends_the_training():
         copy.deepcopy(BOTH), t_clbk("frozen_cache", check=1), torch_callback("write", on_batch_begin=write),
         module=Nested, audited=False,
     )  # fmt: skip
-    with pytest.raises(RuntimeError, match="frozen_cache: what encoder gives for a row is not what it gave"):
+    with pytest.raises(RuntimeError, match="frozen_cache: 'encoder' now gives another output for a row"):
         net.fit(X, y)
     assert all("_compiled_call_impl" not in vars(module) for module in net.module_.modules())
 
 
-# ---- what is left alone
+# ---- what is not cached
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"frozen_norm": "eval"}, "first alone: its Dropout is in training mode.*frozen_dropout='eval'"),
-        ({"frozen_dropout": "eval"}, "first alone: its BatchNorm1d is in training mode.*frozen_norm='eval'"),
+        ({"frozen_norm": "eval"}, "not caching 'first': its Dropout is in training mode.*frozen_dropout='eval'"),
+        ({"frozen_dropout": "eval"}, "not caching 'first': its BatchNorm1d is in training mode.*frozen_norm='eval'"),
     ],
 )
-def test_layers_that_are_not_held_are_named_with_the_remedy(option, message):
+def test_layers_in_training_mode_are_named_with_the_remedy(option, message):
     freezing = CallbackSetUnfreeze(~select_prefix("first"), None, **option)
     net = iris_net(freezing, t_clbk("frozen_cache"), module=Normed, module__dropout=0.5, audited=False)
     with pytest.warns(UserWarning, match=message) as warned:
@@ -300,9 +269,9 @@ def test_layers_that_are_not_held_are_named_with_the_remedy(option, message):
     assert hits(net) == [0, 0, 0, 0]
 
 
-def test_a_named_module_that_never_freezes_is_said():
+def test_a_named_module_that_never_freezes_is_warned_about():
     net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache", modules=["head", "embed"]), module=Nested)
-    with pytest.warns(UserWarning, match="frozen_cache: 'head' of `modules` was never called while frozen as a whole"):
+    with pytest.warns(UserWarning, match="nothing was cached for 'head', never called while frozen as a whole"):
         net.fit(X, y)
 
 
@@ -312,10 +281,10 @@ def test_a_named_module_that_never_freezes_is_said():
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ({"max_bytes": 0}, ValueError, "`max_bytes` is 0; give a whole number of bytes, 1 or more"),
+        ({"max_bytes": 0}, ValueError, "`max_bytes` is 0; give a whole number of bytes, at least 1"),
         ({"max_bytes": "1 GB"}, TypeError, "`max_bytes` is '1 GB'; give a whole number of bytes"),
         ({"max_bytes": 1e9}, TypeError, "`max_bytes` is 1000000000.0; give a whole number of bytes"),
-        ({"check": -1}, ValueError, "`check` is -1; give a whole number of rows, 0 or more"),
+        ({"check": -1}, ValueError, "`check` is -1; give a whole number of rows, at least 0"),
         ({"check": True}, TypeError, "`check` is True; give a whole number of rows"),
         ({"modules": 3}, TypeError, "`modules` is 3; it must be a name or a list of names"),
     ],
@@ -332,6 +301,7 @@ def test_a_module_that_the_network_lacks_is_named_before_the_first_step():
     assert len(net.history) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_a_compiled_network_is_refused_before_the_first_step():
     net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested, compile=True, compile__backend="eager")
@@ -351,170 +321,6 @@ def test_copies_on_several_devices_are_refused_before_the_first_step():
     with pytest.raises(ValueError, match="frozen_cache: `module_` is copied to several devices by DataParallel"):
         net.fit(X, y)
     assert len(net.history) == 0
-
-
-# ---- nobody else sees it
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, None])
-def test_nothing_is_left_behind(error):
-    module = Nested()
-    stops = [] if error is None else [Stops(error, 5)]
-    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), *stops, module=module)
-    if error is ZeroDivisionError:
-        with pytest.raises(error):
-            net.fit(X, y)
-    else:
-        net.fit(X, y)
-    assert all("_compiled_call_impl" not in vars(layer) for layer in module.modules())
-    assert dict(net.callbacks_)["frozen_cache"].cached_ is None
-
-
-COPIES = {}
-
-
-class Copies(Callback):
-    """Makes copies at the end of each batch."""
-
-    def __init__(self, copied):
-        self.copied = copied
-
-    def on_batch_end(self, net, **kwargs):
-        COPIES.setdefault(self.copied, []).append(self.copied(net))
-
-
-def pickled(net):
-    return pickle.loads(pickle.dumps(net))
-
-
-def pickled_network(net):
-    return pickled(net.module_)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, clone, pickled, pickled_network])
-def test_copies_that_are_made_while_it_trains_know_nothing_of_it(copied):
-    copies = Copies(copied)
-    iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), ("copies", copies), module=Nested, max_epochs=2).fit(X, y)
-    networks = [getattr(made, "module_", made) for made in COPIES.pop(copied)]
-    if copied is clone:
-        assert not any(hasattr(made, "initialized_") and made.initialized_ for made in networks)
-        return
-    assert all("_compiled_call_impl" not in vars(module) for network in networks for module in network.modules())
-    assert len({len(pickle.dumps(network)) for network in networks}) == 1
-
-
-def test_a_copied_net_goes_on_with_a_cache_of_its_own():
-    copies = []
-    keep = torch_callback("keep", weight=450, on_epoch_end=lambda self: copies.append(copy.deepcopy(self.ctx.net)))
-    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), keep, module=Nested, max_epochs=2).fit(X, y)
-    first = copies[0]
-    assert all("_compiled_call_impl" not in vars(module) for module in first.module_.modules())
-    first.partial_fit(X, y)
-    assert hits(first) == [0, 0, 300]
-    assert hits(net) == [0, 300]
-
-
-def test_it_works_inside_a_grid_search():
-    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested(), max_epochs=3)
-    grid = {"lr": [0.01, 0.1], "callbacks__frozen_cache__max_bytes": [10_000, 10**8]}
-    search = GridSearchCV(net, grid, cv=2).fit(X, y)
-    scores = search.cv_results_["mean_test_score"].reshape(2, 2)
-    np.testing.assert_allclose(scores[0], scores[1], atol=0.02)
-    assert sum(hits(search.best_estimator_)) > 0
-
-
-def test_a_resumed_training_takes_up_the_history(tmp_path):
-    checkpoint = t_clbk("checkpoint", path=tmp_path, freq=1, resume=True)
-    params = {"module": Nested, "max_epochs": 4}
-    whole = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), **params)
-    torch.manual_seed(0)
-    whole.fit(X, y)
-    torch.manual_seed(0)
-    with pytest.raises(ZeroDivisionError):
-        iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), checkpoint, Stops(ZeroDivisionError, 8), **params).fit(
-            X, y
-        )
-    resumed = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), copy.deepcopy(checkpoint), **params).fit(X, y)
-    assert hits(resumed) == [0, 300, 0, 300]
-    for name, tensor in weights(whole).items():
-        torch.testing.assert_close(weights(resumed)[name], tensor, rtol=0, atol=1e-6)
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert not [file for file in files if b"compiled_call" in file.read_bytes()]
-
-
-# ---- several processes
-
-
-class SeededNormed(Normed):
-    def __init__(self):
-        torch.manual_seed(0)
-        super().__init__()
-
-
-def train_in_parallel(make, with_cache):
-    callbacks = [CallbackSetUnfreeze(select_prefix("head"), AGAIN, **EVAL)] + [t_clbk("frozen_cache")] * with_cache
-    net = make(*callbacks, module=SeededNormed, max_epochs=6).fit(X[:144], y[:144])
-    return {key.removeprefix("module."): value for key, value in weights(net).items()}, with_cache and hits(net)
-
-
-@pytest.mark.parametrize("make", [own_net, accelerated_net])
-def test_each_process_keeps_its_own_rows(make, tmp_path, processes):
-    plain, _ = in_processes(tmp_path, train_in_parallel, make, False)
-    ranks = in_processes(tmp_path, train_in_parallel, make, True)
-    for trained, n_hits in ranks:
-        assert n_hits == [0, 144, 0, 0, 144, 144]
-        for name, tensor in plain[0].items():
-            torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-5)
-            assert torch.equal(trained[name], ranks[0][0][name])
-
-
-# ---- what is foretold
-
-
-@pytest.mark.parametrize("is_initialized", [True, False])
-@pytest.mark.parametrize("train_split", [None, ValidSplit(5)])
-@pytest.mark.parametrize("max_bytes", [2**30, 150_000])
-def test_what_is_foretold_is_what_happens(is_initialized, train_split, max_bytes):
-    freezing = CallbackSetUnfreeze(select_prefix("head"), AGAIN, **EVAL)
-    cache = t_clbk("frozen_cache", max_bytes=max_bytes)
-    net = iris_net(freezing, cache, module=CNN, max_epochs=5, train_split=train_split)
-    if is_initialized:
-        net.initialize()
-        before = copy.deepcopy(net.module_.state_dict())
-    plan = freeze_plan(net, X, y)
-    if is_initialized:
-        assert all(torch.equal(tensor, before[name]) for name, tensor in net.module_.state_dict().items())
-        assert all("_compiled_call_impl" not in vars(layer) for layer in net.module_.modules())
-    net.fit(X, y)
-    for column in ("cache_hits", "cache_misses", "cache_bytes"):
-        happened = np.array(net.history[:, column])
-        np.testing.assert_allclose(plan.cache[column], happened, rtol=0.02, atol=3 if max_bytes < 2**30 else 0)
-    assert plan.cache["epoch"].tolist() == [1, 2, 3, 4, 5]
-    assert f"frozen_cache: {sum(plan.cache['cache_hits']):,} of {5 * 300 - 300:,} rows come from memory" in str(plan)
-
-
-def test_events_in_the_middle_of_an_epoch_are_foretold():
-    table = {"batch": [5, 8], "weights": [select_all(), ~select_prefix("head")], "action": ["unfreeze", "freeze"]}
-    freezing = CallbackSetUnfreeze(select_prefix("head"), table, **EVAL)
-    net = iris_net(freezing, t_clbk("frozen_cache"), module=Normed)
-    plan = freeze_plan(net, X, y)
-    net.fit(X, y)
-    assert plan.cache["cache_hits"].tolist() == hits(net)
-    assert plan.cache["cache_misses"].tolist() == net.history[:, "cache_misses"]
-
-
-def test_a_module_that_will_be_left_alone_is_foretold():
-    net = iris_net(CallbackSetUnfreeze(select_prefix("head")), t_clbk("frozen_cache"), module=Normed)
-    plan = freeze_plan(net, X, y)
-    assert plan.cache["cache_hits"].sum() == 0
-    assert "frozen_cache leaves first alone: its BatchNorm1d is in training mode" in str(plan)
-
-
-def test_without_data_the_plan_says_what_it_needs():
-    callbacks = [copy.deepcopy(BOTH), t_clbk("frozen_cache")]
-    for plan in (freeze_plan(Nested(), callbacks=callbacks), freeze_plan(iris_net(*callbacks, module=Nested))):
-        assert plan.cache is None
-        assert "frozen_cache: give a net and `X`" in str(plan)
 
 
 def test_two_caches_in_one_net_are_refused():

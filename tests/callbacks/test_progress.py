@@ -19,7 +19,7 @@ from skorch.dataset import ValidSplit
 from torch.utils.data import IterableDataset
 
 from mlr3torch_py import t_clbk, torch_callback
-from tests.checkpoint.test_callback import CrashError
+from tests.checkpoint.runs import CrashError
 from tests.helpers import Stops, X, iris_net, y
 
 PROGRAM = """

@@ -9,7 +9,7 @@ from skorch.dataset import ValidSplit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, t_clbk
-from tests.checkpoint.test_callback import CrashError, Crashes, Folders
+from tests.checkpoint.runs import CrashError, Crashes, Folders
 from tests.helpers import Stops, X, iris_net, y
 
 

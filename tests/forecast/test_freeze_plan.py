@@ -251,7 +251,7 @@ class Endless(torch.utils.data.IterableDataset):
 
 
 def test_an_iterator_without_a_length_is_explained():
-    with pytest.raises(ValueError, match="does not know its length: pass `batches_per_epoch`"):
+    with pytest.raises(ValueError, match="does not know its length; pass `batches_per_epoch`"):
         freeze_plan(iris_net(unfreeze()), Endless())
 
 

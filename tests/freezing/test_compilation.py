@@ -50,6 +50,7 @@ def hits_limit(net, caplog):
 VALID = {"train_split": ValidSplit(3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_patterns", "params", "needed"),
     [
@@ -72,6 +73,7 @@ def test_a_schedule_with_more_patterns_than_torch_compiles_is_warned_of_and_no_o
         assert f"set torch._dynamo.config.recompile_limit = {needed}, or unfreeze in fewer steps" in ours[0]
 
 
+@pytest.mark.slow
 def test_the_remedy_helps(caplog):
     with torch._dynamo.config.patch(recompile_limit=9):
         assert hits_limit(compiled(9), caplog) == (False, [])
@@ -83,6 +85,7 @@ def in_place():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [in_place, lambda: nn.Sequential(torch.compile(Nested(), backend="eager"))])
 def test_a_module_that_is_compiled_in_place_or_in_part_is_warned_of_too(module, caplog):
     names = [name for name, _ in Nested().named_parameters()][:8]
@@ -98,6 +101,7 @@ def test_an_uncompiled_net_is_not_warned_of(caplog):
     assert hits_limit(compiled(9, compile=False), caplog) == (False, [])
 
 
+@pytest.mark.slow
 def test_a_network_whose_forward_is_torchs_own_counts_with_the_criterion(caplog):
     table = {"epoch": list(range(2, 9)), "weights": [select_name(f"{i}.weight") for i in (0, 2, 4, 6, 8, 10, 12)]}
     layers = [layer for _ in range(8) for layer in (nn.Linear(4, 4), nn.ReLU())]
@@ -126,6 +130,7 @@ def both(table, backend, **params):
     return traces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_compiled_and_eager_nets_train_the_same_weights_under_the_same_names(table):
     eagerly, compiled = both(table, "aot_eager")

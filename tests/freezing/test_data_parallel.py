@@ -47,6 +47,8 @@ from tests.parallel import (
     own_net,
 )
 
+pytestmark = pytest.mark.slow
+
 X, y = X[:144], y[:144]  # three batches of 48
 NETS = {"own": own_net, "accelerate": accelerated_net}
 TABLES = {
@@ -260,7 +262,7 @@ class Keeps(Callback):
     """Notes who holds the lock."""
 
     def on_epoch_end(self, net, **kwargs):
-        self.has_lock_ = dict(net.callbacks_)["checkpoint"].folder_._lock is not None
+        self.has_lock_ = dict(net.callbacks_)["checkpoint"].folder_.files.is_locked
 
 
 def train_checkpointed(kind, folder, max_epochs):

@@ -239,6 +239,7 @@ class ByHand(Callback):
             net.module_.get_parameter(self.name).requires_grad = self.flag
 
 
+@pytest.mark.usefixtures("no_schedule_warnings")
 def test_what_the_user_froze_by_hand_stays_frozen():
     module = Model()
     module.backbone.weight.requires_grad = False

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix, t_clbk
-from tests.checkpoint.test_callback import CrashError, Crashes, checkpoint, final
+from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
 from tests.helpers import Trace, X, iris_net, moved, y
 
 # Tracing a criterion asks a tensor for its gradient, of which torch warns.
@@ -38,7 +38,10 @@ TABLES = {
     "epochs": {"epoch": [2, 3, 4], "weights": WEIGHTS, "action": ACTIONS},
     "batches": {"batch": [2, 5, 8], "weights": WEIGHTS, "action": ACTIONS},
 }
-MODES = {"eager": {}, "compiled": {"compile": True, "compile__backend": "aot_eager"}}
+MODES = [
+    pytest.param({}, id="eager"),
+    pytest.param({"compile": True, "compile__backend": "aot_eager"}, id="compiled", marks=pytest.mark.slow),
+]
 
 
 def train(folder, optimizer, table, has_norm, trace, *more, **mode):
@@ -75,11 +78,12 @@ def check(tmp_path, optimizer, table, has_norm, mode):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("has_norm", [False, True], ids=["plain", "norm"])
 def test_what_is_frozen_stays_and_a_resumed_run_equals_one_fit(optimizer, table, mode, has_norm, tmp_path):
     check(tmp_path, optimizer, table, has_norm, mode)
 
 
+@pytest.mark.slow
 def test_with_inductor_too(tmp_path):
     check(tmp_path, OPTIMIZERS["SGD"], TABLES["epochs"], True, {"compile": True})

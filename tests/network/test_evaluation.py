@@ -9,7 +9,7 @@ from sklearn.base import clone
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_none, select_prefix
-from mlr3torch_py.network.evaluation import DROPOUT, NORMALISATION, frozen_layers, layers_in_evaluation
+from mlr3torch_py.network.evaluation import frozen_modules, pinned_modules
 from mlr3torch_py.network.parameters import freeze
 from mlr3torch_py.network.unwrap import bare
 from tests.helpers import Stops, Trace, X, copies, iris_net, moved, weights, y
@@ -71,7 +71,7 @@ def test_frozen_norm_layers_keep_their_statistics_to_the_bit_until_they_are_unfr
     unfreeze = CallbackSetUnfreeze(select_last(1), TABLE, **EVAL)
     net = iris_net(unfreeze, trace, module=Normed, max_epochs=3, **params).fit(X, y)
     assert moving(trace) == [[]] * 3 + [["second.1"]] * 3 + [["first.1", "second.1"]] * 3
-    assert not layers_in_evaluation(net.module_)
+    assert not pinned_modules(net.module_)
 
 
 def test_in_training_mode_they_drift_as_in_r():
@@ -138,7 +138,7 @@ def test_the_option_goes_with_a_copy_of_the_net(copied):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_a_copy_of_the_network_made_while_it_trains_holds_its_own_layers(copied):
+def test_a_copy_of_the_network_made_while_it_trains_has_no_pins(copied):
     class Copies(Trace):
         def on_batch_end(self, net, **kwargs):
             made.append(copied(net.module_))
@@ -146,13 +146,12 @@ def test_a_copy_of_the_network_made_while_it_trains_holds_its_own_layers(copied)
     made = []
     net = iris_net(CallbackSetUnfreeze(select_last(1), None, **EVAL), Copies(), module=Normed, max_epochs=1).fit(X, y)
     copy_ = made[0].train()
-    assert not copy_.first[1].training
-    assert layers_in_evaluation(copy_).keys() == {"first.1", "first.3", "second.1"}
-    assert layers_in_evaluation(copy_)["first.1"] is copy_.first[1]
+    assert all(module.training for module in copy_.modules())
+    assert all("train" not in vars(module) for module in copy_.modules())
     trace = Buffers()
     iris_net(trace, CallbackSetUnfreeze(select_all()), module=copy_, max_epochs=1).fit(X, y)
     assert moving(trace) == [["first.1", "second.1"]] * 3
-    assert not layers_in_evaluation(net.module_)
+    assert not pinned_modules(net.module_)
 
 
 def test_layers_are_let_go_of_though_the_options_have_changed():
@@ -162,7 +161,7 @@ def test_layers_are_let_go_of_though_the_options_have_changed():
 
     unfreeze = CallbackSetUnfreeze(select_last(1), None, **EVAL)
     net = iris_net(unfreeze, Changes(), module=Normed(), max_epochs=2).fit(X, y)
-    assert not layers_in_evaluation(net.module_)
+    assert not pinned_modules(net.module_)
     assert net.module_.train().first[1].training
 
 
@@ -176,7 +175,7 @@ def test_nothing_is_left_behind(error):
             net.fit(X, y)
     else:
         net.fit(X, y)
-    assert not layers_in_evaluation(module)
+    assert not pinned_modules(module)
     assert all("train" not in vars(layer) for layer in module.modules())
     module.train()
     assert all(layer.training for layer in module.modules())
@@ -205,34 +204,39 @@ def test_a_held_layer_is_used_as_in_evaluation():
 
 
 @pytest.mark.parametrize(
-    ("layer", "kinds", "expected"),
+    ("layer", "is_normalisation"),
     [
-        (nn.BatchNorm1d(4), NORMALISATION, ["0"]),
-        (nn.BatchNorm2d(4, affine=False), NORMALISATION, ["0"]),
-        (nn.SyncBatchNorm(4), NORMALISATION, ["0"]),
-        (nn.InstanceNorm1d(4, affine=True), NORMALISATION, ["0"]),
-        (nn.LayerNorm(4), NORMALISATION, []),
-        (nn.GroupNorm(2, 4), NORMALISATION, []),
-        (nn.Dropout2d(), DROPOUT, ["0"]),
-        (nn.AlphaDropout(), DROPOUT, ["0"]),
-        (nn.MultiheadAttention(4, 2, dropout=0.1), DROPOUT, ["0"]),
-        (nn.BatchNorm1d(4), DROPOUT, []),
+        (nn.BatchNorm1d(4), True),
+        (nn.BatchNorm2d(4, affine=False), True),
+        (nn.SyncBatchNorm(4), True),
+        (nn.InstanceNorm1d(4, affine=True), True),
+        (nn.LayerNorm(4), False),
+        (nn.GroupNorm(2, 4), False),
+        (nn.Dropout2d(), False),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_which_layers_have_a_mode(layer, kinds, expected):
-    network = nn.Sequential(layer, nn.Linear(4, 4))
-    frozen = {name for name, _ in network.named_parameters()}
-    freeze(network, frozen)
-    assert list(frozen_layers(network, frozen, kinds)) == expected
-    assert list(frozen_layers(network, set(), kinds)) == []
+@pytest.mark.parametrize("option", ["frozen_mode", "frozen_norm", "frozen_dropout"])
+def test_which_option_pins_which_layers(layer, is_normalisation, option):
+    pinned = []
+
+    class Looks(Trace):
+        def on_batch_begin(self, net, **kwargs):
+            pinned.append("0.0" in pinned_modules(net.module_))
+
+    module = nn.Sequential(nn.Sequential(layer, nn.Linear(4, 4)), nn.Linear(4, 3))
+    module.forward = lambda x: module[1](x)
+    unfreeze = CallbackSetUnfreeze(select_last(1), None, **{option: "eval"})
+    iris_net(unfreeze, Looks(), module=module, max_epochs=1, batch_size=150).fit(X, y)
+    assert pinned == [option == "frozen_mode" or (option == "frozen_norm") is is_normalisation]
 
 
 @pytest.mark.parametrize("callback", [CallbackSetUnfreeze, Freezer])
 @pytest.mark.parametrize("argument", ["frozen_norm", "frozen_dropout"])
 def test_other_modes_are_refused(callback, argument):
     first = select_none() if callback is CallbackSetUnfreeze else ["0.weight"]
-    with pytest.raises(ValueError, match=f"`{argument}` is 'off'; give 'train', or 'eval' to hold"):
+    with pytest.raises(ValueError, match=f"`{argument}` is 'off'; give 'train', or 'eval' to pin"):
         iris_net(callback(first, **{argument: "off"})).fit(X, y)
 
 
@@ -243,7 +247,7 @@ def test_weights_train_the_same_with_both_modes_where_there_is_nothing_to_hold()
     assert not moved(*ends)
 
 
-def test_a_layer_that_stands_in_a_part_that_trains_too_is_not_held():
+def test_a_shared_module_is_frozen_only_in_all_of_its_places():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -252,7 +256,30 @@ def test_a_layer_that_stands_in_a_part_that_trains_too_is_not_held():
             self.second = nn.Sequential(nn.Linear(4, 4), dropout)
 
     network = Shared()
-    for names, expected in (({"first"}, []), ({"first", "second"}, ["first.1", "second.1"])):
-        frozen = {name for name, _ in network.named_parameters() if name.partition(".")[0] in names}
-        freeze(network, frozen)
-        assert list(frozen_layers(network, frozen, DROPOUT)) == expected
+    for parts, expected in (({"first"}, []), ({"first", "second"}, ["first.1", "second.1"])):
+        held = {name for name, _ in network.named_parameters() if name.partition(".")[0] in parts}
+        freeze(network, held)
+        assert [path for path, one in frozen_modules(network, held).items() if isinstance(one, nn.Dropout)] == expected
+
+
+def test_modules_without_parameters_go_with_what_runs_before_them():
+    network = nn.Sequential(
+        nn.Dropout(),
+        nn.Linear(2, 2),
+        nn.Sequential(nn.ReLU(), nn.Dropout()),
+        nn.Dropout(),
+        nn.Linear(2, 2),
+        nn.Dropout(),
+    )
+    freeze(network, held := {"1.weight", "1.bias"})
+    assert list(frozen_modules(network, held)) == ["1", "2", "2.0", "2.1", "3"]
+    freeze(network, held := {"4.weight", "4.bias"})
+    assert list(frozen_modules(network, held)) == ["4", "5"]
+    freeze(network, held := {name for name, _ in network.named_parameters()})
+    assert list(frozen_modules(network, held)) == ["", "0", "1", "2", "2.0", "2.1", "3", "4", "5"]
+    assert list(frozen_modules(network, set())) == []
+
+
+def test_a_part_that_was_frozen_by_hand_is_not_frozen_by_the_callback():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).requires_grad_(False)
+    assert list(frozen_modules(network, {"1.weight", "1.bias"})) == ["", "1"]

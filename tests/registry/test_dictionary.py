@@ -32,7 +32,7 @@ class Custom(CallbackSet):
 def test_an_unknown_key_is_named_with_the_nearest():
     with pytest.raises(KeyError, match="no callback has the key 'unfreez'; did you mean 'unfreeze'"):
         t_clbk("unfreez")
-    with pytest.raises(KeyError, match="no callback has the key 3; known are"):
+    with pytest.raises(KeyError, match="no callback has the key 3; choose from"):
         t_clbk(3)
     with pytest.raises(KeyError, match=r"no callback has the key \['unfreeze'\]"):
         t_clbk(["unfreeze"])

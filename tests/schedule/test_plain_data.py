@@ -23,7 +23,7 @@ from mlr3torch_py import (
 )
 from mlr3torch_py.schedule.table import read_table
 from tests.helpers import Block, Trace, X, golden, iris_net, selector, y
-from tests.select.test_select import selects
+from tests.select.strategies import selects
 
 
 @given(selects)
@@ -70,7 +70,11 @@ def test_a_table_goes_through_json_and_back(table):
         ({"fn": "name", "names": ["a"]}, "`data` is .*unexpected keyword argument 'names'"),
         ({"fn": "invert"}, "`data` is .* lacks or misnames 'select'"),
         ({"fn": "type", "module_types": ["Linaer"]}, "`data` is .* lacks or misnames .*Linaer"),
-        ({"fn": "nmae"}, "`fn` is 'nmae'; did you mean 'name'"),
+        ({"fn": "nmae"}, r"`fn` is 'nmae'; did you mean 'name'\? .* first import the module that defines it"),
+        ({"fn": "grep", "pattern": 3}, "`data` is .*: `pattern` is 3; give a string"),
+        ({"fn": "|", "parts": [{"fn": "all"}, {"fn": "grep"}]}, "`data` is {'fn': 'grep'}, which lacks .*'pattern'"),
+        ({"monitor": "x", "patiense": 3}, "`data` is .* 'patiense'; did you mean 'patience'"),
+        ({"epoch": [1], "weights": ["all"]}, r"row 0, column `weights`, is 'all' .*select_name\('all'\)"),
         ({"epoch": [-1], "weights": [{"fn": "all"}]}, "row 0 has epoch -1"),
     ],
 )

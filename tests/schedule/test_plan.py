@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mlr3torch_py import Plateau, select_all, select_first, select_name, select_none
 from mlr3torch_py.schedule.plan import Moment, Plan
-from mlr3torch_py.schedule.table import as_select, read_table
+from mlr3torch_py.schedule.table import read_table
 
 NAMES = ["a", "b", "c", "d"]
 some = st.sets(st.sampled_from(NAMES)).map(lambda names: select_name(sorted(names)))
@@ -90,8 +90,8 @@ def test_a_row_that_changes_nothing_is_found():
         "action": ["unfreeze", "unfreeze", "freeze", "unfreeze"],
     }
     plan = plan_of(select_name("a"), table)
-    assert [step.row.position for step in plan.idle()] == [1, 2]
-    assert plan_of(select_name("a"), [table, {"batch": [1], "weights": [select_all()]}]).idle() == []
+    assert [step.row.position for step in plan.no_ops()] == [1, 2]
+    assert plan_of(select_name("a"), [table, {"batch": [1], "weights": [select_all()]}]).no_ops() == []
 
 
 def test_what_is_still_to_come_is_in_order():
@@ -102,8 +102,8 @@ def test_what_is_still_to_come_is_in_order():
         {"when": [plateau], "weights": [select_all()]},
     ]
     plan = plan_of(select_none(), tables)
-    assert [step.row.time for step in plan.to_come(at(2, 5))] == [4, 9, plateau]
-    assert [step.row.time for step in plan.to_come(Moment(4, 9, (), {4: 2}))] == []
+    assert [step.row.time for step in plan.pending(at(2, 5))] == [4, 9, plateau]
+    assert [step.row.time for step in plan.resolved({4: 2}).pending(Moment(4, 9))] == []
 
 
 def test_a_condition_acts_at_the_epoch_at_which_it_came():
@@ -113,21 +113,21 @@ def test_a_condition_acts_at_the_epoch_at_which_it_came():
     ]
     plan = plan_of(select_name("b"), tables)
     for fired, expected in [({}, {"b"}), ({0: 2}, {"b"}), ({0: 3}, {"a", "b"}), ({0: 4}, {"b"})]:
-        assert plan.trainable(Moment(3, 7, (1, 4, 7), fired)) == expected
+        assert plan.resolved(fired).trainable(Moment(3, 7, (1, 4, 7))) == expected
 
 
 def test_where_an_epoch_had_no_batch_the_later_epoch_acts_later():
     table = {"when": [Plateau(), Plateau()], "weights": [select_name("a")] * 2, "action": ["freeze", "unfreeze"]}
     plan = plan_of(select_none(), table)
-    assert plan.trainable(Moment(3, 4, (1, 4, 4), {0: 3, 1: 2})) == set()
-    assert plan.trainable(Moment(3, 4, (1, 4, 4), {0: 2, 1: 3})) == {"a"}
+    assert plan.resolved({0: 3, 1: 2}).trainable(Moment(3, 4, (1, 4, 4))) == set()
+    assert plan.resolved({0: 2, 1: 3}).trainable(Moment(3, 4, (1, 4, 4))) == {"a"}
 
 
 def test_a_loaded_state_acts_before_the_rows_of_its_epoch():
     table = {"epoch": [2], "weights": [select_name("a")], "action": ["freeze"]}
     plan = plan_of(select_name("b"), table)
     for epoch, expected in [(1, {"b", "c"}), (2, {"b", "c"}), (3, {"a", "b", "c"})]:
-        assert plan.trainable(Moment(3, 7, (1, 4, 7), loaded=(epoch, frozenset("ac")))) == expected
+        assert plan.resolved({}, (epoch, frozenset("ac"))).trainable(Moment(3, 7, (1, 4, 7))) == expected
 
 
 def test_two_actions_at_one_time_may_not_touch_the_same_weight():
@@ -184,98 +184,6 @@ def test_a_wrong_argument_of_a_plateau_is_named(arguments):
         Plateau(**arguments)
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({"epoch": [1], "batch": [1], "weights": [select_all()]}, "both `epoch` and `batch`: drop one"),
-        ({"weights": [select_all()]}, r"neither `epoch` nor `batch`, but \['weights'\]: add one"),
-        ({"epoch": [1]}, r"columns \['epoch'\] and no `weights`"),
-        ({"epoch": [1.5], "weights": [select_all()]}, "row 0 has epoch 1.5; give a whole number"),
-        ({"epoch": [math.inf], "weights": [select_all()]}, "row 0 has epoch inf; give a whole number"),
-        ({"epoch": [1, -1], "weights": [select_all()] * 2}, "row 1 has epoch -1; epochs count from 1"),
-        ({"batch": [-2], "weights": [select_all()]}, "row 0 has batch -2; batches count from 1"),
-        ({"epoch": [2, 3, 2], "weights": [select_all()] * 3}, r"rows 0 and 2 both have epoch 2; .* `\|`"),
-        ({"epoch": [1, None], "weights": [select_all()] * 2}, "row 1 has no epoch; every row needs one"),
-        ({"epoch": [math.nan], "weights": [select_all()]}, "row 0 has no epoch"),
-        ({"batch": ["a"], "weights": [select_all()]}, r"row 0 has batch 'a' \(str\); give a whole number"),
-        ({"epoch": [True], "weights": [select_all()]}, r"row 0 has epoch True \(bool\)"),
-        (
-            {"epoch": [1], "weights": ["0.weight"]},
-            r"row 0, column `weights`, is '0.weight' .*select_name\('0.weight'\)",
-        ),
-        ({"epoch": [1], "weights": [["a", "b"]]}, r"write select_name\(\['a', 'b'\]\)"),
-        ({"epoch": [1], "weights": [select_all]}, r"call it: select_all\(...\)"),
-        ({"epoch": [1], "weights": [None]}, "must be a selector: such as"),
-        ({"epoch": 1, "weights": select_all()}, "give every column a list of the same length"),
-        ({"epoch": [1, 2], "weights": [select_all()]}, "give every column a list of the same length"),
-        ({"epoch": [10**400, -1], "weights": [select_all()] * 2}, "row 1 has epoch -1"),
-        (
-            {"epoch": [1], "weights": [select_all()], "action": ["freze"]},
-            "row 0 has the action 'freze'; did you mean 'freeze'",
-        ),
-        (
-            {"epoch": [1], "weights": [select_all()], "when": ["plateau"]},
-            "column `when`, is 'plateau'; it must be a Plateau",
-        ),
-        ({"epoch": [1], "weights": [select_all()], "when": [Plateau()]}, "has epoch 1 and the condition Plateau"),
-        ({"epoch": [None], "weights": [select_all()], "when": [None]}, "row 0 has no epoch"),
-        ([{"epoch": [1], "weights": [select_all()]}] * 2, "rows 0 and 1 both have epoch 1"),
-        ("", r"`unfreeze` is ''"),
-        (1, r"`unfreeze` is 1 \(int\); it must be a pandas DataFrame"),
-        ([1], r"`unfreeze` is 1 \(int\)"),
-        ("epoch", "`unfreeze` is 'epoch'"),
-        (
-            pd.DataFrame([[1, 2, select_all()]], columns=["epoch", "epoch", "weights"]),
-            "`epoch` is there more than once",
-        ),
-    ],
-)
-def test_a_bad_table_is_refused_with_column_row_value_and_remedy(table, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        read_table(table)
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        {"epoch": [2], "weights": [select_all()]},
-        {"epoch": (2.0,), "weights": (select_all(),), "note": ["kept"]},
-        [{"epoch": 2, "weights": select_all()}],
-        pd.DataFrame({"epoch": np.array([2], dtype="int8"), "weights": [select_all()]}, index=["x"]),
-        pd.DataFrame({"epoch": pd.array([2], dtype="Int64"), "weights": [select_all()]}),
-        pd.DataFrame({"epoch": np.array([2], dtype="float32"), "weights": [select_all()]}),
-    ],
-)
-def test_a_table_comes_in_several_forms(table):
-    (row,) = read_table(table)
-    assert (row.unit, row.time, row.weights) == ("epoch", 2, select_all())
-
-
-def test_tables_are_combined_in_a_list():
-    epochs = pd.DataFrame({"epoch": [2, 2], "weights": [select_all()] * 2, "action": [None, "freeze"]})
-    records = [{"batch": 7, "weights": select_none()}, {"batch": 9, "weights": select_none()}]
-    columns = {"when": [Plateau()], "weights": [select_all()]}
-    rows = read_table([epochs, records, None, columns])
-    assert [(row.position, row.unit, row.time, row.action) for row in rows] == [
-        (0, "epoch", 2, "unfreeze"),
-        (1, "epoch", 2, "freeze"),
-        (2, "batch", 7, "unfreeze"),
-        (3, "batch", 9, "unfreeze"),
-        (4, "epoch", Plateau(), "unfreeze"),
-    ]
-
-
-def test_a_condition_may_stand_in_a_table_beside_times():
-    table = {"epoch": [3, None], "when": [None, Plateau(patience=2)], "weights": [select_all()] * 2}
-    assert [row.time for row in read_table(table)] == [3, Plateau(patience=2)]
-    assert [row.time for row in read_table(pd.DataFrame(table))] == [3, Plateau(patience=2)]
-
-
-@pytest.mark.parametrize("table", [None, pd.DataFrame(), {}, [], {"epoch": [], "weights": []}])
-def test_a_table_may_be_empty(table):
-    assert read_table(table) == ()
-
-
 def test_a_missing_name_is_reported_with_its_place():
     with pytest.raises(ValueError, match="`starting_weights`: `param_names` names 'x'"):
         plan_of(select_name("x"), None)
@@ -286,16 +194,3 @@ def test_a_missing_name_is_reported_with_its_place():
 def test_a_selector_of_places_needs_the_network():
     with pytest.raises(ValueError, match="`starting_weights`: .*needs a network"):
         plan_of(select_first(1), None)
-
-
-def test_a_selector_is_taken_as_it_is():
-    select = select_none()
-    assert as_select("`starting_weights`", select) is select
-
-
-@pytest.mark.parametrize(("wrong", "meant"), [("lr_mul", "lr_mult"), ("acton", "action"), ("weigths", "weights")])
-def test_a_misspelt_column_is_an_error(wrong, meant):
-    table = {"epoch": [2], "weights": [select_all()], "lr_mult": [None], "action": ["unfreeze"], "note": ["mine"]}
-    table[wrong] = table.pop(meant)
-    with pytest.raises(ValueError, match=f"`unfreeze` has the column '{wrong}'; did you mean '{meant}'?"):
-        read_table(table)

@@ -1,3 +1,6 @@
+from itertools import product
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -212,8 +215,18 @@ def test_wrong_blocks_are_refused(make, arguments, message):
     [({"every": 0}, "`every` is 0"), ({"start": 1.5}, "`start` is 1.5"), ({"unit": "step"}, "`unit` is 'step'")],
 )
 def test_wrong_times_are_refused(arguments, message):
-    for make in (gradual_unfreezing, chain_thaw):
+    for make, network in product((gradual_unfreezing, chain_thaw), (NETWORK, MLP(4, 3))):
         with pytest.raises((TypeError, ValueError), match=message):
-            make(NETWORK, **arguments)
-    with pytest.raises(ValueError, match="must be at least 1"):
-        head_first(NETWORK, epochs=0)
+            make(network, **arguments)
+
+
+def test_wrong_epochs_of_the_head_are_refused():
+    for network in (NETWORK, MLP(4, 3)):
+        with pytest.raises(ValueError, match="`epochs` is 0; give a whole number of epochs, at least 1"):
+            head_first(network, epochs=0)
+
+
+def test_whole_numbers_of_numpy_are_times():
+    schedule = gradual_unfreezing(NETWORK, every=np.int64(2), start=np.int8(3))
+    assert schedule["unfreeze"].equals(gradual_unfreezing(NETWORK, every=2, start=3)["unfreeze"])
+    assert head_first(NETWORK, epochs=np.int64(3))["unfreeze"]["epoch"].tolist() == [4]

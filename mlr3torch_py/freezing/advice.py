@@ -1,0 +1,124 @@
+"""Warnings, when training begins, about what in a network or a schedule is probably a mistake."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.parameters import frozen_before_us
+from mlr3torch_py.network.unwrap import named_modules, named_parameters
+from mlr3torch_py.schedule.plan import Held, Plan
+
+__all__ = ["advise_on_network", "in_no_optimizer", "partly_selected"]
+
+_AND_SO_ON = 6
+
+
+def advise_on_network(network: nn.Module, plans: Sequence[Plan], optimizers: Iterable[Optimizer]) -> None:
+    """Warn about parameters that schedules will not treat as one would expect.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        As it is before anything is frozen.
+    plans : sequence of Plan
+        Those of all freezing callbacks.
+    optimizers : iterable of torch.optim.Optimizer
+
+    Warns
+    -----
+    UserWarning
+        For parameters that required no gradient before any callback acted and will be trained, for those that will be
+        trained and are in no optimizer, and for embeddings whose forward pass writes a weight that is frozen.
+    """
+    will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
+    will_be_held = frozenset[str]().union(*(plan.ever_held for plan in plans))
+    if fixed := [name for name in named_parameters(network) if name in frozen_before_us(network) & will_train]:
+        warnings.warn(
+            f"{_by_module(network, fixed)} required no gradient before training and will be trained by the schedule; "
+            "if that is not meant, select among the others by `& select_trainable()`, and if it is, set their "
+            "requires_grad to True before",
+            stacklevel=2,
+        )
+    if missing := in_no_optimizer(network, will_train, optimizers):
+        warnings.warn(missing, stacklevel=2)
+    for path, module in named_modules(network):
+        name = f"{path}.weight" if path else "weight"
+        if getattr(module, "max_norm", None) is not None and name in will_be_held:
+            warnings.warn(
+                f"{name} will be frozen, but the {type(module).__name__} has max_norm={module.max_norm!r}, by which "
+                "every forward pass rescales its weight; set max_norm to None to keep it as it is",
+                stacklevel=2,
+            )
+
+
+def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimizer]) -> str | None:
+    """Say which of some parameters no optimizer holds; None if all are held, or there is no optimizer of torch.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    names : set of str
+    optimizers : iterable of torch.optim.Optimizer
+
+    Returns
+    -------
+    str or None
+    """
+    groups = [group["params"] for optimizer in optimizers for group in optimizer.param_groups]
+    held = {id(tensor) for group in groups for tensor in group}
+    tensors = named_parameters(network)
+    missing = [name for name, tensor in tensors.items() if name in names and id(tensor) not in held]
+    if not held or not missing:
+        return None
+    return (
+        f"{_by_module(network, missing)} will not be trained although the schedule makes it trainable, since no "
+        "optimizer holds it; give the optimizer all parameters, without a filter on requires_grad, or add a "
+        "replaced one by optimizer.add_param_group"
+    )
+
+
+def partly_selected(tied: Iterable[Collection[str]], selected: Held) -> Iterator[str]:
+    """Yield a sentence for each tensor of which only some of the names are selected.
+
+    Parameters
+    ----------
+    tied : iterable of collections of str
+        The names of each tensor.
+    selected : set of str
+
+    Yields
+    ------
+    str
+    """
+    for names in tied:
+        ours, others = ([name for name in names if (name in selected) is flag] for flag in (True, False))
+        if ours and others:
+            yield (
+                f"{listed(map(repr, ours))} and {listed(map(repr, others))} are names of one tensor, which is "
+                "trainable as long as one of its names is; select all of them, or none"
+            )
+
+
+def _by_module(network: nn.Module, names: Sequence[str]) -> str:
+    """Shorten a list of names: a module all of whose parameters are in it stands for them."""
+    wanted, short = set(names), list[str]()
+    below: dict[str, list[str]] = {}
+    for name in named_parameters(network):
+        for path in _around(name):
+            below.setdefault(path, []).append(name)
+    for name in names:
+        whole = [path for path in _around(name) if wanted.issuperset(below[path])]
+        outermost = min(whole, key=len, default=name)
+        if outermost not in short:
+            short.append(outermost)
+    return listed(short, most=_AND_SO_ON)
+
+
+def _around(name: str) -> list[str]:
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]

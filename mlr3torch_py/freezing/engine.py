@@ -1,0 +1,307 @@
+"""The engine that decides what is frozen in one network: it combines what all freezing callbacks of a net hold."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Final, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from mlr3torch_py.freezing.rates import Rates
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules
+from mlr3torch_py.network.parameters import Flags, freeze, keep_frozen_before_us, n_trainable
+from mlr3torch_py.network.unwrap import all_modules, named_parameters, names_by_tensor
+from mlr3torch_py.schedule.plan import Held, Moment, Plan
+
+__all__ = ["FreezingEngine", "Holder", "Host", "in_order", "modules_to_pin"]
+
+logger = logging.getLogger("mlr3torch_py")
+
+# Events are numbered over all engines, so that no two of them have the same number.
+_EVENTS: Final = count(1)
+
+
+class Host(Protocol):
+    """What drives an engine: it has the network and its optimizers, and a place to record what happens."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that the host has now, wrapped or not."""
+
+    def optimizers(self) -> Iterable[tuple[str, Optimizer]]:
+        """Yield the optimizers that the host has now, under the names by which rates are recorded."""
+
+    def learnable(self) -> Iterable[torch.Tensor]:
+        """Yield what the optimizers move, where they have no groups of parameters."""
+
+    def record(self, key: str, value: object) -> None:
+        """Record something of the epoch."""
+
+    def recorded(self, key: str) -> object:
+        """Return what was recorded of the epoch; None if nothing was."""
+
+    def record_rate(self, name: str, rate: float) -> None:
+        """Record a learning rate of the batch."""
+
+    def flags_changed(self) -> None:
+        """React to flags that may have changed."""
+
+    def drop_epoch(self) -> None:
+        """Remove the record of an epoch that did not take place."""
+
+
+class Holder(Protocol):
+    """What declares, by plans, which parameters it holds frozen when; the engine sets `held_`."""
+
+    plans_: tuple[Plan, ...]
+    held_: Held
+
+    @property
+    def governed(self) -> Held:
+        """The parameters whose flags are set when training begins, whatever they were."""
+
+    def resolve(self, network: nn.Module, known: Held) -> None:
+        """Make the plans for a network; for names that are `known`, those that were made before still hold."""
+
+    def held(self, moment: Moment) -> Held:
+        """Return the names that are held frozen at a moment."""
+
+    @property
+    def modes(self) -> tuple[str, str]:
+        """The modes, "train" or "eval", of frozen normalisation layers and of all other frozen modules."""
+
+    def opening(self) -> str:
+        """Describe, for the log, what training begins with."""
+
+    def describe(self, moment: Moment) -> str:
+        """Describe what is held and until when, for an error message."""
+
+
+_Host = TypeVar("_Host", bound=Host)
+
+
+class FreezingEngine(Generic[_Host]):
+    """The one place where the flags of a net are decided: a parameter is trainable when no holder holds it.
+
+    The host calls `begin` when training begins, `begin_epoch` when an epoch begins, `begin_batch` before a training
+    batch that is `due`, and `end`. Each time the engine looks at the parameters, modules and optimizers that the host
+    has then. Calling it twice changes nothing.
+
+    Parameters
+    ----------
+    host : Host
+    holders : sequence of Holder
+        Their plans are made, and may be replaced before `begin_epoch`.
+    moment : Moment
+        The time when training begins.
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+        The network that the host had at the last look.
+    moment : Moment
+        The time of the last event.
+    batch : int
+        The current training batch; the host counts it.
+    due : float
+        The batch before which `begin_batch` must be called next.
+    held : set of str
+        The names that are frozen: those of the tensors all of whose names are held by at least one holder.
+    event : int
+        The number of the last event at which `held`, tensors or pins changed; no two engines have the same.
+    """
+
+    def __init__(self, host: _Host, holders: Sequence[Holder], moment: Moment) -> None:
+        self.host = host
+        self.holders = holders
+        self.driver = holders[0]
+        self.moment = moment
+        self.batch, self.due = moment.batch, 0.0
+        self.held: Held = frozenset()
+        self.event = next(_EVENTS)
+        self._look()
+        self._flags_before: Flags | None = None
+        self._pins = Pins()
+        self._rates = Rates(host.record_rate)
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether no step has been taken since training began."""
+        return self._flags_before is not None
+
+    def begin(self) -> None:
+        """Set the flags of all governed parameters when training begins."""
+        keep_frozen_before_us(self.network)
+        self._rates.scale(self._factors(), self.host.optimizers())
+        self._flags_before = Flags.of(self.network)
+        self._apply(written=self._governed())
+
+    def begin_epoch(self, moment: Moment) -> None:
+        """Apply the plans when an epoch begins."""
+        self.moment, is_first = moment, self.is_provisional
+        fresh = self._follow()
+        if is_first:  # a history may have been loaded since training began
+            since = replace(moment, epoch=moment.epoch - 1)
+            for holder in self.holders:
+                holder.held_ = self._whole(holder.held(since))
+                if logger.isEnabledFor(logging.INFO):
+                    logger.info(holder.opening())
+        has_changed = self._change(f"epoch {moment.epoch}", fresh)
+        self.host.record("n_trainable", n_trainable(self.network))
+        self.batch = moment.batch
+        self._set_due(soon=has_changed or is_first)
+
+    def begin_batch(self, moment: Moment) -> None:
+        """Apply the plans before a training batch, and check that something trains."""
+        self.check_rates()
+        fresh = self._follow()
+        if fresh or self.is_provisional or self._next_row(self.batch - 1) == self.batch:
+            self.moment = replace(moment, batch=self.batch)
+            self._change(f"batch {self.batch}", fresh)
+        self._check_something_trains()
+        self._flags_before = None
+        self._rates.watch(_movable(self.network))
+        self._set_due()
+
+    def check_rates(self) -> None:
+        """Check that the factors on learning rates had an effect on the last batch."""
+        self._rates.check()
+
+    def end(self) -> None:
+        """Give the modules and optimizers back as they were; if no step was taken, the flags as well."""
+        self._rates.remove()
+        self._pins.set([])
+        if self._flags_before is not None:
+            self._flags_before.restore(self.network)
+            self._flags_before = None
+
+    def _set_due(self, *, soon: bool = False) -> None:
+        self.due = self.batch + 1 if soon or self._rates.are_unproven else self._next_row(self.batch)
+
+    def _next_row(self, batch: int) -> float:
+        plans = (plan for holder in self.holders for plan in holder.plans_)
+        return min((plan.next_batch(batch) for plan in plans), default=math.inf)
+
+    def _governed(self) -> Held:
+        return frozenset().union(*(holder.governed for holder in self.holders))
+
+    def _whole(self, held: Held) -> Held:
+        """Leave out the names of tied tensors of which not all names are held."""
+        for names in self._tied:
+            if not held >= names:
+                held -= names
+        return held
+
+    def _look(self) -> None:
+        self.network = self.host.network
+        self._tensors = named_parameters(self.network)
+        self._tied = [frozenset(names) for names in names_by_tensor(self.network) if len(names) > 1]
+
+    def _follow(self) -> Held:
+        """Look at what the host holds now, and return the names of parameters that are other tensors than before."""
+        network, before = self.network, self._tensors
+        self._look()
+        if network is not self.network:
+            keep_frozen_before_us(self.network)
+            if self._flags_before is not None:
+                self._flags_before = Flags.of(self.network)
+        if network is not self.network or before.keys() != self._tensors.keys():
+            known = before.keys() & self._tensors.keys() if network is self.network else frozenset[str]()
+            for holder in self.holders:
+                holder.resolve(self.network, known)
+        return frozenset(name for name, tensor in self._tensors.items() if before.get(name) is not tensor)
+
+    def _apply(self, written: Held) -> None:
+        """Set flags, pins and rates for this moment; the flags of what is `written` whatever they were."""
+        held = frozenset[str]()
+        for holder in self.holders:
+            names = holder.held(self.moment)
+            held |= names
+            holder.held_ = self._whole(names)
+        before, self.held = self.held, self._whole(held)
+        if freeze(self.network, held, governed=written):
+            self._clear_directions()
+        pinned = modules_to_pin(self.network, [(holder, holder.held_) for holder in self.holders])
+        if self._pins.set(pinned) or written or self.held != before:
+            self.event = next(_EVENTS)
+        self._rates.scale(self._factors(), self.host.optimizers())
+        self.host.flags_changed()
+
+    def _change(self, when: str, fresh: Held) -> bool:
+        """Apply the plans, and log and record whether that has changed something."""
+        before = [holder.held_ for holder in self.holders]
+        fresh &= self._governed()
+        self._apply(written=fresh)
+        has_changed = False
+        for holder, held in zip(self.holders, before, strict=True):
+            for doing, names in (("unfreezing", held - holder.held_), ("freezing", holder.held_ - held)):
+                has_changed = has_changed or bool(names)
+                if names and logger.isEnabledFor(logging.INFO):
+                    logger.info("%s at %s: %s", doing, when, listed(in_order(holder.plans_, names)))
+        if again := [name for name in self._tensors if name in fresh and name in self.held]:
+            logger.info("freezing at %s what was replaced: %s", when, listed(again))
+        self.host.record("event_unfreeze", has_changed or bool(self.host.recorded("event_unfreeze")))
+        return has_changed
+
+    def _factors(self) -> dict[int, float]:
+        """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
+        factors: dict[int, float] = {}
+        for plan in (plan for holder in self.holders for plan in holder.plans_):
+            for name, factor in plan.lr_factors():
+                factors.setdefault(id(self._tensors[name]), factor)
+        return factors
+
+    def _clear_directions(self) -> None:
+        """Reset LBFGS: its gradient memory would keep moving frozen weights."""
+        for _, optimizer in self.host.optimizers():
+            if isinstance(optimizer, torch.optim.LBFGS):
+                optimizer.state.clear()
+
+    def _check_something_trains(self) -> None:
+        groups = [group["params"] for _, optimizer in self.host.optimizers() for group in optimizer.param_groups]
+        if not groups:
+            groups = [list(self.host.learnable())]
+        if any(tensor.requires_grad for group in groups for tensor in reversed(group)):  # mostly the head trains
+            return
+        if self._flags_before is not None:
+            self._flags_before.restore(self.network)
+            self._flags_before = None
+        if self.batch == self.moment.first_batch(self.moment.epoch):
+            self.host.drop_epoch()
+        why = "; ".join(f"{type(holder).__name__}: {holder.describe(self.moment)}" for holder in self.holders)
+        raise ValueError(
+            f"nothing trains at batch {self.batch} (epoch {self.moment.epoch}), so no step can be taken. {why}. "
+            "At every step at least one weight that the optimizer holds must be trainable"
+        )
+
+
+def _movable(network: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the trainable tensors that nothing but an update moves."""
+    for module in all_modules(network):
+        if getattr(module, "max_norm", None) is None:  # by which an embedding writes its weight in each forward pass
+            for tensor in module._parameters.values():
+                if tensor is not None and tensor.requires_grad and not is_lazy(tensor):
+                    yield tensor
+
+
+def modules_to_pin(network: nn.Module, held_by: Iterable[tuple[Holder, Held]]) -> Iterator[nn.Module]:
+    """Yield the modules to be pinned in eval mode, given what each holder holds frozen."""
+    for holder, held in held_by:
+        if "eval" in holder.modes:
+            for module in frozen_modules(network, held).values():
+                if holder.modes[not isinstance(module, NORMALISATION)] == "eval":
+                    yield module
+
+
+def in_order(plans: Iterable[Plan], names: Held) -> Iterator[str]:
+    """Yield names in the order of the network."""
+    order = dict.fromkeys(name for plan in plans for name in plan.names)
+    return (name for name in order if name in names)

@@ -1,0 +1,328 @@
+"""The base of all selectors, their operators, and the decorator of their classes."""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import reduce
+from inspect import signature
+from typing import Any, ClassVar, Final, TypeVar, dataclass_transform
+
+from torch import nn
+
+from mlr3torch_py.network.unwrap import bare, named_parameters, network_of
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.select.value import fields_of, value
+
+__all__ = ["SELECTORS", "Select", "plain_name", "selector"]
+
+
+class Select(ABC):
+    """A selector of parameters, as every ``select_…`` function returns it.
+
+    Selectors are immutable, hashable, comparable and picklable, and print as the code that makes them. They combine
+    by ``~a``, ``a | b``, ``a & b``, ``a - b`` and ``a ^ b``. `mlr3torch_py.select` shows how to write another one.
+
+    Attributes
+    ----------
+    fn : str
+        The name of the function or class that makes it.
+
+    See Also
+    --------
+    select_name, select_grep, select_prefix, select_type, select_last
+
+    Examples
+    --------
+    >>> from mlr3torch_py import select_glob, select_name
+    >>> biases = select_glob("*.bias") - select_name("9.bias")
+    >>> biases(["0.weight", "0.bias", "9.weight", "9.bias"])
+    ['0.bias']
+    >>> biases
+    select_glob('*.bias') - select_name(['9.bias'])
+    """
+
+    __slots__ = ()
+
+    fn: ClassVar[str] = ""
+
+    def __call__(self, names: Iterable[str]) -> list[str]:
+        """Return the selected names in the order of `names`.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Parameter names.
+
+        Returns
+        -------
+        list of str
+
+        Raises
+        ------
+        ValueError
+            If a required name is missing, or the selector needs a module.
+        TypeError
+            If `names` is a single string.
+        """
+        if isinstance(names, str):
+            raise TypeError(f"`names` is the single string {names!r}; pass a list: [{names!r}]")
+        names = list(names)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"`names` is {names!r}; pass a list of names, or use {self!r}.expand(module)")
+        selected = self.matches(dict.fromkeys(names).keys())
+        return [name for name in names if name in selected]
+
+    def expand(self, module: nn.Module | Net) -> list[str]:
+        """Return the names of the selected parameters of a network.
+
+        Parameters
+        ----------
+        module : torch.nn.Module or skorch.NeuralNet
+            A network, or an initialized net.
+
+        Returns
+        -------
+        list of str
+            In the order of the network.
+
+        Raises
+        ------
+        TypeError
+            If `module` is neither.
+        ValueError
+            If a required name is missing.
+        """
+        network = network_of(module)
+        names = named_parameters(network).keys()
+        selected = self.matches(names, bare(network))
+        return [name for name in names if name in selected]
+
+    @abstractmethod
+    def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
+        """Return the selected names as a set.
+
+        Parameters
+        ----------
+        names : set of str
+            The parameter names of a network; they iterate in its order.
+        module : torch.nn.Module, optional
+            The network; None where only its names are known.
+
+        Returns
+        -------
+        set of str
+        """
+
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        """List the patterns, paths and types without a match.
+
+        They may be misspelt.
+
+        Parameters
+        ----------
+        names : set of str
+        module : torch.nn.Module, optional
+            As in `matches`.
+
+        Returns
+        -------
+        list of Select
+        """
+        return [] if self.matches(names, module) else [self]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the fields for `to_dict`.
+
+        Returns
+        -------
+        dict
+            Of strings, numbers, booleans, None, selectors, and tuples of these. Override it, and `from_plain`, in a
+            class with other fields.
+        """
+        return fields_of(self)
+
+    @classmethod
+    def from_plain(cls, fields: Mapping[str, Any]) -> Select:
+        """Make a selector from its fields in plain data.
+
+        Parameters
+        ----------
+        fields : mapping of str to object
+
+        Returns
+        -------
+        Select
+        """
+        return cls(**fields)
+
+    def __repr__(self) -> str:
+        # The code that makes it: the first field by position, the others by name unless they have their default.
+        parameters = signature(type(self)).parameters
+        shown = [
+            repr(cell) if i == 0 else f"{name}={cell!r}"
+            for i, (name, cell) in enumerate(fields_of(self).items())
+            if i == 0 or cell != parameters[name].default
+        ]
+        return f"{self.fn or type(self).__name__}({', '.join(shown)})"
+
+    def __invert__(self) -> Select:
+        return Invert(self)
+
+    def __or__(self, other: Select) -> Select:
+        return _combine(Union, self, other)
+
+    def __and__(self, other: Select) -> Select:
+        return _combine(Intersection, self, other)
+
+    def __sub__(self, other: Select) -> Select:
+        return _combine(Difference, self, other)
+
+    def __xor__(self, other: Select) -> Select:
+        return _combine(SymmetricDifference, self, other)
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "a Select is neither true nor false; combine selectors by `&`, `|` and `~`, not by and, or, not"
+        )
+
+
+_SelectClass = TypeVar("_SelectClass", bound=type[Select])
+
+SELECTORS: Final[dict[str, type[Select]]] = {}
+"""The classes of selectors by their names in plain data."""
+
+
+def plain_name(fn: str) -> str:
+    """Return the name of a selector in plain data.
+
+    Examples
+    --------
+    >>> plain_name("select_first")
+    'first'
+    """
+    return fn.removeprefix("select_")
+
+
+@dataclass_transform(frozen_default=True)
+def selector(cls: _SelectClass) -> _SelectClass:
+    """Turn a subclass of `Select` into a class of selectors.
+
+    It becomes a frozen dataclass that `to_dict` and `from_dict` know by its `fn`.
+
+    Parameters
+    ----------
+    cls : type
+        The subclass. Its annotations are its fields. If a function makes its instances, ``fn`` names the function, as
+        in ``fn = "select_deeper"``; otherwise they are made by calling the class.
+
+    Returns
+    -------
+    type
+
+    Raises
+    ------
+    ValueError
+        If ``fn`` is that of a selector of this package. Of other classes with one ``fn``, the last one replaces those
+        before, as when a cell of a notebook runs again.
+    """
+    made = value(cls)
+    made.fn = cls.__dict__.get("fn", cls.__name__)
+    taken = SELECTORS.get(plain_name(made.fn))
+    if taken is not None and taken.__module__.startswith(f"{__package__}."):
+        raise ValueError(f"`fn` of {made.__qualname__} is {made.fn!r}, which is taken; give the class another `fn`")
+    SELECTORS[plain_name(made.fn)] = made
+    return made
+
+
+@selector
+class Invert(Select):
+    """All names but those of another selector."""
+
+    fn = "select_invert"
+    select: Select
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.select, Select):
+            raise TypeError(f"`select` is {self.select!r}; give a selector, such as select_name('0.weight')")
+
+    def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
+        return names - self.select.matches(names, module)
+
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        return self.select.unmatched(names, module)
+
+
+_OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "|": operator.or_,
+    "&": operator.and_,
+    "-": operator.sub,
+    "^": operator.xor,
+}
+
+
+class Combined(Select):
+    """Selectors joined by one set operator, from left to right."""
+
+    __slots__ = ()
+
+    parts: tuple[Select, ...]
+
+    def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
+        matched: Set[str] = reduce(_OPERATORS[self.fn], (part.matches(names, module) for part in self.parts))
+        return matched
+
+    def unmatched(self, names: Set[str], module: nn.Module | None = None) -> list[Select]:
+        return [select for part in self.parts for select in part.unmatched(names, module)]
+
+    @classmethod
+    def from_plain(cls, fields: Mapping[str, Any]) -> Select:
+        joined: Select = reduce(_OPERATORS[cls.fn], fields["parts"])
+        return joined
+
+    def __repr__(self) -> str:
+        operands = (f"({part!r})" if isinstance(part, Combined) else repr(part) for part in self.parts)
+        return f" {self.fn} ".join(operands)
+
+
+@selector
+class Union(Combined):
+    """The names of any part."""
+
+    fn = "|"
+    parts: tuple[Select, ...]
+
+
+@selector
+class Intersection(Combined):
+    """The names of all parts."""
+
+    fn = "&"
+    parts: tuple[Select, ...]
+
+
+@selector
+class Difference(Combined):
+    """The names of the first part alone."""
+
+    fn = "-"
+    parts: tuple[Select, ...]
+
+
+@selector
+class SymmetricDifference(Combined):
+    """The names of an odd number of parts."""
+
+    fn = "^"
+    parts: tuple[Select, ...]
+
+
+def _combine(
+    kind: type[Union | Intersection | Difference | SymmetricDifference], left: Select, right: object
+) -> Select:
+    if not isinstance(right, Select):
+        raise TypeError(
+            f"`{left!r} {kind.fn} {right!r}` does not combine two selectors; make the right side a selector"
+        )
+    return kind((*(left.parts if isinstance(left, kind) else (left,)), right))

@@ -1,0 +1,72 @@
+"""What has to pass: ``nox`` runs it all, ``nox -s lint`` one part; CI runs the same sessions."""
+
+import shlex
+from pathlib import Path
+
+import nox
+
+README = Path(__file__).parent / "README.md"
+
+nox.options.reuse_venv = "yes"
+
+
+def install(session, *packages):
+    """Install packages in the releases that the tests run with."""
+    session.install("-c", "constraints.txt", *packages)
+
+
+def run_from_readme(session, purpose, *options):
+    """Run the line of the README that installs the package and then does something with it."""
+    commands = [line.split(" && ") for line in README.read_text(encoding="utf-8").splitlines()]
+    setup, command = next(pair for pair in commands if len(pair) == 2 and pair[1].startswith(purpose))
+    session.run(*shlex.split(setup))
+    session.run(*shlex.split(command), *options)
+
+
+@nox.session
+def tests(session):
+    """Run all tests, by the command of the README; options after ``--`` are passed to pytest."""
+    run_from_readme(session, "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session):
+    """Check style, format and spelling."""
+    install(session, "ruff", "codespell")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
+
+
+@nox.session
+def types(session):
+    """Check the types."""
+    install(session, "-e", ".[dev]")
+    session.run("mypy")
+
+
+@nox.session
+def imports(session):
+    """Check that rooms import only downwards."""
+    install(session, "import-linter")
+    session.run("lint-imports", "--no-logo")
+
+
+@nox.session
+def docs(session):
+    """Build the site into ``build/docs``; a warning is an error."""
+    install(session, "-e", ".[dev]")
+    session.run("sphinx-build", "-q", "-W", "docs", "build/docs")
+
+
+@nox.session
+def notebooks(session):
+    """Run the notebooks."""
+    install(session, "-e", ".[dev]")
+    session.run("pytest", "--nbmake", "notebooks", "-n", "auto", "-p", "no:cacheprovider")
+
+
+@nox.session(venv_backend="venv", reuse_venv=False)
+def example(session):
+    """Run the example by the command of the README, in an empty environment of its own."""
+    run_from_readme(session, "python -m mlr3torch_py", "--png", str(Path(session.create_tmp()) / "timeline.png"))

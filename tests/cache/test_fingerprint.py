@@ -1,0 +1,67 @@
+"""Rows are forgotten when anything in their module changes, and only then."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.cache.helpers import CHANGES, ROWS, UNSEEN, cached, counts, frozen, normed
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_that_torch_sees_is_never_missed(change):
+    part = normed()
+    cached(part, check=0)
+    part(ROWS)
+    CHANGES[change](part)
+    assert torch.equal(part(ROWS), copy.deepcopy(part)(ROWS))
+
+
+@pytest.mark.parametrize("change", {**CHANGES, **UNSEEN})
+def test_no_change_outlives_the_epoch(change):
+    part = normed()
+    parts = cached(part, check=0)
+    part(ROWS)
+    parts.end_epoch()
+    (CHANGES | UNSEEN)[change](part)
+    parts.begin_epoch()
+    assert torch.equal(part(ROWS), copy.deepcopy(part)(ROWS))
+
+
+def test_a_trial_notices_an_unseen_change():
+    part = normed()
+    cached(part, check=0)
+    part(ROWS[1:])
+    UNSEEN["data"](part)
+    part(ROWS[:1])
+    torch.testing.assert_close(part(ROWS), copy.deepcopy(part)(ROWS))
+
+
+def test_a_replaced_module_is_released():
+    network = nn.Sequential(normed(), nn.Linear(3, 1))
+    parts = cached(network)
+    network(ROWS)
+    old, network[0] = network[0], normed()
+    parts.refresh(retry_rejected=False)
+    assert torch.equal(network(ROWS), copy.deepcopy(network)(ROWS))
+    assert "_compiled_call_impl" not in vars(old)
+
+
+def test_the_same_values_written_again_change_nothing():
+    part = normed()
+    parts = cached(part)
+    part(ROWS)
+    part.load_state_dict(part.state_dict())
+    part[1].running_mean.copy_(part[1].running_mean.clone())
+    part(ROWS)
+    assert counts(parts) == (12, 12)
+
+
+def test_a_module_that_cannot_be_read_is_rejected():
+    part = frozen(nn.Linear(4, 3))
+    part.register_buffer("sparse", ROWS.to_sparse())
+    network = nn.Sequential(part, torch.jit.ScriptModule(), nn.Linear(3, 1))
+    with pytest.warns(UserWarning, match="not caching '0': its attributes cannot be read"):
+        parts = cached(network)
+    assert not parts.modules

@@ -1,0 +1,94 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+
+from mlr3torch_py.checkpoint.data_record import record_of, same_data
+from tests.checkpoint.runs import checkpoint, net_of_format_1, unpack_format_1
+from tests.helpers import X, iris_net, y
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_a_folder_that_is_resumed_is_refused_for_other_data(search, tmp_path):
+    """Otherwise a network would be scored on a fold that it was trained on."""
+    net = iris_net(checkpoint(tmp_path, resume=True), max_epochs=2)
+    rows = np.random.default_rng(0).permutation(150)
+    if search:
+        search = GridSearchCV(net, {"lr": [0.1]}, cv=2, error_score="raise")
+        with pytest.raises(ValueError, match="`path`: the run in .* was started with other data; give each trainin"):
+            search.fit(X[rows], y[rows])
+    else:
+        clone(net).fit(X, y)
+        with pytest.raises(ValueError, match="was started with other data"):
+            clone(net).fit(X, y[::-1].copy())
+
+
+def test_the_same_data_in_another_layout_is_the_same(tmp_path):
+    columns = np.stack([y, y], axis=1)
+    net = iris_net(checkpoint(tmp_path, resume=True), max_epochs=1)
+    clone(net).fit(X, columns[:, 0])
+    net.set_params(max_epochs=2)
+    assert len(net.fit(torch.tensor(X), columns[:, 0].copy()).history) == 2
+
+
+def test_a_run_whose_targets_an_older_version_has_hashed_is_resumed(tmp_path, caplog):
+    unpack_format_1(tmp_path)
+    with caplog.at_level("INFO", logger="mlr3torch_py"):
+        net = net_of_format_1(tmp_path, max_epochs=3).fit(X, y)
+    assert len(net.history) == 3
+    assert "only the number of rows is compared" in caplog.text
+
+
+def test_a_run_of_an_older_version_is_refused_for_another_number_of_rows(tmp_path):
+    unpack_format_1(tmp_path)
+    with pytest.raises(ValueError, match="was started with other data"):
+        net_of_format_1(tmp_path, max_epochs=3).fit(X[:100], y[:100])
+
+
+ROWS = np.zeros((3, 1))
+SAME = {
+    "a view": (np.arange(6)[::2], np.array([0, 2, 4])),
+    "a tensor": (torch.tensor([0, 1, 2]), np.arange(3)),
+    "a series": (pd.Series([0, 1, 2], index=[7, 8, 9]), np.arange(3)),
+    "texts": (["a", "b", "c"], ["a", "b", "c"]),
+    "texts as objects": (np.array(["a", "b", "".join("c")], dtype=object), np.array(["a", "b", "c"], dtype=object)),
+    "several outputs": ({"a": np.arange(3), "b": ["x"]}, {"a": np.arange(3), "b": ["x"]}),
+    "objects of one's own": ([object()] * 3, [object()] * 3),
+    "of several lengths": ([[0], [0, 1], []], [[1], [1, 0], []]),
+    "none": (None, None),
+}
+OTHER = {
+    "order": ([0, 1, 2], [2, 1, 0]),
+    "a value": ([0, 1, 2], [0, 1, 3]),
+    "the type": ([0, 1, 2], [0.0, 1.0, 2.0]),
+    "the shape": ([0, 1, 2], [[0], [1], [2]]),
+    "texts": (["a", "b", "c"], ["a", "b", "d"]),
+    "texts as objects": (np.array(["a", None, 3], dtype=object), np.array(["a", None, 4], dtype=object)),
+    "several outputs": ({"a": np.arange(3)}, {"a": np.arange(1, 4)}),
+    "dates": (np.array(["2020", "2021", "2022"], "M8[D]"), np.array(["2020", "2021", "2023"], "M8[D]")),
+    "given at all": (None, [0, 1, 2]),
+}
+
+
+def read_back(record):
+    return json.loads(json.dumps(record))
+
+
+@pytest.mark.parametrize("one", SAME)
+def test_the_same_targets_are_the_same_data(one):
+    before, now = SAME[one]
+    assert same_data(read_back(record_of(ROWS, before)), record_of(ROWS, now))
+
+
+@pytest.mark.parametrize("one", OTHER)
+def test_other_targets_are_other_data(one):
+    before, now = OTHER[one]
+    assert not same_data(read_back(record_of(ROWS, before)), record_of(ROWS, now))
+
+
+def test_other_rows_are_other_data():
+    assert not same_data(record_of(ROWS, [0, 1]), record_of(ROWS[:2], [0, 1]))

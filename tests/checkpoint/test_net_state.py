@@ -1,0 +1,201 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Checkpoint as SkorchCheckpoint
+from skorch.callbacks import Freezer as SkorchFreezer
+from skorch.callbacks import LoadInitState, LRScheduler
+from skorch.history import DistributedHistory
+from torch import nn
+from torch.utils.data import Dataset as TorchDataset
+
+from mlr3torch_py import CallbackSetHistory, CallbackSetUnfreeze, select_all, select_last, t_clbk
+from tests.checkpoint.runs import Evil, checkpoint, files, final, resumed_equals_whole, run
+from tests.helpers import X, iris_net, moved, weights, y
+
+
+def test_a_state_without_its_callback_is_ignored_with_a_warning(tmp_path):
+    run(tmp_path, 1, t_clbk("history"))
+    with pytest.warns(UserWarning, match="holds a state of the callback 'history', which the net lacks"):
+        run(tmp_path, 2, resume=True)
+
+
+def test_a_state_of_another_class_is_an_error(tmp_path):
+    run(tmp_path, 1, ("x", CallbackSetHistory()))
+    net = iris_net(checkpoint(tmp_path, resume=True), ("x", CallbackSetUnfreeze(select_last(1)))).initialize()
+    before = weights(net)
+    with pytest.raises(
+        ValueError, match="a state of CallbackSetHistory for the callback 'x', but that is now of CallbackSetU"
+    ):
+        net.partial_fit(X, y)
+    assert not moved(before, weights(net))
+    assert len(net.history) == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "differs"),
+    [
+        ({"module__neurons": (3, 4)}, r"module.3.weight \(\(4, 3\) here, \(3, 3\) there\), module.3.bias"),
+        ({"module__neurons": (3,)}, r"module.6.bias \(nothing here, \(3,\) there\)"),
+        ({"optimizer": torch.optim.Adam}, r"with a different optimizer \(Adam here, SGD there\);"),
+        ({"optimizer__param_groups": [("0.*", {"lr": 1.0})]}, r"optimizer.group 1 \(4 here, nothing there\)"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_an_error(params, differs, tmp_path):
+    run(tmp_path, 1)
+    net = iris_net(checkpoint(tmp_path, resume=True), **params).initialize()
+    before = weights(net)
+    with pytest.raises(ValueError, match="the checkpoint of epoch 1 is of another network or optimizer") as error:
+        net.partial_fit(X, y)
+    assert re.search(differs, str(error.value))
+    assert not moved(before, weights(net))
+
+
+def test_a_state_that_does_not_load_leaves_no_callback_loaded(tmp_path):
+    run(tmp_path, 2, ("unfreeze", CallbackSetUnfreeze(select_all())), t_clbk("early_stopping", monitor="train_loss"))
+    unfreeze = CallbackSetUnfreeze(select_last(1))
+    net = iris_net(checkpoint(tmp_path, resume=True), ("unfreeze", unfreeze), t_clbk("early_stopping"))
+    with pytest.raises(ValueError, match="`state` is of the score 'train_loss'"):
+        net.fit(X, y)
+    assert unfreeze.state_dict() == {"trainable": []}
+
+
+def test_another_history_that_is_loaded_over_the_checkpoint_is_refused(tmp_path):
+    keep = SkorchCheckpoint(monitor=None, dirname=tmp_path / "skorch")
+    iris_net(keep, max_epochs=2).fit(X, y)
+    run(tmp_path / "ours", 3)
+    with pytest.raises(ValueError, match="LoadInitState, has loaded a history of 2 epochs over the"):
+        run(tmp_path / "ours", 5, LoadInitState(keep), resume=True)
+
+
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, scores, y):
+        return nn.functional.cross_entropy(scores * self.scale, y)
+
+
+class TwoModules(NeuralNetClassifier):
+    def initialize_module(self):
+        super().initialize_module()
+        self.offset_ = nn.Linear(4, 3)
+        return self
+
+    def infer(self, x, **fit_params):
+        return super().infer(x, **fit_params) + self.offset_(x)
+
+
+def test_criteria_and_further_modules_are_kept(tmp_path):
+    params = {"criterion": Weighted, "cls": TwoModules, "optimizer__momentum": 0.9}
+    run(tmp_path, 2, **params)
+    assert "criterion-2.pt" in files(tmp_path)
+    assert "offset-2.pt" in files(tmp_path)
+    resumed = run(tmp_path, 4, resume=True, **params)
+    torch.manual_seed(0)
+    whole = run(tmp_path / "whole", 4, **params)
+    assert final(tmp_path, resumed) == final(tmp_path / "whole", whole)
+
+
+class Extra(nn.Linear):
+    def __init__(self, extra):
+        super().__init__(4, 3)
+        self.extra = extra
+
+    def get_extra_state(self):
+        return self.extra() if callable(self.extra) else self.extra
+
+    def set_extra_state(self, state):
+        self.loaded = state
+
+
+def test_extra_states_of_modules(tmp_path):
+    grown = []
+
+    def grow():
+        grown.append(1.0)
+        return torch.tensor(grown)
+
+    run(tmp_path / "grows", 1, module=Extra(grow))
+    net = run(tmp_path / "grows", 2, module=Extra(grow), resume=True)
+    assert len(net.module_.loaded) >= 1
+    with pytest.raises(TypeError, match="the state dict of `module` holds more than tensors and plain values"):
+        run(tmp_path / "odd", 1, module=Extra(Evil()))
+    assert files(tmp_path / "odd") == ["run.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # from tracing the criterion
+def test_files_of_a_compiled_net_fit_one_that_is_not(tmp_path):
+    net = run(tmp_path, 1, module=nn.Linear(4, 3), compile=True, compile__backend="eager")
+    assert set(torch.load(tmp_path / "network1.pt")) == {"weight", "bias"}
+    assert not hasattr(run(tmp_path, 2, module=nn.Linear(4, 3), resume=True).module_, "_orig_mod")
+    assert hasattr(net.module_, "_orig_mod")
+
+
+class Noisy(nn.Module):
+    """Adds noise from a generator that a child module holds."""
+
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(5)
+
+        def forward(self, x):
+            return x + 0.1 * torch.randn(x.shape, generator=self.generator)
+
+    def __init__(self):
+        super().__init__()
+        self.part = self.Part()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(self.part(x))
+
+
+class Augmented(TorchDataset):
+    def __init__(self):
+        self.rng = np.random.default_rng(7)
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return X[i] + self.rng.normal(scale=0.1, size=4).astype("float32"), y[i]
+
+
+def test_generators_of_modules_and_data_are_restored(tmp_path):
+    def noisy(path, *more):
+        return iris_net(checkpoint(path, resume=True), *more, module=Noisy)
+
+    def augmented(path, *more):
+        return iris_net(checkpoint(path, resume=True), *more)
+
+    assert resumed_equals_whole(tmp_path / "module", noisy)
+    assert resumed_equals_whole(tmp_path / "data", augmented, lambda: (Augmented(), None))
+
+
+def test_what_skorch_froze_stays_frozen(tmp_path):
+    def net_of(path, *more):
+        return iris_net(checkpoint(path, resume=True), *more, SkorchFreezer("0.*", at=1))
+
+    assert resumed_equals_whole(tmp_path, net_of)
+
+
+def test_the_default_policy_of_skorchs_scheduler_is_kept(tmp_path):
+    def net_of(path, *more):
+        return iris_net(checkpoint(path, resume=True), *more, LRScheduler())
+
+    assert resumed_equals_whole(tmp_path, net_of)
+
+
+def test_a_distributed_history_stays_one(tmp_path):
+    def net_of(path, *more):
+        history = DistributedHistory(store=torch.distributed.HashStore(), rank=0, world_size=1)
+        return iris_net(checkpoint(path, resume=True), *more, history=history)
+
+    assert resumed_equals_whole(tmp_path, net_of)
+    assert isinstance(net_of(tmp_path / "kept").fit(X, y).history, DistributedHistory)

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch import nn
+
+import mlr3torch_py
+from mlr3torch_py import (
+    select_all,
+    select_first,
+    select_glob,
+    select_grep,
+    select_last,
+    select_name,
+    select_prefix,
+    select_type,
+)
+from tests.helpers import Block, Nested
+from tests.select.strategies import NAMES
+
+
+def test_a_missing_name_is_named_with_the_nearest_ones():
+    with pytest.raises(
+        ValueError, match=r"`param_names` names '0.wieght', which the network lacks; did you mean '0.weight'"
+    ):
+        select_name(["0.bias", "0.wieght"])(["0.weight", "0.bias"])
+    with pytest.raises(ValueError, match="choose from '0.weight', '0.bias'."):
+        select_name("x")(["0.weight", "0.bias"])
+
+
+def test_patterns_have_the_word_boundaries_of_r():
+    assert select_grep(r"\<fc\>")(["a.fc.weight", "a.fc1.weight", "fc"]) == ["a.fc.weight", "fc"]
+    assert select_grep(r"a\\<")([r"a\<", "a<"]) == [r"a\<"]
+
+
+def test_a_prefix_matches_whole_components():
+    assert select_prefix("layer1")(["layer1.0.weight", "layer10.weight", "layer1"]) == ["layer1.0.weight", "layer1"]
+    assert select_prefix("a.b", "c.")(["a.b.weight", "a.bc.weight", "c.bias"]) == ["a.b.weight", "c.bias"]
+
+
+def test_a_type_selects_what_lies_inside_such_modules():
+    network = Nested(blocks=2)
+    assert select_type(Block).expand(network) == select_prefix("encoder").expand(network)
+    assert select_type(nn.LayerNorm).expand(network) == select_glob("*.norm.*").expand(network)
+    assert select_type(nn.LayerNorm, nn.Embedding).expand(network) == select_type(nn.LayerNorm).expand(network)
+    assert select_type(Nested).expand(network) == select_all().expand(network)
+    assert repr(select_type(nn.LayerNorm)) == "select_type(torch.nn.LayerNorm)"
+    assert eval(repr(select_type(nn.LayerNorm)), vars(mlr3torch_py) | {"torch": torch}) == select_type(nn.LayerNorm)
+    assert repr(select_type(Block)) == "select_type(tests.helpers.Block)"
+
+
+def test_first_and_last_count_direct_blocks_with_parameters():
+    network = Nested(blocks=2)
+    assert select_first(1).expand(network) == select_prefix("embed").expand(network)
+    assert select_last(2).expand(network) == select_prefix("encoder", "head").expand(network)
+    assert select_last(9).expand(network) == select_all().expand(network)
+    with_own = nn.Sequential(nn.ReLU(), nn.Linear(2, 2), nn.Dropout())
+    with_own.scale = nn.Parameter(torch.ones(1))
+    assert select_first(1).expand(with_own) == select_last(1).expand(with_own) == ["1.weight", "1.bias"]
+    with pytest.raises(ValueError, match="no direct blocks"):
+        select_last(1).expand(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("select", [select_type(nn.Linear), select_first(1), select_last(1), ~select_last(1)])
+def test_selectors_of_places_need_a_network(select):
+    with pytest.raises(ValueError, match="needs a network.*expand"):
+        select(NAMES)
+
+
+def test_a_shared_module_is_selected_under_all_its_names():
+    linear = nn.Linear(2, 2)
+    network = nn.Sequential(linear, nn.ReLU(), linear, nn.LayerNorm(2))
+    assert (~select_type(nn.Linear)).expand(network) == ["3.weight", "3.bias"]
+    assert select_last(2).expand(network) == ["2.weight", "2.bias", "3.weight", "3.bias"]
