@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.rounds import Stopwatch, in_turns, row, table
 from benchmarks.training import BATCH, PARTS, RATE, Flips, by_skorch, cpu_seconds, flip, images, network, one_by_one
 from mlr3torch_py import CallbackSetUnfreeze, select_prefix
-from mlr3torch_py.training import conductor
+from mlr3torch_py.training.run import _First, _Last
 
 JOBS = {1: 256, 16: 128}  # images by the depth of the network
 NORMS = tuple(name for name, layer in network(max(JOBS)).named_modules() if isinstance(layer, nn.BatchNorm2d))
@@ -69,7 +69,7 @@ def ours(parts_of):
         table = pd.DataFrame({"epoch": range(2, 2 + len(rest)), "weights": later})
         return [CallbackSetUnfreeze(select_prefix(PARTS[0]), table)]
 
-    owners = CallbackSetUnfreeze, conductor._First, conductor._Last
+    owners = CallbackSetUnfreeze, _First, _Last
     return Way(f"ours, {parts_of.__name__}", parts_of, by_skorch, callbacks, owners, skorch.callbacks.Callback)
 
 

@@ -1,4 +1,4 @@
-"""Nets with the callback inside scikit-learn as they are: pipelines, clones, pickles and grid searches."""
+"""Nets with the callback in scikit-learn: pipelines, clones, pickles and grid searches."""
 
 import copy
 import pickle
@@ -90,7 +90,7 @@ def test_parameters_are_set_before_and_after_construction(form):
 
 
 @forms
-def test_the_callback_can_be_taken_out(form):
+def test_the_callback_can_be_removed(form):
     net = iris_net(callback(form), ("trace", Trace())).set_params(callbacks__unfreeze=None).fit(X, y)
     assert trained_batches(net) == [ALL] * 12
 
@@ -102,7 +102,7 @@ def test_parameters_that_are_set_later_count_from_the_next_call_on():
     assert trained_batches(net) == [HEAD] * 3 + [["0.bias", *HEAD]] * 3
 
 
-def test_a_required_parameter_may_come_late_but_must_come():
+def test_a_required_parameter_may_be_set_late_but_must_be_set():
     net = iris_net(t_clbk("unfreeze"), ("trace", Trace()))
     with pytest.raises(ValueError, match="`starting_weights` of CallbackSetUnfreeze was never set"):
         net.fit(X, y)
@@ -145,7 +145,7 @@ def test_the_best_schedule_of_a_search_is_the_one_that_is_trained():
 
 
 @pytest.mark.slow
-def test_errors_come_through_worker_processes():
+def test_errors_of_worker_processes_are_raised():
     net = iris_net(t_clbk("unfreeze", starting_weights=select_name("0.wieght")))
     with pytest.raises(ValueError, match="did you mean '0.weight'"):
         cross_val_score(net, X, y, cv=2, n_jobs=2, error_score="raise")

@@ -1,4 +1,4 @@
-"""CallbackSetEarlyStopping: end training when a score has stopped improving."""
+"""CallbackSetEarlyStopping: stop training when a score has stopped improving."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 from mlr3torch_py.network.unwrap import bare
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import scores_by_epoch
@@ -19,20 +20,20 @@ logger = logging.getLogger("mlr3torch_py")
 
 
 class CallbackSetEarlyStopping(CallbackSet):
-    """End training when a score has not improved for some epochs.
+    """Stop training when a score has not improved for some epochs.
 
     Parameters
     ----------
     patience : int
-        How many epochs without a better score end the training, from 1.
+        The number of epochs without a better score after which training stops, at least 1.
     min_delta : float
-        By how much a score must be better to count.
+        A score counts as better if it beats the best one by more than this.
     restore_best_weights : bool
-        Whether the weights of the best epoch are put back at the end.
+        Whether to restore the weights of the best epoch at the end.
     monitor : str
         The key of the score in a row of ``net.history``.
     lower_is_better : bool
-        Whether a smaller score is the better one, as for a loss.
+        Whether a smaller score is better, as for a loss.
 
     Attributes
     ----------
@@ -42,12 +43,12 @@ class CallbackSetEarlyStopping(CallbackSet):
     Raises
     ------
     TypeError, ValueError
-        When training begins, if an argument is wrong; after the first epoch, if the history lacks the score.
+        When training begins, if an argument is invalid; after the first epoch, if the history lacks the score.
 
     Warns
     -----
     UserWarning
-        If a training that this callback had ended is taken up again: nothing is trained then.
+        If `fit` is to continue a training that this callback has stopped; nothing is trained then.
 
     See Also
     --------
@@ -55,31 +56,23 @@ class CallbackSetEarlyStopping(CallbackSet):
 
     Notes
     -----
-    Ported from the early stopping of R's mlr3torch. All but the best weights is read off the history of the net, so
-    that it goes on across ``partial_fit`` and a history that is loaded. Its weight is 1000, so it comes late; give it
-    the weight -1 where a callback of skorch, such as ``TrainEndCheckpoint``, shall see the weights that were put back.
+    Ported from the early stopping of R's mlr3torch. Everything but the best weights is computed from the history of the
+    net, so counting continues across ``partial_fit`` and a loaded history. Its weight is 1000, so it runs late; give it
+    the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the restored weights.
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
-    >>> from skorch import NeuralNetClassifier
-    >>> from torch.nn import CrossEntropyLoss
-    >>> from mlr3torch_py import MLP, t_clbk
-    >>> X, y = load_iris(return_X_y=True)
-    >>> net = NeuralNetClassifier(
-    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
-    ...     max_epochs=500, verbose=0,
-    ...     callbacks=[t_clbk("early_stopping", patience=3, min_delta=100.0)],
-    ... ).fit(X.astype("float32"), y)
+    >>> from mlr3torch_py import t_clbk
+    >>> stopping = t_clbk("early_stopping", patience=3, min_delta=100.0)
+    >>> net = iris_net(max_epochs=500, callbacks=[stopping]).fit(X, y)
     >>> len(net.history)
     4
     """
 
     label = "Early Stopping"
     default_weight = 1000
-    found_: Stagnation = Stagnation()
+    found_ = Stagnation()
     best_weights_: dict[str, Any] | None = None
-    state_: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -110,45 +103,45 @@ class CallbackSetEarlyStopping(CallbackSet):
     def check_params(self) -> None:
         self._rule()
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if len(net.history) == 0:
             self.best_weights_ = None
-        self._look(net)
+        self._update(net)
         if len(net.history) and self.stagnation >= self.patience:
             warnings.warn(
                 f"`{self.monitor}` had stopped improving in an earlier call, so nothing is trained; "
-                "raise `patience` to go on",
+                "raise `patience` to continue",
                 stacklevel=2,
             )
             if self.ctx is not None:
                 self.ctx.terminate = True
 
-    def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self._look(net)
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self._update(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):
             self.best_weights_ = deepcopy(bare(net.module_).state_dict())
         if self.stagnation >= self.patience:
-            logger.info("`%s` has not improved for %d epochs: training ends", self.monitor, self.stagnation)
+            logger.info("`%s` has not improved for %d epochs: training stops", self.monitor, self.stagnation)
             if self.ctx is None:
                 raise KeyboardInterrupt
             self.ctx.terminate = True
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if self.restore_best_weights and self.best_weights_ is not None:
             bare(net.module_).load_state_dict(self.best_weights_)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was found.
+        """Return the state.
 
         Returns
         -------
         dict
-            The `monitor`, the best epoch and score, the stagnation, and the best weights if they are kept.
+            The `monitor`, the best epoch and score, the stagnation, and the best weights, None without any.
         """
         return {"monitor": self.monitor, **self.found_._asdict(), "best_weights": self.best_weights_}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what was found.
+        """Restore a state.
 
         Parameters
         ----------
@@ -158,12 +151,12 @@ class CallbackSetEarlyStopping(CallbackSet):
         Raises
         ------
         ValueError
-            If it is the state of another score.
+            If it is of another score.
         """
         if state.get("monitor") != self.monitor:
             raise ValueError(
                 f"`state` is of the score {state.get('monitor')!r}, but `monitor` is {self.monitor!r}; "
-                "give the state of the same score"
+                "give a state of the same score"
             )
         self.best_weights_ = state["best_weights"]
         self.found_ = Stagnation(**{name: state[name] for name in Stagnation._fields})
@@ -171,5 +164,5 @@ class CallbackSetEarlyStopping(CallbackSet):
     def _rule(self) -> Plateau:
         return Plateau(self.monitor, self.patience, self.min_delta, self.lower_is_better)
 
-    def _look(self, net: Any) -> None:
+    def _update(self, net: Net) -> None:
         self.found_ = from_main_process(self._rule().stagnation(scores_by_epoch(net.history, self.monitor)))

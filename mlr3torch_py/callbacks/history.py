@@ -1,4 +1,4 @@
-"""CallbackSetHistory: the scores of all epochs as a table."""
+"""CallbackSetHistory: keep the scores of all epochs as a table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.context import scores_of
 
@@ -19,8 +20,7 @@ class CallbackSetHistory(CallbackSet):
     ----------
     history : pandas.DataFrame
         One row per epoch: `epoch`, ``train.<measure>`` and ``valid.<measure>``, from the scores that skorch and its
-        ``EpochScoring`` record as ``train_<measure>`` and ``valid_<measure>``. Missing where an epoch has no such
-        score.
+        ``EpochScoring`` record as ``train_<measure>`` and ``valid_<measure>``; NaN for an epoch without such a score.
 
     See Also
     --------
@@ -28,21 +28,13 @@ class CallbackSetHistory(CallbackSet):
 
     Notes
     -----
-    Ported from ``CallbackSetHistory`` of R's mlr3torch. The table is read off the history of the net, so that it goes
-    on across ``partial_fit`` and a history that is loaded.
+    Ported from ``CallbackSetHistory`` of R's mlr3torch. The table is made from the history of the net, so it continues
+    across ``partial_fit`` and a loaded history.
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
-    >>> from skorch import NeuralNetClassifier
-    >>> from torch.nn import CrossEntropyLoss
-    >>> from mlr3torch_py import MLP
-    >>> X, y = load_iris(return_X_y=True)
     >>> history = CallbackSetHistory()
-    >>> net = NeuralNetClassifier(
-    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
-    ...     max_epochs=2, verbose=0, callbacks=[history]
-    ... ).fit(X.astype("float32"), y)
+    >>> net = iris_net(max_epochs=2, callbacks=[history]).fit(X, y)
     >>> history.history.columns.tolist()
     ['epoch', 'train.loss', 'valid.acc', 'valid.loss']
     """
@@ -55,14 +47,14 @@ class CallbackSetHistory(CallbackSet):
         frame = pd.DataFrame(list(self.rows_), columns=None if self.rows_ else ["epoch"])
         return frame[["epoch", *sorted(column for column in frame.columns if column != "epoch")]]
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        self._read(net)
+    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        self._update(net)
 
-    def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self._read(net)
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self._update(net)
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        self._read(net)
+    def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        self._update(net)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows.
@@ -75,7 +67,7 @@ class CallbackSetHistory(CallbackSet):
         return {"rows": [dict(row) for row in self.rows_]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up rows; a net that has a history of its own puts it in their place when it trains.
+        """Restore rows; the history of a net replaces them during training.
 
         Parameters
         ----------
@@ -84,7 +76,7 @@ class CallbackSetHistory(CallbackSet):
         """
         self.rows_ = tuple(dict(row) for row in state["rows"])
 
-    def _read(self, net: Any) -> None:
+    def _update(self, net: Net) -> None:
         self.rows_ = tuple(
             {"epoch": row["epoch"]}
             | {

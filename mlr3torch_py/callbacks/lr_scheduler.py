@@ -1,17 +1,20 @@
-"""Learning-rate schedulers of torch as callbacks, which step as in mlr3torch and go on after a stop."""
+"""Learning-rate schedulers of torch as callbacks; they step as in mlr3torch and continue after a stop."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
+from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from torch.optim import lr_scheduler
 
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, score_of, take_back_epoch
 from mlr3torch_py.training.processes import from_main_process
+from mlr3torch_py.training.recipe import recipe_class
 
 __all__ = [
     "CallbackSetLRScheduler",
@@ -20,11 +23,13 @@ __all__ = [
     "lr_scheduler_class",
 ]
 
+_RATES: Final[tuple[str, ...]] = ("lr", "initial_lr", "momentum", "betas")
+
 
 class CallbackSetLRScheduler(CallbackSet):
     """Base of the learning-rate schedulers: a scheduler of ``torch.optim.lr_scheduler`` as a callback.
 
-    The scheduler is made when the first epoch begins, and steps at the end of each epoch, or after each training batch.
+    It makes the scheduler at the first epoch, and steps it at the end of each epoch or after each training batch.
 
     Parameters
     ----------
@@ -33,25 +38,18 @@ class CallbackSetLRScheduler(CallbackSet):
 
     See Also
     --------
-    as_lr_scheduler : For a scheduler that is not in the dictionary of callbacks.
+    as_lr_scheduler : For a scheduler that has no key.
 
     Notes
     -----
-    Ported from ``CallbackSetLRScheduler`` of R's mlr3torch. When a net goes on training, by ``partial_fit`` or from a
-    pickle, the scheduler goes on as well, and the rates are those that were left.
+    Ported from ``CallbackSetLRScheduler`` of R's mlr3torch. When training continues, by ``partial_fit`` or from a
+    pickle, so do the scheduler and the rates. A scheduler that steps after each batch does not step when accelerate
+    has skipped the step of the optimizer, as it does when gradients overflow in mixed precision.
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
-    >>> from skorch import NeuralNetClassifier
-    >>> from torch.nn import CrossEntropyLoss
-    >>> from mlr3torch_py import MLP, t_clbk
-    >>> X, y = load_iris(return_X_y=True)
-    >>> net = NeuralNetClassifier(
-    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
-    ...     lr=0.1, max_epochs=4, verbose=0,
-    ...     callbacks=[t_clbk("lr_step", step_size=2)],
-    ... ).fit(X.astype("float32"), y)
+    >>> from mlr3torch_py import t_clbk
+    >>> net = iris_net(lr=0.1, max_epochs=4, callbacks=[t_clbk("lr_step", step_size=2)]).fit(X, y)
     >>> round(net.optimizer_.param_groups[0]["lr"], 6)
     0.001
     """
@@ -67,26 +65,24 @@ class CallbackSetLRScheduler(CallbackSet):
         bound.apply_defaults()
         self.__dict__.update(bound.arguments)
 
-    def make(self, net: Any, dataset_train: Any) -> Any:
+    def make(self, net: Net, dataset_train: Any) -> Any:
         """Make the scheduler for the optimizer of a net."""
         return self.scheduler_class(net.optimizer_, **self.get_params(deep=False))
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.scheduler_ = None
         if len(net.history) == 0:
             self.state_ = None
 
-    def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+    def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.scheduler_ is not None:
             return
         groups = net.optimizer_.param_groups
-        left = [
-            {key: group[key] for key in ("lr", "initial_lr", "momentum", "betas") if key in group} for group in groups
-        ]
+        current = [{key: group[key] for key in _RATES if key in group} for group in groups]
         if self.state_ is None and len(net.history) > 1:
             warnings.warn(
-                f"{type(self).__name__} begins anew at epoch {len(net.history)}, since it has no state of the epochs "
-                "before; use load_state_dict(), or a pickle of the net, to go on",
+                f"{type(self).__name__} starts from its first step at epoch {len(net.history)}, since it has no state "
+                "of the earlier epochs; to continue, use load_state_dict() or a pickle of the net",
                 stacklevel=2,
             )
         try:
@@ -96,18 +92,18 @@ class CallbackSetLRScheduler(CallbackSet):
             raise
         if self.state_ is not None:
             self.scheduler_.load_state_dict(self.state_)
-            for group, kept in zip(groups, left, strict=True):
-                group.update(kept)
+            for group, values in zip(groups, current, strict=True):
+                group.update(values)
 
-    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if training and not self.step_on_epoch:
+    def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if training and not self.step_on_epoch and not _was_step_skipped(net):
             self.scheduler_.step()
 
-    def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.step_on_epoch:
             self.scheduler_.step()
 
-    def on_exit(self, net: Any, **kwargs: Any) -> None:
+    def on_exit(self, net: Net, **kwargs: Any) -> None:
         self.state_, self.scheduler_ = self.state_dict(), None
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -121,7 +117,7 @@ class CallbackSetLRScheduler(CallbackSet):
         return state
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Take up a state; it counts when a net with a history begins its next epoch.
+        """Restore a state; it takes effect when a net with a history begins its next epoch.
 
         Parameters
         ----------
@@ -135,18 +131,18 @@ class CallbackSetLRScheduler(CallbackSet):
 
 
 class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
-    """The one-cycle schedule, which knows its number of steps by itself.
+    """The one-cycle schedule, with a computed number of steps.
 
     Parameters
     ----------
     **params
-        Those of ``torch.optim.lr_scheduler.OneCycleLR``. Without `total_steps`, `epochs` is what the net trains for,
-        and `steps_per_epoch` the number of training batches.
+        Those of ``torch.optim.lr_scheduler.OneCycleLR``. Without `total_steps`, `epochs` defaults to the number of
+        epochs that the net trains, and `steps_per_epoch` to the number of training batches.
 
     Raises
     ------
     ValueError
-        If the training would go on beyond the end of the cycle, or a run is resumed with another length.
+        If training would continue beyond the end of the cycle, or a run is resumed with another length.
 
     See Also
     --------
@@ -156,21 +152,21 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
     scheduler_class = lr_scheduler.OneCycleLR
     step_on_epoch = False
 
-    def make(self, net: Any, dataset_train: Any) -> Any:
+    def make(self, net: Net, dataset_train: Any) -> Any:
         params = self.get_params(deep=False)
-        epochs, steps = params.pop("epochs"), params.pop("steps_per_epoch")
-        steps = steps or len(net.get_iterator(dataset_train, training=True))
+        epochs, steps_per_epoch = params.pop("epochs"), params.pop("steps_per_epoch")
+        steps_per_epoch = steps_per_epoch or len(net.get_iterator(dataset_train, training=True))
         epochs_left = net.max_epochs if self.ctx is None else self.ctx.total_epochs - self.ctx.epoch + 1
-        to_be_done = moment_of(net.history).batch + epochs_left * steps
+        needed = moment_of(net.history).batch + epochs_left * steps_per_epoch
         is_resumed = self.ctx is not None and self.ctx.is_resumed
-        fills_itself = params["total_steps"] is None and epochs is None
+        has_own_length = params["total_steps"] is not None or epochs is not None
         if params["total_steps"] is None:
-            params["total_steps"] = to_be_done if epochs is None else epochs * steps
+            params["total_steps"] = needed if epochs is None else epochs * steps_per_epoch
         planned = params["total_steps"] if self.state_ is None else self.state_["total_steps"]
-        if to_be_done > planned or (is_resumed and fills_itself and to_be_done != planned):
+        if needed > planned or (is_resumed and not has_own_length and needed != planned):
             raise ValueError(
                 f"the cycle was made for {planned} steps, but with `max_epochs` of {net.max_epochs} the training "
-                f"comes to {to_be_done}; give `total_steps` or `epochs` for all calls together"
+                f"comes to {needed}; give `total_steps` or `epochs` for all calls together"
             )
         return self.scheduler_class(net.optimizer_, **params)
 
@@ -182,7 +178,7 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
     ----------
     **params
         Those of ``torch.optim.lr_scheduler.ReduceLROnPlateau``, and `monitor`, the key of the score in a row of
-        ``net.history``, ``"valid_loss"`` if missing.
+        ``net.history``, by default ``"valid_loss"``.
 
     Raises
     ------
@@ -196,11 +192,11 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
 
     scheduler_class = lr_scheduler.ReduceLROnPlateau
 
-    def make(self, net: Any, dataset_train: Any) -> Any:
+    def make(self, net: Net, dataset_train: Any) -> Any:
         params = {name: value for name, value in self.get_params(deep=False).items() if name != "monitor"}
         return self.scheduler_class(net.optimizer_, **params)
 
-    def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         score = score_of(net.history.to_list()[-1], vars(self)["monitor"])
         self.scheduler_.step(from_main_process(score))
 
@@ -213,26 +209,27 @@ def lr_scheduler_class(
     label: str = "",
     **more: Any,
 ) -> type[CallbackSetLRScheduler]:
-    """Make the class of callbacks for a scheduler class of torch; `more` are further parameters with defaults."""
-    given = inspect.signature(scheduler_class).parameters.values()
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in given if p.name not in ("optimizer", "verbose")]
+    """Make the callback class of a scheduler class.
+
+    `more` are further parameters, with their defaults.
+    """
+    of_scheduler = inspect.signature(scheduler_class).parameters.values()
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in of_scheduler if p.name not in ("optimizer", "verbose")]
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in more.items()
     ]
-    recipe = {"step_on_epoch": step_on_epoch, "base": base, "label": label, **more}
     namespace = {
         "__doc__": f"``{scheduler_class.__name__}`` of torch as a callback, see `CallbackSetLRScheduler`.",
         "__signature__": inspect.Signature(parameters),
-        "__reduce__": lambda self: (_revive, (scheduler_class, recipe, self.__getstate__())),
         "scheduler_class": scheduler_class,
         "step_on_epoch": step_on_epoch,
         "label": label,
     }
-    return type(f"CallbackSetLRScheduler_{scheduler_class.__name__}", (base,), namespace)
+    given = {"step_on_epoch": step_on_epoch, "base": base, "label": label, **more}
+    recipe = partial(lr_scheduler_class, scheduler_class, **given)
+    return recipe_class(f"CallbackSetLRScheduler_{scheduler_class.__name__}", base, namespace, recipe)
 
 
-def _revive(scheduler_class: type, recipe: dict[str, Any], state: dict[str, Any]) -> CallbackSetLRScheduler:
-    cls = lr_scheduler_class(scheduler_class, **recipe)
-    revived: CallbackSetLRScheduler = cls.__new__(cls)
-    revived.__dict__.update(state)
-    return revived
+def _was_step_skipped(net: Net) -> bool:
+    """Check whether accelerate has left out the optimizer's last step."""
+    return bool(getattr(getattr(net, "accelerator", None), "optimizer_step_was_skipped", False))

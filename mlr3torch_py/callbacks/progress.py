@@ -1,11 +1,13 @@
-"""CallbackSetProgress: a bar over the batches, and a line for each epoch."""
+"""CallbackSetProgress: show a bar over the batches, and print a line for each epoch."""
 
 from __future__ import annotations
 
 import sys
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
+from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.processes import is_main_process
@@ -14,20 +16,20 @@ __all__ = ["CallbackSetProgress"]
 
 
 class CallbackSetProgress(CallbackSet):
-    """Show a progress bar over the batches of an epoch, and a line with its scores.
+    """Show a progress bar over the batches of an epoch, then its scores.
 
-    In a terminal and in a notebook the bar moves over the training batches, and then over those of validation. Where
-    the output is a file, there are only the lines.
+    In a terminal and in a notebook the bar moves over the training batches, then over the validation batches. If the
+    output is a file, only the lines with the scores are written.
 
     Parameters
     ----------
     digits : int
-        How many significant digits of a score are shown, from 1.
+        The number of significant digits of a score, at least 1.
 
     Raises
     ------
     TypeError, ValueError
-        When training begins, if `digits` is wrong.
+        When training begins, if `digits` is invalid.
 
     See Also
     --------
@@ -35,21 +37,15 @@ class CallbackSetProgress(CallbackSet):
 
     Notes
     -----
-    Ported from ``CallbackSetProgress`` of R's mlr3torch. The bar is that of tqdm. The time at the end is that of all
-    epochs in the history of the net, so it goes on across ``partial_fit`` and runs that are resumed. Give the net
-    ``verbose=0``, or skorch shows its own table too.
+    Ported from ``CallbackSetProgress`` of R's mlr3torch; the bar is tqdm's. The time at the end is that of all epochs
+    in the history of the net, across ``partial_fit`` and resumed runs. Give the net ``verbose=0``, or skorch prints its
+    own table too.
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
-    >>> from skorch import NeuralNetClassifier
-    >>> from torch.nn import CrossEntropyLoss
-    >>> from mlr3torch_py import MLP, t_clbk
-    >>> X, y = load_iris(return_X_y=True)
-    >>> net = NeuralNetClassifier(
-    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
-    ...     max_epochs=2, verbose=0, callbacks=[t_clbk("progress", digits=3)],
-    ... ).fit(X.astype("float32"), y)  # doctest: +ELLIPSIS
+    >>> from mlr3torch_py import t_clbk
+    >>> progress = t_clbk("progress", digits=3)
+    >>> net = iris_net(max_epochs=2, callbacks=[progress]).fit(X, y)  # doctest: +ELLIPSIS
     Epoch 1/2: train.loss ..., valid.acc ..., valid.loss ... (0... s)
     Epoch 2/2: train.loss ..., valid.acc ..., valid.loss ... (0... s)
     Trained for 2 epochs (0... s)
@@ -62,23 +58,20 @@ class CallbackSetProgress(CallbackSet):
         self.digits = digits
 
     def check_params(self) -> None:
-        if isinstance(self.digits, bool) or not isinstance(self.digits, Integral):
-            raise TypeError(f"`digits` is {self.digits!r}; give a whole number, from 1")
-        if self.digits < 1:
-            raise ValueError(f"`digits` is {self.digits!r}; give at least 1")
+        check_whole("digits", self.digits, "significant digits")
 
-    def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+    def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._open(net, dataset_train, training=True)
 
-    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+    def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if self.bar_ is not None:
             self.bar_.update()
 
-    def on_before_valid(self, net: Any, **kwargs: Any) -> None:
+    def on_before_valid(self, net: Net, **kwargs: Any) -> None:
         if self.ctx is not None and self.ctx.dataset_valid is not None:
             self._open(net, self.ctx.dataset_valid, training=False)
 
-    def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         row = net.history.to_list()[-1]
         scores = [
             f"{part}.{name} {float(value):.{self.digits}g}"
@@ -86,24 +79,24 @@ class CallbackSetProgress(CallbackSet):
             for name, value in sorted(scores_of(row, f"{part}_").items())
             if isinstance(value, Real) and not isinstance(value, bool)
         ]
-        self._say(f"{self._epoch(net)}: {', '.join(scores)} ({_seconds([row])})")
+        self._print(f"{self._epoch(net)}: {', '.join(scores)} ({_seconds([row])})")
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         rows = [row for row in net.history.to_list() if "train_batch_count" in row]
-        self._say(f"Trained for {len(rows)} epochs ({_seconds(rows)})")
+        self._print(f"Trained for {len(rows)} epochs ({_seconds(rows)})")
 
-    def on_exit(self, net: Any, **kwargs: Any) -> None:
+    def on_exit(self, net: Net, **kwargs: Any) -> None:
         self._close()
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"bar_": None}
 
-    def _epoch(self, net: Any) -> str:
+    def _epoch(self, net: Net) -> str:
         total = "" if self.ctx is None else f"/{self.ctx.total_epochs}"
         return f"Epoch {len(net.history)}{total}"
 
-    def _open(self, net: Any, dataset: Any, *, training: bool) -> None:
-        # tqdm warns where a notebook lacks widgets, so it is asked only when there is a bar to show.
+    def _open(self, net: Net, dataset: Any, *, training: bool) -> None:
+        # Imported late, since tqdm warns in a notebook without widgets.
         from tqdm.auto import tqdm
 
         self._close()
@@ -122,7 +115,7 @@ class CallbackSetProgress(CallbackSet):
             self.bar_.close()
             self.bar_ = None
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         from tqdm.auto import tqdm
 
         self._close()

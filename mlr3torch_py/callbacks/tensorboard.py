@@ -1,4 +1,4 @@
-"""CallbackSetTB: scores and losses as event files of TensorBoard."""
+"""CallbackSetTB: write scores and losses as event files of TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import n_trainable
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.clock import moment_of
 from mlr3torch_py.training.context import scores_of
@@ -24,24 +25,24 @@ _BATCHES = "batches"
 
 
 class CallbackSetTB(CallbackSet):
-    """Write the scores of the epochs, and the losses of the batches, as event files of TensorBoard.
+    """Write scores and losses as event files of TensorBoard.
 
-    Show them by ``tensorboard --logdir <path>``.
+    Show them with ``tensorboard --logdir <path>``.
 
     Parameters
     ----------
     path : str, os.PathLike or callable
-        The folder. A function without arguments is called when a run begins, and returns it; give one where a net is
-        cloned and trained many times, as in a grid search.
+        The folder, or a function without arguments that returns one; it is called when a new run begins. Give a
+        function if a net is cloned and trained many times, as in a grid search.
     log_train_loss : bool
-        Whether the loss of each training batch is written as well.
+        Whether to write the loss of each training batch as well.
 
     Raises
     ------
     TypeError
-        When training begins, if an argument is wrong.
+        When training begins, if an argument is invalid.
     FileExistsError
-        When training begins, if the folder holds another run, or files of others.
+        When training begins, if the folder holds another run or other files.
     ImportError
         When training begins, if tensorboard is not installed.
 
@@ -51,25 +52,18 @@ class CallbackSetTB(CallbackSet):
 
     Notes
     -----
-    Ported from ``CallbackSetTB`` of R's mlr3torch. The tags are ``train.<measure>``, ``valid.<measure>`` and
-    ``n_trainable``, the number of trainable weights, by epoch, and in the folder ``batches`` in it ``last_loss``, by
-    training batch over the whole life of the net. A net that goes on, and a run that is resumed, write to the same
-    folder; what had been written of later steps is dropped by TensorBoard when it reads the files.
+    Ported from ``CallbackSetTB`` of R's mlr3torch. The tags by epoch are ``train.<measure>``, ``valid.<measure>`` and
+    ``n_trainable``, the number of trainable weights. The subfolder ``batches`` has the tag ``last_loss``, by training
+    batch over the whole life of the net. ``partial_fit`` and a resumed run write to the same folder; TensorBoard then
+    drops the later steps that were written before.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
-    >>> from sklearn.datasets import load_iris
-    >>> from skorch import NeuralNetClassifier
-    >>> from torch.nn import CrossEntropyLoss
-    >>> from mlr3torch_py import MLP, t_clbk
-    >>> X, y = load_iris(return_X_y=True)
+    >>> from mlr3torch_py import t_clbk
     >>> with TemporaryDirectory() as folder:
-    ...     net = NeuralNetClassifier(
-    ...         MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
-    ...         max_epochs=2, verbose=0, callbacks=[t_clbk("tb", path=folder, log_train_loss=False)],
-    ...     ).fit(X.astype("float32"), y)
+    ...     net = iris_net(max_epochs=2, callbacks=[t_clbk("tb", path=folder, log_train_loss=False)]).fit(X, y)
     ...     len(list(Path(folder).glob("events.out.tfevents.*")))
     1
     """
@@ -89,21 +83,21 @@ class CallbackSetTB(CallbackSet):
         if self.log_train_loss is not REQUIRED and not isinstance(self.log_train_loss, bool):
             raise TypeError(f"`log_train_loss` is {self.log_train_loss!r}; give True or False")
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.folder_ = on_main_process(lambda: self._open(net))
 
-    def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+    def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.by_epoch_ is None and self.folder_ is not None and is_main_process():
-            # Here, and not at the begin, since a history may be loaded in between.
+            # Not in on_train_begin, since LoadInitState may load another history after it.
             self.by_epoch_ = _writer(self.folder_, purge_step=len(net.history))
             if self.log_train_loss:
                 self.by_batch_ = _writer(self.folder_ / _BATCHES, purge_step=moment_of(net.history).batch + 1)
 
-    def on_batch_end(self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+    def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and self.by_batch_ is not None and self.ctx is not None:
             self.by_batch_.add_scalar("last_loss", self.ctx.last_loss, self.ctx.global_step)
 
-    def on_epoch_end(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.by_epoch_ is None:
             return
         row = net.history.to_list()[-1]
@@ -115,7 +109,7 @@ class CallbackSetTB(CallbackSet):
         for writer in self._writers():
             writer.flush()
 
-    def on_exit(self, net: Any, **kwargs: Any) -> None:
+    def on_exit(self, net: Net, **kwargs: Any) -> None:
         for writer in self._writers():
             writer.close()
             _number(Path(writer.log_dir))
@@ -127,18 +121,18 @@ class CallbackSetTB(CallbackSet):
     def _writers(self) -> list[Any]:
         return [writer for writer in (self.by_epoch_, self.by_batch_) if writer is not None]
 
-    def _open(self, net: Any) -> Path:
+    def _open(self, net: Net) -> Path:
         _import_writer()
         folder = folder_of(net, self.path, self.folder_)
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
         foreign = [name for name in names if name != _BATCHES and not name.endswith(_SUFFIX)]
         if foreign:
-            raise FileExistsError(f"`path`: {folder} holds {listed(foreign, most=3)}; give a folder that is empty")
-        goes_on = len(net.history) or (self.ctx is not None and self.ctx.is_resumed)
-        if names and not goes_on:
+            raise FileExistsError(f"`path`: {folder} holds {listed(foreign, most=3)}; give an empty folder")
+        is_new_run = not len(net.history) and not (self.ctx is not None and self.ctx.is_resumed)
+        if names and is_new_run:
             raise FileExistsError(
-                f"`path`: {folder} holds another run; give a folder that is empty, or a function that returns a new one"
+                f"`path`: {folder} holds another run; give an empty folder, or a function that returns a new one"
             )
         return folder
 
@@ -149,7 +143,7 @@ def _writer(folder: Path, purge_step: int) -> Any:
 
 
 def _number(folder: Path) -> None:
-    """Name the files that are closed so that they sort by age; torch's names do not within a second."""
+    """Rename the closed files to sort by age; torch's names have seconds only."""
     n_numbered = sum(not path.name.endswith(_OPEN) for path in folder.glob(f"*{_SUFFIX}"))
     for i, path in enumerate(sorted(folder.glob(f"*{_OPEN}")), start=n_numbered):
         stem = ".".join(path.name.split(".")[:4])  # events.out.tfevents.<seconds>
@@ -161,6 +155,6 @@ def _import_writer() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(
-            "CallbackSetTB needs tensorboard; install it by `pip install 'mlr3torch_py[tensorboard]'`"
+            "CallbackSetTB needs tensorboard; install it with `pip install 'mlr3torch_py[tensorboard]'`"
         ) from error
     return SummaryWriter

@@ -1,4 +1,4 @@
-"""Callbacks by key, and conversions to them."""
+"""Make callbacks by key, and convert to them."""
 
 from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks, t_clbk, t_clbks
 

@@ -1,4 +1,4 @@
-"""Conversions: TorchCallbacks of all that describes one."""
+"""Convert schedulers, classes, callbacks and keys to TorchCallbacks."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ __all__ = ["as_lr_scheduler", "as_torch_callback", "as_torch_callbacks"]
 
 
 def as_lr_scheduler(x: type, step_on_epoch: bool = True, **params: Any) -> TorchCallback:
-    """Make a callback of any learning-rate scheduler of torch.
+    """Make a callback from any learning-rate scheduler of torch.
 
     Parameters
     ----------
     x : type
         A subclass of `torch.optim.lr_scheduler.LRScheduler`.
     step_on_epoch : bool
-        Whether it steps at the end of each epoch, or else after each training batch.
+        Whether it steps at the end of each epoch; otherwise after each training batch.
     **params
-        Parameters of the scheduler. A required one may be left to be set through the net.
+        Parameters of the scheduler. A required one can also be set later, through the net.
 
     Returns
     -------
     TorchCallback
-        Its name is that of the class behind ``lr_``.
+        Its name is ``lr_`` and the name of the class.
 
     Raises
     ------
     TypeError
-        If `x` is no such class, or a parameter is unknown.
+        If `x` is not such a class, or a parameter is unknown.
 
     See Also
     --------
@@ -59,7 +59,7 @@ def as_lr_scheduler(x: type, step_on_epoch: bool = True, **params: Any) -> Torch
 
 
 def as_torch_callback(x: Any) -> TorchCallback:
-    """Make a TorchCallback of what describes one.
+    """Convert a callback, a class or a key to a TorchCallback.
 
     Parameters
     ----------
@@ -72,8 +72,10 @@ def as_torch_callback(x: Any) -> TorchCallback:
 
     Raises
     ------
-    KeyError, TypeError
-        If it is nothing of that kind.
+    KeyError
+        If it is a string but not a key.
+    TypeError
+        If it is none of these.
 
     See Also
     --------
@@ -97,11 +99,12 @@ def as_torch_callback(x: Any) -> TorchCallback:
 
 
 def as_torch_callbacks(x: Any) -> list[TorchCallback]:
-    """Make a list of TorchCallbacks.
+    """Convert callbacks, classes or keys to a list of TorchCallbacks.
 
     Parameters
     ----------
-    x : list, None, or what `as_torch_callback` takes
+    x : list or None
+        Of what `as_torch_callback` takes; a single one makes a list of one.
 
     Returns
     -------
@@ -111,7 +114,7 @@ def as_torch_callbacks(x: Any) -> list[TorchCallback]:
     Raises
     ------
     KeyError, TypeError
-        If an entry is nothing of that kind.
+        If `as_torch_callback` refuses an entry.
 
     See Also
     --------

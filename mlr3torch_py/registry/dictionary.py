@@ -1,4 +1,4 @@
-"""The dictionary of callbacks, and making them by their keys."""
+"""The dictionary of callbacks; t_clbk makes one by its key."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["CallbackDictionary", "mlr3torch_callbacks", "t_clbk", "t_clbks"]
 
 
 class CallbackDictionary:
-    """A dictionary of callbacks by their keys.
+    """A dictionary of classes of callbacks, by key.
 
     See Also
     --------
@@ -48,7 +48,7 @@ class CallbackDictionary:
         self._generators: dict[str, type[CallbackSet]] = {}
 
     def add(self, key: str, generator: type[CallbackSet]) -> None:
-        """Add a callback, or put another one in its place.
+        """Add a callback, or replace one.
 
         Parameters
         ----------
@@ -56,12 +56,12 @@ class CallbackDictionary:
             Its key, and its name in a net.
         generator : type
             A subclass of `CallbackSet`. Parameters of its constructor without a default are required; its `label` is
-            shown to people.
+            the human-readable name.
 
         Raises
         ------
         TypeError
-            If `key` is not a string or `generator` not such a class.
+            If `key` is not a valid name or `generator` not such a class.
         """
         check_id("key", key)
         if not (isinstance(generator, type) and issubclass(generator, CallbackSet)):
@@ -69,7 +69,7 @@ class CallbackDictionary:
         self._generators[key] = generator
 
     def get(self, key: str, *, weight: float | None = None, **params: Any) -> TorchCallback:
-        """Make the callback of a key.
+        """Make a callback by its key.
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class CallbackDictionary:
         weight : float, optional
             Where it runs among the others, see `CallbackSet`.
         **params
-            Parameters of the callback. A required one may be left to be set through the net.
+            Parameters of the callback. A required one can also be set later, through the net.
 
         Returns
         -------
@@ -86,9 +86,9 @@ class CallbackDictionary:
         Raises
         ------
         KeyError
-            If there is no such key; the message names the nearest.
+            If the key is unknown; the message names the nearest.
         TypeError, ValueError
-            If a parameter is unknown or has a wrong type or value.
+            If a parameter is unknown or has the wrong type or value.
         """
         if key not in self.keys():
             raise KeyError(f"no callback has the key {key!r}; {nearest([str(key)], self._generators)}")
@@ -106,7 +106,7 @@ class CallbackDictionary:
         return TorchCallback(key, callback)
 
     def keys(self) -> list[str]:
-        """Return the keys in the order of the alphabet.
+        """Return the keys in alphabetical order.
 
         Returns
         -------
@@ -115,7 +115,7 @@ class CallbackDictionary:
         return sorted(self._generators)
 
     def key_of(self, generator: type[CallbackSet]) -> str:
-        """Return the key of a class; its name if it has none.
+        """Return the key of a class, or its name if it has no key.
 
         Parameters
         ----------
@@ -133,7 +133,7 @@ class CallbackDictionary:
         Returns
         -------
         pandas.DataFrame
-            One row per key, with its `label`, its `weight`, its `params`, and which of them are `required`.
+            One row per key, with its `label`, `weight`, `params`, and which of them are `required`.
         """
         rows = []
         for key in self.keys():
@@ -186,26 +186,26 @@ def t_clbk(key: str, *, weight: float | None = None, **params: Any) -> TorchCall
     Parameters
     ----------
     key : str
-        A key of `mlr3torch_callbacks`. The callback has this name in the net, so that its parameters are reached as
-        ``callbacks__<key>__<parameter>``, where R has ``cb.<key>.<parameter>``.
+        A key of `mlr3torch_callbacks`. It is the name of the callback in the net, where its parameters are
+        ``callbacks__<key>__<parameter>`` (in R ``cb.<key>.<parameter>``).
     weight : float, optional
         Where it runs among the others, see `CallbackSet`.
     **params
-        Parameters of the callback. A required one may be left to be set through the net; if it never is, ``fit``
-        raises when it begins.
+        Parameters of the callback. A required one can also be set later, through the net; if it is not, ``fit`` raises
+        before training.
 
     Returns
     -------
     TorchCallback
-        A pair of the name and the callback. Where skorch takes a callback without its name, as in
+        A pair of the name and the callback. Where skorch expects a bare callback, as in
         ``set_params(callbacks__unfreeze=...)`` and in a grid over callbacks, give its `callback`.
 
     Raises
     ------
     KeyError
-        If there is no such key; the message names the nearest.
+        If the key is unknown; the message names the nearest.
     TypeError, ValueError
-        If a parameter is unknown or has a wrong type or value.
+        If a parameter is unknown or has the wrong type or value.
 
     See Also
     --------
@@ -213,13 +213,8 @@ def t_clbk(key: str, *, weight: float | None = None, **params: Any) -> TorchCall
 
     Examples
     --------
-    >>> from skorch import NeuralNetClassifier
-    >>> from torch.nn import CrossEntropyLoss
-    >>> from mlr3torch_py import MLP, select_last
-    >>> net = NeuralNetClassifier(
-    ...     MLP, criterion=CrossEntropyLoss, callbacks=[t_clbk("unfreeze")],
-    ...     callbacks__unfreeze__starting_weights=select_last(1)
-    ... )
+    >>> from mlr3torch_py import select_last
+    >>> net = iris_net(callbacks=[t_clbk("unfreeze")], callbacks__unfreeze__starting_weights=select_last(1))
     >>> t_clbk("unfreze")
     Traceback (most recent call last):
         ...
@@ -229,7 +224,7 @@ def t_clbk(key: str, *, weight: float | None = None, **params: Any) -> TorchCall
 
 
 def t_clbks(keys: Iterable[str]) -> list[TorchCallback]:
-    """Make several callbacks by their keys.
+    """Make several callbacks by key.
 
     Parameters
     ----------
@@ -242,9 +237,9 @@ def t_clbks(keys: Iterable[str]) -> list[TorchCallback]:
     Raises
     ------
     KeyError
-        If one of the keys does not exist.
+        If a key is unknown; the message names the nearest.
     TypeError
-        If `keys` is a single string.
+        If `keys` is not a list of keys.
 
     Examples
     --------

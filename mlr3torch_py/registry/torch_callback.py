@@ -1,4 +1,4 @@
-"""TorchCallback: a callback under its name, described for people; torch_callback makes one of functions."""
+"""TorchCallback: a callback with its name and description; torch_callback makes one from functions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["TorchCallback", "check_id", "parameters_of", "torch_callback"]
 
 
 class TorchCallback(NamedTuple):
-    """A callback under its name, as skorch takes it in ``callbacks=[...]``.
+    """A callback with its name, as skorch takes it in ``callbacks=[...]``.
 
     Parameters
     ----------
     id : str
         The name of the callback in a net.
     callback : CallbackSet
-        Its parameters are reached as ``callbacks__<id>__<parameter>``.
+        Its parameters are ``callbacks__<id>__<parameter>`` of the net.
 
     See Also
     --------
@@ -39,7 +39,7 @@ class TorchCallback(NamedTuple):
 
     @property
     def label(self) -> str:
-        """A few words for people."""
+        """Human-readable label."""
         return type(self.callback).label or type(self.callback).__name__
 
     @property
@@ -49,12 +49,12 @@ class TorchCallback(NamedTuple):
 
     @property
     def man(self) -> str:
-        """Where its documentation is: the full name of its class."""
+        """The full name of its class, under which it is documented."""
         return f"{type(self.callback).__module__}.{type(self.callback).__qualname__}"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters with their values; REQUIRED stands for one that must still be set."""
+        """The parameters with their values; REQUIRED for one that must still be set."""
         values: dict[str, Any] = self.callback.get_params(deep=False)
         return values
 
@@ -74,7 +74,7 @@ class TorchCallback(NamedTuple):
         return generated
 
     def set_params(self, **params: Any) -> NoReturn:
-        """Say what is meant, where skorch finds the pair in the place of a callback and wants to set its parameters.
+        """Explain the mistake when the pair is passed where skorch expects a bare callback.
 
         Raises
         ------
@@ -82,8 +82,8 @@ class TorchCallback(NamedTuple):
             Always.
         """
         raise TypeError(
-            f"`callbacks` has the pair t_clbk({self.id!r}, ...) where a callback is taken; it is a name and a callback "
-            f"already. Give the pair alone, or its second part: t_clbk({self.id!r}, ...).callback"
+            f"`callbacks` has the pair t_clbk({self.id!r}, ...) in place of a bare callback; give the "
+            f"pair alone, or its second part: t_clbk({self.id!r}, ...).callback"
         )
 
     def help(self) -> None:
@@ -100,7 +100,7 @@ class TorchCallback(NamedTuple):
 
 
 def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
-    """Map the parameters of a class to their defaults, or to REQUIRED."""
+    """Map the parameters of a class to their defaults or REQUIRED."""
     parameters = inspect.signature(generator).parameters.values()
     return {p.name: REQUIRED if p.default is p.empty else p.default for p in parameters}
 
@@ -115,12 +115,12 @@ def torch_callback(
     id : str
         Its name in the net.
     label : str, optional
-        A few words for people.
+        Human-readable label.
     classname : str, optional
-        The name of its class; made of `id` if missing.
+        The name of its class; derived from `id` by default.
     **description
-        What `callback_set` takes: the functions of the stages, ``initialize``, ``state_dict``, ``load_state_dict``,
-        ``weight`` and ``public``. Parameters of ``initialize`` without a default are to be set through the net.
+        The arguments of `callback_set`: functions for the stages, ``initialize``, ``state_dict``, ``load_state_dict``,
+        ``weight`` and ``public``. Set parameters of ``initialize`` without a default through the net.
 
     Returns
     -------
@@ -129,7 +129,7 @@ def torch_callback(
     Raises
     ------
     TypeError, ValueError
-        As `callback_set` does, or if `id` is no name.
+        As `callback_set` does, or if `id` is not a valid name.
 
     See Also
     --------
@@ -152,6 +152,6 @@ def torch_callback(
 
 
 def check_id(argument: str, value: object) -> None:
-    """Check that a name fits into the name of a parameter of a net."""
+    """Check that a name is valid within ``callbacks__<name>__<parameter>``."""
     if not isinstance(value, str) or not value.isidentifier() or "__" in value:
         raise TypeError(f"`{argument}` is {value!r}; it must be a name that fits into callbacks__<name>__<parameter>")

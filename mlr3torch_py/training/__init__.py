@@ -1,1 +1,1 @@
-"""What skorch lacks: the context, order and stages of callbacks, the clock, several processes."""
+"""What skorch lacks: stages, order and context of callbacks, a clock, several processes."""

@@ -1,4 +1,4 @@
-"""Reading the history of a net: how far its life has come, and the scores of its epochs."""
+"""Read the history of a net: the current moment, and the scores of its epochs."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from itertools import accumulate
 from typing import Any
 
 from mlr3torch_py.names import nearest
+from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment
 
 __all__ = ["moment_of", "score_of", "scores_by_epoch", "take_back_epoch"]
 
 
-def moment_of(history: Any) -> Moment:
-    """Read off a history how far the life of a net has come.
+def moment_of(history: History) -> Moment:
+    """Return the current moment of a net from its history.
 
     Parameters
     ----------
     history : skorch.history.History or skorch.history.DistributedHistory
-        Batches of an epoch that was interrupted count as far as they have a training loss. A distributed history
-        holds the batches of all ranks in such a row; counted are those of one rank.
+        Batches of an interrupted epoch count if they have a training loss. In such a row a distributed history holds
+        the batches of all ranks; those of one rank are counted.
 
     Returns
     -------
     Moment
-        The batch is the last one that is finished. Validation batches do not count, micro-batches under gradient
-        accumulation do.
+        Its batch is the last finished one. Validation batches do not count; micro-batches under gradient accumulation
+        do.
 
     Examples
     --------
@@ -42,18 +43,18 @@ def moment_of(history: Any) -> Moment:
         else sum("train_loss" in entry for entry in row.get("batches", ())) // n_ranks
         for row in history.to_list()
     ]
-    *begins, finished = accumulate(counts, initial=0)
-    return Moment(epoch=len(counts), batch=finished, firsts=tuple(begin + 1 for begin in begins))
+    *finished_before, finished = accumulate(counts, initial=0)
+    return Moment(epoch=len(counts), batch=finished, firsts=tuple(n + 1 for n in finished_before))
 
 
-def take_back_epoch(net: Any) -> None:
-    """Remove the row of an epoch that did not take place, so that it does not count when training goes on."""
+def take_back_epoch(net: Net) -> None:
+    """Remove the history row of an untrained epoch."""
     if isinstance(net.history, list):
         net.history.pop()
 
 
 def score_of(row: Mapping[str, Any], monitor: str) -> Any:
-    """Return a score of a row of a history.
+    """Return a score from a row of a history.
 
     Raises
     ------
@@ -66,13 +67,15 @@ def score_of(row: Mapping[str, Any], monitor: str) -> Any:
     return row[monitor]
 
 
-def scores_by_epoch(history: Any, monitor: str) -> list[tuple[int, float]]:
-    """List the epochs that have a score, with it; a score without a value is NaN.
+def scores_by_epoch(history: History, monitor: str) -> list[tuple[int, float]]:
+    """List the scores of a history with their epochs.
+
+    Epochs without the score are left out; the score None becomes NaN.
 
     Raises
     ------
     ValueError
-        If epochs are finished and none of them has it; the message names the nearest.
+        If epochs are finished but none of them has the score; the message names the nearest.
     """
     rows = history.to_list()
     scores = [(i, row[monitor]) for i, row in enumerate(rows, start=1) if monitor in row]

@@ -1,38 +1,45 @@
-"""ContextTorch: what a callback can see of the training it is part of."""
+"""ContextTorch: the state of a training, as its callbacks see it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from mlr3torch_py.network.unwrap import bare
+import torch
+from torch import nn
 
-__all__ = ["ContextTorch"]
+from mlr3torch_py.network.unwrap import bare
+from mlr3torch_py.protocols import Net
+
+__all__ = ["ContextTorch", "scores_of"]
 
 
 class ContextTorch:
-    """The training that a callback is part of; `CallbackSet.ctx` while it goes on.
+    """The state of a training; `CallbackSet.ctx` during that training.
 
     Attributes
     ----------
     net : skorch.NeuralNet
     terminate : bool
-        Set it to True to end training after the epoch, with all callbacks and the printed line of that epoch.
+        Set it to True to stop training after the current epoch, once all callbacks have run and its line is printed.
     dataset_train, dataset_valid : torch.utils.data.Dataset or None
     step : int or None
-        The training batch in the epoch, from 1; None before the first.
+        The training batch within the epoch, from 1; None before the first.
     global_step : int
         The training batch over the whole life of the net, from 1; 0 before the first.
     is_resumed : bool
-        Whether this call goes on with a run from its files; ``max_epochs`` counts the epochs of that run too then.
+        Whether this call continues a run from its files; ``max_epochs`` then includes the earlier epochs of that run.
+    is_starting : bool
+        Whether ``on_train_begin`` of the callbacks is being called.
     total_epochs : int
         The last epoch of this call.
     batch : object
-        The batch at hand, of training or validation; None between batches.
+        The current batch, of training or validation; None between batches.
     y_hat : torch.Tensor or None
-        The last output of the network, without its graph.
+        The latest output of the network, detached from its graph.
     y_hats : list of torch.Tensor
-        The outputs of the training, or validation, batches of this epoch so far. They are kept only where
-        `keeps_outputs` is True, since they may need much memory.
+        The outputs of the training, or validation, batches of this epoch so far. Recorded only if `keeps_outputs` is
+        True, since they may need much memory.
     keeps_outputs : bool
         Whether a callback of the net has the attribute ``keeps_outputs = True``.
 
@@ -42,22 +49,15 @@ class ContextTorch:
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
-    >>> from skorch import NeuralNetClassifier
-    >>> from torch.nn import CrossEntropyLoss
-    >>> from mlr3torch_py import MLP, torch_callback
+    >>> from mlr3torch_py import torch_callback
     >>> def stop(self):
     ...     self.ctx.terminate = self.ctx.epoch == 3
-    >>> X, y = load_iris(return_X_y=True)
-    >>> net = NeuralNetClassifier(
-    ...     MLP, criterion=CrossEntropyLoss, module__d_in=4, module__d_out=3,
-    ...     verbose=0, callbacks=[torch_callback("stop", on_epoch_end=stop)]
-    ... ).fit(X.astype("float32"), y)
+    >>> net = iris_net(callbacks=[torch_callback("stop", on_epoch_end=stop)]).fit(X, y)
     >>> len(net.history)
     3
     """
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Net) -> None:
         self.net = net
         self.terminate = False
         self.dataset_train: Any = None
@@ -65,6 +65,7 @@ class ContextTorch:
         self.step: int | None = None
         self.global_step = 0
         self.is_resumed = False
+        self.is_starting = False
         self.keeps_outputs = False
         self.total_epochs = len(net.history) + net.max_epochs
         self.batch: Any = None
@@ -72,12 +73,12 @@ class ContextTorch:
         self.y_hats: list[Any] = []
 
     @property
-    def network(self) -> Any:
+    def network(self) -> nn.Module:
         """The network of the net, without wrappers."""
         return bare(self.net.module_)
 
     @property
-    def optimizer(self) -> Any:
+    def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the net."""
         return self.net.optimizer_
 
@@ -108,32 +109,32 @@ class ContextTorch:
 
     @property
     def last_loss(self) -> float | None:
-        """The loss of the last training batch in the history; None where it has none."""
+        """The loss of the last training batch in the history; None if there is none."""
         entries = (entry for row in reversed(self.net.history.to_list()) for entry in reversed(row.get("batches", ())))
         return next((entry["train_loss"] for entry in entries if "train_loss" in entry), None)
 
     @property
     def last_scores_train(self) -> dict[str, float]:
-        """The training scores in the last row of the history, by their names without ``train_``."""
-        return self._scores("train_")
+        """The training scores in the last row of the history, without the prefix ``train_``."""
+        return self._last_scores("train_")
 
     @property
     def last_scores_valid(self) -> dict[str, float]:
-        """The validation scores in the last row of the history, by their names without ``valid_``."""
-        return self._scores("valid_")
+        """The validation scores in the last row of the history, without the prefix ``valid_``."""
+        return self._last_scores("valid_")
 
     @property
     def callbacks(self) -> dict[str, Any]:
-        """All callbacks of the net by their names, in the order in which they run."""
+        """All callbacks of the net by name, in the order in which they run."""
         return dict(self.net.callbacks_)
 
     def epochs_left(self, epochs: int | None = None) -> int:
-        """Count the epochs that are still to be trained.
+        """Count the remaining epochs, and set `total_epochs`.
 
         Parameters
         ----------
         epochs : int, optional
-            How many are asked for, ``max_epochs`` of the net if missing.
+            The number of epochs asked for; ``max_epochs`` of the net by default.
 
         Returns
         -------
@@ -143,13 +144,13 @@ class ContextTorch:
         self.total_epochs = asked if self.is_resumed else self.epoch + asked
         return 0 if self.terminate else self.total_epochs - self.epoch
 
-    def _scores(self, prefix: str) -> dict[str, float]:
+    def _last_scores(self, prefix: str) -> dict[str, float]:
         row = self.net.history.to_list()[-1] if len(self.net.history) else {}
         return scores_of(row, prefix)
 
 
-def scores_of(row: dict[str, Any], prefix: str) -> dict[str, float]:
-    """Return the scores in a row of a history whose names begin with a prefix, by the rest of their names."""
+def scores_of(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Select the scores with a prefix, and strip it."""
     return {
         key.removeprefix(prefix): value
         for key, value in row.items()

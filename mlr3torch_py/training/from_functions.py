@@ -1,17 +1,21 @@
-"""Callbacks from functions: callback_set makes a class of them, torch_callback a callback."""
+"""callback_set: make a class of callbacks from functions."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from mlr3torch_py.names import nearest
-from mlr3torch_py.training.callback_set import HOOK_OF_STAGE, CallbackSet
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.recipe import recipe_class
+from mlr3torch_py.training.stages import HOOK_OF_STAGE
 
 __all__ = ["callback_set"]
 
-_IN_TRAINING = ("batch_begin", "batch_end", "after_backward")
+_TRAINING_ONLY = ("batch_begin", "batch_end", "after_backward")
 
 
 def callback_set(
@@ -31,27 +35,28 @@ def callback_set(
     classname : str
         The name of the class.
     initialize : callable, optional
-        The constructor. It takes the callback and the parameters, and stores them under their names.
+        The constructor. It takes the callback and the parameters, and stores each under its name.
     state_dict, load_state_dict : callable, optional
-        Return, and take up, what the callback wants to keep. One needs the other.
+        Return the state of the callback, and restore it. Give both or neither.
     weight : float
         Where the callback runs among the others, see `CallbackSet`.
     public : mapping, optional
         Further attributes and methods.
     **stages : callable
-        What is done at ``on_begin``, ``on_epoch_begin``, ``on_batch_begin``, ``on_after_backward``, ``on_batch_end``,
-        ``on_before_valid``, ``on_batch_valid_begin``, ``on_batch_valid_end``, ``on_valid_end``, ``on_epoch_end``,
-        ``on_end`` and ``on_exit``. A function takes the callback itself, whose ``ctx`` shows the training.
+        The functions to call at ``on_begin``, ``on_epoch_begin``, ``on_batch_begin``, ``on_after_backward``,
+        ``on_batch_end``, ``on_before_valid``, ``on_batch_valid_begin``, ``on_batch_valid_end``, ``on_valid_end``,
+        ``on_epoch_end``, ``on_end`` and ``on_exit``. Each takes the callback, whose ``ctx`` is the state of the
+        training.
 
     Returns
     -------
     type
-        A subclass of `CallbackSet`. Its instances are picklable when the functions are.
+        A subclass of `CallbackSet`. Its instances are picklable if the functions are.
 
     Raises
     ------
     TypeError, ValueError
-        If a stage does not exist, a function takes other arguments, or one of the two for states is missing.
+        If a stage does not exist, a function takes other arguments, or only one of the two for the state is given.
 
     See Also
     --------
@@ -66,57 +71,48 @@ def callback_set(
     <CallbackSetSay>
     * Stages: epoch_end
     """
-    known = {f"on_{stage}": hook for stage, hook in HOOK_OF_STAGE.items()}
-    unknown = [name for name in stages if name not in known]
-    if unknown:
-        raise TypeError(f"callback_set() has no stage {', '.join(map(repr, unknown))}; {nearest(unknown, known)}")
-    if (state_dict is None) != (load_state_dict is None):
-        given = "state_dict" if load_state_dict is None else "load_state_dict"
-        lacking = "load_state_dict" if load_state_dict is None else "state_dict"
-        raise ValueError(f"`{given}` is given without `{lacking}`; what is kept must be taken up again, so give both")
-    for name, function in stages.items():
-        _check_arguments(name, function, 1)
-    namespace: dict[str, Any] = {"default_weight": weight} | dict(public or {})
-    if initialize is not None:
-        namespace["__init__"] = initialize
-    if state_dict is not None and load_state_dict is not None:
-        _check_arguments("state_dict", state_dict, 1)
-        _check_arguments("load_state_dict", load_state_dict, 2)
-        namespace |= {"state_dict": state_dict, "load_state_dict": load_state_dict}
-    namespace |= {known[name]: _hook(name.removeprefix("on_"), function) for name, function in stages.items()}
-    recipe: dict[str, Any] = {
-        "initialize": initialize,
-        "state_dict": state_dict,
-        "load_state_dict": load_state_dict,
-        "weight": weight,
-        "public": public,
-        **stages,
-    }
-    namespace |= {"__reduce__": lambda self: (_revive, (classname, recipe, self.__getstate__()))}
+    states = {"state_dict": state_dict, "load_state_dict": load_state_dict}
+    _check_functions(stages, states)
     CallbackSet().weight = weight
-    return type(classname, (CallbackSet,), namespace)
+    constructor = {} if initialize is None else {"__init__": initialize}
+    methods = {name: function for name, function in states.items() if function is not None}
+    hooks = {HOOK_OF_STAGE[name.removeprefix("on_")]: _hook(name, function) for name, function in stages.items()}
+    given: dict[str, Any] = {"initialize": initialize, "weight": weight, "public": public, **states, **stages}
+    namespace = {"default_weight": weight, **(public or {}), **constructor, **methods, **hooks}
+    return recipe_class(classname, CallbackSet, namespace, partial(callback_set, classname, **given))
 
 
-def _hook(stage: str, function: Callable[[Any], None]) -> Callable[..., None]:
-    def hook(self: Any, net: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ARG001
-        if stage not in _IN_TRAINING or kwargs.get("training"):
+def _hook(name: str, function: Callable[[Any], None]) -> Callable[..., None]:
+    is_training_only = name.removeprefix("on_") in _TRAINING_ONLY
+
+    def hook(self: Any, net: Net, *args: Any, **kwargs: Any) -> None:  # noqa: ARG001
+        if not is_training_only or kwargs.get("training"):
             function(self)
 
     return hook
 
 
-def _revive(classname: str, recipe: dict[str, Any], state: dict[str, Any]) -> CallbackSet:
-    cls = callback_set(classname, **recipe)
-    revived: CallbackSet = cls.__new__(cls)
-    revived.__dict__.update(state)
-    return revived
+def _check_functions(stages: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    known = [f"on_{stage}" for stage in HOOK_OF_STAGE]
+    unknown = [name for name in stages if name not in known]
+    if unknown:
+        raise TypeError(f"callback_set() has no stage {', '.join(map(repr, unknown))}; {nearest(unknown, known)}")
+    given = [name for name, function in states.items() if function is not None]
+    if len(given) == 1:
+        (missing,) = states.keys() - given
+        raise ValueError(f"`{given[0]}` is given without `{missing}`; give both")
+    for name, function in stages.items():
+        _check_function(name, function, "the callback")
+    if given:
+        _check_function("state_dict", states["state_dict"], "the callback")
+        _check_function("load_state_dict", states["load_state_dict"], "the callback", "a state")
 
 
-def _check_arguments(name: str, function: Any, n: int) -> None:
-    takes = "the callback" if n == 1 else "the callback and a state"
+def _check_function(name: str, function: Any, *takes: str) -> None:
+    arguments = " and ".join(takes)
     if not callable(function):
-        raise TypeError(f"`{name}` is {function!r}; give a function that takes {takes}")
+        raise TypeError(f"`{name}` is {function!r}; give a function that takes {arguments}")
     try:
-        inspect.signature(function).bind(*[None] * n)
+        inspect.signature(function).bind(*takes)
     except TypeError as error:
-        raise TypeError(f"`{name}` must be a function that takes {takes}: {error}") from error
+        raise TypeError(f"`{name}` must be a function that takes {arguments}: {error}") from error

@@ -1,4 +1,4 @@
-"""What one process decides for all: in a distributed training the main one, elsewhere the only one."""
+"""Run on the main process and broadcast the result, where several processes train together."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ T = TypeVar("T")
 
 
 def on_main_process(function: Callable[[], T]) -> T:
-    """Call a function in the main process alone, and return, or raise, in every process what came of it."""
+    """Call a function on the main process only.
+
+    Its result is returned, or its exception raised, in every process.
+    """
     if not _are_several():
         return function()
-    box: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if is_main_process():
         try:
-            box = [function(), None]
+            outcome = [function(), None]
         except Exception as error:
-            box = [None, error]
-    distributed.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise box[1]
-    result: T = box[0]
+            outcome = [None, error]
+    distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
     return result
 
 
@@ -35,7 +38,7 @@ def from_main_process(value: T) -> T:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the main one, or the only one."""
+    """Check whether this process is the main or the only one."""
     return not _are_several() or distributed.get_rank() == 0
 
 

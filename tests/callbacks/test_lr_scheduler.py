@@ -1,4 +1,4 @@
-"""Learning-rate schedulers: the rates of R at every batch and epoch, also after a stop."""
+"""Learning-rate schedulers: the rates of R at each batch and epoch, also after a stop."""
 
 import copy
 import pickle
@@ -7,17 +7,19 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
-from skorch.callbacks import Callback
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback, LRScheduler
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 from mlr3torch_py import CallbackSetLRScheduler, as_lr_scheduler, t_clbk
+from tests.callbacks.test_early_stopping import Score
 from tests.helpers import X, golden, iris_net, y
 
 RUNS = golden("lr")["runs"]
 
 
 class Rates(Callback):
-    """Takes down the rate at each batch's begin and each epoch's end."""
+    """Records the rate when a batch begins and when an epoch ends."""
 
     def __init__(self):
         self.batches_ = []
@@ -29,14 +31,6 @@ class Rates(Callback):
 
     def on_epoch_end(self, net, **kwargs):
         self.epochs_.append(net.optimizer_.param_groups[0]["lr"])
-
-
-class Score(Callback):
-    def __init__(self, scores):
-        self.scores = scores
-
-    def on_epoch_end(self, net, **kwargs):
-        net.history.record("score", self.scores[len(net.history) - 1])
 
 
 def params_of(run):
@@ -74,7 +68,7 @@ STOPPED = [run for run in RUNS if run["key"] != "lr_one_cycle"]
 @pytest.mark.parametrize("way", ["partial_fit", "pickle"])
 @pytest.mark.parametrize("stop", [1, 2, 4])
 @pytest.mark.parametrize("run", STOPPED, ids=[run["id"] for run in STOPPED])
-def test_the_rates_go_on_where_they_were(run, stop, way):
+def test_the_rates_continue_where_they_were(run, stop, way):
     if way == "pickle" and run["key"] in ("lr_lambda", "lr_multiplicative"):
         way = "partial_fit"  # a lambda cannot be pickled
     data = X[: run["n_train"]], y[: run["n_train"]]
@@ -92,7 +86,7 @@ def test_the_rates_go_on_where_they_were(run, stop, way):
     )
 
 
-def test_one_cycle_goes_on_when_its_length_is_given():
+def test_one_cycle_continues_if_its_length_is_given():
     def run(stops, **params):
         rates = Rates()
         net = iris_net(t_clbk("lr_one_cycle", max_lr=0.5, **params), ("rates", rates), optimizer__momentum=0.9)
@@ -114,14 +108,14 @@ def test_one_cycle_goes_on_when_its_length_is_given():
     assert len(net.history) == 4
 
 
-def test_a_scheduler_that_cannot_go_on_warns():
+def test_a_scheduler_that_cannot_continue_warns():
     net = iris_net(t_clbk("lr_step", step_size=1)).initialize()
     net.history = iris_net(max_epochs=2).fit(X, y).history
-    with pytest.warns(UserWarning, match="CallbackSetLRScheduler_StepLR begins anew at epoch 3, since it has no state"):
+    with pytest.warns(UserWarning, match="_StepLR starts from its first step at epoch 3, since it has no"):
         net.partial_fit(X, y)
 
 
-def test_a_loaded_state_goes_on():
+def test_a_loaded_state_continues():
     scheduler = t_clbk("lr_step", step_size=2).callback
     net = iris_net(("lr", scheduler), max_epochs=3).fit(X, y)
     state = copy.deepcopy(scheduler.state_dict())
@@ -168,6 +162,61 @@ def test_any_scheduler_of_torch_is_taken():
     iris_net(as_lr_scheduler(ExponentialLR), callbacks__lr_ExponentialLR__gamma=0.5).fit(X, y)
 
 
+class Skipping:
+    """Stands in for accelerate, which skips the optimizer's step if gradients overflow in mixed precision."""
+
+    def __init__(self, skipped):
+        self.skipped = list(skipped)
+
+    @property
+    def optimizer_step_was_skipped(self):
+        return self.skipped[-1]
+
+
+class SkippingNet(NeuralNetClassifier):
+    """Skips some of its steps; `skips` tells which."""
+
+    def __init__(self, *args, skips=(), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.skips = skips
+        self.accelerator = Skipping([])
+
+    def _step_optimizer(self, step_fn):
+        skipped = self.accelerator.skipped
+        skipped.append(self.skips[len(skipped)])
+        return step_fn() if skipped[-1] else super()._step_optimizer(step_fn)
+
+
+SKIPS = [True, False, True, False, False, True]
+
+
+def rates_after_skips(callback, skips=SKIPS, **params):
+    rates = Rates()
+    iris_net(callback, ("rates", rates), cls=SkippingNet, skips=skips, lr=1.0, max_epochs=2, **params).fit(X, y)
+    return rates
+
+
+def test_a_scheduler_by_batch_waits_if_accelerate_skips_a_step():
+    ours = rates_after_skips(as_lr_scheduler(ExponentialLR, gamma=0.5, step_on_epoch=False))
+    assert ours.batches_ == [1, 1, 0.5, 0.5, 0.25, 0.125]
+    of_skorch = LRScheduler(ExponentialLR, gamma=0.5, step_every="batch", event_name=None)
+    assert rates_after_skips(of_skorch).batches_ == ours.batches_
+
+
+def test_the_one_cycle_is_behind_by_the_steps_that_accelerate_skips():
+    def one_cycle(skips):
+        callback = t_clbk("lr_one_cycle", max_lr=0.5)
+        return rates_after_skips(callback, skips, optimizer__momentum=0.9).batches_
+
+    whole = one_cycle([False] * 6)
+    assert one_cycle(SKIPS) == [whole[i] for i in (0, 0, 1, 1, 2, 3)]
+
+
+def test_a_scheduler_by_epoch_steps_at_each_epoch():
+    ours = rates_after_skips(as_lr_scheduler(ExponentialLR, gamma=0.5), [False, False, True] * 2)
+    assert ours.epochs_ == [0.5, 0.25]
+
+
 @pytest.mark.parametrize("copied", [clone, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_schedulers_can_be_copied(copied):
     for made in (t_clbk("lr_step", step_size=2, weight=3), as_lr_scheduler(ExponentialLR, gamma=0.5)):
@@ -177,6 +226,7 @@ def test_schedulers_can_be_copied(copied):
         assert isinstance(again.callback, CallbackSetLRScheduler)
 
 
+@pytest.mark.slow
 def test_schedulers_work_in_a_search():
     net = iris_net(t_clbk("lr_step", step_size=1), max_epochs=2)
     search = GridSearchCV(net, {"callbacks__lr_step__gamma": [0.5, 0.1]}, cv=2, n_jobs=2, error_score="raise").fit(X, y)

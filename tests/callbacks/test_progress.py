@@ -48,6 +48,7 @@ def test_in_a_file_there_is_a_line_for_each_epoch_and_nothing_else(capfd):
     assert err == ""
 
 
+@pytest.mark.slow
 def test_in_a_terminal_bars_go_over_the_batches_of_training_and_validation():
     """A pseudo-terminal shows what a user's terminal would."""
     ours, theirs = pty.openpty()
@@ -82,6 +83,7 @@ def read_all(descriptor):
     return b"".join(chunks).decode()
 
 
+@pytest.mark.slow
 def test_in_a_notebook_it_shows_bars_and_lines():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PROGRAM)])
     NotebookClient(notebook, timeout=120).execute(env=environment())

@@ -53,7 +53,7 @@ def test_the_losses_are_not_written_unless_asked_for(tmp_path):
     assert not (tmp_path / "batches").exists()
 
 
-def test_partial_fit_goes_on_in_the_same_folder(tmp_path):
+def test_partial_fit_continues_in_the_same_folder(tmp_path):
     net = iris_net(tb(tmp_path), max_epochs=2).fit(X, y)
     net.partial_fit(X, y)
     assert read(tmp_path)["train.loss"] == numbered(net.history[:, "train_loss"])
@@ -61,7 +61,7 @@ def test_partial_fit_goes_on_in_the_same_folder(tmp_path):
 
 
 @pytest.mark.parametrize("crash", [1, 3, 4])
-def test_a_resumed_run_goes_on_in_the_same_folder_without_steps_that_come_twice(crash, tmp_path):
+def test_a_resumed_run_continues_in_the_same_folder_without_duplicate_steps(crash, tmp_path):
     def net_of(*more):
         keep = t_clbk("checkpoint", path=tmp_path / "kept", freq=2, resume=True)
         return iris_net(keep, tb(tmp_path / "tb"), *more)
@@ -78,7 +78,7 @@ def test_a_resumed_run_goes_on_in_the_same_folder_without_steps_that_come_twice(
 
 def test_a_foreign_folder_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="`path`: .* holds notes.txt; give a folder that is empty"):
+    with pytest.raises(FileExistsError, match="`path`: .* holds notes.txt; give an empty folder"):
         iris_net(tb(tmp_path)).fit(X, y)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -86,11 +86,12 @@ def test_a_foreign_folder_is_refused(tmp_path):
 def test_a_new_run_into_the_folder_of_another_is_refused(tmp_path):
     iris_net(tb(tmp_path)).fit(X, y)
     before = read(tmp_path)
-    with pytest.raises(FileExistsError, match="`path`: .* holds another run; give a folder that is empty, or a func"):
+    with pytest.raises(FileExistsError, match="`path`: .* holds another run; give an empty folder, or a func"):
         iris_net(tb(tmp_path)).fit(X, y)
     assert read(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_every_fit_of_a_grid_search_has_its_own_folder(tmp_path):
     net = iris_net(tb(Folders(tmp_path)), max_epochs=2)
     GridSearchCV(net, {"lr": [0.1, 0.2]}, n_jobs=2, cv=2).fit(X, y)
@@ -111,6 +112,7 @@ def test_wrong_arguments_are_refused(arguments, error):
         t_clbk("tb", **arguments)
 
 
+@pytest.mark.slow
 def test_without_tensorboard_the_remedy_is_named(tmp_path):
     """In a process of its own, since an import cannot be undone."""
     program = f"""
@@ -121,5 +123,5 @@ from mlr3torch_py import t_clbk
 iris_net(t_clbk("tb", path={str(tmp_path / "new")!r}, log_train_loss=False)).fit(X, y)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "CallbackSetTB needs tensorboard; install it by `pip install 'mlr3torch_py[tensorboard]'`" in done.stderr
+    assert "CallbackSetTB needs tensorboard; install it with `pip install 'mlr3torch_py[tensorboard]'`" in done.stderr
     assert not (tmp_path / "new").exists()

@@ -1,3 +1,5 @@
+"""The dictionary of callbacks, and t_clbk."""
+
 import copy
 import pickle
 
@@ -15,7 +17,7 @@ from mlr3torch_py import (
 )
 from mlr3torch_py.registry.dictionary import CallbackDictionary
 from mlr3torch_py.training.callback_set import CallbackSet
-from tests.helpers import X, iris_net, y
+from tests.helpers import X, golden, iris_net, y
 
 
 class Custom(CallbackSet):
@@ -131,3 +133,17 @@ def test_a_pair_in_the_place_of_a_callback_is_refused_with_the_remedy(net_with):
     with pytest.raises(TypeError, match=r"or its second part: t_clbk\('unfreeze', \.\.\.\)\.callback$"):
         net_with(made).fit(X, y)
     assert trainable_names(net_with(made.callback).fit(X, y).module_) == ["6.weight", "6.bias"]
+
+
+IN_R = golden("registry")["callbacks"]
+
+
+@pytest.mark.parametrize("entry", IN_R, ids=[entry["key"] for entry in IN_R])
+def test_the_dictionary_agrees_with_r(entry):
+    row = mlr3torch_callbacks.to_frame().set_index("key").loc[entry["key"]]
+    assert row["label"] == entry["label"]
+    assert row["weight"] == float(entry["weight"])
+    wanted = [name for name in entry["params"] if name != "verbose"]  # which torch's schedulers no longer have
+    assert [name for name in row["params"] if name in wanted] == wanted
+    optional_here = {"unfreeze"} if entry["key"] == "unfreeze" else set()
+    assert set(row["required"]) == set(entry["required"]) - optional_here

@@ -1,0 +1,295 @@
+"""Runs: one call of ``fit`` with all stages, by weight, on any net of skorch.
+
+skorch trains in three steps: it calls ``on_train_begin`` of each callback in ``net.callbacks_``; then ``net.fit_loop``,
+which calls the other hooks in the same way; then ``on_train_end``. It knows no weights and no stages around validation,
+and when training raises it tells no callback. A `Run` adds that, in four steps:
+
+1. Start. The first CallbackSet whose ``on_train_begin`` skorch calls starts the run. The run empties the list that
+   skorch is iterating over, which ends skorch's loop, and calls ``on_train_begin`` of the remaining callbacks itself.
+   So it notices when one of them raises.
+2. Training. ``net.callbacks_`` is sorted by weight, between two callbacks of the run. `_First` updates ``ctx`` and
+   calls the stages that skorch lacks. `_Last` stops training if ``ctx.terminate`` is set, and sorts again if somebody
+   has changed the list. For one call, `Run.fit_loop` stands in for ``net.fit_loop``, to notice when training raises.
+3. End. `_First` lets the run end: it empties skorch's list once more, and calls every ``on_train_end`` itself.
+4. Exit. After the end, or when anything above raises, the run puts ``net.callbacks_`` back in skorch's order, and calls
+   the stage ``exit`` of each CallbackSet.
+
+Copies of a net that are made during training are not part of the run: pickle and deepcopy turn `_First` and `_Last`
+into a mere `_Adaptor`, which starts a run of its own when the copy is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import takewhile
+from typing import Any, TypeAlias
+
+from skorch.callbacks import Callback, PrintLog
+
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.clock import moment_of
+from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.stages import StagedCallback, is_staged
+
+__all__ = ["Run", "must_start_run"]
+
+NamedCallback: TypeAlias = tuple[str, Any]
+
+
+class Run:
+    """One call of ``fit`` of a net.
+
+    Attributes
+    ----------
+    net : skorch.NeuralNet
+    ctx : ContextTorch
+        What the callbacks see of the run.
+    in_order : list of tuple
+        The callbacks of the net, with their names, in the order in which they run.
+    staged : list of StagedCallback
+        Those among them that have stages.
+    joined : list of StagedCallback
+        The same, and those that were removed from the net during the run; they exit too.
+    """
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.ctx = ContextTorch(net)
+        self.in_order: list[NamedCallback] = []
+        self.staged: list[StagedCallback] = []
+        self.joined: list[StagedCallback] = []
+        self._n_batches = 0
+        self._in_validation = False
+
+    def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
+        """Call ``on_train_begin`` of `caller` and of all callbacks after it."""
+        for _, callback in self.net.callbacks_:
+            if is_staged(callback):
+                callback.require_params()
+        called = [callback for _, callback in takewhile(lambda item: item[1] is not caller, self.net.callbacks_)]
+        self._end_skorchs_loop()
+        try:
+            self.ctx.is_starting = True
+            self.arrange()
+            replaced_history = [callback.before_begin(self.net, X, y) for callback in self.staged]
+            if any(replaced_history):
+                called = []
+            self.ctx.global_step = moment_of(self.net.history).batch
+            for _, callback in self.in_order[1:-1]:
+                if not _has(called, callback):
+                    callback.on_train_begin(self.net, X=X, y=y, **kwargs)
+                    self.arrange()
+        except BaseException as error:
+            self.exit(error)
+            raise
+        self.ctx.is_starting = False
+        vars(self.net)["fit_loop"] = self.fit_loop
+
+    def arrange(self) -> None:
+        """Sort the net's callbacks by weight, between `_First` and `_Last`.
+
+        A no-op unless the list has changed: by ``set_params(callbacks__...)``, or since somebody has added or removed
+        callbacks. An added CallbackSet takes part in the run from then on.
+        """
+        if self.net.callbacks_ == self.in_order:
+            return
+        callbacks = _in_skorchs_order(self.net.callbacks_)
+        names = [name for name, _ in callbacks]
+        first, last = _First(self, names), _Last(self, names)
+        self.in_order = [("context_begin", first), *sorted(callbacks, key=_rank), ("context_end", last)]
+        self.net.callbacks_ = list(self.in_order)
+        self.staged = [callback for _, callback in self.in_order if is_staged(callback)]
+        self.joined = [*self.staged, *(callback for callback in self.joined if not _has(self.staged, callback))]
+        for callback in self.staged:
+            callback.ctx_ = self.ctx
+            self.ctx.keeps_outputs |= callback.keeps_outputs
+
+    def fit_loop(self, *args: Any, epochs: int | None = None, **kwargs: Any) -> Any:
+        """Stand in for ``net.fit_loop`` for one call; exit if it raises."""
+        del vars(self.net)["fit_loop"]  # at once, so that copies made during training do not have it
+        try:
+            fitted = self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
+        except KeyboardInterrupt:  # skorch catches it, then calls on_train_end
+            self.arrange()
+            raise
+        except BaseException as error:
+            self.exit(error)
+            raise
+        self.arrange()
+        return fitted
+
+    def begin_epoch(self, dataset_train: Any, dataset_valid: Any) -> None:
+        """Update ``ctx``; before the first epoch of the run, let the callbacks prepare."""
+        if self.ctx.dataset_train is None:
+            self.ctx.global_step = moment_of(self.net.history).batch  # LoadInitState may have loaded another history
+            for callback in self.staged:
+                callback.before_first_epoch(self.net, dataset_train)
+        self.ctx.dataset_train, self.ctx.dataset_valid, self.ctx.y_hats = dataset_train, dataset_valid, []
+        self._n_batches, self._in_validation = 0, False
+
+    def begin_batch(self, batch: Any, training: bool | None) -> None:
+        """Update ``ctx``; call the stages before a validation batch."""
+        self.ctx.batch = batch
+        if training:
+            self._n_batches += 1
+            self.ctx.step = self._n_batches
+            self.ctx.global_step += 1
+            return
+        if not self._in_validation:
+            self._in_validation = True
+            self.ctx.y_hats = []
+            self._call("on_before_valid")
+        self._call("on_batch_valid_begin", batch=batch)
+
+    def end_batch(self, batch: Any, training: bool | None, y_pred: Any) -> None:
+        """Update ``ctx``; call the stage after a validation batch."""
+        self.ctx.y_hat = y_pred.detach() if hasattr(y_pred, "detach") else y_pred
+        if self.ctx.keeps_outputs:
+            self.ctx.y_hats.append(self.ctx.y_hat)
+        if not training:
+            self._call("on_batch_valid_end", batch=batch)
+
+    def end_epoch(self) -> None:
+        """Call the stage after the last validation batch, or after the last training batch."""
+        self._call("on_valid_end" if self._in_validation else "on_before_valid")
+
+    def end(self, X: Any, y: Any, **kwargs: Any) -> None:
+        """Call ``on_train_end`` of all callbacks, then exit."""
+        self._end_skorchs_loop()
+        try:
+            for _, callback in self.in_order[1:]:
+                callback.on_train_end(self.net, X=X, y=y, **kwargs)
+        except BaseException as error:
+            self.exit(error)
+            raise
+        self.exit()
+
+    def exit(self, cause: BaseException | None = None) -> None:
+        """Put the callbacks back in skorch's order and call the stage ``exit`` of each CallbackSet.
+
+        Parameters
+        ----------
+        cause : BaseException, optional
+            The error by which training ends; errors in the stage become notes on it. Without one, the first of them is
+            raised after all callbacks have exited.
+        """
+        vars(self.net).pop("fit_loop", None)
+        self.net.callbacks_ = _in_skorchs_order(self.net.callbacks_)
+        errors: list[BaseException] = []
+        for callback in self.joined:
+            try:
+                callback.on_exit(self.net)
+            except BaseException as error:
+                errors.append(error)
+        for callback in self.joined:
+            callback.ctx_ = None
+        self.joined = []
+        if cause is not None:
+            for another in errors:
+                cause.add_note(f"the stage exit raised too: {another!r}")
+        elif errors:
+            raise errors[0]
+
+    def _call(self, hook: str, **kwargs: Any) -> None:
+        for callback in self.staged:
+            getattr(callback, hook)(self.net, **kwargs)
+
+    def _end_skorchs_loop(self) -> None:
+        """Empty the list that skorch is iterating over, and give the net a copy of it."""
+        iterated = self.net.callbacks_
+        self.net.callbacks_ = list(iterated)
+        iterated.clear()
+
+
+class _Adaptor(Callback):  # type: ignore[misc]
+    """Keep the names of all other callbacks in skorch's order.
+
+    In a copy of a net, and after a run without an end, skorch calls its ``on_train_begin`` first.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.names_ = names
+
+    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Start a run."""
+        Run(net).start(self, X, y, **kwargs)
+
+
+class _LiveAdaptor(_Adaptor):
+    """Tell a run what skorch does."""
+
+    def __init__(self, run: Run, names: list[str]) -> None:
+        super().__init__(names)
+        self.run_ = run
+
+    def __reduce__(self) -> tuple[type[_Adaptor], tuple[list[str]]]:
+        return _Adaptor, (self.names_,)
+
+
+class _First(_LiveAdaptor):
+    """Stand before all other callbacks."""
+
+    def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self.run_.begin_epoch(dataset_train, dataset_valid)
+
+    def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        self.run_.begin_batch(batch, training)
+
+    def on_batch_end(
+        self, net: Net, batch: Any = None, training: bool | None = None, y_pred: Any = None, **kwargs: Any
+    ) -> None:
+        self.run_.end_batch(batch, training, y_pred)
+
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self.run_.end_epoch()
+
+    def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        self.run_.end(X, y, **kwargs)
+
+
+class _Last(_LiveAdaptor):
+    """Stand after all other callbacks."""
+
+    def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self.run_.arrange()
+
+    def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        self.run_.ctx.batch = None
+        self.run_.arrange()
+
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self.run_.arrange()
+        if self.run_.ctx.terminate:
+            raise KeyboardInterrupt
+
+
+def must_start_run(net: Net, callback: StagedCallback) -> bool:
+    """Check whether a callback is one of the net's but in no run of it."""
+    callbacks = [other for _, other in net.callbacks_]
+    contexts = [other.run_.ctx for other in callbacks if isinstance(other, _LiveAdaptor)]
+    ctx = callback.ctx_
+    is_in_run = ctx is not None and ctx.net is net and (ctx.is_starting or _has(contexts, ctx))
+    return not is_in_run and _has(callbacks, callback)
+
+
+def _in_skorchs_order(callbacks: list[NamedCallback]) -> list[NamedCallback]:
+    """Drop the callbacks of a run, and restore the order before it.
+
+    Callbacks that were added since come last.
+    """
+    names = next((callback.names_ for _, callback in callbacks if isinstance(callback, _Adaptor)), [])
+    place = {name: i for i, name in enumerate(names)}
+    others = [item for item in callbacks if not isinstance(item[1], _Adaptor)]
+    return sorted(others, key=lambda item: place.get(item[0], len(place)))
+
+
+def _rank(item: NamedCallback) -> tuple[float, int]:
+    """Return the weight of a callback as a key to sort by."""
+    callback = item[1]
+    if isinstance(callback, PrintLog):  # it prints what the others have recorded
+        return math.inf, 0
+    return callback.weight if is_staged(callback) else 0, 1
+
+
+def _has(objects: list[Any], wanted: object) -> bool:
+    return any(wanted is one for one in objects)

@@ -1,0 +1,86 @@
+"""The stages of training, and the base class of callbacks with all of them."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, ClassVar, Final, TypeGuard
+
+from skorch.callbacks import Callback
+
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.context import ContextTorch
+
+__all__ = ["HOOK_OF_STAGE", "StagedCallback", "is_staged"]
+
+HOOK_OF_STAGE: Final = {
+    "begin": "on_train_begin",
+    "epoch_begin": "on_epoch_begin",
+    "batch_begin": "on_batch_begin",
+    "after_backward": "on_grad_computed",
+    "batch_end": "on_batch_end",
+    "before_valid": "on_before_valid",
+    "batch_valid_begin": "on_batch_valid_begin",
+    "batch_valid_end": "on_batch_valid_end",
+    "valid_end": "on_valid_end",
+    "epoch_end": "on_epoch_end",
+    "end": "on_train_end",
+    "exit": "on_exit",
+}
+
+
+class StagedCallback(Callback):  # type: ignore[misc]
+    """A callback of skorch with a context, a weight and further stages, see `run`."""
+
+    default_weight: ClassVar[float] = 0
+    keeps_outputs: ClassVar[bool] = False
+    weight_: float | None = None
+    ctx_: ContextTorch | None = None
+
+    @property
+    def ctx(self) -> ContextTorch | None:
+        return self.ctx_
+
+    @property
+    def weight(self) -> float:
+        return type(self).default_weight if self.weight_ is None else self.weight_
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        if isinstance(weight, bool) or not isinstance(weight, Real) or math.isnan(weight):
+            raise TypeError(f"`weight` is {weight!r}; give a number, or math.inf to run last")
+        self.weight_ = float(weight)
+
+    def require_params(self) -> None:
+        """Raise if a parameter is missing or invalid."""
+
+    def before_begin(self, net: Net, X: Any, y: Any) -> bool:
+        """Act before any ``on_train_begin``; return True if the net's history was replaced."""
+        return False
+
+    def before_first_epoch(self, net: Net, dataset_train: Any) -> None:
+        """Act before the first ``on_epoch_begin`` of a call of ``fit``."""
+
+    def on_before_valid(self, net: Net, **kwargs: Any) -> None:
+        """Stage ``before_valid``: after the last training batch of an epoch, also without validation data."""
+
+    def on_batch_valid_begin(self, net: Net, batch: Any = None, **kwargs: Any) -> None:
+        """Stage ``batch_valid_begin``."""
+
+    def on_batch_valid_end(self, net: Net, batch: Any = None, **kwargs: Any) -> None:
+        """Stage ``batch_valid_end``."""
+
+    def on_valid_end(self, net: Net, **kwargs: Any) -> None:
+        """Stage ``valid_end``: after the last validation batch of an epoch."""
+
+    def on_exit(self, net: Net, **kwargs: Any) -> None:
+        """Stage ``exit``: after the stage ``end``, or when training raises."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"ctx_": None}
+
+
+def is_staged(callback: object) -> TypeGuard[StagedCallback]:
+    """Check whether a callback has all stages."""
+    # By its class, since an instance such as a Mock may claim to be anything.
+    return issubclass(type(callback), StagedCallback)

@@ -1,0 +1,60 @@
+"""CallbackSet: deriving classes from it, and its weight."""
+
+import math
+import pickle
+
+import pytest
+from sklearn.base import clone
+from skorch.dataset import ValidSplit
+
+from mlr3torch_py import CallbackSet, CallbackSetEarlyStopping, select_all, t_clbk, torch_callback
+from tests.helpers import X, iris_net, y
+
+
+class Seen(CallbackSet):
+    """A class with hooks of skorch and stages that skorch lacks, which calls no super()."""
+
+    def initialize(self):
+        self.seen_ = []
+        return self
+
+    def on_train_begin(self, net, **kwargs):
+        self.seen_.append("begin")
+
+    def on_batch_begin(self, net, batch=None, training=None, **kwargs):
+        self.seen_.append("train" if training else "valid")
+
+    def on_batch_valid_begin(self, net, batch=None, **kwargs):
+        assert len(batch[0]) == 50
+        self.seen_.append("valid_begin")
+
+    def on_exit(self, net, **kwargs):
+        self.seen_.append("exit")
+
+
+def test_a_class_needs_no_super_and_gets_all_stages():
+    net = iris_net(("seen", Seen()), max_epochs=1, train_split=ValidSplit(3, stratified=True)).fit(X, y)
+    assert dict(net.callbacks_)["seen"].seen_ == ["begin", "train", "train", "valid_begin", "valid", "exit"]
+    assert Seen().stages == ["begin", "batch_begin", "batch_valid_begin", "exit"]
+    assert CallbackSet().stages == []
+
+
+def test_it_prints_the_parameters_that_differ_from_the_defaults():
+    assert repr(CallbackSetEarlyStopping(patience=3)) == "CallbackSetEarlyStopping(patience=3)"
+
+
+@pytest.mark.parametrize("weight", [math.nan, "1", None, True])
+def test_a_weight_is_a_number(weight):
+    with pytest.raises(TypeError, match="`weight` is .*; give a number, or math.inf to run last"):
+        CallbackSet().weight = weight
+    with pytest.raises(TypeError, match="`weight` is"):
+        torch_callback("a", weight=weight, on_begin=print)
+
+
+def test_a_weight_survives_clone_and_pickle():
+    made = t_clbk("unfreeze", weight=3, starting_weights=select_all())
+    assert (made.weight, made.callback.weight) == (3, 3)
+    net = clone(iris_net(made, ("pair", made.generate()), audited=False))
+    assert [callback.weight for _, callback in net.callbacks] == [3, 3]
+    assert pickle.loads(pickle.dumps(made)).weight == 3
+    assert t_clbk("early_stopping").weight == 1000
