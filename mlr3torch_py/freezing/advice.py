@@ -13,12 +13,12 @@ from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
 from mlr3torch_py.schedule.plan import Held, Plan
 
-__all__ = ["advise_on_network", "in_no_optimizer", "partly_selected"]
+__all__ = ["advise_on_network", "in_no_optimizer", "missing_from", "partly_selected"]
 
 _AND_SO_ON = 6
 
 
-def advise_on_network(network: nn.Module, plans: Sequence[Plan], optimizers: Iterable[Optimizer]) -> None:
+def advise_on_network(network: nn.Module, plans: Sequence[Plan]) -> None:
     """Warn about parameters that schedules will not treat as one would expect.
 
     Parameters
@@ -27,13 +27,12 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], optimizers: Ite
         As it is before anything is frozen.
     plans : sequence of Plan
         Those of all freezing callbacks.
-    optimizers : iterable of torch.optim.Optimizer
 
     Warns
     -----
     UserWarning
-        For parameters that required no gradient before any callback acted and will be trained, for those that will be
-        trained and are in no optimizer, and for embeddings whose forward pass writes a weight that is frozen.
+        For parameters that required no gradient before any callback acted and will be trained, and for embeddings whose
+        forward pass writes a weight that is frozen.
     """
     will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
     will_be_held = frozenset[str]().union(*(plan.ever_held for plan in plans))
@@ -44,8 +43,6 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], optimizers: Ite
             "and if it is, set their requires_grad to True before",
             stacklevel=2,
         )
-    if missing := in_no_optimizer(network, will_train, optimizers):
-        warnings.warn(missing, stacklevel=2)
     for path, module in named_modules(network):
         name = f"{path}.weight" if path else "weight"
         if getattr(module, "max_norm", None) is not None and name in will_be_held:
@@ -56,8 +53,29 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], optimizers: Ite
             )
 
 
+def missing_from(network: nn.Module, names: Held, optimizers: Iterable[Optimizer]) -> list[str]:
+    """List the parameters that no optimizer holds.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    names : set of str
+        The parameters to look for.
+    optimizers : iterable of torch.optim.Optimizer
+
+    Returns
+    -------
+    list of str
+        Empty if no optimizer of torch holds anything.
+    """
+    groups = [group["params"] for optimizer in optimizers for group in optimizer.param_groups]
+    held = {id(tensor) for group in groups for tensor in group}
+    tensors = named_parameters(network)
+    return [name for name, tensor in tensors.items() if name in names and id(tensor) not in held] if held else []
+
+
 def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimizer]) -> str | None:
-    """Say which of some parameters no optimizer holds; None if all are held, or there is no optimizer of torch.
+    """Describe which parameters no optimizer holds; None if none is missing.
 
     Parameters
     ----------
@@ -69,11 +87,8 @@ def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimi
     -------
     str or None
     """
-    groups = [group["params"] for optimizer in optimizers for group in optimizer.param_groups]
-    held = {id(tensor) for group in groups for tensor in group}
-    tensors = named_parameters(network)
-    missing = [name for name, tensor in tensors.items() if name in names and id(tensor) not in held]
-    if not held or not missing:
+    missing = missing_from(network, names, optimizers)
+    if not missing:
         return None
     return (
         "parameters will not be trained although the schedule makes them trainable, since no optimizer holds them: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -14,11 +15,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from mlr3torch_py.freezing.advice import in_no_optimizer, missing_from
+from mlr3torch_py.freezing.inventory import Inventory
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules
 from mlr3torch_py.network.parameters import Flags, freeze, keep_frozen_before_us, n_trainable
-from mlr3torch_py.network.unwrap import all_modules, named_parameters, names_by_tensor
+from mlr3torch_py.network.unwrap import all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
 __all__ = ["FreezingEngine", "Holder", "Host", "in_order", "modules_to_pin"]
@@ -63,10 +66,15 @@ class Host(Protocol):
 
 
 class Holder(Protocol):
-    """What declares, by plans, which parameters it holds frozen when; the engine sets `held_`."""
+    """What declares, by plans, which parameters it holds frozen when.
+
+    The engine sets `held_`, and `missing_` of the first holder: the names of which it has warned that no optimizer
+    holds them.
+    """
 
     plans_: tuple[Plan, ...]
     held_: Held
+    missing_: Held
 
     @property
     def governed(self) -> Held:
@@ -131,7 +139,7 @@ class FreezingEngine(Generic[_Host]):
         self.batch, self.due = moment.batch, 0.0
         self.held: Held = frozenset()
         self.event = next(_EVENTS)
-        self._look()
+        self._inventory = self._look()
         self._flags_before: Flags | None = None
         self._pins = Pins()
         self._rates = Rates(host.record_rate)
@@ -190,37 +198,55 @@ class FreezingEngine(Generic[_Host]):
         self.due = self.batch + 1 if soon or self._rates.are_unproven else self._next_row(self.batch)
 
     def _next_row(self, batch: int) -> float:
-        plans = (plan for holder in self.holders for plan in holder.plans_)
-        return min((plan.next_batch(batch) for plan in plans), default=math.inf)
+        return min((plan.next_batch(batch) for plan in self._plans()), default=math.inf)
+
+    def _plans(self) -> Iterator[Plan]:
+        return (plan for holder in self.holders for plan in holder.plans_)
 
     def _governed(self) -> Held:
         return frozenset().union(*(holder.governed for holder in self.holders))
 
     def _whole(self, held: Held) -> Held:
         """Leave out the names of tied tensors of which not all names are held."""
-        for names in self._tied:
+        for names in self._inventory.tied:
             if not held >= names:
                 held -= names
         return held
 
-    def _look(self) -> None:
+    def _look(self) -> Inventory:
         self.network, self.optimizer = self.host.network, self.host.optimizer
-        self._tensors = named_parameters(self.network)
-        self._tied = [frozenset(names) for names in names_by_tensor(self.network) if len(names) > 1]
+        return Inventory(self.network, self._optimizers())
+
+    def _optimizers(self) -> list[Optimizer]:
+        return [optimizer for _, optimizer in self.host.optimizers()]
 
     def _follow(self) -> Held:
         """Look at what the host holds now, and return the names of parameters that are other tensors than before."""
-        network, before = self.network, self._tensors
-        self._look()
+        network, before = self.network, self._inventory
+        self._inventory = now = self._look()
+        replaced = now.replaced_since(before)
         if network is not self.network:
             keep_frozen_before_us(self.network)
             if self._flags_before is not None:
                 self._flags_before = Flags.of(self.network)
-        if network is not self.network or before.keys() != self._tensors.keys():
-            known = before.keys() & self._tensors.keys() if network is self.network else frozenset[str]()
+        if network is not self.network or not now.has_names_of(before):
+            known = before.tensors.keys() & now.tensors.keys() if network is self.network else frozenset[str]()
             for holder in self.holders:
                 holder.resolve(self.network, known)
-        return frozenset(name for name, tensor in self._tensors.items() if before.get(name) is not tensor)
+        if replaced or not (now.has_names_of(before) and now.has_modules_of(before)):
+            self.event = next(_EVENTS)
+        if replaced or not now.has_optimizers_of(before):
+            self.warn_of_missing()
+        return replaced
+
+    def warn_of_missing(self) -> None:
+        """Warn about parameters of the plans that no optimizer holds, apart from those that were missing before."""
+        will_train = frozenset[str]().union(*(plan.ever_trainable for plan in self._plans()))
+        optimizers = self._optimizers()
+        missing = frozenset(missing_from(self.network, will_train, optimizers))
+        if message := in_no_optimizer(self.network, missing - self.driver.missing_, optimizers):
+            warnings.warn(message, stacklevel=2)
+        self.driver.missing_ = missing
 
     def _apply(self, written: Held) -> None:
         """Set flags, pins and rates for this moment; the flags of what is `written` whatever they were."""
@@ -233,7 +259,7 @@ class FreezingEngine(Generic[_Host]):
         if freeze(self.network, held, governed=written):
             self._clear_directions()
         pinned = modules_to_pin(self.network, [(holder, holder.held_) for holder in self.holders])
-        if self._pins.set(pinned) or written or self.held != before:
+        if self._pins.set(pinned) or self.held != before:
             self.event = next(_EVENTS)
         self._rates.scale(self._factors(), self.host.optimizers())
         self.host.flags_changed()
@@ -249,7 +275,7 @@ class FreezingEngine(Generic[_Host]):
                 has_changed = has_changed or bool(names)
                 if names and logger.isEnabledFor(logging.INFO):
                     logger.info("%s at %s: %s", doing, when, listed(in_order(holder.plans_, names)))
-        if again := [name for name in self._tensors if name in fresh and name in self.held]:
+        if again := [name for name in self._inventory.tensors if name in fresh & self.held]:
             logger.info("freezing at %s what was replaced: %s", when, listed(again))
         self.host.record("event_unfreeze", has_changed or bool(self.host.recorded("event_unfreeze")))
         return has_changed
@@ -257,19 +283,19 @@ class FreezingEngine(Generic[_Host]):
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
         factors: dict[int, float] = {}
-        for plan in (plan for holder in self.holders for plan in holder.plans_):
+        for plan in self._plans():
             for name, factor in plan.lr_factors():
-                factors.setdefault(id(self._tensors[name]), factor)
+                factors.setdefault(id(self._inventory.tensors[name]), factor)
         return factors
 
     def _clear_directions(self) -> None:
         """Reset LBFGS: its gradient memory would keep moving frozen weights."""
-        for _, optimizer in self.host.optimizers():
+        for optimizer in self._optimizers():
             if isinstance(optimizer, torch.optim.LBFGS):
                 optimizer.state.clear()
 
     def _check_something_trains(self) -> None:
-        groups = [group["params"] for _, optimizer in self.host.optimizers() for group in optimizer.param_groups]
+        groups = [group["params"] for optimizer in self._optimizers() for group in optimizer.param_groups]
         if not groups:
             groups = [list(self.host.learnable())]
         if any(tensor.requires_grad for group in groups for tensor in reversed(group)):  # mostly the head trains

@@ -165,6 +165,7 @@ def test_the_number_is_that_of_the_end_of_the_epoch():
     assert net.history[-1, "n_trainable"] == 15
 
 
+@pytest.mark.usefixtures("no_schedule_warnings")
 def test_a_layer_that_is_added_in_an_epoch_counts():
     class Grows(Callback):
         def on_batch_end(self, net, **kwargs):
