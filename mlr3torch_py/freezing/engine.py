@@ -18,7 +18,7 @@ from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules
 from mlr3torch_py.network.parameters import Flags, freeze, keep_frozen_before_us, n_trainable
-from mlr3torch_py.network.unwrap import all_modules, named_parameters, names_by_tensor
+from mlr3torch_py.network.unwrap import all_modules, named_parameters, tied_names
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
 __all__ = ["FreezingEngine", "Holder", "Host", "in_order", "modules_to_pin"]
@@ -203,12 +203,17 @@ class FreezingEngine(Generic[_Host]):
     def _look(self) -> None:
         self.network = self.host.network
         self._tensors = named_parameters(self.network)
-        self._tied = [frozenset(names) for names in names_by_tensor(self.network) if len(names) > 1]
+        self._tied = [frozenset(names) for names in tied_names(self._tensors)]
 
     def _follow(self) -> Held:
         """Look at what the host holds now, and return the names of parameters that are other tensors than before."""
         network, before = self.network, self._tensors
         self._look()
+        if (
+            list(map(id, before.values())) == list(map(id, self._tensors.values()))
+            and before.keys() == self._tensors.keys()
+        ):
+            return frozenset()
         if network is not self.network:
             keep_frozen_before_us(self.network)
             if self._flags_before is not None:
@@ -227,10 +232,10 @@ class FreezingEngine(Generic[_Host]):
             held |= names
             holder.held_ = self._whole(names)
         before, self.held = self.held, self._whole(held)
-        if freeze(self.network, held, governed=written):
+        if freeze(self.network, held, governed=written, tensors=self._tensors):
             self._clear_directions()
-        pinned = modules_to_pin(self.network, [(holder, holder.held_) for holder in self.holders])
-        if self._pins.set(pinned) or written or self.held != before:
+        held_by = [(holder, holder.held_) for holder in self.holders]
+        if self._pins.set(modules_to_pin(self.network, held_by)) or written or self.held != before:
             self.event = next(_EVENTS)
         self._rates.scale(self._factors(), self.host.optimizers())
         self.host.flags_changed()
@@ -238,24 +243,24 @@ class FreezingEngine(Generic[_Host]):
     def _change(self, when: str, fresh: Held) -> bool:
         """Apply the plans, and log and record whether that has changed something."""
         before = [holder.held_ for holder in self.holders]
-        fresh &= self._governed()
+        fresh = fresh and fresh & self._governed()
         self._apply(written=fresh)
-        has_changed = False
-        for holder, held in zip(self.holders, before, strict=True):
-            for doing, names in (("unfreezing", held - holder.held_), ("freezing", holder.held_ - held)):
-                has_changed = has_changed or bool(names)
-                if names and logger.isEnabledFor(logging.INFO):
-                    logger.info("%s at %s: %s", doing, when, listed(in_order(holder.plans_, names)))
+        changed = [(one, held) for one, held in zip(self.holders, before, strict=True) if held != one.held_]
+        if changed and logger.isEnabledFor(logging.INFO):
+            for holder, held in changed:
+                for doing, names in (("unfreezing", held - holder.held_), ("freezing", holder.held_ - held)):
+                    if names:
+                        logger.info("%s at %s: %s", doing, when, listed(in_order(holder.plans_, names)))
         if again := [name for name in self._tensors if name in fresh and name in self.held]:
             logger.info("freezing at %s what was replaced: %s", when, listed(again))
-        self.host.record("event_unfreeze", has_changed or bool(self.host.recorded("event_unfreeze")))
-        return has_changed
+        self.host.record("event_unfreeze", bool(changed) or bool(self.host.recorded("event_unfreeze")))
+        return bool(changed)
 
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
         factors: dict[int, float] = {}
         for plan in (plan for holder in self.holders for plan in holder.plans_):
-            for name, factor in plan.lr_factors():
+            for name, factor in plan.lr_factors:
                 factors.setdefault(id(self._tensors[name]), factor)
         return factors
 

@@ -11,7 +11,7 @@ from torch import nn
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
+from mlr3torch_py.network.unwrap import named_parameters, tied_names
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.table import Row
@@ -170,7 +170,7 @@ class Freezer(FreezingCallback):
         return self.opening()
 
     def advise(self, net: Net) -> None:
-        for sentence in partly_selected(names_by_tensor(net.module_), self.governed):
+        for sentence in partly_selected(tied_names(named_parameters(net.module_)), self.governed):
             warnings.warn(sentence, stacklevel=2)
 
     def _names(self, argument: str) -> tuple[str, ...]:

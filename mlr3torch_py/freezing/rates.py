@@ -59,6 +59,8 @@ class Rates:
         """
         if all(factor == 1 for factor in factor_of.values()):
             factor_of = {}
+        if not factor_of and not self._scaled:
+            return
         named = {id(optimizer): (name, optimizer) for name, optimizer in optimizers} if factor_of else {}
         if factor_of == self._factor_of and named.keys() == self._scaled.keys():
             return

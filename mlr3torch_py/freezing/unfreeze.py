@@ -16,7 +16,7 @@ from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
+from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
@@ -188,7 +188,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         _warn("{} never takes effect, since epochs and batches count from 1", [s for s in plan.steps if s.time == 0])
         _warn("{} matches no weight of the network", [s for s in plan.steps if not s.names])
         module, names = bare(net.module_), dict.fromkeys(plan.names).keys()
-        tied = [group for group in names_by_tensor(module) if len(group) > 1]
+        tied = tied_names(named_parameters(module))
         _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops(tied))
         selections = [("`starting_weights`", self.starting_weights, plan.starting)]
         selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +127,13 @@ def frozen_by_us(module: nn.Module) -> frozenset[str]:
     return names
 
 
-def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset()) -> bool:
+def freeze(
+    module: nn.Module,
+    held: Set[str],
+    *,
+    governed: Set[str] = frozenset(),
+    tensors: Mapping[str, nn.Parameter] | None = None,
+) -> bool:
     """Freeze the parameters in `held`, and free those that the last call froze and this one does not.
 
     A tensor is frozen when all of its names are held, and then loses its gradient, since an optimizer goes on moving
@@ -141,6 +147,8 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset(
         Parameter names; names that the network does not have are passed over.
     governed : set of str
         Parameters whose flag is set whatever it was: frozen when held, trainable otherwise.
+    tensors : mapping of str to torch.nn.Parameter, optional
+        What `named_parameters` returns for the network, where that is known already.
 
     Returns
     -------
@@ -164,7 +172,8 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset(
     before = frozen_by_us(module)
     if held == before and not governed:
         return False
-    tensors = named_parameters(module)
+    if tensors is None:
+        tensors = named_parameters(module)
     free = {id(tensor) for name, tensor in tensors.items() if name not in held}
     written = [tensors[name] for name in {*(held ^ before), *governed} if name in tensors]
     changed = sum(_set_trainable(tensor, id(tensor) in free) for tensor in written)
@@ -213,9 +222,7 @@ class Flags:
 def _set_trainable(tensor: nn.Parameter, trainable: bool) -> bool:
     if not trainable:
         tensor.grad = None
-    elif not can_train(tensor):
+    if tensor.requires_grad == trainable or (trainable and not can_train(tensor)):
         return False
-    changes = tensor.requires_grad != trainable
-    if changes:
-        tensor.requires_grad = trainable
-    return changes
+    tensor.requires_grad = trainable
+    return True

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from torch import nn
 
-__all__ = ["all_modules", "bare", "named_modules", "named_parameters", "names_by_tensor", "network_of"]
+__all__ = ["all_modules", "bare", "named_modules", "named_parameters", "names_by_tensor", "network_of", "tied_names"]
 
 # The attribute under which each wrapper keeps the module it wraps. The wrappers are known by name, so that none of
 # them has to be imported: an instance exists only when its module has been imported already.
@@ -149,8 +149,29 @@ def names_by_tensor(module: nn.Module) -> list[list[str]]:
     >>> names_by_tensor(network)
     [['0.weight', '1.weight'], ['0.bias']]
     """
+    return _grouped(named_parameters(module))
+
+
+def tied_names(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
+    """Group the names of those tensors that have several.
+
+    Parameters
+    ----------
+    tensors : mapping of str to torch.nn.Parameter
+        What `named_parameters` returns.
+
+    Returns
+    -------
+    list of list of str
+    """
+    if len(set(map(id, tensors.values()))) == len(tensors):
+        return []
+    return [names for names in _grouped(tensors) if len(names) > 1]
+
+
+def _grouped(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
     names: dict[int, list[str]] = {}
-    for name, tensor in named_parameters(module).items():
+    for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
     return list(names.values())
 
