@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-__all__ = ["EventCounter", "History", "Net", "last_event"]
+__all__ = ["AcceleratedNet", "EventCounter", "History", "Net", "last_event"]
 
 
 class History(Protocol):
@@ -48,6 +48,15 @@ class Net(Protocol):
     def initialize_module(self) -> Any: ...
     def _uniquely_named_callbacks(self) -> Iterator[tuple[str, Any]]: ...
     def _current_init_context(self, name: str) -> AbstractContextManager[None]: ...
+
+
+class AcceleratedNet(Net, Protocol):
+    """A net with skorch's ``AccelerateMixin``."""
+
+    accelerator: Any
+    _wrapped_with_accelerator: bool
+
+    def _initialize_accelerator(self) -> Any: ...
 
 
 class EventCounter(Protocol):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from mlr3torch_py.protocols import AcceleratedNet, Net
 
 __all__ = ["check_wrappers", "reduce_what_trains"]
 
@@ -16,7 +18,7 @@ _FSDP: Final = frozenset({"FullyShardedDataParallel", "FSDPModule"})
 _REDUCED: Final = "_reduced_by_mlr3torch_py"
 
 
-def check_wrappers(net: Any) -> None:
+def check_wrappers(net: Net) -> None:
     """Check that what trains may change under the wrappers of a net.
 
     Raises
@@ -39,7 +41,7 @@ def check_wrappers(net: Any) -> None:
             )
 
 
-def reduce_what_trains(net: Any) -> None:
+def reduce_what_trains(net: Net) -> None:
     """Let every DistributedDataParallel of a net reduce the gradients of what trains now, and of nothing else.
 
     A wrapper looks at the flags once, when it wraps: what is unfrozen later is never reduced, and for what is frozen
@@ -52,7 +54,7 @@ def reduce_what_trains(net: Any) -> None:
     if not _is_distributed():
         return
     if hasattr(net, "_initialize_accelerator"):
-        _wrap_by_accelerator(net)
+        _wrap_by_accelerator(cast(AcceleratedNet, net))
     for wrapper in _wrappers(net):
         flags = [tensor.requires_grad for tensor in wrapper.parameters()]
         if any(flags) and flags != getattr(wrapper, _REDUCED, None):
@@ -64,14 +66,14 @@ def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _modules(net: Any) -> Iterator[tuple[str, nn.Module]]:
+def _modules(net: Net) -> Iterator[tuple[str, nn.Module]]:
     for name in (*net._modules, *net._criteria):
         part = getattr(net, f"{name}_")
         if isinstance(part, nn.Module):
             yield from ((name, module) for module in part.modules())
 
 
-def _wrappers(net: Any) -> list[Any]:
+def _wrappers(net: Net) -> list[Any]:
     return [module for _, module in _modules(net) if isinstance(module, DistributedDataParallel)]
 
 
@@ -88,7 +90,7 @@ def _rigid(wrapper: Any) -> str | None:
     return next((name for name, value in arguments.items() if value), None)
 
 
-def _wrap_by_accelerator(net: Any) -> None:
+def _wrap_by_accelerator(net: AcceleratedNet) -> None:
     is_wrapped = any(isinstance(module, DistributedDataParallel) for module in net.module_.modules())
     trains = any(tensor.requires_grad for tensor in net.module_.parameters())
     if net.accelerator.num_processes > 1 and trains and not is_wrapped:
