@@ -1,4 +1,4 @@
-"""freeze_plan: what the freezing callbacks of a net will do, to be looked at before training."""
+"""freeze_plan: what the freezing callbacks of a net will do, before training."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def freeze_plan(
     batches_per_epoch: int | None = None,
     callbacks: Sequence[Any] = (),
 ) -> FreezePlan:
-    """Say what all freezing callbacks of a net together will do in a training from the start.
+    """Plan what all freezing callbacks of a net will do together.
 
     Parameters
     ----------
     net : skorch.NeuralNet or torch.nn.Module
-        A net, initialized or not, which is left as it is, or a network.
+        A net, initialized or not, or a network. It is not modified.
     X, y : array-like, optional
-        The training data, from which the number of batches in an epoch is found, and what frozen_cache will do.
+        The training data. They determine the number of batches in an epoch, and what frozen_cache will save.
     max_epochs : int, optional
-        How many epochs are looked at. That of the net if missing; for a network up to the last row of a table.
+        The number of epochs. By default that of the net, and for a network up to the last row of a table.
     batches_per_epoch : int, optional
-        Instead of the data.
+        The number of batches in an epoch, in place of the data.
     callbacks : sequence of callbacks
-        The freezing callbacks, where `net` is a network.
+        The freezing callbacks, if `net` is a network.
 
     Returns
     -------
@@ -66,17 +66,17 @@ def freeze_plan(
     Raises
     ------
     TypeError, ValueError
-        If an argument, or an argument of a callback, is wrong; if batches count and their number is not known.
+        If an argument, or an argument of a callback, is wrong; if rows count batches and their number is unknown.
 
     See Also
     --------
-    plot_history : What happened, after training.
+    plot_history : The same after training, with the losses.
 
     Notes
     -----
-    Conditions are taken to come at their `no_later_than`, or never. The order of the parameters is taken for their
-    order from the input to the head. What frozen_cache will do is measured on the first batch, and reckoned for data of
-    which all rows differ and come as they are in each epoch.
+    The plan is that of a training from the start. Conditions are assumed to be met at their `no_later_than`, or never,
+    and the parameters to be in the order from the input to the head. What frozen_cache saves is measured on the first
+    batch and extrapolated, on the assumption that all rows of the data differ and are the same in each epoch.
 
     Examples
     --------

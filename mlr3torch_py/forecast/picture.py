@@ -1,4 +1,4 @@
-"""The pictures: a plan over time, and a history with what was unfrozen when."""
+"""Pictures of a plan, and of a history with the times of unfreezing."""
 
 from __future__ import annotations
 
@@ -87,9 +87,10 @@ def plot_plan(
 
 
 def plot_history(net: Net) -> Figure:
-    """Draw the losses of a training with the times of unfreezing, and the share of trainable weights below.
+    """Draw the losses and the share of trainable weights of a training.
 
-    What changed in an epoch is marked where the epoch begins, between the losses of the epoch before and its own.
+    Epochs in which something was frozen or unfrozen are marked where they begin, between the losses of the epoch before
+    and their own.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def plot_history(net: Net) -> Figure:
 
     See Also
     --------
-    freeze_plan : What will happen, before training.
+    freeze_plan : The same before training.
     """
     plt = _pyplot()
     rows = [row for row in net.history.to_list() if "n_trainable" in row and "train_loss" in row]
@@ -148,7 +149,7 @@ def _mark_events(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _rows(names: list[str]) -> dict[str, list[str]]:
-    """Group the parameters into few enough rows: by the paths of their modules, and neighbours where need be."""
+    """Group parameters into at most `MOST_ROWS` rows, by module paths and then by neighbours."""
     if len(names) <= MOST_ROWS:
         return {name: [name] for name in names}
     by_depth = [_grouped(names, depth) for depth in range(1, 1 + max(name.count(".") for name in names))]

@@ -67,7 +67,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which of the parameters that a callback governs are trainable when.
+    """A table resolved against one network: what is trainable when.
 
     Parameters
     ----------
