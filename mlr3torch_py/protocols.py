@@ -70,7 +70,8 @@ class EventCounter(Protocol):
 def last_event(net: Net) -> int | None:
     """Return the number of the last event at which something was frozen or unfrozen; None without any."""
     for _, callback in net.callbacks_:
-        engine: EventCounter | None = vars(callback).get("engine_")
+        # Not by getattr, since an object such as a Mock may answer every attribute.
+        engine: EventCounter | None = getattr(callback, "__dict__", {}).get("engine_")
         if engine is not None:
             return engine.event
     return None
