@@ -18,7 +18,7 @@ __all__ = ["advise_on_network", "in_no_optimizer", "partly_selected"]
 _AND_SO_ON = 6
 
 
-def advise_on_network(network: nn.Module, plans: Sequence[Plan], optimizers: Iterable[Optimizer]) -> None:
+def advise_on_network(network: nn.Module, plans: Sequence[Plan]) -> None:
     """Warn about parameters that schedules will not treat as one would expect.
 
     Parameters
@@ -27,13 +27,12 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], optimizers: Ite
         As it is before anything is frozen.
     plans : sequence of Plan
         Those of all freezing callbacks.
-    optimizers : iterable of torch.optim.Optimizer
 
     Warns
     -----
     UserWarning
-        For parameters that required no gradient before any callback acted and will be trained, for those that will be
-        trained and are in no optimizer, and for embeddings whose forward pass writes a weight that is frozen.
+        For parameters that required no gradient before any callback acted and will be trained, and for embeddings whose
+        forward pass writes a weight that is frozen.
     """
     will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
     will_be_held = frozenset[str]().union(*(plan.ever_held for plan in plans))
@@ -45,8 +44,6 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], optimizers: Ite
             "and if it is, set their requires_grad to True before",
             stacklevel=2,
         )
-    if missing := in_no_optimizer(network, will_train, optimizers):
-        warnings.warn(missing, stacklevel=2)
     for path, module in named_modules(network):
         name = f"{path}.weight" if path else "weight"
         if getattr(module, "max_norm", None) is not None and name in will_be_held:

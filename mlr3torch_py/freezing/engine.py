@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from mlr3torch_py.freezing.advice import in_no_optimizer
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules
@@ -131,6 +133,7 @@ class FreezingEngine(Generic[_Host]):
         self._flags_before: Flags | None = None
         self._pins = Pins()
         self._rates = Rates(host.record_rate)
+        self._told: dict[str, nn.Parameter] = {}
 
     @property
     def is_provisional(self) -> bool:
@@ -139,6 +142,8 @@ class FreezingEngine(Generic[_Host]):
 
     def begin(self) -> None:
         """Set the flags of all governed parameters when training begins."""
+        plans = [plan for holder in self.holders for plan in holder.plans_]
+        self._warn_of_missing(frozenset().union(*(plan.ever_trainable for plan in plans)))
         keep_frozen_before_us(self.network)
         self._rates.scale(self._factors(), self.host.optimizers())
         self._flags_before = Flags.of(self.network)
@@ -242,9 +247,11 @@ class FreezingEngine(Generic[_Host]):
 
     def _change(self, when: str, fresh: Held) -> bool:
         """Apply the plans, and log and record whether that has changed something."""
-        before = [holder.held_ for holder in self.holders]
+        before, held_before = [holder.held_ for holder in self.holders], self.held
         fresh = fresh and fresh & self._governed()
         self._apply(written=fresh)
+        if released := (fresh | held_before) - self.held:
+            self._warn_of_missing(released)
         changed = [(one, held) for one, held in zip(self.holders, before, strict=True) if held != one.held_]
         if changed and logger.isEnabledFor(logging.INFO):
             for holder, held in changed:
@@ -255,6 +262,13 @@ class FreezingEngine(Generic[_Host]):
             logger.info("freezing at %s what was replaced: %s", when, listed(again))
         self.host.record("event_unfreeze", bool(changed) or bool(self.host.recorded("event_unfreeze")))
         return bool(changed)
+
+    def _warn_of_missing(self, names: Held) -> None:
+        """Warn, once for each tensor, about parameters that are to be trained and that no optimizer holds."""
+        fresh = frozenset(name for name in names if self._told.get(name) is not self._tensors.get(name))
+        if missing := in_no_optimizer(self.network, fresh, [optimizer for _, optimizer in self.host.optimizers()]):
+            warnings.warn(missing, stacklevel=2)
+        self._told.update({name: self._tensors[name] for name in fresh if name in self._tensors})
 
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""

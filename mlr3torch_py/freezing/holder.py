@@ -183,7 +183,7 @@ class FreezingCallback(CallbackSet, ABC):
                 callback.advise(net)
             if moment.epoch == 0:
                 plans = [plan for callback in callbacks for plan in callback.plans_]
-                advise_on_network(net.module_, plans, [optimizer for _, optimizer in engine.host.optimizers()])
+                advise_on_network(net.module_, plans)
             engine.begin()
         except Exception:
             for callback in callbacks:

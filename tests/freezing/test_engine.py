@@ -390,3 +390,17 @@ def test_another_host_than_skorch_can_drive_it():
     assert [row["event_unfreeze"] for row in loop.epochs] == [False, True, False]
     assert loop.epochs[1]["lr_0_x0.5"] == [0.05] * 3
     assert moved(before, dict(loop.network.named_parameters())) == set(ALL)
+
+
+class Replaces(Callback):
+    """Puts a new tensor in the place of the head's weight, which no optimizer holds."""
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 1:
+            net.module_[6].weight = nn.Parameter(net.module_[6].weight.detach().clone())
+
+
+def test_a_tensor_that_is_replaced_and_given_to_no_optimizer_is_warned_of_once():
+    with pytest.warns(UserWarning, match=r"no optimizer holds them: 6.weight; give") as said:
+        iris_net(CallbackSetUnfreeze(select_last(1)), Replaces(), audited=False).fit(X, y)
+    assert len(said) == 1

@@ -171,7 +171,9 @@ def test_a_layer_that_is_added_in_an_epoch_counts():
                 net.module_.add_module("extra", nn.Identity())
                 net.module_.extra.register_parameter("weight", nn.Parameter(torch.ones(5)))
 
-    net = iris_net(CallbackSetUnfreeze(select_last(1)), Grows(), audited=False, max_epochs=3).fit(X, y)
+    net = iris_net(CallbackSetUnfreeze(select_last(1)), Grows(), audited=False, max_epochs=3)
+    with pytest.warns(UserWarning, match="no optimizer holds them: extra;"):
+        net.fit(X, y)
     assert net.history[:, "n_trainable"] == [12, 17, 17]
 
 
