@@ -38,6 +38,10 @@ class Host(Protocol):
     def network(self) -> nn.Module:
         """The network that the host has now, wrapped or not."""
 
+    @property
+    def optimizer(self) -> object:
+        """The main optimizer that the host has now; None without one."""
+
     def optimizers(self) -> Iterable[tuple[str, Optimizer]]:
         """Yield the optimizers that the host has now, under the names by which rates are recorded."""
 
@@ -107,8 +111,8 @@ class FreezingEngine(Generic[_Host]):
 
     Attributes
     ----------
-    network : torch.nn.Module
-        The network that the host had at the last look.
+    network, optimizer : torch.nn.Module and object
+        What the host had at the last look. When it has another one, `begin_batch` must be called next.
     moment : Moment
         The time of the last event.
     batch : int
@@ -168,9 +172,8 @@ class FreezingEngine(Generic[_Host]):
         """Apply the plans before a training batch, and check that something trains."""
         self.check_rates()
         fresh = self._follow()
-        if fresh or self.is_provisional or self._next_row(self.batch - 1) == self.batch:
-            self.moment = replace(moment, batch=self.batch)
-            self._change(f"batch {self.batch}", fresh)
+        self.moment = replace(moment, batch=self.batch)
+        self._change(f"batch {self.batch}", fresh)
         self._check_something_trains()
         self._flags_before = None
         self._rates.watch(_movable(self.network))
@@ -206,7 +209,7 @@ class FreezingEngine(Generic[_Host]):
         return held
 
     def _look(self) -> None:
-        self.network = self.host.network
+        self.network, self.optimizer = self.host.network, self.host.optimizer
         self._tensors = named_parameters(self.network)
         self._tied = [frozenset(names) for names in tied_names(self._tensors)]
 

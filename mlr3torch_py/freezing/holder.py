@@ -135,7 +135,11 @@ class FreezingCallback(CallbackSet, ABC):
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training:
             engine = self.engine_
-            if engine is None or engine.network is not net.module_:
+            if (
+                engine is None
+                or engine.network is not net.module_
+                or engine.optimizer is not getattr(net, "optimizer_", None)
+            ):
                 engine = self._engine_now(net)
             if engine.driver is self:
                 engine.batch += 1
@@ -192,7 +196,7 @@ class FreezingCallback(CallbackSet, ABC):
         return engine
 
     def _engine_now(self, net: Net) -> FreezingEngine[SkorchHost]:
-        """Return the engine for a net that has no engine yet, or another module than before."""
+        """Return the engine for a net that has none yet, or another module or optimizer than before."""
         if self.engine_ is not None and self.engine_.host.net is net:
             self.engine_.due = 0
             return self.engine_

@@ -41,6 +41,10 @@ class SkorchHost:
     def network(self) -> nn.Module:
         return self.net.module_
 
+    @property
+    def optimizer(self) -> object:
+        return getattr(self.net, "optimizer_", None)
+
     def optimizers(self) -> Iterator[tuple[str, Optimizer]]:
         for name in self.net._optimizers:
             optimizer = getattr(self.net, f"{name}_")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from mlr3torch_py.names import ancestors
+from mlr3torch_py.network.parameters import can_train
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
 __all__ = ["DROPOUT", "NORMALISATION", "Pins", "frozen_modules", "pinned_modules"]
@@ -38,7 +40,7 @@ def frozen_modules(module: nn.Module, held: Set[str]) -> dict[str, nn.Module]:
     A module with parameters is frozen as a whole when none of them is trainable and at least one of them is held. A
     module without parameters goes with what runs before it: in a sequence with the nearest earlier element that has
     parameters, and otherwise with the nearest module around it that has some. A module that stands in several places
-    must be frozen in all of them.
+    must be frozen in all of them. Integer parameters do not count, since they never train.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ def frozen_modules(module: nn.Module, held: Set[str]) -> dict[str, nn.Module]:
     held_tensors = {id(tensor) for name, tensor in tensors.items() if name in held}
     parts: dict[str, _Part] = {}
     for name, tensor in tensors.items():
-        for path in ancestors(name):
+        for path in ancestors(name) if can_train(tensor) else ():
             part = parts.setdefault(path, _Part())
             part.trains = part.trains or tensor.requires_grad
             part.is_held = part.is_held or id(tensor) in held_tensors
@@ -128,9 +130,9 @@ class Pins:
         wanted = {id(module): module for module in modules}
         has_changed = wanted.keys() != self._pinned.keys()
         for key in self._pinned.keys() - wanted.keys():
-            _release(self._pinned[key])
+            _release(self._pinned[key], self)
         for module in wanted.values():
-            _pin(module)
+            _pin(module, self)
         self._pinned = wanted
         return has_changed
 
@@ -156,7 +158,8 @@ class _Pin:
         own = vars(module).get("train")
         self.module = module
         self.own = None if isinstance(own, _Unpinned) else own  # somebody may have switched train() off
-        self.mode = module.training
+        self.mode = getattr(module, "training", True)  # torch.jit.freeze removes it
+        self.owners = WeakSet[Pins]()  # several, if a network is trained in the middle of its own training
 
     def __call__(self, mode: bool = True) -> nn.Module:
         self.module.training = self.mode
@@ -186,17 +189,23 @@ def _unpinned(module: nn.Module, own: Any) -> Any:
     return _Unpinned(module) if own is None else own
 
 
-def _pin(module: nn.Module) -> None:
-    if not isinstance(vars(module).get("train"), _Pin):
-        module.__dict__["train"] = _Pin(module)
+def _pin(module: nn.Module, owner: Pins) -> None:
+    pin = vars(module).get("train")
+    if not isinstance(pin, _Pin):
+        pin = module.__dict__["train"] = _Pin(module)
+    pin.owners.add(owner)
     module.training = False
 
 
-def _release(module: nn.Module) -> None:
+def _release(module: nn.Module, owner: Pins) -> None:
     pin = vars(module).get("train")
-    if isinstance(pin, _Pin):
-        if pin.own is None:
-            del module.__dict__["train"]
-        else:
-            module.__dict__["train"] = pin.own
-        module.training = pin.mode
+    if not isinstance(pin, _Pin):
+        return
+    pin.owners.discard(owner)
+    if pin.owners:
+        return
+    if pin.own is None:
+        del module.__dict__["train"]
+    else:
+        module.__dict__["train"] = pin.own
+    module.training = pin.mode
