@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, InputShapeSetter
+from skorch.callbacks import Callback
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_name, select_prefix, t_clbk, trainable_names
+from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_prefix, trainable_names
 from mlr3torch_py.network.evaluation import pinned_modules
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import last_event
-from tests.helpers import Stops, Trace, X, iris_net, moved, weights, y
+from tests.helpers import Trace, X, iris_net, moved, y
 
 
 class Network(nn.Module):
