@@ -16,6 +16,7 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 
 from mlr3torch_py import MLP, freeze_plan, select_invert, select_name, t_clbk
+from mlr3torch_py.protocols import Net
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,7 +77,7 @@ class _Observer(Callback):  # type: ignore[misc]
         self.trainable_: dict[int, dict[str, bool]] = {}
         return self
 
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: Net, **kwargs: Any) -> None:
         flags = {name: tensor.requires_grad for name, tensor in net.module_.named_parameters()}
         self.trainable_[len(net.history)] = flags
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-__all__ = ["EventCounter", "History", "Net", "last_event"]
+__all__ = ["AcceleratedNet", "EventCounter", "History", "Net", "last_event"]
 
 
 class History(Protocol):
@@ -50,6 +50,15 @@ class Net(Protocol):
     def _current_init_context(self, name: str) -> AbstractContextManager[None]: ...
 
 
+class AcceleratedNet(Net, Protocol):
+    """A net with skorch's ``AccelerateMixin``."""
+
+    accelerator: Any
+    _wrapped_with_accelerator: bool
+
+    def _initialize_accelerator(self) -> Any: ...
+
+
 class EventCounter(Protocol):
     """What freezes and unfreezes, to those who only want to know whether it has."""
 
@@ -61,7 +70,8 @@ class EventCounter(Protocol):
 def last_event(net: Net) -> int | None:
     """Return the number of the last event at which something was frozen or unfrozen; None without any."""
     for _, callback in net.callbacks_:
-        engine: EventCounter | None = vars(callback).get("engine_")
+        # Not by getattr, since an object such as a Mock may answer every attribute.
+        engine: EventCounter | None = getattr(callback, "__dict__", {}).get("engine_")
         if engine is not None:
             return engine.event
     return None

@@ -76,6 +76,7 @@ class CallbackSetLRScheduler(CallbackSet):
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.scheduler_ is not None:
+            self._follow(net)
             return
         groups = net.optimizer_.param_groups
         current = [{key: group[key] for key in _RATES if key in group} for group in groups]
@@ -95,16 +96,36 @@ class CallbackSetLRScheduler(CallbackSet):
             for group, values in zip(groups, current, strict=True):
                 group.update(values)
 
+    def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if training and self.scheduler_.optimizer is not net.optimizer_:
+            self._follow(net)
+
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and not self.step_on_epoch and not _was_step_skipped(net):
+            self._follow(net)
             self.scheduler_.step()
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.step_on_epoch:
+            self._follow(net)
             self.scheduler_.step()
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self.state_, self.scheduler_ = self.state_dict(), None
+
+    def _follow(self, net: Net) -> None:
+        """Schedule the optimizer that the net has now, at the current rates, if it has replaced its optimizer."""
+        before, now = self.scheduler_.optimizer, net.optimizer_
+        if before is now:
+            return
+        if len(before.param_groups) != len(now.param_groups):
+            raise ValueError(
+                f"the net has replaced its optimizer, which had {len(before.param_groups)} param groups, by one with "
+                f"{len(now.param_groups)}, so {type(self).__name__} does not fit it; give it as many groups"
+            )
+        for old, new in zip(before.param_groups, now.param_groups, strict=True):
+            new.update({key: value for key, value in old.items() if key not in new} | {"lr": old["lr"]})
+        self.scheduler_.optimizer = now
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the state of the scheduler; None before any training.
@@ -198,6 +219,7 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         score = score_of(net.history.to_list()[-1], vars(self)["monitor"])
+        self._follow(net)
         self.scheduler_.step(from_main_process(score))
 
 

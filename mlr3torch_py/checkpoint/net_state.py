@@ -126,7 +126,7 @@ def restore(net: Net, checkpoint: Checkpoint) -> None:
     before = [(callback, dict(vars(callback))) for _, callback in net.callbacks_]
     try:
         for callback, state in _states_for(net, checkpoint):
-            if hasattr(callback, "load_state_dict"):
+            if _has_state_dict(callback):
                 callback.load_state_dict(state)
     except Exception:
         for callback, attributes in before:
@@ -170,8 +170,7 @@ def restore_after_train_begin(net: Net, checkpoint: Checkpoint) -> None:
 
 def is_stateful(callback: Any) -> bool:
     """Whether a checkpoint keeps a state of this callback."""
-    has_state = hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict")
-    return has_state or bool(_attributes_of_skorch(callback))
+    return _has_state_dict(callback) or bool(_attributes_of_skorch(callback))
 
 
 def generators_of(net: Net, dataset_train: Any = None) -> dict[str, Any]:
@@ -188,8 +187,13 @@ def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
             yield callbacks[name], kept["state"]
 
 
+def _has_state_dict(callback: Any) -> bool:
+    # Of the class, since an object such as a Mock may answer every attribute.
+    return all(hasattr(type(callback), method) for method in ("state_dict", "load_state_dict"))
+
+
 def _state_of(callback: Any) -> Any:
-    if hasattr(callback, "state_dict"):
+    if _has_state_dict(callback):
         return callback.state_dict()
     values = {attribute: getattr(callback, attribute) for attribute in _attributes_of_skorch(callback)}
     return {

@@ -1,4 +1,4 @@
-"""freeze_plan: what the freezing callbacks of a net will do, to be looked at before training."""
+"""freeze_plan: what the freezing callbacks of a net will do, before training."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from mlr3torch_py.freezing.advice import in_no_optimizer
 from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.network.evaluation import Pins
-from mlr3torch_py.network.parameters import Flags, can_train, frozen_by_us
+from mlr3torch_py.network.parameters import Flags, can_train, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.timeline import timeline
@@ -36,27 +37,27 @@ _KINDS = (FreezingCallback, CallbackSetFrozenCache)
 
 
 def freeze_plan(
-    net: Any,
+    net: Net | nn.Module,
     X: Any = None,
     y: Any = None,
     max_epochs: int | None = None,
     batches_per_epoch: int | None = None,
     callbacks: Sequence[Any] = (),
 ) -> FreezePlan:
-    """Say what all freezing callbacks of a net together will do in a training from the start.
+    """Plan what all freezing callbacks of a net will do together.
 
     Parameters
     ----------
     net : skorch.NeuralNet or torch.nn.Module
-        A net, initialized or not, which is left as it is, or a network.
+        A net, initialized or not, or a network. It is not modified.
     X, y : array-like, optional
-        The training data, from which the number of batches in an epoch is found, and what frozen_cache will do.
+        The training data. They determine the number of batches in an epoch, and what frozen_cache will save.
     max_epochs : int, optional
-        How many epochs are looked at. That of the net if missing; for a network up to the last row of a table.
+        The number of epochs. By default that of the net, and for a network up to the last row of a table.
     batches_per_epoch : int, optional
-        Instead of the data.
+        The number of batches in an epoch, in place of the data.
     callbacks : sequence of callbacks
-        The freezing callbacks, where `net` is a network.
+        The freezing callbacks, if `net` is a network.
 
     Returns
     -------
@@ -65,17 +66,17 @@ def freeze_plan(
     Raises
     ------
     TypeError, ValueError
-        If an argument, or an argument of a callback, is wrong; if batches count and their number is not known.
+        If an argument, or an argument of a callback, is wrong; if rows count batches and their number is unknown.
 
     See Also
     --------
-    plot_history : What happened, after training.
+    plot_history : The same after training, with the losses.
 
     Notes
     -----
-    Conditions are taken to come at their `no_later_than`, or never. The order of the parameters is taken for their
-    order from the input to the head. What frozen_cache will do is measured on the first batch, and reckoned for data of
-    which all rows differ and come as they are in each epoch.
+    The plan is that of a training from the start. Conditions are assumed to be met at their `no_later_than`, or never,
+    and the parameters to be in the order from the input to the head. What frozen_cache saves is measured on the first
+    batch and extrapolated, on the assumption that all rows of the data differ and are the same in each epoch.
 
     Examples
     --------
@@ -135,7 +136,7 @@ class _Subject:
 
 
 def _subject_of(
-    net: Any, X: Any, y: Any, max_epochs: int | None, batches_per_epoch: int | None, callbacks: Sequence[Any]
+    net: Net, X: Any, y: Any, max_epochs: int | None, batches_per_epoch: int | None, callbacks: Sequence[Any]
 ) -> _Subject:
     if callbacks or not hasattr(net, "initialized_"):
         what = "`callbacks` are given beside a net, which has its own" if callbacks else f"`net` is {net!r}"
@@ -150,32 +151,14 @@ def _subject_of(
 
 
 def _plan(subject: _Subject) -> FreezePlan:
-    """Walk through the timeline of all freezing callbacks together."""
-    for callback in subject.freezing:
-        callback.require_params()
-        callback.plans_ = callback.plans_for(subject.module)
-    steps = [step for callback in subject.freezing for plan in callback.plans_ for step in plan.steps]
+    """Plan all freezing callbacks together."""
+    steps = _make_plans(subject)
     if subject.batches_per_epoch is None and any(step.row.unit == "batch" and step.time > 0 for step in steps):
         raise ValueError(
             "the plan counts batches, whose number in an epoch is not known: pass `X` or `batches_per_epoch`"
         )
-    for callback in subject.freezing:
-        callback.plans_ = tuple(plan.resolved(_latest(plan)) for plan in callback.plans_)
-    tensors = named_parameters(subject.module)
-    tied = names_by_tensor(subject.module)
-    governed = frozenset().union(frozen_by_us(subject.module), *(callback.governed for callback in subject.freezing))
-    may_train = {
-        name for name, tensor in tensors.items() if can_train(tensor) and (name in governed or tensor.requires_grad)
-    }
-    phases: list[Phase] = []
-    last_epoch = 1
-    plans = [plan for callback in subject.freezing for plan in callback.plans_]
-    for moment, held in timeline(plans, subject.batches_per_epoch or 1, last_epoch=subject.max_epochs or math.inf):
-        free = may_train - held
-        trainable = frozenset(name for names in tied if not free.isdisjoint(names) for name in names)
-        if not (phases and phases[-1].trainable == trainable):
-            phases.append(Phase(moment.epoch, moment.batch, trainable))
-        last_epoch = moment.epoch
+    tensors, tied = named_parameters(subject.module), names_by_tensor(subject.module)
+    phases, last_epoch = _phases(subject, tied)
     return FreezePlan(
         sizes={name: 0 if is_lazy(tensor) else tensor.numel() for name, tensor in tensors.items()},
         aliases=frozenset(alias for names in tied for alias in names[1:]),
@@ -184,6 +167,33 @@ def _plan(subject: _Subject) -> FreezePlan:
         batches_per_epoch=subject.batches_per_epoch,
         notes=tuple(_notes(subject, steps)),
     )
+
+
+def _make_plans(subject: _Subject) -> list[Step]:
+    """Make the plans of the callbacks, with conditions met at their latest, and return the steps as they are given."""
+    steps: list[Step] = []
+    for callback in subject.freezing:
+        callback.require_params()
+        plans = callback.plans_for(subject.module)
+        steps += [step for plan in plans for step in plan.steps]
+        callback.plans_ = tuple(plan.resolved(_latest(plan)) for plan in plans)
+    return steps
+
+
+def _phases(subject: _Subject, tied: Sequence[Sequence[str]]) -> tuple[list[Phase], int]:
+    """Walk through the timeline; return the times in which the same tensors are trainable, and the last epoch."""
+    governed = frozenset().union(frozen_by_us(subject.module), *(callback.governed for callback in subject.freezing))
+    tensors = named_parameters(subject.module)
+    may_train = {name for name in tensors if can_train(tensors[name])} & {*governed, *trainable_names(subject.module)}
+    plans = [plan for callback in subject.freezing for plan in callback.plans_]
+    phases: list[Phase] = []
+    epoch = 1
+    for moment, held in timeline(plans, subject.batches_per_epoch or 1, last_epoch=subject.max_epochs or math.inf):
+        free, epoch = may_train - held, moment.epoch
+        trainable = frozenset(name for names in tied if not free.isdisjoint(names) for name in names)
+        if not (phases and phases[-1].trainable == trainable):
+            phases.append(Phase(epoch, moment.batch, trainable))
+    return phases, epoch
 
 
 def _notes(subject: _Subject, steps: Sequence[Step]) -> Iterator[str]:

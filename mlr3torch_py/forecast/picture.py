@@ -1,13 +1,14 @@
-"""The pictures: a plan over time, and a history with what was unfrozen when."""
+"""Pictures of a plan, and of a history with the times of unfreezing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor, network_of
+from mlr3torch_py.protocols import Net
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,10 +86,11 @@ def plot_plan(
     return ax
 
 
-def plot_history(net: Any) -> Figure:
-    """Draw the losses of a training with the times of unfreezing, and the share of trainable weights below.
+def plot_history(net: Net) -> Figure:
+    """Draw the losses and the share of trainable weights of a training.
 
-    What changed in an epoch is marked where the epoch begins, between the losses of the epoch before and its own.
+    Epochs in which something was frozen or unfrozen are marked where they begin, between the losses of the epoch before
+    and their own.
 
     Parameters
     ----------
@@ -108,7 +110,7 @@ def plot_history(net: Any) -> Figure:
 
     See Also
     --------
-    freeze_plan : What will happen, before training.
+    freeze_plan : The same before training.
     """
     plt = _pyplot()
     rows = [row for row in net.history.to_list() if "n_trainable" in row and "train_loss" in row]
@@ -121,35 +123,36 @@ def plot_history(net: Any) -> Figure:
     figure, (losses, share) = plt.subplots(
         2, 1, sharex=True, figsize=(7, 4.5), height_ratios=(3, 1), layout="constrained"
     )
-    for key, style in (("train_loss", "-"), ("valid_loss", "--")):
-        if any(key in row for row in rows):
-            losses.plot(
-                epochs, [row.get(key, np.nan) for row in rows], style, color="black", label=key.replace("_", " ")
-            )
-    changes = [row["epoch"] for row in rows if row.get("event_unfreeze")]
-    for i, epoch in enumerate(changes):
-        for ax in (losses, share):
-            ax.axvline(epoch - 0.5, color=TRAINABLE, linewidth=1, alpha=0.6, label=None if i else "unfrozen or frozen")
-    losses.set_ylabel("loss")
-    losses.legend(frameon=False)
+    _draw_losses(losses, epochs, rows)
+    for ax in (losses, share):
+        _mark_events(ax, rows)
+        ax.spines[["top", "right"]].set_visible(False)
     share.step(epochs, [row["n_trainable"] / total for row in rows], where="mid", color=TRAINABLE)
     share.set(ylim=(0, 1.05), ylabel="trainable", xlabel="epoch")
     share.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    for ax in (losses, share):
-        ax.spines[["top", "right"]].set_visible(False)
+    losses.legend(frameon=False)
     return figure
 
 
+def _draw_losses(ax: Axes, epochs: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
+    for key, style in (("train_loss", "-"), ("valid_loss", "--")):
+        if any(key in row for row in rows):
+            values = [row.get(key, np.nan) for row in rows]
+            ax.plot(epochs, values, style, color="black", label=key.replace("_", " "))
+    ax.set_ylabel("loss")
+
+
+def _mark_events(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    for i, row in enumerate(row for row in rows if row.get("event_unfreeze")):
+        label = None if i else "unfrozen or frozen"
+        ax.axvline(row["epoch"] - 0.5, color=TRAINABLE, linewidth=1, alpha=0.6, label=label)
+
+
 def _rows(names: list[str]) -> dict[str, list[str]]:
-    """Group the parameters into few enough rows: by the paths of their modules, and neighbours where need be."""
+    """Group parameters into at most `MOST_ROWS` rows, by module paths and then by neighbours."""
     if len(names) <= MOST_ROWS:
         return {name: [name] for name in names}
-    by_depth = []
-    for depth in range(1, 1 + max(name.count(".") for name in names)):
-        groups: dict[str, list[str]] = {}
-        for name in names:
-            groups.setdefault(".".join(name.split(".")[:depth]), []).append(name)
-        by_depth.append(groups)
+    by_depth = [_grouped(names, depth) for depth in range(1, 1 + max(name.count(".") for name in names))]
     fitting = [groups for groups in by_depth if MOST_ROWS / 4 <= len(groups) <= MOST_ROWS]
     if fitting:
         return fitting[-1]
@@ -160,6 +163,14 @@ def _rows(names: list[str]) -> dict[str, list[str]]:
     return {
         " … ".join(dict.fromkeys((run[0], run[-1]))): [name for path in run for name in groups[path]] for run in runs
     }
+
+
+def _grouped(names: Sequence[str], depth: int) -> dict[str, list[str]]:
+    """Group names by the first components of their paths."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(".".join(name.split(".")[:depth]), []).append(name)
+    return groups
 
 
 def _pyplot() -> Any:

@@ -1,4 +1,4 @@
-"""FreezePlan: what trains when, as tables, text and a picture."""
+"""FreezePlan: which parameters are trainable when, as tables, text and a picture."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["FreezePlan", "Phase"]
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A time in which nothing is frozen or unfrozen.
+    """A stretch of training without freezing or unfreezing.
 
     Parameters
     ----------
     epoch, batch : int
-        Where it begins, both from 1.
+        Its first epoch and batch, from 1.
     trainable : frozenset of str
-        What trains in it.
+        The trainable parameters.
     """
 
     epoch: int
@@ -37,21 +37,22 @@ class Phase:
 
 @dataclass(frozen=True)
 class FreezePlan:
-    """What trains when, over a whole training; `freeze_plan` makes it.
+    """The trainable parameters over a whole training, from `freeze_plan`.
 
     Parameters
     ----------
     sizes : dict of str to int
         The number of weights of every parameter, in the order of the network.
     aliases : frozenset of str
-        Further names of tied parameters, which are not counted again.
+        Further names of tied parameters; they are not counted twice.
     phases : tuple of Phase
     max_epochs : int
-        The last epoch that is looked at.
+        The last epoch of the plan.
     batches_per_epoch : int or None
-        None where it is not known and does not matter.
+        None if it is unknown and does not matter.
     notes : tuple of str
-        What cannot be known before training, and what the cache of frozen parts will do.
+        Rows that depend on the training or have no effect, parameters that no optimizer holds, and what the cache of
+        frozen parts will save.
     cache : pandas.DataFrame, optional
         One row per `epoch` with `cache_hits`, `cache_misses`, `cache_bytes` and `cache_saved`, as the history will have
         them, if the net has ``t_clbk("frozen_cache")`` and its data are given.
@@ -71,7 +72,7 @@ class FreezePlan:
         Returns
         -------
         pandas.DataFrame
-            `phase` from 1, the `epoch` and the `batch` where it begins, `name`, `n_weights`, and `trainable`.
+            `phase` from 1, its first `epoch` and `batch`, `name`, `n_weights`, and `trainable`.
         """
         n_names, n_phases = len(self.sizes), len(self.phases)
         columns = {
@@ -90,9 +91,9 @@ class FreezePlan:
         Returns
         -------
         pandas.DataFrame
-            The `epoch` and the `batch` where it begins, the number of `trainable_tensors`, of `trainable` and of all
-            weights (`total`), the `share` of trainable weights, and `frozen_prefix`, the number of tensors from the
-            input on that are frozen, for which no backward pass is needed.
+            Its first `epoch` and `batch`, the number of `trainable_tensors`, of `trainable` weights and of all weights
+            (`total`), the `share` of trainable weights, and `frozen_prefix`, the number of frozen tensors from the
+            input on, which need no backward pass.
         """
         total = self._count(self.sizes)
         rows = []
@@ -106,10 +107,10 @@ class FreezePlan:
         return frame if self.batches_per_epoch else frame.drop(columns="batch")
 
     def warnings(self) -> list[str]:
-        """Say where one trainable layer near the input undoes what freezing would save.
+        """Describe trainable layers near the input that undo savings.
 
-        A backward pass ends at the lowest trainable weight. A phase is named where freezing this one layer as well
-        would let it end later, with more weights skipped than now and than the layer has.
+        The backward pass ends at the trainable weight nearest to the input. A phase is reported if freezing the layer
+        of that weight as well would skip more weights than are skipped now, and more than the layer has.
 
         Returns
         -------
@@ -133,7 +134,7 @@ class FreezePlan:
         return found
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the plan: parameters down, or blocks where there are many, and epochs across.
+        """Draw the plan, with parameters or blocks down and epochs across.
 
         Parameters
         ----------

@@ -36,7 +36,8 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan]) -> None:
     """
     will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
     will_be_held = frozenset[str]().union(*(plan.ever_held for plan in plans))
-    if fixed := [name for name in named_parameters(network) if name in frozen_before_us(network) & will_train]:
+    fixed_names = frozen_before_us(network) & will_train
+    if fixed := [name for name in named_parameters(network) if name in fixed_names]:
         warnings.warn(
             "parameters that required no gradient before training will be trained by the schedule: "
             f"{_by_module(network, fixed)}; if that is not meant, select among the others by `& select_trainable()`, "
@@ -121,16 +122,14 @@ def partly_selected(tied: Iterable[Collection[str]], selected: Held) -> Iterator
 
 def _by_module(network: nn.Module, names: Sequence[str]) -> str:
     """Shorten a list of names: a module all of whose parameters are in it stands for them."""
-    wanted, short = set(names), list[str]()
+    wanted, short = set(names), dict[str, None]()
     below: dict[str, list[str]] = {}
     for name in named_parameters(network):
         for path in _around(name):
             below.setdefault(path, []).append(name)
+    whole = {path for path, members in below.items() if wanted.issuperset(members)}
     for name in names:
-        whole = [path for path in _around(name) if wanted.issuperset(below[path])]
-        outermost = min(whole, key=len, default=name)
-        if outermost not in short:
-            short.append(outermost)
+        short[next((path for path in _around(name) if path in whole), name)] = None
     return listed(short, most=_AND_SO_ON)
 
 

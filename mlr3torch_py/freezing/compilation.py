@@ -1,4 +1,4 @@
-"""What unfreezing costs under torch.compile: a compilation for each set of trainable weights in each mode."""
+"""The compilations that a schedule needs under torch.compile: one per set of trainable weights and mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["warn_of_recompilation"]
 
 
 def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any) -> None:
-    """Warn, when the first epoch begins, if a schedule needs more compilations than torch allows.
+    """Warn if a schedule needs more compilations than torch allows.
 
     Beyond its limit torch runs the network uncompiled. Training and validation count for each set of trainable weights,
     and a last batch that is shorter counts once. Torch counts the criterion, which skorch compiles too, together with

@@ -68,7 +68,7 @@ class Host(Protocol):
 class Holder(Protocol):
     """What declares, by plans, which parameters it holds frozen when.
 
-    The engine sets `held_`, and `missing_` of the first holder: the names of which it has warned that no optimizer
+    The engine sets `held_`, and in the first holder `missing_`, the names of which it has warned that no optimizer
     holds them.
     """
 
@@ -151,6 +151,7 @@ class FreezingEngine(Generic[_Host]):
 
     def begin(self) -> None:
         """Set the flags of all governed parameters when training begins."""
+        self._warn_of_missing()
         keep_frozen_before_us(self.network)
         self._rates.scale(self._factors(), self.host.optimizers())
         self._flags_before = Flags.of(self.network)
@@ -236,10 +237,10 @@ class FreezingEngine(Generic[_Host]):
         if replaced or not (now.has_names_of(before) and now.has_modules_of(before)):
             self.event = next(_EVENTS)
         if replaced or not now.has_optimizers_of(before):
-            self.warn_of_missing()
+            self._warn_of_missing()
         return replaced
 
-    def warn_of_missing(self) -> None:
+    def _warn_of_missing(self) -> None:
         """Warn about parameters of the plans that no optimizer holds, apart from those that were missing before."""
         will_train = frozenset[str]().union(*(plan.ever_trainable for plan in self._plans()))
         optimizers = self._optimizers()
@@ -256,10 +257,10 @@ class FreezingEngine(Generic[_Host]):
             held |= names
             holder.held_ = self._whole(names)
         before, self.held = self.held, self._whole(held)
-        if freeze(self.network, held, governed=written):
+        if freeze(self.network, held, governed=written, tensors=self._inventory.tensors):
             self._clear_directions()
-        pinned = modules_to_pin(self.network, [(holder, holder.held_) for holder in self.holders])
-        if self._pins.set(pinned) or self.held != before:
+        held_by = [(holder, holder.held_) for holder in self.holders]
+        if self._pins.set(modules_to_pin(self.network, held_by)) or self.held != before:
             self.event = next(_EVENTS)
         self._rates.scale(self._factors(), self.host.optimizers())
         self.host.flags_changed()
@@ -267,24 +268,24 @@ class FreezingEngine(Generic[_Host]):
     def _change(self, when: str, fresh: Held) -> bool:
         """Apply the plans, and log and record whether that has changed something."""
         before = [holder.held_ for holder in self.holders]
-        fresh &= self._governed()
+        fresh = fresh and fresh & self._governed()
         self._apply(written=fresh)
-        has_changed = False
-        for holder, held in zip(self.holders, before, strict=True):
-            for doing, names in (("unfreezing", held - holder.held_), ("freezing", holder.held_ - held)):
-                has_changed = has_changed or bool(names)
-                if names and logger.isEnabledFor(logging.INFO):
-                    logger.info("%s at %s: %s", doing, when, listed(in_order(holder.plans_, names)))
-        if again := [name for name in self._inventory.tensors if name in fresh & self.held]:
+        changed = [(one, held) for one, held in zip(self.holders, before, strict=True) if held != one.held_]
+        if changed and logger.isEnabledFor(logging.INFO):
+            for holder, held in changed:
+                for doing, names in (("unfreezing", held - holder.held_), ("freezing", holder.held_ - held)):
+                    if names:
+                        logger.info("%s at %s: %s", doing, when, listed(in_order(holder.plans_, names)))
+        if again := [name for name in self._inventory.tensors if name in fresh and name in self.held]:
             logger.info("freezing at %s what was replaced: %s", when, listed(again))
-        self.host.record("event_unfreeze", has_changed or bool(self.host.recorded("event_unfreeze")))
-        return has_changed
+        self.host.record("event_unfreeze", bool(changed) or bool(self.host.recorded("event_unfreeze")))
+        return bool(changed)
 
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
         factors: dict[int, float] = {}
         for plan in self._plans():
-            for name, factor in plan.lr_factors():
+            for name, factor in plan.lr_factors:
                 factors.setdefault(id(self._inventory.tensors[name]), factor)
         return factors
 

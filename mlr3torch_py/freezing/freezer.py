@@ -1,4 +1,4 @@
-"""Freezer: freeze weights by their names for some epochs or steps, as Lighter's callback of that name does."""
+"""Freezer: freeze parameters by their names for some epochs or steps, as Lighter's Freezer does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
+from mlr3torch_py.network.unwrap import named_parameters, tied_names
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.table import Row
@@ -33,14 +33,14 @@ class Freezer(FreezingCallback):
         Plain prefixes of the names of parameters to freeze: ``"layer1"`` matches ``layer10.weight`` as well. With
         `start_epoch` every entry is a group, and an entry may itself be a list of prefixes.
     except_names, except_name_starts_with : str or list of str, optional
-        Parameters, and prefixes, that are left alone.
+        Parameters, and prefixes, that are not frozen.
     until_step, until_epoch : int, optional
-        For how many training batches, and epochs, the parameters are frozen. With both, the one that comes first
+        The number of training batches, and of epochs, for which the parameters are frozen. With both, the earlier one
         releases them; with neither they stay frozen; 0 never freezes.
     start_epoch, unfreeze_every_n_epochs : int, optional
         Group k of `name_starts_with`, counted from 0, is frozen for the first
         ``start_epoch + k * unfreeze_every_n_epochs`` epochs. `names` stay frozen until `until_step` or `until_epoch`,
-        which release all that is left.
+        which release everything.
     frozen_mode : {"train", "eval"}
         With "eval", every module in a part of the network that is frozen as a whole, by this callback, is pinned in
         eval mode while it is; see `CallbackSetUnfreeze`.
@@ -51,7 +51,13 @@ class Freezer(FreezingCallback):
     Raises
     ------
     TypeError, ValueError
-        When training begins, if nothing is given to freeze, an argument is wrong, or a name or prefix matches nothing.
+        When training begins, if there is nothing to freeze, an argument is wrong, or a name or prefix matches nothing.
+
+    Warns
+    -----
+    UserWarning
+        When training begins, if only some of the names of a tied tensor are matched, and as `CallbackSetUnfreeze` does
+        for parameters that were frozen before, that no optimizer holds, or that their own forward pass changes.
 
     See Also
     --------
@@ -59,10 +65,10 @@ class Freezer(FreezingCallback):
 
     Notes
     -----
-    Ported from the documentation of ``lighter.callbacks.Freezer``. Names are those of ``module_``, so that Lighter's
-    leading ``model.`` is left out. Weights that are not matched, or excepted, stay as they are, frozen or not. Several
-    of these callbacks compose: a weight trains when none of them holds it. Steps and epochs count over the whole life
-    of a net, so that a training which is stopped and taken up goes on where it was.
+    Ported from the documentation of ``lighter.callbacks.Freezer``. Names are those of ``module_``, without Lighter's
+    leading ``model.``. Parameters that are not matched, or excepted, stay as they are, frozen or not. Several freezing
+    callbacks compose: a parameter is trainable when none of them holds it. Steps and epochs count over the whole life
+    of a net, so an interrupted training continues where it was.
 
     Examples
     --------
@@ -170,7 +176,7 @@ class Freezer(FreezingCallback):
         return self.opening()
 
     def advise(self, net: Net) -> None:
-        for sentence in partly_selected(names_by_tensor(net.module_), self.governed):
+        for sentence in partly_selected(tied_names(named_parameters(net.module_)), self.governed):
             warnings.warn(sentence, stacklevel=2)
 
     def _names(self, argument: str) -> tuple[str, ...]:

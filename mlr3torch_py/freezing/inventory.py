@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import Optimizer
 
-from mlr3torch_py.network.unwrap import all_modules, named_parameters, names_by_tensor
+from mlr3torch_py.network.unwrap import all_modules, named_parameters, tied_names
 from mlr3torch_py.schedule.plan import Held
 
 __all__ = ["Inventory"]
@@ -39,12 +39,14 @@ class Inventory:
 
     def __init__(self, network: nn.Module, optimizers: Iterable[Optimizer]) -> None:
         self.tensors = named_parameters(network)
-        self.tied = frozenset(frozenset(names) for names in names_by_tensor(network) if len(names) > 1)
+        self.tied = frozenset(map(frozenset, tied_names(self.tensors)))
         self._modules = all_modules(network)
         self._optimizers = [(one, sum(len(group["params"]) for group in one.param_groups)) for one in optimizers]
 
     def replaced_since(self, before: Inventory) -> Held:
         """Return the names that are other tensors than before, or are tied to other names."""
+        if self.has_names_of(before) and _same(self.tensors.values(), before.tensors.values()):
+            return frozenset()
         replaced = {name for name, tensor in self.tensors.items() if before.tensors.get(name) is not tensor}
         return frozenset(replaced.union(*(self.tied ^ before.tied)) & self.tensors.keys())
 
@@ -61,5 +63,5 @@ class Inventory:
         return self._optimizers == before._optimizers
 
 
-def _same(some: Sequence[object], others: Sequence[object]) -> bool:
-    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
+def _same(some: Iterable[object], others: Iterable[object]) -> bool:
+    return list(map(id, some)) == list(map(id, others))

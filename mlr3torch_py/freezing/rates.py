@@ -1,4 +1,4 @@
-"""Learning rates of single parameters: factors on the rate of the optimizer's own groups."""
+"""Learning rates of single parameters, as factors on the rate of the optimizer's own groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAMPLE: Final = 256
 
 
 class Rates:
-    """The factors on the learning rates of all optimizers of a net, and whether they have an effect.
+    """The factors on the learning rates of all optimizers of a net.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Rates:
     Attributes
     ----------
     are_unproven : bool
-        Whether there are factors that no step has used yet.
+        True if there are factors that no step has used yet.
     """
 
     def __init__(self, record: Callable[[str, float], None]) -> None:
@@ -43,7 +43,7 @@ class Rates:
         self.are_unproven = False
 
     def scale(self, factor_of: Mapping[int, float], optimizers: Iterable[tuple[str, Optimizer]]) -> None:
-        """Put factors on the rates of optimizers, in place of those of the last call.
+        """Scale the rates of optimizers, in place of the last call.
 
         Parameters
         ----------
@@ -59,6 +59,8 @@ class Rates:
         """
         if all(factor == 1 for factor in factor_of.values()):
             factor_of = {}
+        if not factor_of and not self._scaled:
+            return
         named = {id(optimizer): (name, optimizer) for name, optimizer in optimizers} if factor_of else {}
         if factor_of == self._factor_of and named.keys() == self._scaled.keys():
             return
@@ -68,24 +70,24 @@ class Rates:
             self._scaled[key] = RateFactors(optimizer, factor_of, self._used, name)
 
     def watch(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Keep some values of tensors that have a factor, until a step has used the factors.
+        """Record values of scaled tensors until a step uses the factors.
 
         Parameters
         ----------
         tensors : iterable of torch.Tensor
-            What the next update will move.
+            Those that the next update may move.
         """
         if self.are_unproven:
             scaled = [tensor for tensor in tensors if self._factor_of.get(id(tensor), 1.0) != 1]
             self._before = [(tensor, _sample(tensor).clone()) for tensor in scaled]
 
     def check(self) -> None:
-        """Check that what is watched was not updated without its factor.
+        """Check that no watched tensor was updated without its factor.
 
         Raises
         ------
         ValueError
-            If it was.
+            If one was; the message names the optimizer.
         """
         if self.are_unproven and any(not torch.equal(_sample(tensor), before) for tensor, before in self._before):
             kinds = {type(factors.optimizer).__name__ for factors in self._scaled.values()}
@@ -96,7 +98,7 @@ class Rates:
             )
 
     def remove(self) -> None:
-        """Give the optimizers back as they were."""
+        """Restore the optimizers."""
         for factors in self._scaled.values():
             factors.remove()
         self._factor_of, self._scaled, self._before, self.are_unproven = {}, {}, [], False
@@ -114,10 +116,9 @@ def _sample(tensor: torch.Tensor) -> torch.Tensor:
 class RateFactors:
     """Factors on the learning rates of single parameters of an optimizer.
 
-    While the optimizer moves the weights, and only then, each of its groups stands apart in one group for each factor,
-    with the rate times the factor. So at all other times everybody sees the user's own groups and rates: schedulers of
-    any kind, ``set_params(lr=...)``, and whatever saves and loads the optimizer. Its state belongs to the parameters
-    and stays.
+    Each group of the optimizer is split into one group per factor, with the rate times the factor, for the duration of
+    ``step()`` only. At all other times everybody sees the user's own groups and rates: schedulers of any kind,
+    ``set_params(lr=...)``, and whatever saves and loads the optimizer. Its state belongs to the parameters and stays.
 
     Parameters
     ----------
@@ -128,12 +129,12 @@ class RateFactors:
         Takes, after every step, the name of each group and its rate. The names are ``lr_0``, ``lr_1`` and so on for the
         user's groups, and ``lr_0_x0.1`` for the part of the first one that has the factor 0.1.
     name : str
-        What the names of the groups begin with.
+        The prefix of the names of the groups.
 
     Raises
     ------
     ValueError
-        If the optimizer is LBFGS, which knows one group only.
+        If the optimizer is LBFGS, which has only one group.
 
     Examples
     --------
@@ -172,7 +173,7 @@ class RateFactors:
         ]
 
     def remove(self) -> None:
-        """Give the optimizer back as it was."""
+        """Restore the optimizer."""
         self._restore()
         for hook in self._hooks:
             hook.remove()

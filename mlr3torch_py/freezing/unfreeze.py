@@ -16,7 +16,7 @@ from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import as_names, listed, nearest
-from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
+from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
@@ -51,19 +51,19 @@ class CallbackSetUnfreeze(FreezingCallback):
     Parameters
     ----------
     starting_weights : Select
-        What trains from the start.
+        The weights that are trainable from the start.
     unfreeze : pandas.DataFrame, optional
-        What is unfrozen when: a column `weights` of selectors and exactly one column `epoch` or `batch` of whole
-        numbers. A column `action` may say "freeze" instead of "unfreeze", and a column `when` hold a `Plateau` instead
-        of a time, and a column `lr_mult` factors on the learning rate of the weights, from the first step on; the first
-        row that selects a weight and has a factor counts. A mapping of columns, a list of records and a list of several
-        tables are taken as well. Without a table nothing is unfrozen.
+        The schedule: a column `weights` of selectors and exactly one column `epoch` or `batch` of whole numbers from 1.
+        Three more columns are optional: `action` ("unfreeze" or "freeze"), `when` (a `Plateau` in rows without a time),
+        and `lr_mult` (a factor on the learning rate of the weights, from the first step on; for each weight, the first
+        row with a factor counts). A mapping of columns, a list of records, and a list of several tables are accepted as
+        well. Without a table nothing is unfrozen.
     frozen_mode : {"train", "eval"}
         With "eval", every module in a part of the network that is frozen as a whole, by this callback, is pinned in
         eval mode while it is: normalisation keeps its running statistics, as in Keras, dropout and stochastic depth do
         nothing. A module without parameters goes with what runs before it: in an ``nn.Sequential`` with the nearest
         earlier element that has parameters, and otherwise with the nearest module around it that has some. With
-        "train" all of them stay in the mode of the network, as in R.
+        "train", all of them stay in the mode of the network, as in R.
     frozen_norm, frozen_dropout : {"train", "eval"}, optional
         The mode of normalisation layers with running statistics, and of all other modules, in parts that are frozen
         as a whole; as `frozen_mode` if missing.
@@ -71,14 +71,16 @@ class CallbackSetUnfreeze(FreezingCallback):
     Raises
     ------
     TypeError, ValueError
-        When training begins, if an argument is wrong or a name is not in the network. Before a step at which nothing
-        that the optimizer holds would be trainable.
+        When training begins, if an argument is wrong or a name is not in the network; before a step at which nothing
+        that the optimizer holds would be trainable; and after an update in which `lr_mult` had no effect.
 
     Warns
     -----
     UserWarning
-        When training begins, for a row at time 0, which never comes, one that selects nothing, and one that selects
-        only weights that train already.
+        When training begins, for a row at time 0, one that matches nothing, in whole or in part, one that changes
+        nothing, and one that selects only some of the names of a tied tensor. Also for parameters that will be trained
+        although they required no gradient before, for those that no optimizer holds, and for frozen embeddings with
+        `max_norm`, whose forward pass changes them.
 
     See Also
     --------
@@ -88,12 +90,14 @@ class CallbackSetUnfreeze(FreezingCallback):
     Notes
     -----
     Ported from ``CallbackSetUnfreeze`` of R's mlr3torch. Epochs and training batches are counted from 1 over the whole
-    life of a net, so a schedule goes on across ``partial_fit``, ``warm_start`` and a history that is loaded; validation
-    batches do not count. With factors, the history of every batch that takes a step has the rate of every group of the
-    optimizer, as ``lr_0`` for the first group and ``lr_0_x0.1`` for its part with the factor 0.1; the groups themselves
-    stay as they are for all others. Only ``module_`` of the net is governed: further modules, and a criterion with
-    weights, train as they are. Every row of the history gets `n_trainable`, the number of trainable weights of
-    ``module_`` at the end of the epoch.
+    life of a net, so a schedule continues across ``partial_fit``, ``warm_start`` and a loaded history; validation
+    batches do not count. A tied tensor is trainable as long as one of its names is. At every epoch and every row, the
+    parameters, modules and optimizers that the net has at that time are governed, also if they have been replaced.
+
+    With factors, the history of every batch with an update has the rate of every param group, as ``lr_0`` for the first
+    group and ``lr_0_x0.1`` for its part with the factor 0.1; the param groups themselves stay as they are. Only
+    ``module_`` of the net is governed, not further modules or a criterion with weights. Every row of the history gets
+    `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch.
 
     Examples
     --------
@@ -188,7 +192,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         _warn("{} never takes effect, since epochs and batches count from 1", [s for s in plan.steps if s.time == 0])
         _warn("{} matches no weight of the network", [s for s in plan.steps if not s.names])
         module, names = bare(net.module_), dict.fromkeys(plan.names).keys()
-        tied = [group for group in names_by_tensor(module) if len(group) > 1]
+        tied = tied_names(named_parameters(module))
         _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops(tied))
         selections = [("`starting_weights`", self.starting_weights, plan.starting)]
         selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]
@@ -217,22 +221,22 @@ class CallbackSetUnfreeze(FreezingCallback):
         return state
 
     def state_dict(self) -> dict[str, list[str]]:
-        """Return what trains.
+        """Return the names of the trainable parameters.
 
         Returns
         -------
         dict
-            ``{"trainable": names}``, in the order of the network. Before any training, what was loaded.
+            ``{"trainable": names}``, in the order of the network. Before any training, the state that was loaded.
         """
         if self.loaded_ is not None and self.loaded_.epoch is None:
             return {"trainable": list(self.loaded_.names)}
         return {"trainable": list(in_order(self.plans_, self.governed - self.held_))}
 
     def load_state_dict(self, state: Mapping[str, Iterable[str]]) -> None:
-        """Take up a state, as if a row had unfrozen what it names.
+        """Unfreeze the parameters of a state from the next epoch on.
 
-        What the state names trains on top of `starting_weights`, from the next epoch of the net on; it is used up by
-        the next ``fit`` from scratch. A net that goes on with its own history needs no state.
+        They are trainable in addition to `starting_weights`, until a later row freezes them. The next ``fit`` from
+        scratch uses the state up. A net that continues with its own history needs no state.
 
         Parameters
         ----------
@@ -242,7 +246,8 @@ class CallbackSetUnfreeze(FreezingCallback):
         Raises
         ------
         TypeError, ValueError
-            If it has another form; what was loaded before stays. When training begins, if the network lacks a name.
+            If it has another form; the state that was loaded before stays. When training begins, if the network lacks
+            a name.
         """
         if not isinstance(state, Mapping) or set(state) != {"trainable"}:
             raise ValueError(f"`state` is {state!r}; it must be what state_dict() returns: {{'trainable': [names]}}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ _FROZEN_BEFORE_US = "_frozen_before_mlr3torch_py"
 
 
 def trainable_names(module: nn.Module) -> list[str]:
-    """List the names of the parameters that require a gradient, in the order of the network.
+    """List the names of the parameters that require a gradient.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def trainable_names(module: nn.Module) -> list[str]:
 
 
 def n_trainable(module: nn.Module) -> int:
-    """Count the trainable weights, that is the elements of all tensors that require a gradient.
+    """Count the elements of all tensors that require a gradient.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def can_train(tensor: torch.Tensor) -> bool:
 
 
 def frozen_before_us(module: nn.Module) -> frozenset[str]:
-    """Return the parameters that required no gradient before any callback acted.
+    """Return the parameters that were frozen before any callback acted.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def frozen_before_us(module: nn.Module) -> frozenset[str]:
     Returns
     -------
     frozenset of str
-        Also what has been frozen by hand since. A tied tensor is there under all of its names.
+        Also what has been frozen by hand since then; a tied tensor under all of its names.
 
     Examples
     --------
@@ -113,7 +113,7 @@ def keep_frozen_before_us(module: nn.Module) -> None:
 
 
 def frozen_by_us(module: nn.Module) -> frozenset[str]:
-    """Return what the last call of `freeze` holds frozen.
+    """Return the names that the last call of `freeze` froze.
 
     Parameters
     ----------
@@ -127,25 +127,33 @@ def frozen_by_us(module: nn.Module) -> frozenset[str]:
     return names
 
 
-def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset()) -> bool:
-    """Freeze the parameters in `held`, and free those that the last call froze and this one does not.
+def freeze(
+    module: nn.Module,
+    held: Set[str],
+    *,
+    governed: Set[str] = frozenset(),
+    tensors: Mapping[str, nn.Parameter] | None = None,
+) -> bool:
+    """Freeze the held parameters, and release those of the last call.
 
-    A tensor is frozen when all of its names are held, and then loses its gradient, since an optimizer goes on moving
-    what has one. Flags that are neither governed nor held now or before are left as they are, so that what a user
-    changed by hand stays. The names are remembered on the network, through pickle and deepcopy.
+    A tensor is frozen when all of its names are held, and then loses its gradient, since optimizers keep moving a
+    tensor that has one. Flags that are neither governed nor held, now or in the last call, stay as they are, and so
+    what a user changed by hand stays too. The network remembers the names, through pickle and deepcopy.
 
     Parameters
     ----------
     module : torch.nn.Module
     held : set of str
-        Parameter names; names that the network does not have are passed over.
+        Parameter names; names that the network lacks are ignored.
     governed : set of str
-        Parameters whose flag is set whatever it was: frozen when held, trainable otherwise.
+        Parameters whose flag is set in any case: frozen when held, trainable otherwise.
+    tensors : mapping of str to torch.nn.Parameter, optional
+        The result of `named_parameters` for the network, to save the look-up.
 
     Returns
     -------
     bool
-        Whether a flag is another one than before.
+        True if a flag has changed.
 
     Examples
     --------
@@ -164,7 +172,8 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset(
     before = frozen_by_us(module)
     if held == before and not governed:
         return False
-    tensors = named_parameters(module)
+    if tensors is None:
+        tensors = named_parameters(module)
     free = {id(tensor) for name, tensor in tensors.items() if name not in held}
     written = [tensors[name] for name in {*(held ^ before), *governed} if name in tensors]
     changed = sum(_set_trainable(tensor, id(tensor) in free) for tensor in written)
@@ -174,14 +183,14 @@ def freeze(module: nn.Module, held: Set[str], *, governed: Set[str] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """The flags of a network at one time, to go back to.
+    """The flags of a network at one time, to restore them later.
 
     Parameters
     ----------
     trainable : frozenset of str
-        What required a gradient.
+        The names of the parameters that required a gradient.
     frozen_by_us : frozenset of str
-        What `freeze` had frozen.
+        The names that `freeze` had frozen.
 
     Examples
     --------
@@ -200,11 +209,11 @@ class Flags:
 
     @classmethod
     def of(cls, module: nn.Module) -> Flags:
-        """Take down the flags of a network."""
+        """Record the flags of a network."""
         return cls(frozenset(trainable_names(module)), frozen_by_us(module))
 
     def restore(self, module: nn.Module) -> None:
-        """Set the flags of a network back to these."""
+        """Set the flags of a network to these."""
         for name, tensor in named_parameters(module).items():
             _set_trainable(tensor, name in self.trainable)
         setattr(bare(module), _FROZEN_BY_US, self.frozen_by_us)
@@ -213,9 +222,7 @@ class Flags:
 def _set_trainable(tensor: nn.Parameter, trainable: bool) -> bool:
     if not trainable:
         tensor.grad = None
-    elif not can_train(tensor):
+    if tensor.requires_grad == trainable or (trainable and not can_train(tensor)):
         return False
-    changes = tensor.requires_grad != trainable
-    if changes:
-        tensor.requires_grad = trainable
-    return changes
+    tensor.requires_grad = trainable
+    return True

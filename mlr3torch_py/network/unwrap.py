@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from torch import nn
 
-__all__ = ["all_modules", "bare", "named_modules", "named_parameters", "names_by_tensor", "network_of"]
+__all__ = ["all_modules", "bare", "named_modules", "named_parameters", "names_by_tensor", "network_of", "tied_names"]
 
-# The attribute under which each wrapper keeps the module it wraps. The wrappers are known by name, so that none of
-# them has to be imported: an instance exists only when its module has been imported already.
+# The attribute under which each wrapper keeps its module. Wrappers are listed by name so that none has to be imported:
+# an instance exists only if its class has been imported already.
 _WRAPPED_UNDER = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
@@ -31,14 +31,14 @@ def _wrapped_under(module_type: type) -> str | None:
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """Return the module that data-parallel, compilation and checkpointing wrappers hold.
+    """Return the module inside data-parallel, compilation and checkpointing wrappers.
 
-    Wrappers are recognised by their type, so a network with a child called ``module`` is left as it is.
+    Wrappers are recognised by their type, so a network with a child called ``module`` is returned unchanged.
 
     Parameters
     ----------
     module : torch.nn.Module
-        A network, wrapped any number of times or not at all.
+        A network, with any number of wrappers.
 
     Returns
     -------
@@ -79,18 +79,19 @@ def network_of(module: Any) -> nn.Module:
 
 
 def named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module of a network with its path, wrappers left out; a shared module once for each of its paths.
+    """Yield every module of a network, without wrappers, with its path.
 
     Parameters
     ----------
     module : torch.nn.Module
     path : str
-        What goes before every path.
+        The path of the network itself.
 
     Yields
     ------
     tuple of (str, torch.nn.Module)
-        In the order of ``torch.nn.Module.named_modules``; the network itself comes first, with the path ``""``.
+        In the order of ``torch.nn.Module.named_modules``, the network itself first; a shared module under each of its
+        paths.
 
     Examples
     --------
@@ -111,12 +112,12 @@ def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     Parameters
     ----------
     module : torch.nn.Module
-        A network; wrappers, at the top or inside, add nothing to the names.
+        A network; wrappers around it or inside it add nothing to the names.
 
     Returns
     -------
     dict of str to torch.nn.Parameter
-        In the order of ``torch.nn.Module.named_parameters``. A tied tensor is there under each of its names.
+        In the order of ``torch.nn.Module.named_parameters``; a tied tensor under each of its names.
 
     Examples
     --------
@@ -139,7 +140,7 @@ def names_by_tensor(module: nn.Module) -> list[list[str]]:
     Returns
     -------
     list of list of str
-        One list per tensor, in the order of the network; it has several names if the tensor is tied.
+        One list per tensor, in the order of the network, with several names for a tied tensor.
 
     Examples
     --------
@@ -149,8 +150,29 @@ def names_by_tensor(module: nn.Module) -> list[list[str]]:
     >>> names_by_tensor(network)
     [['0.weight', '1.weight'], ['0.bias']]
     """
+    return _grouped(named_parameters(module))
+
+
+def tied_names(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
+    """Group the names of those tensors that have several.
+
+    Parameters
+    ----------
+    tensors : mapping of str to torch.nn.Parameter
+        What `named_parameters` returns.
+
+    Returns
+    -------
+    list of list of str
+    """
+    if len(set(map(id, tensors.values()))) == len(tensors):
+        return []
+    return [names for names in _grouped(tensors) if len(names) > 1]
+
+
+def _grouped(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
     names: dict[int, list[str]] = {}
-    for name, tensor in named_parameters(module).items():
+    for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
     return list(names.values())
 
@@ -165,7 +187,7 @@ def _collect(module: nn.Module, prefix: str, found: dict[str, nn.Parameter]) -> 
 
 
 def all_modules(module: nn.Module) -> list[nn.Module]:
-    """List every module of a network, wrappers included; a shared one once for each of its places.
+    """List every module of a network, wrappers included.
 
     Parameters
     ----------
@@ -174,7 +196,8 @@ def all_modules(module: nn.Module) -> list[nn.Module]:
     Returns
     -------
     list of torch.nn.Module
-        Without names it is some times faster than `named_modules` and ``torch.nn.Module.modules``.
+        A shared module once for each of its places. Several times faster than `named_modules` and
+        ``torch.nn.Module.modules``, because it builds no names.
 
     Examples
     --------

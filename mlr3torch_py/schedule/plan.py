@@ -67,7 +67,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which of the parameters that a callback governs are trainable when.
+    """A table resolved against one network: what is trainable when.
 
     Parameters
     ----------
@@ -198,14 +198,9 @@ class Plan:
         """
         return self._governed - self.trainable(moment)
 
+    @cached_property
     def lr_factors(self) -> list[tuple[str, float]]:
-        """Return the factors on the learning rates, in the order of the table.
-
-        Returns
-        -------
-        list of (str, float)
-            Names and their factors. Of several for a name, or for the names of one tensor, the first counts.
-        """
+        """Names and the factors on their learning rates, in the order of the table; the first for a tensor counts."""
         rows = sorted(self.steps, key=lambda step: step.row.position)
         factors = [(step, step.row.lr_mult) for step in rows if step.time > 0]
         return [(name, factor) for step, factor in factors if factor is not None for name in step.names]

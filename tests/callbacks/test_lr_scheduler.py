@@ -11,7 +11,7 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, LRScheduler
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
-from mlr3torch_py import CallbackSetLRScheduler, as_lr_scheduler, t_clbk
+from mlr3torch_py import CallbackSetLRScheduler, as_lr_scheduler, t_clbk, torch_callback
 from tests.callbacks.test_early_stopping import Score
 from tests.helpers import X, golden, iris_net, y
 
@@ -245,3 +245,52 @@ def test_wrong_parameters_are_refused():
         as_lr_scheduler(3)
     with pytest.raises(ValueError, match="`monitor` is 'valid_los', which no epoch of the history has"):
         iris_net(t_clbk("lr_reduce_on_plateau", monitor="valid_los")).fit(X, y)
+
+
+class NewOptimizer(Callback):
+    """Replaces the optimizer after the first batch of the second epoch, or at its end."""
+
+    def __init__(self, hook, n_groups=1):
+        self.hook = hook
+        self.n_groups = n_groups
+
+    def replace(self, net):
+        tensors = list(net.module_.parameters())
+        groups = [{"params": tensors[i :: self.n_groups]} for i in range(self.n_groups)]
+        net.optimizer_ = torch.optim.SGD(groups, lr=0.1)
+
+    def on_batch_end(self, net, training=None, **kwargs):
+        if self.hook == "on_batch_end" and len(net.history) == 2 and len(net.history[-1]["batches"]) == 1:
+            self.replace(net)
+
+    def on_epoch_end(self, net, **kwargs):
+        if self.hook == "on_epoch_end" and len(net.history) == 2:
+            self.replace(net)
+
+
+@pytest.mark.parametrize("hook", ["on_batch_end", "on_epoch_end"])
+@pytest.mark.parametrize(
+    "callback",
+    [
+        t_clbk("lr_step", step_size=1, gamma=0.5),
+        t_clbk("lr_one_cycle", max_lr=1.0),
+        t_clbk("lr_reduce_on_plateau", monitor="train_loss", patience=0, threshold=9.0, threshold_mode="abs"),
+        as_lr_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=9, step_on_epoch=False),
+    ],
+    ids=lambda callback: callback.id,
+)
+def test_a_scheduler_follows_an_optimizer_that_is_replaced(callback, hook):
+    def rates(*others):
+        seen = []
+        see = torch_callback(
+            "see", on_after_backward=lambda self: seen.append(self.ctx.optimizer.param_groups[0]["lr"])
+        )
+        iris_net(copy.deepcopy(callback), *others, see, max_epochs=4).fit(X, y)
+        return seen
+
+    assert rates(NewOptimizer(hook)) == pytest.approx(rates())
+
+
+def test_an_optimizer_with_other_groups_is_refused_by_a_scheduler():
+    with pytest.raises(ValueError, match="1 param groups, by one with 2"):
+        iris_net(t_clbk("lr_step", step_size=1), NewOptimizer("on_epoch_end", 2)).fit(X, y)

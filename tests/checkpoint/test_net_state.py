@@ -1,4 +1,5 @@
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -199,3 +200,12 @@ def test_a_distributed_history_stays_one(tmp_path):
 
     assert resumed_equals_whole(tmp_path, net_of)
     assert isinstance(net_of(tmp_path / "kept").fit(X, y).history, DistributedHistory)
+
+
+def test_an_object_that_answers_every_attribute_has_no_state_to_keep(tmp_path):
+    spy = Mock()
+    run(tmp_path, 2, ("spy", spy), t_clbk("unfreeze", starting_weights=select_last(1)), t_clbk("freeze_audit"))
+    assert spy.on_epoch_end.call_count == 2
+    assert not spy.state_dict.called
+    run(tmp_path, 3, ("spy", spy), t_clbk("unfreeze", starting_weights=select_last(1)), resume=True)
+    assert not spy.load_state_dict.called

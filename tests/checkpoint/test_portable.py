@@ -75,7 +75,7 @@ def test_subclasses_of_numbers_and_texts_become_plain(value, expected):
         np.array(["text"]),
         np.ma.masked_array([1], [True]),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_json_and_tensors_cannot_hold_is_refused_with_its_place(value):
     with pytest.raises(TypeError, match=r"^state\.deep\.1 is of type \w+, which a checkpoint cannot keep; use None"):

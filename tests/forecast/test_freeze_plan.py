@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skorch import NeuralNetClassifier
 from skorch.callbacks import EpochScoring
 from skorch.dataset import ValidSplit
 from torch import nn
@@ -328,3 +329,43 @@ def test_drawing_says_how_to_install_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pip install 'mlr3torch_py\[plot\]'"):
         freeze_plan(NETWORK, callbacks=[CallbackSetUnfreeze(select_none())]).plot()
+
+
+def test_rows_after_the_last_epoch_are_said():
+    tables = [
+        {"epoch": [2, 5], "weights": [select_prefix("3"), select_all()]},
+        {"batch": [13], "weights": [select_all()]},
+    ]
+    plan = freeze_plan(iris_net(unfreeze(tables)), X, y)
+    assert plan.notes == (
+        "row 1 (epoch 5: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
+        "row 2 (batch 13: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
+    )
+    assert freeze_plan(iris_net(unfreeze(tables), max_epochs=5), X, y).notes == ()
+
+
+class HeadIsOptimized(NeuralNetClassifier):
+    def initialize_optimizer(self, *args, **kwargs):
+        self.optimizer_ = torch.optim.SGD(self.module_[-1].parameters(), lr=0.1)
+        return self
+
+
+@pytest.mark.parametrize("initialized", [False, True])
+def test_what_no_optimizer_holds_is_said(initialized):
+    net = iris_net(unfreeze(), cls=HeadIsOptimized)
+    plan = freeze_plan(net.initialize() if initialized else net, X, y)
+    assert len(plan.notes) == 1
+    assert "no optimizer holds them: 0, 3; give the optimizer all parameters" in plan.notes[0]
+    assert freeze_plan(iris_net(unfreeze()), X, y).notes == ()
+
+
+def test_a_net_whose_optimizer_cannot_be_made_has_a_plan():
+    plan = freeze_plan(iris_net(unfreeze(), optimizer__nonsense=1))
+    assert len(plan.phases) == 3
+
+
+def test_integer_tensors_are_never_trainable_in_a_plan():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    network.steps = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
+    plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", starting_weights=select_all())])
+    assert plan.phases[0].trainable == {"0.weight", "0.bias", "1.weight", "1.bias"}

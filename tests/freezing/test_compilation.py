@@ -263,6 +263,7 @@ class Tied(nn.Module):
         return self.head(self.decoder(self.encoder(x)))
 
 
+@pytest.mark.usefixtures("no_schedule_warnings")  # rows select some of the names of a tied tensor
 def test_tied_and_integer_parameters():
     trace = Trace()
     table = {"epoch": [2, 3], "weights": [select_name("decoder.weight"), select_all()]}

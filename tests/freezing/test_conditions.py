@@ -70,6 +70,7 @@ def test_a_condition_may_freeze_and_stand_beside_times():
     assert trace.batches_ == [HEAD, ALL, ALL, HEAD]
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     scores=st.lists(st.sampled_from([0.1, 0.2, 0.3, float("nan")]), min_size=2, max_size=8),
@@ -172,6 +173,7 @@ def run_in_rank(scores):
     return trace.batches_
 
 
+@pytest.mark.slow
 def test_the_main_process_decides_for_all(tmp_path):
     """Two processes see different scores, and do what the first one's say."""
     scores = [[0.9, 0.8, 0.8, 0.8], [0.9, 0.9, 0.9, 0.9]]

@@ -363,7 +363,7 @@ def test_what_takes_for_granted_what_trains_is_refused_before_the_first_step(mak
     assert (message, n_epochs) == other
     assert n_epochs == 0
     if make is fully_sharded:
-        assert "ValueError: `module_` is sharded by FSDP, which takes what trains for granted" in message
+        assert "ValueError: `module_` is sharded by FSDP, which assumes that the set of trainable" in message
         assert "; use DistributedDataParallel" in message
     else:
         assert "ValueError: `module_` is wrapped in DistributedDataParallel with static_graph" in message

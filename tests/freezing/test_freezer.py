@@ -401,6 +401,7 @@ def held_alone(callback, epoch, batch):
     return set(NAMES) - trains
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.lists(st.one_of(freezers, tables), min_size=1, max_size=4), st.randoms())
 @pytest.mark.usefixtures("no_schedule_warnings")

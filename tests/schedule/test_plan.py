@@ -194,3 +194,34 @@ def test_a_missing_name_is_reported_with_its_place():
 def test_a_selector_of_places_needs_the_network():
     with pytest.raises(ValueError, match="`starting_weights`: .*needs a network"):
         plan_of(select_first(1), None)
+
+
+@given(some, mixed, moments, moments, st.sets(st.sampled_from(NAMES)))
+def test_a_plan_without_some_names_says_the_same_of_the_others(starting, table, epoch, batch, names):
+    plan = plan_of(starting, table)
+    assert plan.without(frozenset(names)).trainable(at(epoch, batch)) == plan.trainable(at(epoch, batch)) - names
+
+
+@given(some, some, moments, moments, st.sets(st.sampled_from(NAMES)))
+def test_a_plan_keeps_what_another_one_says_of_some_names(starting, other, epoch, batch, names):
+    table = {"epoch": [2], "weights": [select_name("a")]}
+    one, another = plan_of(starting, table), plan_of(other, table)
+    now = at(epoch, batch)
+    kept = one.keeping(another, frozenset(names))
+    assert kept.trainable(now) == (one.trainable(now) - names) | (another.trainable(now) & names)
+
+
+def test_a_row_on_one_name_of_a_tied_tensor_that_trains_by_another_changes_nothing():
+    table = {"epoch": [2, 3], "weights": [select_name("b"), select_name("c")]}
+    plan = plan_of(select_name("a"), table)
+    assert plan.no_ops() == []
+    assert [step.row.position for step in plan.no_ops(tied=[["a", "b"]])] == [0]
+
+
+def test_the_factor_of_the_first_row_comes_first_also_when_its_condition_is_met_late():
+    tables = [
+        {"when": [Plateau()], "weights": [select_name("a")], "lr_mult": [0.1]},
+        {"epoch": [2], "weights": [select_name("a")], "lr_mult": [0.5]},
+    ]
+    plan = plan_of(select_none(), tables)
+    assert plan.lr_factors == plan.resolved({0: 5}).lr_factors == [("a", 0.1), ("a", 0.5)]

@@ -13,7 +13,9 @@ from mlr3torch_py import (
     select_first,
     select_last,
     select_name,
+    select_none,
     select_prefix,
+    select_trainable,
     t_clbk,
 )
 from tests.helpers import Nested, Trace, X, iris_net, moved, y
@@ -230,3 +232,33 @@ def test_whole_numbers_of_numpy_are_times():
     schedule = gradual_unfreezing(NETWORK, every=np.int64(2), start=np.int8(3))
     assert schedule["unfreeze"].equals(gradual_unfreezing(NETWORK, every=2, start=3)["unfreeze"])
     assert head_first(NETWORK, epochs=np.int64(3))["unfreeze"]["epoch"].tolist() == [4]
+
+
+class Adapted(nn.Module):
+    """A layer whose base is fixed, with an adapter, as LoRA has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(4, 4).requires_grad_(False)
+        self.adapter = nn.Linear(4, 4)
+
+
+def network_with_a_fixed_part():
+    return nn.Sequential(nn.Linear(4, 4).requires_grad_(False), Adapted(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("recipe", [gradual_unfreezing, chain_thaw, head_first])
+def test_a_recipe_among_what_is_trainable_leaves_out_what_is_fixed(recipe):
+    network = network_with_a_fixed_part()
+    schedule = recipe(network, among=select_trainable())
+    rows = [schedule["starting_weights"], *schedule["unfreeze"]["weights"]]
+    names = {name for weights in rows for name in weights.expand(network)}
+    assert names == {"1.adapter.weight", "1.adapter.bias", "2.weight", "2.bias"}
+    assert all(weights.expand(network) for weights in rows)
+
+
+def test_among_must_be_a_selector_that_selects_something():
+    with pytest.raises(TypeError, match="`among` is '2.weight'"):
+        head_first(network_with_a_fixed_part(), among="2.weight")
+    with pytest.raises(ValueError, match=r"`among` is select_none\(\), which selects nothing in any block"):
+        head_first(network_with_a_fixed_part(), among=select_none())

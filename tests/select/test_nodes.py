@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import mlr3torch_py
 from mlr3torch_py import (
+    from_dict,
     select_all,
     select_first,
     select_glob,
@@ -11,9 +14,13 @@ from mlr3torch_py import (
     select_last,
     select_name,
     select_prefix,
+    select_trainable,
     select_type,
+    t_clbk,
+    to_dict,
+    trainable_names,
 )
-from tests.helpers import Block, Nested
+from tests.helpers import Block, Nested, X, iris_net, y
 from tests.select.strategies import NAMES
 
 
@@ -70,3 +77,24 @@ def test_a_shared_module_is_selected_under_all_its_names():
     network = nn.Sequential(linear, nn.ReLU(), linear, nn.LayerNorm(2))
     assert (~select_type(nn.Linear)).expand(network) == ["3.weight", "3.bias"]
     assert select_last(2).expand(network) == ["2.weight", "2.bias", "3.weight", "3.bias"]
+
+
+def test_trainable_is_what_required_a_gradient_before_any_callback_acted_also_at_a_second_fit():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    network[0].bias.requires_grad = False
+    expected = ["0.weight", "1.weight", "1.bias"]
+    assert select_trainable().expand(network) == expected
+    net = iris_net(t_clbk("unfreeze", starting_weights=select_trainable() & select_prefix("1")), module=network)
+    for _ in range(2):
+        net.fit(X, y)
+        assert select_trainable().expand(net) == expected
+    assert trainable_names(network) == expected[1:]
+    network[1].bias.requires_grad = False
+    assert select_trainable().expand(network) == ["0.weight", "1.weight"]
+    assert select_trainable().expand(copy.deepcopy(network)) == ["0.weight", "1.weight"]
+
+
+def test_trainable_needs_a_network_and_goes_through_plain_data():
+    with pytest.raises(ValueError, match=r"select_trainable\(\) needs a network"):
+        select_trainable()(["0.weight"])
+    assert from_dict(to_dict(~select_trainable())) == ~select_trainable()
