@@ -13,7 +13,7 @@ from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
 from mlr3torch_py.schedule.plan import Held, Plan
 
-__all__ = ["advise_on_network", "in_no_optimizer", "partly_selected"]
+__all__ = ["advise_on_network", "in_no_optimizer", "missing_from", "partly_selected"]
 
 _AND_SO_ON = 6
 
@@ -54,8 +54,29 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan]) -> None:
             )
 
 
+def missing_from(network: nn.Module, names: Held, optimizers: Iterable[Optimizer]) -> list[str]:
+    """List the parameters that no optimizer holds.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    names : set of str
+        The parameters to look for.
+    optimizers : iterable of torch.optim.Optimizer
+
+    Returns
+    -------
+    list of str
+        Empty if no optimizer of torch holds anything.
+    """
+    groups = [group["params"] for optimizer in optimizers for group in optimizer.param_groups]
+    held = {id(tensor) for group in groups for tensor in group}
+    tensors = named_parameters(network)
+    return [name for name, tensor in tensors.items() if name in names and id(tensor) not in held] if held else []
+
+
 def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimizer]) -> str | None:
-    """Say which of some parameters no optimizer holds; None if all are held, or there is no optimizer of torch.
+    """Describe which parameters no optimizer holds; None if none is missing.
 
     Parameters
     ----------
@@ -67,11 +88,8 @@ def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimi
     -------
     str or None
     """
-    groups = [group["params"] for optimizer in optimizers for group in optimizer.param_groups]
-    held = {id(tensor) for group in groups for tensor in group}
-    tensors = named_parameters(network)
-    missing = [name for name, tensor in tensors.items() if name in names and id(tensor) not in held]
-    if not held or not missing:
+    missing = missing_from(network, names, optimizers)
+    if not missing:
         return None
     return (
         "parameters will not be trained although the schedule makes them trainable, since no optimizer holds them: "

@@ -15,12 +15,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from mlr3torch_py.freezing.advice import in_no_optimizer
+from mlr3torch_py.freezing.advice import in_no_optimizer, missing_from
+from mlr3torch_py.freezing.inventory import Inventory
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules
 from mlr3torch_py.network.parameters import Flags, freeze, keep_frozen_before_us, n_trainable
-from mlr3torch_py.network.unwrap import all_modules, named_parameters, tied_names
+from mlr3torch_py.network.unwrap import all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
 __all__ = ["FreezingEngine", "Holder", "Host", "in_order", "modules_to_pin"]
@@ -65,10 +66,15 @@ class Host(Protocol):
 
 
 class Holder(Protocol):
-    """What declares, by plans, which parameters it holds frozen when; the engine sets `held_`."""
+    """What declares, by plans, which parameters it holds frozen when.
+
+    The engine sets `held_`, and `missing_` of the first holder: the names of which it has warned that no optimizer
+    holds them.
+    """
 
     plans_: tuple[Plan, ...]
     held_: Held
+    missing_: Held
 
     @property
     def governed(self) -> Held:
@@ -133,11 +139,10 @@ class FreezingEngine(Generic[_Host]):
         self.batch, self.due = moment.batch, 0.0
         self.held: Held = frozenset()
         self.event = next(_EVENTS)
-        self._look()
+        self._inventory = self._look()
         self._flags_before: Flags | None = None
         self._pins = Pins()
         self._rates = Rates(host.record_rate)
-        self._told: dict[str, nn.Parameter] = {}
 
     @property
     def is_provisional(self) -> bool:
@@ -146,8 +151,6 @@ class FreezingEngine(Generic[_Host]):
 
     def begin(self) -> None:
         """Set the flags of all governed parameters when training begins."""
-        plans = [plan for holder in self.holders for plan in holder.plans_]
-        self._warn_of_missing(frozenset().union(*(plan.ever_trainable for plan in plans)))
         keep_frozen_before_us(self.network)
         self._rates.scale(self._factors(), self.host.optimizers())
         self._flags_before = Flags.of(self.network)
@@ -195,42 +198,57 @@ class FreezingEngine(Generic[_Host]):
         self.due = self.batch + 1 if soon or self._rates.are_unproven else self._next_row(self.batch)
 
     def _next_row(self, batch: int) -> float:
-        plans = (plan for holder in self.holders for plan in holder.plans_)
-        return min((plan.next_batch(batch) for plan in plans), default=math.inf)
+        return min((plan.next_batch(batch) for plan in self._plans()), default=math.inf)
+
+    def _plans(self) -> Iterator[Plan]:
+        return (plan for holder in self.holders for plan in holder.plans_)
 
     def _governed(self) -> Held:
         return frozenset().union(*(holder.governed for holder in self.holders))
 
     def _whole(self, held: Held) -> Held:
         """Leave out the names of tied tensors of which not all names are held."""
-        for names in self._tied:
+        for names in self._inventory.tied:
             if not held >= names:
                 held -= names
         return held
 
-    def _look(self) -> None:
+    def _look(self) -> Inventory:
         self.network, self.optimizer = self.host.network, self.host.optimizer
-        self._tensors = named_parameters(self.network)
-        self._tied = [frozenset(names) for names in tied_names(self._tensors)]
+        return Inventory(self.network, self._optimizers())
+
+    def _optimizers(self) -> list[Optimizer]:
+        return [optimizer for _, optimizer in self.host.optimizers()]
 
     def _follow(self) -> Held:
         """Look at what the host holds now, and return the names of parameters that are other tensors than before."""
-        network, before = self.network, self._tensors
-        self._look()
-        if (
-            list(map(id, before.values())) == list(map(id, self._tensors.values()))
-            and before.keys() == self._tensors.keys()
-        ):
+        network, before = self.network, self._inventory
+        self._inventory = now = self._look()
+        if now.is_same_as(before):
             return frozenset()
+        replaced = now.replaced_since(before)
         if network is not self.network:
             keep_frozen_before_us(self.network)
             if self._flags_before is not None:
                 self._flags_before = Flags.of(self.network)
-        if network is not self.network or before.keys() != self._tensors.keys():
-            known = before.keys() & self._tensors.keys() if network is self.network else frozenset[str]()
+        if network is not self.network or not now.has_names_of(before):
+            known = before.tensors.keys() & now.tensors.keys() if network is self.network else frozenset[str]()
             for holder in self.holders:
                 holder.resolve(self.network, known)
-        return frozenset(name for name, tensor in self._tensors.items() if before.get(name) is not tensor)
+        if replaced or not (now.has_names_of(before) and now.has_modules_of(before)):
+            self.event = next(_EVENTS)
+        if replaced or not now.has_optimizers_of(before):
+            self.warn_of_missing()
+        return replaced
+
+    def warn_of_missing(self) -> None:
+        """Warn about parameters of the plans that no optimizer holds, apart from those that were missing before."""
+        will_train = frozenset[str]().union(*(plan.ever_trainable for plan in self._plans()))
+        optimizers = self._optimizers()
+        missing = frozenset(missing_from(self.network, will_train, optimizers))
+        if message := in_no_optimizer(self.network, missing - self.driver.missing_, optimizers):
+            warnings.warn(message, stacklevel=2)
+        self.driver.missing_ = missing
 
     def _apply(self, written: Held) -> None:
         """Set flags, pins and rates for this moment; the flags of what is `written` whatever they were."""
@@ -240,55 +258,46 @@ class FreezingEngine(Generic[_Host]):
             held |= names
             holder.held_ = self._whole(names)
         before, self.held = self.held, self._whole(held)
-        if freeze(self.network, held, governed=written, tensors=self._tensors):
+        if freeze(self.network, held, governed=written, tensors=self._inventory.tensors):
             self._clear_directions()
         held_by = [(holder, holder.held_) for holder in self.holders]
-        if self._pins.set(modules_to_pin(self.network, held_by)) or written or self.held != before:
+        if self._pins.set(modules_to_pin(self.network, held_by)) or self.held != before:
             self.event = next(_EVENTS)
         self._rates.scale(self._factors(), self.host.optimizers())
         self.host.flags_changed()
 
     def _change(self, when: str, fresh: Held) -> bool:
         """Apply the plans, and log and record whether that has changed something."""
-        before, held_before = [holder.held_ for holder in self.holders], self.held
+        before = [holder.held_ for holder in self.holders]
         fresh = fresh and fresh & self._governed()
         self._apply(written=fresh)
-        if released := (fresh | held_before) - self.held:
-            self._warn_of_missing(released)
         changed = [(one, held) for one, held in zip(self.holders, before, strict=True) if held != one.held_]
         if changed and logger.isEnabledFor(logging.INFO):
             for holder, held in changed:
                 for doing, names in (("unfreezing", held - holder.held_), ("freezing", holder.held_ - held)):
                     if names:
                         logger.info("%s at %s: %s", doing, when, listed(in_order(holder.plans_, names)))
-        if again := [name for name in self._tensors if name in fresh and name in self.held]:
+        if again := [name for name in self._inventory.tensors if name in fresh & self.held]:
             logger.info("freezing at %s what was replaced: %s", when, listed(again))
         self.host.record("event_unfreeze", bool(changed) or bool(self.host.recorded("event_unfreeze")))
         return bool(changed)
 
-    def _warn_of_missing(self, names: Held) -> None:
-        """Warn, once for each tensor, about parameters that are to be trained and that no optimizer holds."""
-        fresh = frozenset(name for name in names if self._told.get(name) is not self._tensors.get(name))
-        if missing := in_no_optimizer(self.network, fresh, [optimizer for _, optimizer in self.host.optimizers()]):
-            warnings.warn(missing, stacklevel=2)
-        self._told.update({name: self._tensors[name] for name in fresh if name in self._tensors})
-
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
         factors: dict[int, float] = {}
-        for plan in (plan for holder in self.holders for plan in holder.plans_):
+        for plan in self._plans():
             for name, factor in plan.lr_factors:
-                factors.setdefault(id(self._tensors[name]), factor)
+                factors.setdefault(id(self._inventory.tensors[name]), factor)
         return factors
 
     def _clear_directions(self) -> None:
         """Reset LBFGS: its gradient memory would keep moving frozen weights."""
-        for _, optimizer in self.host.optimizers():
+        for optimizer in self._optimizers():
             if isinstance(optimizer, torch.optim.LBFGS):
                 optimizer.state.clear()
 
     def _check_something_trains(self) -> None:
-        groups = [group["params"] for _, optimizer in self.host.optimizers() for group in optimizer.param_groups]
+        groups = [group["params"] for optimizer in self._optimizers() for group in optimizer.param_groups]
         if not groups:
             groups = [list(self.host.learnable())]
         if any(tensor.requires_grad for group in groups for tensor in reversed(group)):  # mostly the head trains

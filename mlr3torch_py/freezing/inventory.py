@@ -1,0 +1,75 @@
+"""Inventory: the modules, parameters and optimizers that a net holds at one time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from operator import is_
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mlr3torch_py.network.unwrap import all_modules, named_parameters, tied_names
+from mlr3torch_py.schedule.plan import Held
+
+__all__ = ["Inventory"]
+
+
+class Inventory:
+    """What a net holds at one time.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    optimizers : iterable of torch.optim.Optimizer
+
+    Attributes
+    ----------
+    tensors : dict of str to torch.nn.Parameter
+    tied : frozenset of frozenset of str
+        The names of each tensor that has several.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> before = Inventory(network, [])
+    >>> network[1].bias = nn.Parameter(network[1].bias.detach())
+    >>> now = Inventory(network, [])
+    >>> now.replaced_since(before), now.has_modules_of(before)
+    (frozenset({'1.bias'}), True)
+    """
+
+    def __init__(self, network: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+        self.tensors = named_parameters(network)
+        self.tied = frozenset(map(frozenset, tied_names(self.tensors)))
+        self._modules = all_modules(network)
+        self._optimizers = [(one, sum(len(group["params"]) for group in one.param_groups)) for one in optimizers]
+
+    def is_same_as(self, before: Inventory) -> bool:
+        """Whether all is the same as before."""
+        return (
+            list(self.tensors) == list(before.tensors)
+            and _same(list(self.tensors.values()), list(before.tensors.values()))
+            and self.has_modules_of(before)
+            and self.has_optimizers_of(before)
+        )
+
+    def replaced_since(self, before: Inventory) -> Held:
+        """Return the names that are other tensors than before, or are tied to other names."""
+        replaced = {name for name, tensor in self.tensors.items() if before.tensors.get(name) is not tensor}
+        return frozenset(replaced.union(*(self.tied ^ before.tied)) & self.tensors.keys())
+
+    def has_names_of(self, before: Inventory) -> bool:
+        """Whether the parameters have the same names as before."""
+        return self.tensors.keys() == before.tensors.keys()
+
+    def has_modules_of(self, before: Inventory) -> bool:
+        """Whether all modules are the same as before."""
+        return _same(self._modules, before._modules)
+
+    def has_optimizers_of(self, before: Inventory) -> bool:
+        """Whether all optimizers are the same as before, and hold as many parameters."""
+        return self._optimizers == before._optimizers
+
+
+def _same(some: Sequence[object], others: Sequence[object]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
