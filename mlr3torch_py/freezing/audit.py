@@ -66,10 +66,10 @@ class CallbackSetFreezeAudit(CallbackSet):
     -----
     It costs a copy of what is frozen, or of `sample` values of each tensor. These are read once more in each epoch and
     at each event, that is each time that something is frozen or unfrozen; what is trainable is hashed at each event.
-    Batches 1, 2, 4, 8 and so on after an event are looked at closely: what is frozen is read before and after the
-    forward pass, to tell whether that has written it, and what has not moved yet is hashed. On all other batches it
-    costs next to nothing. Sparse tensors are left out, and all buffers in processes of a distributed training but the
-    main one, which sends them its own.
+    Batches 1, 2, 4, 8 and so on after an event, and the first of each epoch, are looked at closely: what is frozen is
+    read before and after the forward pass, to tell whether that has written it, and what has not moved yet is hashed.
+    On all other batches it costs next to nothing. Sparse tensors are left out, and in a distributed training the
+    buffers of all processes but the main one, which sends them its own.
 
     When training ends, one line in the log at the level INFO says how much was compared.
 
@@ -145,11 +145,12 @@ class CallbackSetFreezeAudit(CallbackSet):
             self._keep_frozen(net, batch)
             self.trainable_ = TrainableTensors(net.module_, self.trainable_, batch=batch)
             self.event_, self.n_batches_, self.next_look_ = event, 0, 1
-        self.is_checked_ = False
         self.n_batches_ += 1
-        self.is_looking_ = self.n_batches_ == self.next_look_
-        if self.is_looking_:
+        is_first_in_epoch, self.is_checked_ = self.is_checked_, False
+        self.is_looking_ = is_first_in_epoch or self.n_batches_ == self.next_look_
+        if self.n_batches_ == self.next_look_:
             self.next_look_ *= 2
+        if self.is_looking_:
             self._look(net)
 
     def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
@@ -195,17 +196,21 @@ class CallbackSetFreezeAudit(CallbackSet):
         )
 
     def _look(self, net: Net) -> None:
-        """Look closely at this batch: what has moved by now, and what its forward pass will write."""
-        if self.trainable_ is not None:
-            self.trainable_.look_at_values()
+        """Look closely at this batch: at what has moved by now, and at its forward pass."""
         if self.forward_ is not None:
             self.forward_.remove()
-        if (frozen := self.frozen_) is not None and frozen.tensors:
-            self.forward_ = ForwardWatch(
-                net,
-                before=lambda: frozen.before_forward(net.module_),
-                after=lambda: frozen.after_forward(net.module_),
-            )
+        if (frozen := self.frozen_) is None or (trainable := self.trainable_) is None:
+            return
+        trainable.look_at_values()
+
+        def before() -> None:
+            frozen.before_forward(net.module_)
+
+        def after(outputs: Any) -> None:
+            frozen.after_forward(net.module_)
+            trainable.forward_done(outputs)
+
+        self.forward_ = ForwardWatch(net, before, after)
 
     def _check(self, net: Net, batch: int) -> None:
         if self.is_checked_ or self.frozen_ is None:

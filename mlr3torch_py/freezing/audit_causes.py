@@ -14,6 +14,8 @@ from mlr3torch_py.schedule.plan import Held
 
 __all__ = ["describe_changes", "describe_moving_buffers"]
 
+_FORWARD_WRITES_PINNED = "the network's own forward writes it all the same, though {} pins its module in eval mode"
+
 
 def describe_changes(changed: Iterable[FrozenTensor], network: nn.Module, held: Held, batch: int) -> str:
     """Say which tensors changed although they must not, in which batches, and why.
@@ -68,9 +70,9 @@ def describe_moving_buffers(moving: Iterable[FrozenTensor], batch: int) -> str:
 
     def advice(one: FrozenTensor) -> str:
         if "eval" in one.forward_writes:
-            return 'the network\'s own forward writes it in eval mode too, which frozen_mode="eval" does not stop'
+            return 'the network\'s own forward writes it even in eval mode, so that frozen_mode="eval" does not stop it'
         cause = "the network's own forward writes it" if one.forward_writes else "something writes it in training mode"
-        return f"{cause}; {one.advice} to keep it as it is"
+        return f"{cause}; to keep it as it is, {one.advice}"
 
     return _grouped(moving, lambda one: (f"moved in a frozen part, in batches {one.since} to {batch}", advice(one)))
 
@@ -79,7 +81,7 @@ def _cause_of_pinned(one: FrozenTensor) -> str:
     if "train" in one.forward_writes:
         return "its module ran in training mode, since something removed the pin"
     if "eval" in one.forward_writes:
-        return f"the network's own forward writes it in eval mode too, although {one.advice} pins its module"
+        return _FORWARD_WRITES_PINNED.format(one.advice)
     return "its module ran in training mode, or something wrote into it"
 
 
@@ -90,9 +92,11 @@ def _cause_in_forward(one: FrozenTensor, *, is_certain: bool) -> str:
     if max_norm is not None:
         what = f"its own forward writes it, by max_norm={max_norm!r} of the {type(one.module).__name__}"
         return f"{what}; set max_norm to None to keep it as it is"
+    if one.is_pinned:
+        return _FORWARD_WRITES_PINNED.format(one.advice)
     if "eval" in one.forward_writes or not one.advice:
         return "the network's own forward writes it, which freezing does not stop"
-    return f"the network's own forward writes it; {one.advice}, which stops what it does in training mode only"
+    return f"the network's own forward writes it; if it does so in training mode only, {one.advice}"
 
 
 def _cause_in_flags(tensor: torch.Tensor, is_held: bool, was_held: bool) -> str:

@@ -23,13 +23,13 @@ class ForwardWatch:
     ----------
     net : skorch.NeuralNet
     before, after : callable
-        Called, without arguments, immediately before and after the forward pass.
+        Called immediately before the forward pass, without arguments, and after it, with its output.
     """
 
-    def __init__(self, net: Net, before: Callable[[], None], after: Callable[[], None]) -> None:
+    def __init__(self, net: Net, before: Callable[[], None], after: Callable[[Any], None]) -> None:
         self.net = net
         self.before: Callable[[], None] | None = before
-        self.after: Callable[[], None] | None = after
+        self.after: Callable[[Any], None] | None = after
         self.own = vars(net).get("infer")  # somebody else may have put something in its place
         net.__dict__["infer"] = self
 
@@ -42,7 +42,7 @@ class ForwardWatch:
             self.before()
         y_pred = infer(x, **fit_params)
         if self.after is not None:
-            self.after()
+            self.after(y_pred)
         return y_pred
 
     def remove(self) -> None:

@@ -213,7 +213,7 @@ def _advice(path: str, module: nn.Module, parts: Iterable[tuple[FreezingCallback
     is_norm = isinstance(module, NORMALISATION)
     holding = [callback for callback, modules in parts if path in modules]
     if not holding:
-        return 'hold its part by a Freezer with frozen_mode="eval", since it was frozen by hand'
+        return 'hold its part by a Freezer with frozen_mode="eval", since no callback of the net does'
     callback = next((one for one in holding if one.modes[not is_norm] == "eval"), holding[0])
     special = "frozen_norm" if is_norm else "frozen_dropout"
     who, mode, own = type(callback).__name__, callback.frozen_mode, getattr(callback, special)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mlr3torch_py.freezing.audit_graph import reached_without_loss
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.bits import content_hash
 from mlr3torch_py.network.unwrap import named_modules, named_parameters, names_by_tensor
@@ -42,12 +43,31 @@ _ZERO_GRADIENT: Final = (
 
 @dataclass(slots=True, eq=False)
 class _Trainable:
+    """A trainable parameter.
+
+    Parameters
+    ----------
+    name : str
+    tensor : torch.nn.Parameter
+    module : torch.nn.Module
+        Whose parameter it is.
+    content : bytes or None
+        A hash of what it was; None if it cannot be compared.
+    has_gradient : bool
+        Whether a gradient other than zero was seen.
+    n_zeros : int or None
+        How many gradients of zero were seen since something moved; None if none was seen at all.
+    is_reached : bool
+        Whether no rectifier stands between it and the output.
+    """
+
     name: str
     tensor: nn.Parameter
     module: nn.Module
     content: bytes | None
     has_gradient: bool = False
-    n_zeros: int = 0
+    n_zeros: int | None = None
+    is_reached: bool = False
 
     def has_moved(self) -> bool:
         return self.content is not None and content_hash(self.tensor) != self.content
@@ -94,6 +114,14 @@ class TrainableTensors:
                 unmoved.append(one)
         self._unmoved = unmoved
 
+    def forward_done(self, outputs: Any) -> None:
+        """Note what the gradient of an output reaches, where that was zero before."""
+        zero = [one for one in self._unmoved if one.n_zeros is not None and not one.has_gradient]
+        if zero:
+            reached = reached_without_loss(outputs)
+            for one in zero:
+                one.is_reached = id(one.tensor) in reached
+
     def gradients_computed(self, *, look: bool) -> None:
         """Note what has a gradient; with `look`, also whether it is other than zero."""
         self._saw_gradients = True
@@ -105,8 +133,8 @@ class TrainableTensors:
             for one, size in sizes:
                 if not size <= self._largest * _NOISE * torch.finfo(one.tensor.dtype).eps:
                     one.has_gradient = True
-                elif self._is_training:  # before that, adapters whose other half begins with zeros have no gradient
-                    one.n_zeros += 1
+                else:  # before something has moved, adapters whose other half begins with zeros have no gradient
+                    one.n_zeros = (one.n_zeros or 0) + self._is_training
 
     def complaints(self, network: nn.Module, optimizers: Iterable[Any], batch: int) -> list[str]:
         """Say which of them never moved, in which batches, and why.
@@ -144,7 +172,7 @@ class TrainableTensors:
         if one in self._without_gradient:
             return _NO_GRADIENT
         before = self._moved_before.get(one.name)
-        if not self._is_training or (before is not None and before() is one.tensor):
+        if one.content is None or not self._is_training or (before is not None and before() is one.tensor):
             return ""
         if one.has_gradient:
             rate = rates.get(id(one.tensor))
@@ -154,19 +182,21 @@ class TrainableTensors:
     def _remarkable_zeros(self) -> set[int]:
         """Return the parameters, by their ``id``, whose gradients of zero are not the ordinary ones.
 
-        Ordinary are a bias before a normalisation, and what is before or behind units that never fire: there the
-        weight of a layer rests while its bias moves.
+        Ordinary are what lies before or behind rectifiers, whose units may rest, and a bias whose effect a
+        normalisation or a softmax takes away.
         """
-        unmoved = {id(one) for one in self._unmoved}
-        moved_in: dict[int, list[int]] = {}
-        for one in self._all:
-            if id(one) not in unmoved:
-                moved_in.setdefault(id(one.module), []).append(one.tensor.ndim)
         zero = [one for one in self._unmoved if one.n_zeros and not one.has_gradient]
-        hooked = {id(one) for one in zero if one.tensor._backward_hooks}
-        if any(id(one) not in hooked and min(moved_in.get(id(one.module), [9])) <= one.tensor.ndim for one in zero):
-            return hooked
-        return hooked | {id(one) for one in zero if id(one.module) not in moved_in}
+        tensors, unmoved = {id(one.tensor) for one in zero}, {id(one) for one in self._unmoved}
+        in_use = {id(one.module) for one in self._all if id(one) not in unmoved}
+
+        def is_remarkable(one: _Trainable) -> bool:
+            if one.tensor._backward_hooks:
+                return True
+            beside = [tensor for tensor in one.module._parameters.values() if tensor is not None]
+            is_bias = any(tensor.ndim > one.tensor.ndim and id(tensor) not in tensors for tensor in beside)
+            return one.is_reached and not is_bias and id(one.module) not in in_use
+
+        return {id(one) for one in zero if is_remarkable(one)}
 
 
 def _content(tensor: nn.Parameter) -> bytes | None:
