@@ -2,57 +2,61 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
-import torch
-from torch import nn
+import pandas as pd
 
 from mlr3torch_py.arguments import check_whole
-from mlr3torch_py.names import listed
-from mlr3torch_py.network.bits import as_bytes
-from mlr3torch_py.network.evaluation import pinned_modules
-from mlr3torch_py.network.parameters import frozen_by_us
-from mlr3torch_py.network.unwrap import named_modules, named_parameters
+from mlr3torch_py.freezing.audit_causes import describe_changes, describe_moving_buffers
+from mlr3torch_py.freezing.audit_forward import ForwardWatch
+from mlr3torch_py.freezing.audit_frozen import FrozenTensors
+from mlr3torch_py.freezing.audit_report import AuditReport
+from mlr3torch_py.freezing.audit_trainable import TrainableTensors
+from mlr3torch_py.freezing.holder import freezing_callbacks
 from mlr3torch_py.protocols import Net, last_event
-from mlr3torch_py.schedule.plan import Held
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.processes import is_main_process
 
 __all__ = ["CallbackSetFreezeAudit"]
+
+logger = logging.getLogger("mlr3torch_py")
 
 # Events are numbered from 1, and there are none without freezing callbacks.
 _NO_EVENT: Final = 0
 
 
 class CallbackSetFreezeAudit(CallbackSet):
-    """Prove that frozen parameters do not change by a bit, and see that trainable ones get gradients.
+    """Prove that what is frozen does not change by a bit, and that what is trainable moves.
 
-    Whenever something is frozen or unfrozen, and after the training batches of every epoch, all parameters that did not
-    require a gradient since the last time are compared with what they were, and so are the buffers of layers that are
-    held in evaluation.
+    Whenever something is frozen or unfrozen, and after the training batches of every epoch, two kinds of tensors are
+    compared with what they were: all parameters that did not require a gradient since the last time, and all buffers
+    of parts of the network that were frozen as a whole, by callbacks or by hand.
 
     Parameters
     ----------
     on_change : "raise" or "warn"
-        What to do when something frozen has changed.
+        What to do when a frozen parameter, or a buffer of a module that is pinned in eval mode, has changed.
     sample : int, optional
-        How many values of each tensor are compared, evenly spaced; all if missing.
+        How many values of each frozen tensor are compared, evenly spaced; all if missing.
 
     Raises
     ------
     RuntimeError
-        If something frozen has changed; the message names it, and the likely cause.
+        If a frozen parameter or a pinned buffer has changed; the message names it and the likely cause.
     TypeError, ValueError
         When training begins, if an argument is wrong.
 
     Warns
     -----
     UserWarning
-        If something frozen has changed and `on_change` is "warn", and for trainable parameters that never got a
-        gradient.
+        If such a tensor has changed and `on_change` is "warn". Once in a training for each buffer of a frozen part that
+        moves because its module is not pinned, with the option that stops it: the running statistics of normalisation,
+        the power iteration of spectral_norm, codebooks, observers. For trainable parameters that never moved, with the
+        reason: no optimizer holds it, it never got a gradient, its gradient was zero, its learning rate is 0, or its
+        updates have no effect. Where nothing moves at all, as with a learning rate of 0 for all, only the first two
+        are said.
 
     See Also
     --------
@@ -60,27 +64,31 @@ class CallbackSetFreezeAudit(CallbackSet):
 
     Notes
     -----
-    It costs a copy of what is frozen, or of `sample` values of each tensor, and reading it once more in each epoch and
-    each time that something is frozen or unfrozen; on other batches next to nothing. Sparse tensors are left out.
+    It costs a copy of what is frozen, or of `sample` values of each tensor. These are read once more in each epoch and
+    at each event, that is each time that something is frozen or unfrozen; what is trainable is hashed at each event.
+    Batches 1, 2, 4, 8 and so on after an event, and the first of each epoch, are looked at closely: what is frozen is
+    read before and after the forward pass, to tell whether that has written it, and what has not moved yet is hashed.
+    On all other batches it costs next to nothing. Sparse tensors are left out, and in a distributed training the
+    buffers of all processes but the main one, which sends them its own.
+
+    When training ends, one line in the log at the level INFO says how much was compared.
 
     Examples
     --------
     >>> import torch
-    >>> from sklearn.datasets import load_iris
-    >>> from skorch import NeuralNetClassifier
-    >>> from mlr3torch_py import MLP, select_last, t_clbk, torch_callback
+    >>> from mlr3torch_py import select_last, t_clbk, torch_callback
+    >>> net = iris_net(
+    ...     max_epochs=2, callbacks=[t_clbk("unfreeze", starting_weights=select_last(1)), t_clbk("freeze_audit")],
+    ...     module__neurons=2,
+    ... ).fit(X, y)
+    >>> dict(net.callbacks_)["freeze_audit"].report()
+           name  frozen_from  frozen_to  comparisons  moved
+    0  0.weight            1          2            2  False
+    1    0.bias            1          2            2  False
     >>> def write(self):
     ...     with torch.no_grad():
     ...         self.ctx.network[0].bias += 1
-    >>> X, y = load_iris(return_X_y=True)
-    >>> NeuralNetClassifier(
-    ...     MLP, criterion=torch.nn.CrossEntropyLoss, module__d_in=4, module__d_out=3, module__neurons=2,
-    ...     verbose=0, callbacks=[
-    ...         t_clbk("unfreeze", starting_weights=select_last(1)),
-    ...         t_clbk("freeze_audit"),
-    ...         torch_callback("write", on_epoch_end=write),
-    ...     ],
-    ... ).fit(X.astype("float32"), y)
+    >>> net.set_params(callbacks=[*net.callbacks, torch_callback("write", on_epoch_end=write)]).fit(X, y)
     Traceback (most recent call last):
         ...
     RuntimeError: 0.bias changed while frozen, in batches 1 to 2: something wrote into it, such as a callback, an
@@ -90,16 +98,31 @@ class CallbackSetFreezeAudit(CallbackSet):
     label = "Freeze Audit"
     default_weight = 500
     event_: int | None = _NO_EVENT
-    frozen_: Held = frozenset()
-    kept_: Mapping[str, torch.Tensor] = MappingProxyType({})
-    without_gradient_: Mapping[str, nn.Parameter] = MappingProxyType({})
-    first_batch_ = 0
-    saw_gradients_ = False
+    frozen_: FrozenTensors | None = None
+    trainable_: TrainableTensors | None = None
+    forward_: ForwardWatch | None = None
+    report_: AuditReport | None = None
+    warned_of_: frozenset[str] = frozenset()
+    n_batches_ = 0
+    next_look_ = 1
+    is_looking_ = False
     is_checked_ = True
 
     def __init__(self, on_change: str = "raise", sample: int | None = None) -> None:
         self.on_change = on_change
         self.sample = sample
+
+    def report(self) -> pd.DataFrame:
+        """Return what was compared in the last training.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each name and each stretch of epochs in which it was frozen: `name`, `frozen_from` and
+            `frozen_to`, its first and last epoch, `comparisons`, how many times it was compared, and `moved`, whether
+            a comparison found a difference. A tied tensor is compared once and has a row for each of its names.
+        """
+        return (self.report_ or AuditReport()).as_frame()
 
     def check_params(self) -> None:
         if self.on_change not in ("raise", "warn"):
@@ -109,128 +132,107 @@ class CallbackSetFreezeAudit(CallbackSet):
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self._forget()
+        self.report_, self.warned_of_ = AuditReport(), frozenset()
 
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if not training:
             return
         if (event := last_event(net)) != self.event_:
             # The freezing callbacks have acted just now, and no step was taken since.
-            self._check(net)
-            self._check_gradients()
-            self._keep(net)
-            self.event_ = event
-        self.is_checked_ = False
+            batch = self._batch()
+            self._check(net, batch - 1)
+            self._check_trainable(net, batch - 1)
+            self._keep_frozen(net, batch)
+            self.trainable_ = TrainableTensors(net.module_, self.trainable_, batch=batch)
+            self.event_, self.n_batches_, self.next_look_ = event, 0, 1
+        self.n_batches_ += 1
+        is_first_in_epoch, self.is_checked_ = self.is_checked_, False
+        self.is_looking_ = is_first_in_epoch or self.n_batches_ == self.next_look_
+        if self.n_batches_ == self.next_look_:
+            self.next_look_ *= 2
+        if self.is_looking_:
+            self._look(net)
 
     def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
-        self.saw_gradients_ = True
-        if self.without_gradient_:
-            self.without_gradient_ = {
-                name: tensor for name, tensor in self.without_gradient_.items() if tensor.grad is None
-            }
+        if self.trainable_ is not None:
+            self.trainable_.gradients_computed(look=self.is_looking_)
 
     def on_before_valid(self, net: Net, **kwargs: Any) -> None:
         # Not later, since callbacks may put better weights back when training ends.
-        self._check(net)
+        self._check(net, self._batch())
+        if self.trainable_ is not None:
+            self.trainable_.look_at_values()
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        self._check(net)
-        self._check_gradients()
+        self._check(net, self._batch())
+        self._check_trainable(net, self._batch())
+        if self.report_ is not None:
+            logger.info("freeze_audit %s", self.report_.summary())
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"event_": _NO_EVENT, "kept_": {}, "without_gradient_": {}}
+        return super().__getstate__() | {"event_": _NO_EVENT, "frozen_": None, "trainable_": None, "forward_": None}
 
     def _forget(self) -> None:
-        self.event_, self.kept_, self.without_gradient_ = _NO_EVENT, {}, {}
+        if self.forward_ is not None:
+            self.forward_.remove()
+        self.event_, self.frozen_, self.trainable_, self.forward_ = _NO_EVENT, None, None, None
+        self.is_checked_ = True
 
-    def _keep(self, net: Net) -> None:
-        self.kept_ = {name: self._bits(tensor).clone() for name, tensor in _frozen_tensors(net).items()}
-        self.without_gradient_ = {
-            name: tensor for name, tensor in named_parameters(net.module_).items() if tensor.requires_grad
-        }
-        self.frozen_ = frozen_by_us(net.module_)
-        self.first_batch_, self.saw_gradients_ = self._batch(), False
-
-    def _check(self, net: Net) -> None:
-        if self.is_checked_:
-            return
-        self.is_checked_, now = True, _tensors(net)
-        changed = [
-            name for name, kept in self.kept_.items() if name not in now or not torch.equal(self._bits(now[name]), kept)
-        ]
-        if not changed:
-            return
-        causes = "; ".join(
-            f"{listed(names)} changed while frozen, {self._batches()}: {cause}"
-            for cause, names in _by_cause(net, changed, now, self.frozen_).items()
+    def _keep_frozen(self, net: Net, batch: int) -> None:
+        self.report_ = self.report_ or AuditReport()
+        self.frozen_ = FrozenTensors(
+            net.module_,
+            freezing_callbacks(net),
+            self.report_,
+            self.frozen_,
+            epoch=len(net.history),
+            batch=batch,
+            sample=self.sample,
+            # DistributedDataParallel writes the buffers of the main process into those of all others.
+            with_buffers=is_main_process(),
         )
-        if self.on_change == "raise":
-            raise RuntimeError(causes)
-        warnings.warn(causes, stacklevel=2)
-        self._keep(net)
 
-    def _check_gradients(self) -> None:
-        if self.without_gradient_ and self.saw_gradients_:
-            warnings.warn(
-                f"{listed(self.without_gradient_)} never got a gradient {self._batches()}, though trainable: not used "
-                "by the network, or cut off by detach(), no_grad() or activation checkpointing with use_reentrant=True",
-                stacklevel=2,
-            )
+    def _look(self, net: Net) -> None:
+        """Look closely at this batch: at what has moved by now, and at its forward pass."""
+        if self.forward_ is not None:
+            self.forward_.remove()
+        if (frozen := self.frozen_) is None or (trainable := self.trainable_) is None:
+            return
+        trainable.look_at_values()
 
-    def _batches(self) -> str:
-        return f"in batches {self.first_batch_} to {self._batch()}"
+        def before() -> None:
+            frozen.before_forward(net.module_)
+
+        def after(outputs: Any) -> None:
+            frozen.after_forward(net.module_)
+            trainable.forward_done(outputs)
+
+        self.forward_ = ForwardWatch(net, before, after)
+
+    def _check(self, net: Net, batch: int) -> None:
+        if self.is_checked_ or self.frozen_ is None:
+            return
+        self.is_checked_ = True
+        moved = self.frozen_.moved(net.module_, len(net.history))
+        free = [one for one in moved if not one.must_stay and one.names[0] not in self.warned_of_]
+        if free:
+            self.warned_of_ |= {one.names[0] for one in free}
+            warnings.warn(describe_moving_buffers(free, batch), stacklevel=2)
+        if changed := [one for one in moved if one.must_stay]:
+            message = describe_changes(changed, net.module_, self.frozen_.held, batch)
+            if self.on_change == "raise":
+                raise RuntimeError(message)
+            warnings.warn(message, stacklevel=2)
+            self._keep_frozen(net, batch + 1)
+
+    def _check_trainable(self, net: Net, batch: int) -> None:
+        if self.trainable_ is not None:
+            optimizers = [getattr(net, f"{name}_", None) for name in net._optimizers]
+            if complaints := self.trainable_.complaints(net.module_, optimizers, batch):
+                warnings.warn("; ".join(complaints), stacklevel=2)
 
     def _batch(self) -> int:
         return 0 if self.ctx is None else self.ctx.global_step
-
-    def _bits(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the values, or a sample of them, as bytes, so that NaN equals itself and -0.0 not 0.0."""
-        if self.sample is None:
-            return as_bytes(tensor)
-        values = tensor.detach().reshape(-1)
-        step = max(1, -(-len(values) // self.sample))
-        return as_bytes(values[torch.arange(0, len(values), step, device=values.device)])
-
-
-def _tensors(net: Net) -> dict[str, torch.Tensor]:
-    """Return the parameters, and the buffers of layers, by their names."""
-    buffers = {
-        f"{path}.{name}".strip("."): buffer
-        for path, layer in named_modules(net.module_)
-        for name, buffer in layer.named_buffers(recurse=False)
-    }
-    return {**named_parameters(net.module_), **buffers}
-
-
-def _frozen_tensors(net: Net) -> dict[str, torch.Tensor]:
-    # DistributedDataParallel writes the buffers of the main process into those of all others.
-    held = pinned_modules(net.module_) if is_main_process() else {}
-    return {
-        name: tensor
-        for name, tensor in _tensors(net).items()
-        if (not tensor.requires_grad if isinstance(tensor, nn.Parameter) else name.rpartition(".")[0] in held)
-        and not nn.parameter.is_lazy(tensor)
-        and tensor.layout is torch.strided
-    }
-
-
-def _by_cause(
-    net: Net, changed: list[str], tensors: Mapping[str, torch.Tensor], held_before: Held
-) -> dict[str, list[str]]:
-    frozen, causes = frozen_by_us(net.module_), dict[str, list[str]]()
-    for name in changed:
-        tensor = tensors.get(name)
-        if tensor is None:
-            cause = "the network no longer has a tensor of that name"
-        elif not isinstance(tensor, nn.Parameter):
-            cause = "the layer ran in training mode, or something wrote into it"
-        elif tensor.requires_grad and (name in frozen or name not in held_before):
-            cause = "something set its requires_grad to True"
-        elif name in frozen and tensor.grad is not None:
-            cause = "something gave it a gradient, by which the optimizer moves it"
-        else:
-            cause = "something wrote into it, such as a callback, an average of weights, or the loading of a file"
-        causes.setdefault(cause, []).append(name)
-    return causes

@@ -68,7 +68,7 @@ class Host(Protocol):
 class Holder(Protocol):
     """What declares, by plans, which parameters it holds frozen when.
 
-    The engine sets `held_`, and in the first holder `missing_`, the names of which it has warned that no optimizer
+    The engine sets `held_`, and `missing_` of the first holder: the names of which it has warned that no optimizer
     holds them.
     """
 
@@ -151,7 +151,6 @@ class FreezingEngine(Generic[_Host]):
 
     def begin(self) -> None:
         """Set the flags of all governed parameters when training begins."""
-        self._warn_of_missing()
         keep_frozen_before_us(self.network)
         self._rates.scale(self._factors(), self.host.optimizers())
         self._flags_before = Flags.of(self.network)
@@ -225,6 +224,8 @@ class FreezingEngine(Generic[_Host]):
         """Look at what the host holds now, and return the names of parameters that are other tensors than before."""
         network, before = self.network, self._inventory
         self._inventory = now = self._look()
+        if now.is_same_as(before):
+            return frozenset()
         replaced = now.replaced_since(before)
         if network is not self.network:
             keep_frozen_before_us(self.network)
@@ -237,10 +238,10 @@ class FreezingEngine(Generic[_Host]):
         if replaced or not (now.has_names_of(before) and now.has_modules_of(before)):
             self.event = next(_EVENTS)
         if replaced or not now.has_optimizers_of(before):
-            self._warn_of_missing()
+            self.warn_of_missing()
         return replaced
 
-    def _warn_of_missing(self) -> None:
+    def warn_of_missing(self) -> None:
         """Warn about parameters of the plans that no optimizer holds, apart from those that were missing before."""
         will_train = frozenset[str]().union(*(plan.ever_trainable for plan in self._plans()))
         optimizers = self._optimizers()
@@ -276,7 +277,7 @@ class FreezingEngine(Generic[_Host]):
                 for doing, names in (("unfreezing", held - holder.held_), ("freezing", holder.held_ - held)):
                     if names:
                         logger.info("%s at %s: %s", doing, when, listed(in_order(holder.plans_, names)))
-        if again := [name for name in self._inventory.tensors if name in fresh and name in self.held]:
+        if again := [name for name in self._inventory.tensors if name in fresh & self.held]:
             logger.info("freezing at %s what was replaced: %s", when, listed(again))
         self.host.record("event_unfreeze", bool(changed) or bool(self.host.recorded("event_unfreeze")))
         return bool(changed)

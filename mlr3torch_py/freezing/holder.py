@@ -187,9 +187,9 @@ class FreezingCallback(CallbackSet, ABC):
             for callback in callbacks:
                 callback.advise(net)
             if moment.epoch == 0:
-                plans = [plan for callback in callbacks for plan in callback.plans_]
-                advise_on_network(net.module_, plans)
+                advise_on_network(net.module_, [plan for callback in callbacks for plan in callback.plans_])
                 engine.driver.missing_ = frozenset()
+            engine.warn_of_missing()
             engine.begin()
         except Exception:
             for callback in callbacks:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from operator import is_
 
 from torch import nn
 from torch.optim import Optimizer
@@ -43,10 +44,17 @@ class Inventory:
         self._modules = all_modules(network)
         self._optimizers = [(one, sum(len(group["params"]) for group in one.param_groups)) for one in optimizers]
 
+    def is_same_as(self, before: Inventory) -> bool:
+        """Whether all is the same as before."""
+        return (
+            list(self.tensors) == list(before.tensors)
+            and _same(list(self.tensors.values()), list(before.tensors.values()))
+            and self.has_modules_of(before)
+            and self.has_optimizers_of(before)
+        )
+
     def replaced_since(self, before: Inventory) -> Held:
         """Return the names that are other tensors than before, or are tied to other names."""
-        if self.has_names_of(before) and _same(self.tensors.values(), before.tensors.values()):
-            return frozenset()
         replaced = {name for name, tensor in self.tensors.items() if before.tensors.get(name) is not tensor}
         return frozenset(replaced.union(*(self.tied ^ before.tied)) & self.tensors.keys())
 
@@ -63,5 +71,5 @@ class Inventory:
         return self._optimizers == before._optimizers
 
 
-def _same(some: Iterable[object], others: Iterable[object]) -> bool:
-    return list(map(id, some)) == list(map(id, others))
+def _same(some: Sequence[object], others: Sequence[object]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))

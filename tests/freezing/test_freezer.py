@@ -209,7 +209,8 @@ def test_a_tied_weight_that_is_held_under_one_name_only_warns():
 
 
 def test_the_log_of_a_later_call_names_what_is_still_held(caplog):
-    net, _ = train(Freezer(names="backbone.bias", until_epoch=1), Freezer(names="classifier.bias"), max_epochs=2)
+    freezers = Freezer(names="backbone.bias", until_epoch=1), Freezer(names="classifier.bias")
+    net, _ = train(*freezers, max_epochs=2, audited=False)
     caplog.set_level(logging.INFO, logger="mlr3torch_py")
     net.partial_fit(X, y)
     assert caplog.messages == ["freezing nothing", "freezing classifier.bias for good"]
@@ -286,6 +287,7 @@ def test_6_it_logs_what_it_freezes_and_releases_and_until_when(caplog):
         Freezer(names=["backbone.bias", "embedding.bias"], until_epoch=1, until_step=50),
         Freezer(names=["classifier.bias"]),
         max_epochs=2,
+        audited=False,
     )
     assert caplog.messages == [
         "freezing backbone.bias, embedding.bias until after epoch 1 or batch 50",

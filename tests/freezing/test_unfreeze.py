@@ -164,7 +164,6 @@ def test_the_number_is_that_of_the_end_of_the_epoch():
     assert net.history[-1, "n_trainable"] == 15
 
 
-@pytest.mark.usefixtures("no_schedule_warnings")
 def test_a_layer_that_is_added_in_an_epoch_counts():
     class Grows(Callback):
         def on_batch_end(self, net, **kwargs):
@@ -200,7 +199,7 @@ def test_a_row_that_is_cut_short_has_the_number_too():
 def test_the_log_says_what_trains_at_the_start_and_what_each_row_unfreezes(caplog):
     caplog.set_level(logging.INFO, logger="mlr3torch_py")
     table = {"epoch": [2, 9], "weights": [select_name("0.weight"), select_all()]}
-    iris_net(CallbackSetUnfreeze(select_last(1), table)).fit(X, y)
+    iris_net(CallbackSetUnfreeze(select_last(1), table), audited=False).fit(X, y)
     assert caplog.messages == [
         "`unfreeze`: row 1 (epoch 9: select_all()) is beyond epoch 4, the last one by `max_epochs`",
         "training the following weights at the start: 6.weight, 6.bias",
@@ -208,7 +207,7 @@ def test_the_log_says_what_trains_at_the_start_and_what_each_row_unfreezes(caplo
     ]
     caplog.clear()
     table = {"batch": [1, 4], "weights": [select_name("3.bias"), select_all()]}
-    net = iris_net(CallbackSetUnfreeze(select_last(1), table), max_epochs=1).fit(X, y)
+    net = iris_net(CallbackSetUnfreeze(select_last(1), table), max_epochs=1, audited=False).fit(X, y)
     net.partial_fit(X, y)
     assert caplog.messages == [
         "training the following weights at the start: 6.weight, 6.bias",

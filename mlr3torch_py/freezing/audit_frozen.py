@@ -1,0 +1,223 @@
+"""FrozenTensors: what is frozen in a network at one time, to be compared with what it is later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from mlr3torch_py.freezing.audit_report import AuditReport, Stretch
+from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.network.bits import as_bytes
+from mlr3torch_py.network.evaluation import NORMALISATION, frozen_modules, pinned_modules
+from mlr3torch_py.network.parameters import can_train, frozen_by_us
+from mlr3torch_py.network.unwrap import named_modules, named_parameters
+
+__all__ = ["FrozenTensor", "FrozenTensors", "named_tensors"]
+
+
+@dataclass(slots=True)
+class FrozenTensor:
+    """A parameter that is frozen, or a buffer of a part that is frozen as a whole.
+
+    Parameters
+    ----------
+    names : tuple of str
+        All names of the tensor.
+    tensor : torch.Tensor
+    module : torch.nn.Module
+        Whose parameter or buffer it is.
+    kept : torch.Tensor
+        The bytes that it had.
+    since : int
+        The first training batch after that.
+    is_pinned : bool
+        Whether its module is pinned in eval mode.
+    advice : str
+        Which option of a freezing callback pins its module in eval mode, or how to have it pinned; empty for a
+        parameter of a module that is not frozen as a whole.
+    forward_writes : set of str
+        The modes, "train" and "eval", of its module in which a forward pass was seen to write it.
+    """
+
+    names: tuple[str, ...]
+    tensor: torch.Tensor
+    module: nn.Module
+    kept: torch.Tensor
+    since: int
+    is_pinned: bool
+    advice: str
+    stretch: Stretch
+    forward_writes: set[str] = field(default_factory=set)
+    before_forward: torch.Tensor | None = None
+
+    @property
+    def is_parameter(self) -> bool:
+        return isinstance(self.tensor, nn.Parameter)
+
+    @property
+    def must_stay(self) -> bool:
+        """Whether it is an error if it moves."""
+        return self.is_parameter or self.is_pinned
+
+
+class FrozenTensors:
+    """The frozen tensors of a network, as they are now.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Wrapped or not.
+    freezing : sequence of FreezingCallback
+        The freezing callbacks of the net.
+    report : AuditReport
+    before : FrozenTensors, optional
+        What was frozen until now.
+    epoch, batch : int
+        The current epoch, and the first training batch from now on.
+    sample : int, optional
+        How many values of each tensor are compared; all if missing.
+    with_buffers : bool
+        Whether buffers are compared too.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        freezing: Sequence[FreezingCallback],
+        report: AuditReport,
+        before: FrozenTensors | None,
+        *,
+        epoch: int,
+        batch: int,
+        sample: int | None,
+        with_buffers: bool,
+    ) -> None:
+        self.held = frozen_by_us(network)
+        self._sample = sample
+        modules, pinned = dict(named_modules(network)), {id(one) for one in pinned_modules(network).values()}
+        whole = _frozen_as_a_whole(network)
+        parts = [(callback, frozen_modules(network, callback.held_)) for callback in freezing]
+        known = {one.names: one for one in before.tensors} if before is not None else {}
+        self.tensors: list[FrozenTensor] = []
+        for names, tensor in _frozen(network, whole if with_buffers else {}):
+            path, kept = _path(names[0]), self._bits(tensor).clone()
+            one = FrozenTensor(
+                names,
+                tensor,
+                modules[path],
+                kept,
+                since=batch,
+                is_pinned=id(modules[path]) in pinned,
+                advice=_advice(path, modules[path], parts) if path in whole else "",
+                stretch=report.stretch(names, len(kept) // tensor.element_size(), epoch),
+            )
+            old = known.get(names)
+            if old is not None and old.tensor is tensor and old.is_pinned is one.is_pinned:
+                one.forward_writes = old.forward_writes
+            self.tensors.append(one)
+        report.close_all_but(one.stretch for one in self.tensors)
+
+    def moved(self, network: nn.Module, epoch: int) -> list[FrozenTensor]:
+        """Compare all tensors with what they were, and return those that differ by a bit."""
+        now, found = named_tensors(network), []
+        for one in self.tensors:
+            has_moved = self._differs(one, now, one.kept)
+            one.stretch.compared(epoch, has_moved)
+            if has_moved:
+                found.append(one)
+        return found
+
+    def before_forward(self, network: nn.Module) -> None:
+        """Note the values of all tensors immediately before a forward pass."""
+        now = named_tensors(network)
+        for one in self.tensors:
+            tensor = now.get(one.names[0])
+            if tensor is not None and _is_comparable(tensor):
+                # Mostly they are those that are kept already.
+                one.before_forward = self._bits(tensor).clone() if self._differs(one, now, one.kept) else one.kept
+
+    def after_forward(self, network: nn.Module) -> None:
+        """Note which tensors the forward pass has written."""
+        now = named_tensors(network)
+        for one in self.tensors:
+            before, one.before_forward = one.before_forward, None
+            if before is not None and self._differs(one, now, before):
+                one.forward_writes.add("train" if one.module.training else "eval")
+
+    def _differs(self, one: FrozenTensor, now: Mapping[str, torch.Tensor], kept: torch.Tensor) -> bool:
+        tensor = now.get(one.names[0])
+        if tensor is None or not _is_comparable(tensor):
+            return True
+        return not torch.equal(self._bits(tensor).to(kept.device), kept)
+
+    def _bits(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the values, or a sample of them, as bytes, so that NaN equals itself and -0.0 not 0.0."""
+        if self._sample is None:
+            return as_bytes(tensor)
+        values = tensor.detach().reshape(-1)
+        step = max(1, -(-len(values) // self._sample))
+        return as_bytes(values[torch.arange(0, len(values), step, device=values.device)])
+
+
+def named_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers of a network by their names."""
+    return {**named_parameters(network), **_named_buffers(network)}
+
+
+def _named_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{path}.{name}".strip("."): buffer
+        for path, module in named_modules(network)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    }
+
+
+def _frozen_as_a_whole(network: nn.Module) -> dict[str, nn.Module]:
+    tensors = named_parameters(network)
+    frozen = {name for name, tensor in tensors.items() if not tensor.requires_grad and can_train(tensor)}
+    return frozen_modules(network, frozen)
+
+
+def _frozen(network: nn.Module, whole: Mapping[str, nn.Module]) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    """Yield each frozen parameter, and each buffer of frozen parts, with all of its names."""
+    parameters = ((name, one) for name, one in named_parameters(network).items() if not one.requires_grad)
+    buffers = _by_tensor(_named_buffers(network).items()) if whole else ()
+    for names, tensor in (*_by_tensor(parameters), *buffers):
+        is_frozen = isinstance(tensor, nn.Parameter) or all(_path(name) in whole for name in names)
+        if is_frozen and _is_comparable(tensor):
+            yield names, tensor
+
+
+def _by_tensor(named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    groups: dict[int, tuple[list[str], torch.Tensor]] = {}
+    for name, tensor in named:
+        groups.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return ((tuple(names), tensor) for names, tensor in groups.values())
+
+
+def _path(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _is_comparable(tensor: torch.Tensor) -> bool:
+    return not is_lazy(tensor) and tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _advice(path: str, module: nn.Module, parts: Iterable[tuple[FreezingCallback, Mapping[str, nn.Module]]]) -> str:
+    """Name the option that pins a module of a frozen part in eval mode, or say how to have it pinned."""
+    is_norm = isinstance(module, NORMALISATION)
+    holding = [callback for callback, modules in parts if path in modules]
+    if not holding:
+        return 'hold its part by a Freezer with frozen_mode="eval", since no callback of the net does'
+    callback = next((one for one in holding if one.modes[not is_norm] == "eval"), holding[0])
+    special = "frozen_norm" if is_norm else "frozen_dropout"
+    who, mode, own = type(callback).__name__, callback.frozen_mode, getattr(callback, special)
+    if callback.modes[not is_norm] == "eval":
+        return f'{special if own else "frozen_mode"}="eval" of {who}'
+    steps = ['set frozen_mode="eval"'] * (mode != "eval") + [f'leave out {special}="train"'] * (own is not None)
+    return f"{' and '.join(steps)} of {who}"
