@@ -6,9 +6,123 @@ import pytest
 import torch
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
+from torch import nn
 
-from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix
-from tests.helpers import X, iris_net, y
+from mlr3torch_py import MLP, CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, select_trainable
+from tests.helpers import Trace, X, iris_net, y
+
+CAME_IN_FROZEN = "parameters that required no gradient before training will be trained by the schedule: {};"
+
+
+class Fixed(nn.Module):
+    """Keeps its positions fixed, as networks with sinusoidal embeddings do."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Parameter(torch.sin(torch.arange(4.0)), requires_grad=False)
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x + self.positions)))
+
+
+class Pretrained(nn.Module):
+    """Looks up an embedding that was given as frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding.from_pretrained(torch.randn(10, 4), freeze=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.embed(x.long()).flatten(1))
+
+
+class LoRA(nn.Module):
+    """A frozen base in each layer, and small layers beside it."""
+
+    def __init__(self, n=2):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"base": nn.Linear(4, 4), "a": nn.Linear(4, 1, bias=False), "b": nn.Linear(1, 4, bias=False)})
+            for _ in range(n)
+        )
+        for layer in self.layers:
+            layer["base"].requires_grad_(False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer["base"](x) + layer["b"](layer["a"](x)))
+        return self.head(x)
+
+
+def frozen_by_hand():
+    network = MLP(4, 3, neurons=(3, 3))
+    network[0].requires_grad_(False)
+    network[3].bias.requires_grad_(False)
+    return network
+
+
+CASES = [
+    (Fixed, "positions"),
+    (Pretrained, "embed"),
+    (LoRA, "layers.0.base, layers.1.base"),
+    (frozen_by_hand, "0, 3.bias"),
+    (lambda: LoRA(8), "layers.0.base, .*layers.5.base and 2 more"),
+]
+cases = pytest.mark.parametrize(("make", "names"), CASES)
+
+
+@cases
+@pytest.mark.parametrize("later", [False, True])
+def test_what_came_in_frozen_and_will_be_trained_is_warned_of_once(make, names, later):
+    table = {"epoch": [2], "weights": [select_all()]} if later else None
+    net = iris_net(CallbackSetUnfreeze(select_last(1) if later else select_all(), table), module=make())
+    with pytest.warns(UserWarning, match=CAME_IN_FROZEN.format(names)) as caught:
+        net.fit(X, y)
+    assert len(caught) == 1
+    net.partial_fit(X, y)
+    net.fit(X, y)  # trainable by now
+    iris_net(CallbackSetUnfreeze(select_all()), module=net.module_, max_epochs=1).fit(X, y)
+
+
+@cases
+def test_what_came_in_frozen_and_stays_so_is_not_warned_of(make, names):
+    network = make()
+    fixed = {name for name, tensor in network.named_parameters() if not tensor.requires_grad}
+    for _ in range(2):  # and the same at a second fit
+        trace = Trace()
+        iris_net(CallbackSetUnfreeze(select_all() & select_trainable()), trace, module=network, max_epochs=1).fit(X, y)
+        assert not fixed & set(trace.batches_[0])
+    iris_net(CallbackSetUnfreeze(select_last(1)), module=network, max_epochs=1).fit(X, y)
+    with pytest.warns(UserWarning, match=CAME_IN_FROZEN.format(names)):
+        iris_net(CallbackSetUnfreeze(select_all()), module=network, max_epochs=1).fit(X, y)
+
+
+@cases
+def test_the_remedy_of_the_message_is_taken(make, names):
+    network, trace = make(), Trace()
+    iris_net(CallbackSetUnfreeze(select_last(1)), module=network, max_epochs=1).fit(X, y)
+    network.requires_grad_(True)
+    iris_net(CallbackSetUnfreeze(select_all() & select_trainable()), trace, module=network, max_epochs=1).fit(X, y)
+    assert trace.batches_[0] == [name for name, _ in network.named_parameters()]
+
+
+@cases
+def test_a_freezer_warns_of_what_came_in_frozen_only_if_it_releases_it(make, names):
+    prefix = names.partition(",")[0].partition(".bias")[0]
+    iris_net(Freezer(name_starts_with=prefix), module=make(), max_epochs=1).fit(X, y)
+    with pytest.warns(UserWarning, match=CAME_IN_FROZEN.format(".*")):
+        iris_net(Freezer(name_starts_with=prefix, until_epoch=1), module=make(), max_epochs=2).fit(X, y)
+
+
+def test_a_net_that_makes_its_module_at_each_fit_warns_at_each():
+    net = iris_net(CallbackSetUnfreeze(select_all()), module=Fixed, max_epochs=1)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=CAME_IN_FROZEN.format("positions")):
+            net.fit(X, y)
+
 
 SLOW = {"epoch": [1], "weights": [select_prefix("0")], "lr_mult": [0.1]}
 
