@@ -1,5 +1,7 @@
 """What is said, when training begins or later, about what is probably a mistake; and what is not said."""
 
+import re
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -8,7 +10,18 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import nn
 
-from mlr3torch_py import MLP, CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, select_trainable
+from mlr3torch_py import (
+    MLP,
+    CallbackSetUnfreeze,
+    Freezer,
+    Plateau,
+    select_all,
+    select_glob,
+    select_last,
+    select_name,
+    select_prefix,
+    select_trainable,
+)
 from tests.helpers import Trace, X, iris_net, y
 
 CAME_IN_FROZEN = "parameters that required no gradient before training will be trained by the schedule: {};"
@@ -381,3 +394,163 @@ class Interrupted(torch.optim.Optimizer):
 def test_an_update_that_is_interrupted_is_not_refused():
     net = iris_net(with_factors(), optimizer=Interrupted, audited=False).fit(X, y)
     assert len(net.optimizer_.param_groups) == 1
+
+
+def said_by(*callbacks, **params):
+    """All that is said in a training, and by a second call that goes on with it."""
+    net = iris_net(*callbacks, audited=False, **{"max_epochs": 2} | params)
+    calls = []
+    for call in (net.fit, net.partial_fit):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(X, y)
+        calls.append([str(warning.message) for warning in caught])
+    return calls
+
+
+class Tied(nn.Module):
+    """`first.weight` and `last.weight` are names of one tensor, as the two ends of a language model have."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.last(torch.tanh(self.first(x))))
+
+
+FIRST = "'first.weight' and 'last.weight' are names of one tensor, which is trainable as long as"
+
+
+@pytest.mark.parametrize(
+    ("callback", "places"),
+    [
+        (CallbackSetUnfreeze(select_prefix("first", "head")), ["`starting_weights`: "]),
+        (
+            CallbackSetUnfreeze(select_prefix("head"), {"epoch": [2], "weights": [select_prefix("first")]}),
+            ["`unfreeze`: row 0 "],
+        ),
+        (
+            CallbackSetUnfreeze(
+                select_all(), {"epoch": [2], "weights": [select_prefix("first")], "action": ["freeze"]}
+            ),
+            ["`unfreeze`: row 0 "],
+        ),
+        (CallbackSetUnfreeze(select_prefix("head", "first", "last")), []),
+        (CallbackSetUnfreeze(select_prefix("head"), {"epoch": [2], "weights": [select_all()]}), []),
+        (CallbackSetUnfreeze(select_prefix("head", "first.bias")), []),
+        (Freezer(name_starts_with="first"), [""]),
+        (Freezer(name_starts_with=["first", "last"]), []),
+        (Freezer(names="last.bias"), []),
+    ],
+)
+def test_a_tied_weight_that_is_selected_by_some_of_its_names_is_warned_of_once(callback, places):
+    first, _ = said_by(callback, module=Tied)
+    tied = [message for message in first if FIRST in message]
+    assert len(tied) == len(places)
+    assert all(message.startswith(place) for message, place in zip(tied, places, strict=True))
+
+
+class Filtered(NeuralNetClassifier):
+    """Gives the optimizer what requires a gradient when it is made, as the questions of skorch show."""
+
+    def initialize_optimizer(self, *args, **kwargs):
+        params = [tensor for tensor in self.module_.parameters() if tensor.requires_grad]
+        self.optimizer_ = torch.optim.SGD(params, lr=0.1)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        (None, None),
+        ({"epoch": [2], "weights": [select_all()]}, "0, 3"),
+        ({"batch": [4], "weights": [select_prefix("3")]}, "3"),
+        ({"epoch": [9], "weights": [select_name("0.bias")]}, "0.bias"),
+        ({"when": [Plateau("train_loss")], "weights": [select_prefix("0")]}, "0"),
+        ({"epoch": [2], "weights": [select_prefix("6.bias")], "action": ["freeze"]}, None),
+    ],
+)
+def test_what_is_to_be_trained_and_is_in_no_optimizer_is_warned_of_once(table, names):
+    network = MLP(4, 3, neurons=(3, 3))
+    network[0].requires_grad_(False)
+    network[3].requires_grad_(False)
+    first, second = said_by(CallbackSetUnfreeze(select_last(1), table), cls=Filtered, module=network)
+    told = [message for message in first if "no optimizer holds them" in message]
+    assert len(told) == (names is not None)
+    if names:
+        assert f"no optimizer holds them: {names}; give the optimizer all parameters" in told[0]
+    assert not any("no optimizer holds them" in message for message in second)
+
+
+def test_a_freezer_says_so_only_of_what_it_releases():
+    network = MLP(4, 3, neurons=(3, 3))
+    network[0].requires_grad_(False)
+    (first, second) = said_by(Freezer(name_starts_with="0.", until_epoch=1), cls=Filtered, module=network)
+    assert [message for message in first if "no optimizer holds them: 0;" in message]
+    assert not second
+    assert said_by(Freezer(name_starts_with="3."), cls=Filtered, module=network) == [[], []]
+
+
+class Limited(nn.Module):
+    def __init__(self, kind=nn.Embedding, max_norm=0.1):
+        super().__init__()
+        self.embed = kind(10, 4, max_norm=max_norm)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        embedded = self.embed(x.long())
+        return self.head(embedded if embedded.ndim == 2 else embedded.mean(1))
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize(
+    ("callback", "is_told"),
+    [
+        (CallbackSetUnfreeze(select_last(1)), True),
+        (CallbackSetUnfreeze(select_last(1), {"epoch": [2], "weights": [select_all()]}), True),
+        (
+            CallbackSetUnfreeze(
+                select_all(), {"epoch": [2], "weights": [select_prefix("embed")], "action": ["freeze"]}
+            ),
+            True,
+        ),
+        (Freezer(name_starts_with="embed", until_epoch=1), True),
+        (CallbackSetUnfreeze(select_all()), False),
+        (Freezer(name_starts_with="head.bias"), False),
+        (Freezer(name_starts_with="embed", until_epoch=0), False),
+    ],
+)
+def test_an_embedding_whose_forward_pass_writes_its_frozen_weight_is_warned_of(kind, callback, is_told):
+    first, second = said_by(callback, module=Limited, module__kind=kind)
+    message = f"embed.weight will be frozen, but the {kind.__name__} has max_norm=0.1"
+    assert [said.startswith(message) for said in first] == [True] * is_told
+    assert not second
+    assert said_by(callback, module=Limited, module__kind=kind, module__max_norm=None) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("select", "parts"),
+    [
+        (select_prefix("0", "layr3"), ["select_prefix('layr3')"]),
+        (select_prefix("0") | select_glob("*.bais"), ["select_glob('*.bais')"]),
+        (select_all() - select_glob("*.bais"), ["select_glob('*.bais')"]),
+        (~select_prefix("6", "7"), ["select_prefix('7')"]),
+        (select_prefix("0") & select_all(), []),
+        (select_prefix("0", "3") ^ select_prefix("3"), []),
+        (select_prefix("a", "0", "b"), ["select_prefix('a')", "select_prefix('b')"]),
+    ],
+)
+@pytest.mark.parametrize("where", ["row", "starting_weights"])
+def test_misspelt_parts_are_warned_of_in_rows_as_in_the_starting_weights(select, parts, where):
+    if where == "row":
+        callback = CallbackSetUnfreeze(select_last(1), {"epoch": [2], "weights": [select]})
+        place = r"`unfreeze`: row 0 \(epoch 2: .*\): "
+    else:
+        callback, place = CallbackSetUnfreeze(select), "`starting_weights`: "
+    first, _ = said_by(callback)
+    told = [message for message in first if "matches no weight" in message]
+    assert len(told) == len(parts)
+    for message, part in zip(told, parts, strict=True):
+        assert re.match(f"{place}{re.escape(part)} matches no weight of the network", message)
