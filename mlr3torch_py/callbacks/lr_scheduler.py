@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from functools import partial
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -43,8 +44,9 @@ class CallbackSetLRScheduler(CallbackSet):
     Notes
     -----
     Ported from ``CallbackSetLRScheduler`` of R's mlr3torch. When training continues, by ``partial_fit`` or from a
-    pickle, so do the scheduler and the rates. A scheduler that steps after each batch does not step when accelerate
-    has skipped the step of the optimizer, as it does when gradients overflow in mixed precision.
+    pickle, so do the scheduler and the rates. When the optimizer is replaced during training, the scheduler continues
+    with the new one; if that has another rate, in proportion to it. A scheduler that steps after each batch does not
+    step when accelerate has skipped the step of the optimizer, as it does when gradients overflow in mixed precision.
 
     Examples
     --------
@@ -59,6 +61,7 @@ class CallbackSetLRScheduler(CallbackSet):
     gone_params = MappingProxyType({"verbose": "torch's schedulers no longer have it"})
     scheduler_: Any = None
     state_: dict[str, Any] | None = None
+    rates_: tuple[float, ...] | None = None
 
     def __init__(self, **params: Any) -> None:
         bound = inspect.signature(type(self)).bind(**params)
@@ -86,6 +89,8 @@ class CallbackSetLRScheduler(CallbackSet):
                 "of the earlier epochs; to continue, use load_state_dict() or a pickle of the net",
                 stacklevel=2,
             )
+        if self.state_ is None:
+            self.rates_ = tuple(group["lr"] for group in groups)
         try:
             self.scheduler_ = self.make(net, dataset_train)
         except ValueError:
@@ -114,7 +119,7 @@ class CallbackSetLRScheduler(CallbackSet):
         self.state_, self.scheduler_ = self.state_dict(), None
 
     def _follow(self, net: Net) -> None:
-        """Schedule the optimizer that the net has now, at the current rates, if it has replaced its optimizer."""
+        """Schedule the optimizer that the net has now, from the current step on, if it has replaced its optimizer."""
         before, now = self.scheduler_.optimizer, net.optimizer_
         if before is now:
             return
@@ -123,9 +128,10 @@ class CallbackSetLRScheduler(CallbackSet):
                 f"the net has replaced its optimizer, which had {len(before.param_groups)} param groups, by one with "
                 f"{len(now.param_groups)}, so {type(self).__name__} does not fit it; give it as many groups"
             )
-        for old, new in zip(before.param_groups, now.param_groups, strict=True):
-            new.update({key: value for key, value in old.items() if key not in new} | {"lr": old["lr"]})
-        self.scheduler_.optimizer = now
+        if getattr(now, "optimizer", now) is not getattr(before, "optimizer", before):  # accelerate wraps it again
+            for old, new, rate in zip_longest(before.param_groups, now.param_groups, self.rates_ or ()):
+                _continue(old, new, rate)
+        _point_at(self.scheduler_, now)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the state of the scheduler; None before any training.
@@ -255,3 +261,31 @@ def lr_scheduler_class(
 def _was_step_skipped(net: Net) -> bool:
     """Check whether accelerate has left out the optimizer's last step."""
     return bool(getattr(getattr(net, "accelerator", None), "optimizer_step_was_skipped", False))
+
+
+def _continue(old: dict[str, Any], new: dict[str, Any], rate: float | None) -> None:
+    """Bring a group of a new optimizer to the same point of a schedule.
+
+    Parameters
+    ----------
+    old, new : dict
+        The groups of the two optimizers.
+    rate : float, optional
+        The rate of the old one before the schedule.
+    """
+    rate = old.get("initial_lr", old["lr"]) if rate is None else rate
+    is_absolute = old.get("initial_lr", rate) != rate  # the schedule itself says where the rate begins
+    factor = 1 if is_absolute or not rate else new["lr"] / rate
+    new.update({key: value for key, value in old.items() if key not in new})
+    new.update({key: old[key] * factor for key in ("lr", "initial_lr") if key in old})
+
+
+def _point_at(scheduler: Any, optimizer: Any) -> None:
+    """Let a scheduler, and those that it consists of, set the rates of another optimizer."""
+    scheduler.optimizer = optimizer
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    if getattr(scheduler, "_step_count", None) == 1:
+        scheduler._step_count = 2  # at its first step torch would warn of an optimizer that it did not see before
+    for part in getattr(scheduler, "_schedulers", ()):
+        _point_at(part, optimizer)

@@ -183,7 +183,7 @@ class FreezingEngine(Generic[_Host]):
 
     def check_rates(self) -> None:
         """Check that the factors on learning rates had an effect on the last batch."""
-        self._rates.check()
+        self._rates.check(self.host.optimizer)
 
     def end(self) -> None:
         """Give the modules and optimizers back as they were; if no step was taken, the flags as well."""

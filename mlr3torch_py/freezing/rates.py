@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any, Final
 
 import torch
@@ -81,20 +82,27 @@ class Rates:
             scaled = [tensor for tensor in tensors if self._factor_of.get(id(tensor), 1.0) != 1]
             self._before = [(tensor, _sample(tensor).clone()) for tensor in scaled]
 
-    def check(self) -> None:
+    def check(self, main: object) -> None:
         """Check that no watched tensor was updated without its factor.
+
+        Parameters
+        ----------
+        main : object
+            The main optimizer of the net, for the message; it may be none of torch.
 
         Raises
         ------
         ValueError
-            If one was; the message names the optimizer.
+            If one was.
         """
-        if self.are_unproven and any(not torch.equal(_sample(tensor), before) for tensor, before in self._before):
-            kinds = {type(factors.optimizer).__name__ for factors in self._scaled.values()}
+        if not self.are_unproven or any(factors.is_in_use for factors in self._scaled.values()):
+            return
+        if any(not torch.equal(_sample(tensor), before) for tensor, before in self._before):
+            kinds = {type(factors.optimizer).__name__ for factors in self._scaled.values()} or {type(main).__name__}
             raise ValueError(
-                f"`unfreeze` has a column `lr_mult`, which has no effect: {listed(kinds) or 'the optimizer'} "
-                "updates the weights otherwise than by the step() of a torch.optim.Optimizer; leave the column out, "
-                "give the rates by groups of the optimizer, or use an optimizer that updates in step()"
+                f"`unfreeze` has a column `lr_mult`, which has no effect: {listed(sorted(kinds))} updates the weights "
+                "otherwise than by the step() of a torch.optim.Optimizer; leave the column out, give the rates by "
+                "groups of the optimizer, or use an optimizer that updates in step()"
             )
 
     def remove(self) -> None:
@@ -134,7 +142,7 @@ class RateFactors:
     Raises
     ------
     ValueError
-        If the optimizer is LBFGS, which has only one group.
+        If the optimizer has no rates of its own to scale, as LBFGS, which has only one group.
 
     Examples
     --------
@@ -157,9 +165,9 @@ class RateFactors:
         record: Callable[[str, float], None],
         name: str = "lr",
     ) -> None:
-        if isinstance(optimizer, LBFGS):
+        if unfit := _unfit(optimizer, factor_of):
             raise ValueError(
-                "`unfreeze` has a column `lr_mult`, but LBFGS has one learning rate for all; leave the column out, or "
+                f"`unfreeze` has a column `lr_mult`, but {type(optimizer).__name__} {unfit}; leave the column out, or "
                 "use another optimizer"
             )
         self.optimizer = optimizer
@@ -171,6 +179,11 @@ class RateFactors:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether the optimizer is in the middle of its step, or was when the step raised."""
+        return bool(self._own)
 
     def remove(self) -> None:
         """Restore the optimizer."""
@@ -206,8 +219,9 @@ class RateFactors:
     def _split(self) -> None:
         if self._own:  # by the step of a parent class, within this one
             return
-        self._own = list(self.optimizer.param_groups)
-        parts = [part for i, group in enumerate(self._own) for part in self._parts(i, group)]
+        groups = list(self.optimizer.param_groups)
+        parts = [part for i, group in enumerate(groups) for part in self._parts(i, group)]
+        self._own = groups
         self.optimizer.param_groups[:] = parts
 
     def _restore(self) -> None:
@@ -232,3 +246,20 @@ class RateFactors:
             }
             for factor, tensors in members.items()
         ]
+
+
+def _unfit(optimizer: Optimizer, factor_of: Mapping[int, float]) -> str | None:
+    """Say why the rates of an optimizer cannot be scaled; None if they can."""
+    if isinstance(optimizer, LBFGS):
+        return "has one learning rate for all"
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return "does not call Optimizer.__init__, so its step() has no hooks"
+    groups = optimizer.param_groups
+    if not all(isinstance(group.get("lr"), (Real, torch.Tensor)) for group in groups):
+        return "has no learning rate in its groups"
+    for inner in vars(optimizer).values():
+        if isinstance(inner, Optimizer) and inner.param_groups is not groups:
+            tensors = (tensor for group in inner.param_groups for tensor in group["params"])
+            if any(factor_of.get(id(tensor), 1.0) != 1 for tensor in tensors):
+                return f"updates by an inner {type(inner).__name__}, which has groups of its own"
+    return None

@@ -9,9 +9,18 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, LRScheduler
-from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CyclicLR,
+    ExponentialLR,
+    LambdaLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
-from mlr3torch_py import CallbackSetLRScheduler, as_lr_scheduler, t_clbk, torch_callback
+from mlr3torch_py import CallbackSetLRScheduler, as_lr_scheduler, t_clbk
 from tests.callbacks.test_early_stopping import Score
 from tests.helpers import X, golden, iris_net, y
 
@@ -248,47 +257,73 @@ def test_wrong_parameters_are_refused():
 
 
 class NewOptimizer(Callback):
-    """Replaces the optimizer after the first batch of the second epoch, or at its end."""
+    """Replaces the optimizer after the first batch of an epoch, or at its end."""
 
-    def __init__(self, hook, n_groups=1):
+    def __init__(self, hook, n_groups=1, epoch=2, lr=0.1):
         self.hook = hook
         self.n_groups = n_groups
+        self.epoch = epoch
+        self.lr = lr
 
     def replace(self, net):
         tensors = list(net.module_.parameters())
         groups = [{"params": tensors[i :: self.n_groups]} for i in range(self.n_groups)]
-        net.optimizer_ = torch.optim.SGD(groups, lr=0.1)
+        net.optimizer_ = torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
 
     def on_batch_end(self, net, training=None, **kwargs):
-        if self.hook == "on_batch_end" and len(net.history) == 2 and len(net.history[-1]["batches"]) == 1:
+        if self.hook == "on_batch_end" and len(net.history) == self.epoch and len(net.history[-1]["batches"]) == 1:
             self.replace(net)
 
     def on_epoch_end(self, net, **kwargs):
-        if self.hook == "on_epoch_end" and len(net.history) == 2:
+        if self.hook == "on_epoch_end" and len(net.history) == self.epoch:
             self.replace(net)
 
 
-@pytest.mark.parametrize("hook", ["on_batch_end", "on_epoch_end"])
-@pytest.mark.parametrize(
-    "callback",
-    [
-        t_clbk("lr_step", step_size=1, gamma=0.5),
-        t_clbk("lr_one_cycle", max_lr=1.0),
-        t_clbk("lr_reduce_on_plateau", monitor="train_loss", patience=0, threshold=9.0, threshold_mode="abs"),
-        as_lr_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=9, step_on_epoch=False),
-    ],
-    ids=lambda callback: callback.id,
-)
-def test_a_scheduler_follows_an_optimizer_that_is_replaced(callback, hook):
-    def rates(*others):
-        seen = []
-        see = torch_callback(
-            "see", on_after_backward=lambda self: seen.append(self.ctx.optimizer.param_groups[0]["lr"])
-        )
-        iris_net(copy.deepcopy(callback), *others, see, max_epochs=4).fit(X, y)
-        return seen
+class InSequence(SequentialLR):
+    def __init__(self, optimizer):
+        super().__init__(optimizer, [ConstantLR(optimizer, 0.1, 3), ExponentialLR(optimizer, 0.5)], [2])
 
-    assert rates(NewOptimizer(hook)) == pytest.approx(rates())
+
+class Chained(ChainedScheduler):
+    def __init__(self, optimizer):
+        super().__init__([ConstantLR(optimizer, 0.1, 3), ExponentialLR(optimizer, 0.5)])
+
+
+RELATIVE = [
+    t_clbk("lr_step", step_size=1, gamma=0.5),
+    t_clbk("lr_reduce_on_plateau", monitor="train_loss", patience=0, threshold=9.0, threshold_mode="abs"),
+    as_lr_scheduler(CosineAnnealingLR, T_max=9, step_on_epoch=False),
+    as_lr_scheduler(LambdaLR, lr_lambda=[lambda epoch: 1 / (1 + epoch)]),
+    as_lr_scheduler(InSequence),
+    as_lr_scheduler(Chained),
+]
+ABSOLUTE = [
+    t_clbk("lr_one_cycle", max_lr=1.0),
+    as_lr_scheduler(CyclicLR, base_lr=0.01, max_lr=0.3, step_size_up=3, step_on_epoch=False),
+]
+
+
+def rates_beside(callback, *others):
+    rates = Rates()
+    callbacks = copy.deepcopy(callback), *others, ("rates", rates)
+    iris_net(*callbacks, max_epochs=4, optimizer__momentum=0.9).fit(X, y)
+    return rates.batches_
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("hook", ["on_batch_end", "on_epoch_end"])
+@pytest.mark.parametrize("callback", RELATIVE + ABSOLUTE, ids=lambda callback: callback.id)
+def test_a_scheduler_follows_an_optimizer_that_is_replaced(callback, hook, epoch):
+    expected = rates_beside(callback)
+    assert len(set(expected)) > 1
+    assert rates_beside(callback, NewOptimizer(hook, epoch=epoch)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("callback", RELATIVE + ABSOLUTE, ids=lambda callback: callback.id)
+def test_a_new_optimizer_with_another_rate_continues_in_proportion_unless_the_schedule_sets_the_rate(callback):
+    expected, factor = rates_beside(callback), 1 if callback in ABSOLUTE else 100
+    expected[6:] = [rate * factor for rate in expected[6:]]
+    assert rates_beside(callback, NewOptimizer("on_epoch_end", lr=10.0)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_an_optimizer_with_other_groups_is_refused_by_a_scheduler():

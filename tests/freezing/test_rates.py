@@ -304,6 +304,11 @@ def test_without_the_column_nothing_is_recorded():
     assert rates_of(iris_net(unfreeze({"epoch": [2], "weights": [select_all()]})).fit(X, y)) == {}
 
 
+def test_rates_of_numpy_and_tensors_are_scaled():
+    for rate in (np.float32(0.1), torch.tensor(0.1)):
+        check_ratios(rates_of(iris_net(unfreeze(), lr=rate).fit(X, y)), [0.1] * 12)
+
+
 def test_lbfgs_is_refused():
     net = iris_net(unfreeze(), optimizer=torch.optim.LBFGS).initialize()
     before = weights(net)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, InputShapeSetter
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_prefix, trainable_names
+from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_name, select_prefix, t_clbk, trainable_names
 from mlr3torch_py.network.evaluation import pinned_modules
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import last_event
@@ -299,3 +299,104 @@ def test_what_is_replaced_and_stays_frozen_is_not_warned_of():
         net.module_.frozen[0] = nn.Linear(4, 4)
 
     iris_net(schedule(), At(replace), module=Network, max_epochs=2, audited=False).fit(X, y)
+
+
+@pytest.mark.parametrize("what", ["module", "optimizer", "optimizer by a new criterion", "wrapper around the module"])
+@pytest.mark.parametrize("when", ["epoch", "batch"])
+def test_a_scheduler_follows_beside_the_factors(what, when):
+    _, seen = seen_of(REPLACEMENTS[what], when, schedule(), t_clbk("lr_step", step_size=1, gamma=0.5))
+    for batch in (101, 203, 301, 302, 401):
+        check(seen[batch], rate=0.1 * 0.5 ** (batch // 100 - 1))
+
+
+def test_what_input_shape_setter_makes_behind_us_is_followed():
+    _, seen = seen_of(weights, "epoch", schedule(), InputShapeSetter(param_name="width"), module__width=5)
+    for batch in (101, 102, 201):
+        check(seen[batch])
+    assert "lr_0_x0.1" in seen[101]["recorded"]
+
+
+class Embedded(Network):
+    def __init__(self, n=5):
+        super().__init__()
+        self.frozen = nn.Sequential(nn.Embedding(n, 4), nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4))
+
+    def forward(self, x):
+        return super().forward(x.long().clamp(0, 4))
+
+
+def resize(net):
+    """Put more rows into an embedding, as `resize_token_embeddings` of transformers does."""
+    before = net.module_.frozen[0]
+    net.module_.frozen[0] = after = nn.Embedding(8, 4)
+    with torch.no_grad():
+        after.weight[: len(before.weight)] = before.weight
+    net.optimizer_.add_param_group({"params": [after.weight]})
+
+
+def test_an_embedding_with_more_rows_stays_frozen():
+    watch = Replaces(resize, "epoch")
+    iris_net(schedule(), watch, module=Embedded, audited=False).fit(X, y)
+    for batch in (202, 301, 401):
+        assert watch.seen_[batch]["moved"] == {"slow.0.weight", "slow.0.bias", "head.weight", "head.bias"}
+        assert "frozen.3" in watch.seen_[batch]["pinned"]
+
+
+def test_what_is_replaced_while_it_is_frozen_trains_when_its_row_comes():
+    table = {"epoch": [1, 4], "weights": [select_prefix("slow"), select_prefix("frozen")], "lr_mult": [0.1, 0.01]}
+    for what in ("frozen parameter", "frozen layer", "frozen normalisation", "layer added to what is frozen"):
+        _, seen = seen_of(REPLACEMENTS[what], "epoch", schedule(table))
+        check(seen[303])
+        assert seen[401]["flags"] == seen[401]["names"]
+        assert not seen[401]["pinned"]
+        assert {name for name in seen[401]["moved"] if "frozen" in name} >= {"frozen.1.weight", "frozen.0.weight"}
+        for name in seen[401]["moved"]:
+            if "frozen" in name:
+                assert seen[401]["rates"][name] == pytest.approx(0.001, rel=0.05)
+
+
+@pytest.mark.parametrize("what", ["frozen parameter", "frozen layer", "frozen normalisation"])
+def test_a_freezer_follows_too(what):
+    freezer = Freezer(name_starts_with="frozen", until_epoch=3, frozen_mode="eval")
+    _, seen = seen_of(REPLACEMENTS[what], "epoch", freezer)
+    for batch in (203, 301, 303):
+        assert {name.split(".")[0] for name in seen[batch]["moved"]} == {"slow", "head"}
+        assert {path.split(".")[0] for path in seen[batch]["pinned"]} == {"frozen"}
+    assert seen[401]["flags"] == seen[401]["names"]
+    assert not seen[401]["pinned"]
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (CallbackSetUnfreeze(select_name(["head.weight", "head.bias", "slow.0.weight"])), "'slow.0.weight'"),
+        (Freezer(names="slow.0.weight"), "`names` has 'slow.0.weight', which matches no weight"),
+    ],
+)
+def test_a_name_that_is_no_longer_there_is_an_error(callback, message):
+    net = iris_net(callback, At(REPLACEMENTS["weight_norm of what is slow"]), module=Network, audited=False)
+    with pytest.raises(ValueError, match=message):
+        net.fit(X, y)
+    assert len(net.history) == 1
+
+
+@pytest.mark.parametrize("what", REPLACEMENTS)
+def test_between_two_batches_it_is_followed_at_the_next_row(what):
+    table = {"batch": [1, 6], "weights": [select_prefix("slow"), select_prefix("slow")], "lr_mult": [0.1, 0.1]}
+    _, seen = seen_of(REPLACEMENTS[what], "batch", schedule(table))
+    for batch in (202, 203, 301):  # the sixth batch is the last of the second epoch
+        check(seen[batch])
+
+
+def test_what_is_replaced_back_and_forth_leaves_no_pins():
+    parts = []
+
+    def swap(net):
+        parts.append(net.module_.frozen[1])
+        new(net, "frozen.1")
+        parts.append(net.module_.frozen[1])
+
+    callbacks = [At(swap, epoch) for epoch in (1, 2, 3)]
+    iris_net(schedule(), *callbacks, module=Network, audited=False).fit(X, y)
+    assert len({id(part) for part in parts}) == 4
+    assert all("train" not in vars(part) and part.train().training for part in parts)
