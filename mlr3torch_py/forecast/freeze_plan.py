@@ -257,13 +257,13 @@ def _spans(
     module, per_epoch = deepcopy(bare(probe.module)).to(probe.net.device), plan.batches_per_epoch or 1
     call, n_rows = probe.first_batch()
     boundless = CallbackSetFrozenCache(cache.modules, max_bytes=sys.maxsize, check=cache.check)
-    spans = []
+    spans, pins = [], Pins()
     with warnings.catch_warnings(record=True, action="always") as said:
         for phase in plan.phases:
             moment = Moment(phase.epoch, phase.batch, tuple(1 + per_epoch * i for i in range(phase.epoch)))
             Flags(phase.trainable, frozenset()).restore(module)
             held_by = [(callback, callback.held(moment)) for callback in freezing]
-            Pins().set(modules_to_pin(module.train(), held_by))
-            parts = boundless.make_parts(module)
+            pins.set(modules_to_pin(module.train(), held_by))
+            parts = boundless.make_parts(module, freezing)
             spans.append(Span(phase.batch, measure_costs(parts, lambda: call(module), n_rows)))
     return spans, list(dict.fromkeys(str(one.message) for one in said))

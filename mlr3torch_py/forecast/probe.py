@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy, deepcopy
+from copy import deepcopy
 from typing import Any
 
 from sklearn.base import clone
@@ -42,7 +42,7 @@ class NetProbe:
         self.net = net
         probe = net
         if not net.initialized_:
-            probe = copy(net)
+            probe = _copied(net)
             named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
             chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
             probe.callbacks = [(name, clone(one, safe=False)) for name, one in chosen if is_one_of(one, types)]
@@ -75,7 +75,7 @@ class NetProbe:
         ValueError
             If the number of batches in an epoch cannot be known.
         """
-        probe = copy(self.net)
+        probe = _copied(self.net)
         probe.train_split = deepcopy(self.net.train_split)  # it may hold a random generator of its own
         train, valid = probe.get_split_datasets(X, y)
         self._batches = probe.get_iterator(train, training=True)
@@ -90,11 +90,18 @@ class NetProbe:
         features, _ = unpack_data(next(iter(self._batches)))
 
         def call(module: nn.Module) -> Any:
-            probe = copy(self.net)
+            probe = _copied(self.net)
             vars(probe)["module_"] = module
             return probe.infer(features)
 
         return call, get_len(features)
+
+
+def _copied(net: Net) -> Net:
+    """Copy a net without its attributes; copy.copy() would pickle its module."""
+    copied: Net = object.__new__(type(net))
+    vars(copied).update(vars(net))
+    return copied
 
 
 def is_one_of(item: Any, types: tuple[type, ...]) -> bool:

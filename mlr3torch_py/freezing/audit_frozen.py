@@ -152,7 +152,7 @@ class FrozenTensors:
         tensor = now.get(one.names[0])
         if tensor is None or not _is_comparable(tensor):
             return True
-        return not torch.equal(self._bits(tensor).to(kept.device), kept)
+        return not _are_equal(self._bits(tensor).to(kept.device), kept)
 
     def _bits(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the values, or a sample of them, as bytes, so that NaN equals itself and -0.0 not 0.0."""
@@ -206,6 +206,15 @@ def _path(name: str) -> str:
 
 def _is_comparable(tensor: torch.Tensor) -> bool:
     return not is_lazy(tensor) and tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _are_equal(bits: torch.Tensor, kept: torch.Tensor) -> bool:
+    """Compare bytes, eight at a time since that is faster."""
+    whole = len(bits) // 8 * 8
+    if len(bits) != len(kept) or bits.storage_offset() % 8:
+        return torch.equal(bits, kept)
+    eights = bits[:whole].view(torch.int64), kept[:whole].view(torch.int64)
+    return torch.equal(*eights) and torch.equal(bits[whole:], kept[whole:])
 
 
 def _advice(path: str, module: nn.Module, parts: Iterable[tuple[FreezingCallback, Mapping[str, nn.Module]]]) -> str:

@@ -154,17 +154,16 @@ class FreezingEngine(Generic[_Host]):
         keep_frozen_before_us(self.network)
         self._rates.scale(self._factors(), self.host.optimizers())
         self._flags_before = Flags.of(self.network)
-        self._apply(written=self._governed())
+        self._apply(written=self._whole(self._governed()))
 
     def begin_epoch(self, moment: Moment) -> None:
         """Apply the plans when an epoch begins."""
         self.moment, is_first = moment, self.is_provisional
         fresh = self._follow()
         if is_first:  # a history may have been loaded since training began
-            since = replace(moment, epoch=moment.epoch - 1)
-            for holder in self.holders:
-                holder.held_ = self._whole(holder.held(since))
-                if logger.isEnabledFor(logging.INFO):
+            self._hold(replace(moment, epoch=moment.epoch - 1))
+            if logger.isEnabledFor(logging.INFO):
+                for holder in self.holders:
                     logger.info(holder.opening())
         has_changed = self._change(f"epoch {moment.epoch}", fresh)
         self.host.record("n_trainable", n_trainable(self.network))
@@ -251,14 +250,19 @@ class FreezingEngine(Generic[_Host]):
             warnings.warn(message, stacklevel=2)
         self.driver.missing_ = missing
 
-    def _apply(self, written: Held) -> None:
-        """Set flags, pins and rates for this moment; the flags of what is `written` whatever they were."""
+    def _hold(self, moment: Moment) -> Held:
+        """Ask all holders what they hold, and return the names that at least one of them does."""
         held = frozenset[str]()
         for holder in self.holders:
-            names = holder.held(self.moment)
+            names = holder.held(moment)
             held |= names
             holder.held_ = self._whole(names)
-        before, self.held = self.held, self._whole(held)
+        self.held = self._whole(held)
+        return held
+
+    def _apply(self, written: Held) -> None:
+        """Set flags, pins and rates for this moment; the flags of what is `written` whatever they were."""
+        before, held = self.held, self._hold(self.moment)
         if freeze(self.network, held, governed=written, tensors=self._inventory.tensors):
             self._clear_directions()
         held_by = [(holder, holder.held_) for holder in self.holders]
@@ -269,19 +273,21 @@ class FreezingEngine(Generic[_Host]):
 
     def _change(self, when: str, fresh: Held) -> bool:
         """Apply the plans, and log and record whether that has changed something."""
-        before = [holder.held_ for holder in self.holders]
-        fresh = fresh and fresh & self._governed()
+        before = self.held
+        fresh = fresh and self._whole(fresh & self._governed())
         self._apply(written=fresh)
-        changed = [(one, held) for one, held in zip(self.holders, before, strict=True) if held != one.held_]
-        if changed and logger.isEnabledFor(logging.INFO):
-            for holder, held in changed:
-                for doing, names in (("unfreezing", held - holder.held_), ("freezing", holder.held_ - held)):
-                    if names:
-                        logger.info("%s at %s: %s", doing, when, listed(in_order(holder.plans_, names)))
-        if again := [name for name in self._inventory.tensors if name in fresh & self.held]:
-            logger.info("freezing at %s what was replaced: %s", when, listed(again))
-        self.host.record("event_unfreeze", bool(changed) or bool(self.host.recorded("event_unfreeze")))
-        return bool(changed)
+        has_changed = self.held != before
+        if (has_changed or fresh) and logger.isEnabledFor(logging.INFO):
+            for doing, names in (
+                ("unfreezing at", before - self.held),
+                ("freezing at", self.held - before),
+                ("freezing what was replaced at", fresh & before & self.held),
+            ):
+                if names:
+                    ordered = (name for name in self._inventory.tensors if name in names)
+                    logger.info("%s %s: %s", doing, when, listed(ordered))
+        self.host.record("event_unfreeze", has_changed or bool(self.host.recorded("event_unfreeze")))
+        return has_changed
 
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""

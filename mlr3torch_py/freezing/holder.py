@@ -139,7 +139,7 @@ class FreezingCallback(CallbackSet, ABC):
             if (
                 engine is None
                 or engine.network is not net.module_
-                or engine.optimizer is not getattr(net, "optimizer_", None)
+                or engine.optimizer is not getattr(net, engine.host.optimizer_name, None)
             ):
                 engine = self._engine_now(net)
             if engine.driver is self:
@@ -163,7 +163,9 @@ class FreezingCallback(CallbackSet, ABC):
         return super().__getstate__() | {"engine_": None}
 
     def _has_engine_of(self, net: Net) -> bool:
-        return self.engine_ is not None and self.engine_.host.net is net
+        """Whether the engine is that of a net, with all freezing callbacks that the net has now."""
+        engine = self.engine_
+        return engine is not None and engine.host.net is net and engine.holders == freezing_callbacks(net)
 
     def _drop_engine(self) -> None:
         if self.engine_ is not None:

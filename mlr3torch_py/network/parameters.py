@@ -182,7 +182,13 @@ def freeze(
     if tensors is None:
         tensors = named_parameters(module)
     free = {id(tensor) for name, tensor in tensors.items() if name not in held}
-    written = [tensors[name] for name in {*(held ^ before), *governed} if name in tensors]
+    written = [tensors[name] for name in governed if name in tensors]
+    if changed_names := held ^ before:
+        was_free = {id(tensor) for name, tensor in tensors.items() if name not in before}
+        # Of a tied tensor some names may have changed without any effect.
+        written += [
+            t for name in changed_names if (t := tensors.get(name)) is not None and _differs(id(t), free, was_free)
+        ]
     changed = sum(_set_trainable(tensor, id(tensor) in free) for tensor in written)
     setattr(module, _FROZEN_BY_US, frozenset(held))
     return changed > 0
@@ -229,6 +235,10 @@ class Flags:
         for name, tensor in named_parameters(module).items():
             _set_trainable(tensor, name in self.trainable)
         setattr(bare(module), _FROZEN_BY_US, self.frozen_by_us)
+
+
+def _differs(key: int, one: Set[int], other: Set[int]) -> bool:
+    return (key in one) is not (key in other)
 
 
 def _set_trainable(tensor: nn.Parameter, trainable: bool) -> bool:

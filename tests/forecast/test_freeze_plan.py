@@ -369,3 +369,12 @@ def test_integer_tensors_are_never_trainable_in_a_plan():
     network.steps = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
     plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", starting_weights=select_all())])
     assert plan.phases[0].trainable == {"0.weight", "0.bias", "1.weight", "1.bias"}
+
+
+@pytest.mark.parametrize("initialized", [False, True])
+def test_a_net_with_a_module_that_cannot_be_pickled_has_a_plan(initialized):
+    class Local(MLP):
+        pass
+
+    net = iris_net(unfreeze(), t_clbk("frozen_cache"), module=Local, module__d_in=4, module__d_out=3, module__p=0.0)
+    assert freeze_plan(net.initialize() if initialized else net, X, y).cache is not None

@@ -116,15 +116,18 @@ def test_tensors_of_any_stride_and_kind_are_compared():
     module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
     module[0].column = nn.Parameter(torch.randn(5, 3)[:, 0])
     module[0].one = nn.Parameter(torch.ones(1).expand(5))
+    module[0].part = nn.Parameter(torch.randn(8)[1:])
     module[0].conjugate = nn.Parameter(torch.ones(2, dtype=torch.complex64).conj())
     module[0].sparse = nn.Parameter(torch.eye(2).to_sparse())
 
-    def write_it(network):
-        network[0].column.data[2] += 1
-
     audited(module=module, table=None).fit(X, y)
-    with pytest.raises(RuntimeError, match="0.column"):
-        audited(acts_at(2, write_it), module=module, table=None).fit(X, y)
+    for name, value in ("column", 2), ("part", 3), ("part", 6):
+
+        def write_it(network, name=name, value=value):
+            getattr(network[0], name).data[value] += 1
+
+        with pytest.raises(RuntimeError, match=f"0.{name}"):
+            audited(acts_at(2, write_it), module=module, table=None).fit(X, y)
 
 
 def test_a_weight_that_disappears_is_named():

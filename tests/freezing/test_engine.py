@@ -12,6 +12,7 @@ from mlr3torch_py import (
     MLP,
     CallbackSet,
     CallbackSetUnfreeze,
+    Freezer,
     select_all,
     select_last,
     select_none,
@@ -404,3 +405,81 @@ def test_a_tensor_that_is_replaced_and_given_to_no_optimizer_is_warned_of_once()
     with pytest.warns(UserWarning, match=r"no optimizer holds them: 6.weight; give") as said:
         iris_net(CallbackSetUnfreeze(select_last(1)), Replaces(), audited=False).fit(X, y)
     assert len(said) == 1
+
+
+class Leaves(Callback):
+    """Takes a callback out of the net at the end of the first epoch."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 1:
+            net.callbacks_ = [item for item in net.callbacks_ if item[0] != self.name]
+
+
+@pytest.mark.parametrize("name", ["freezer", "unfreeze"])
+def test_a_callback_that_leaves_holds_nothing_and_the_others_go_on(name):
+    freezer = t_clbk("freezer", name_starts_with="0.")
+    unfreeze = t_clbk("unfreeze", starting_weights=select_last(1), unfreeze={"epoch": [3], "weights": [select_all()]})
+    trace = Trace()
+    iris_net(freezer, unfreeze, Leaves(name), trace, max_epochs=3, audited=False).fit(X, y)
+    later = {"freezer": [HEAD] * 3 + [ALL] * 3, "unfreeze": [ALL[2:]] * 6}
+    assert trace.batches_ == [HEAD] * 3 + later[name]
+
+
+def test_an_event_is_a_change_of_tensors_not_of_what_one_callback_holds():
+    both = [t_clbk("freezer", name_starts_with="0."), t_clbk("unfreeze", starting_weights=select_last(1))]
+    both[1].callback.unfreeze = {"epoch": [2], "weights": [select_prefix("0")]}
+    net = iris_net(*both, max_epochs=3).fit(X, y)
+    assert net.history[:, "event_unfreeze"] == [False] * 3
+
+
+class TiedBias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.second.bias = self.first.bias
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)))
+
+
+def test_two_callbacks_that_hold_one_name_each_of_a_tied_tensor_freeze_it_together():
+    both = [t_clbk("freezer", names="first.bias"), ("other", Freezer("second.bias", until_epoch=1))]
+    with pytest.warns(UserWarning, match="are names of one tensor"):
+        net = iris_net(*both, module=TiedBias, max_epochs=2).fit(X, y)
+    assert net.history[:, ("n_trainable", "event_unfreeze")] == [(47, False), (51, True)]
+
+
+def test_a_tied_tensor_that_was_frozen_by_hand_stays_frozen_if_one_of_its_names_is_governed():
+    module = TiedBias()
+    module.first.bias.requires_grad = False
+    trace = Trace()
+    with pytest.warns(UserWarning, match="are names of one tensor|required no gradient"):
+        iris_net(Freezer("second.bias", until_epoch=1), trace, module=module, max_epochs=2, audited=False).fit(X, y)
+    assert all("first.bias" not in names for names in trace.batches_)
+
+
+class OptimizerOfAnotherName(NeuralNetClassifier):
+    def initialize_optimizer(self, *args, **kwargs):
+        self.opt_g_ = torch.optim.SGD(self.module_.parameters(), lr=0.1)
+        return self
+
+    def train_step(self, batch, **fit_params):
+        self.opt_g_.zero_grad()
+        step = self.train_step_single(batch, **fit_params)
+        self.opt_g_.step()
+        return step
+
+
+def test_an_optimizer_of_another_name_is_followed_between_two_batches():
+    class Replaces(Callback):
+        def on_batch_end(self, net, training=None, **kwargs):
+            if len(net.history[-1]["batches"]) == 1:
+                net.opt_g_ = torch.optim.SGD(net.module_.parameters(), lr=0.1)
+
+    table = {"epoch": [1], "weights": [select_prefix("0")], "lr_mult": [0.5]}
+    unfreeze = CallbackSetUnfreeze(select_last(1), table)
+    net = iris_net(unfreeze, Replaces(), cls=OptimizerOfAnotherName, max_epochs=1, audited=False).fit(X, y)
+    assert [row["lr_opt_g_0_x0.5"] for row in net.history[0, "batches"]] == [0.05] * 3

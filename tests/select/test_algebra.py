@@ -147,7 +147,7 @@ def test_select_is_abstract():
 
 
 @selector
-class Deeper(Select):
+class Below(Select):
     """Parameters below more than some number of modules."""
 
     levels: int = 1
@@ -211,18 +211,18 @@ class Undecorated(Select):
 
 
 OWN = [
-    Deeper(),
-    Deeper(2),
-    ~Deeper(levels=2) & select_glob("*.bias"),
+    Below(),
+    Below(2),
+    ~Below(levels=2) & select_glob("*.bias"),
     Larger(7),
-    Larger(16, shapes=((4, 3), (3,)), unless=select_last(1) | Deeper(3)),
+    Larger(16, shapes=((4, 3), (3,)), unless=select_last(1) | Below(3)),
     PlainWhole(re.compile("a.*")),
 ]
 
 
 @given(selects, name_lists)
 def test_a_selector_of_ones_own_combines_as_all_others(other, names):
-    own = Deeper(1)
+    own = Below(1)
     expected = [name for name in names if name.count(".") > 1]
     assert own(names) == expected
     assert (~own)(names) == [name for name in names if name not in expected]
@@ -250,7 +250,7 @@ def test_a_selector_of_ones_own_is_a_value_that_prints_as_code_and_is_written(se
 
 
 def test_a_selector_of_ones_own_prints_only_what_differs_from_its_defaults():
-    assert repr(Deeper()) == "Deeper(1)"
+    assert repr(Below()) == "Below(1)"
     assert repr(Larger(7)) == "select_larger(7)"
     assert repr(Larger(7, shapes=((3,),))) == "select_larger(7, shapes=((3,),))"
     assert to_dict(Larger(7))["fn"] == "larger"
