@@ -20,7 +20,7 @@ from mlr3torch_py.freezing.inventory import Inventory
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules
-from mlr3torch_py.network.parameters import Flags, freeze, keep_frozen_before_us, n_trainable
+from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
@@ -154,7 +154,7 @@ class FreezingEngine(Generic[_Host]):
         keep_frozen_before_us(self.network)
         self._rates.scale(self._factors(), self.host.optimizers())
         self._flags_before = Flags.of(self.network)
-        self._apply(written=self._whole(self._governed()))
+        self._apply(written=self._whole(self._governed()) | frozen_by_us(self.network))
 
     def begin_epoch(self, moment: Moment) -> None:
         """Apply the plans when an epoch begins."""
@@ -220,7 +220,7 @@ class FreezingEngine(Generic[_Host]):
         return [optimizer for _, optimizer in self.host.optimizers()]
 
     def _follow(self) -> Held:
-        """Look at what the host holds now, and return the names of parameters that are other tensors than before."""
+        """Look at what the host holds now, and return the names whose flags must be set, since they were replaced."""
         network, before = self.network, self._inventory
         self._inventory = now = self._look()
         if now.is_same_as(before):
@@ -239,7 +239,9 @@ class FreezingEngine(Generic[_Host]):
             self.event = next(_EVENTS)
         if replaced or not now.has_optimizers_of(before):
             self.warn_of_missing()
-        return replaced
+        ours = {id(before.tensors[name]) for name in self.held if name in before.tensors}
+        kept = {name for name in replaced if id(now.tensors[name]) in ours}  # but tied to other names
+        return self._whole(replaced & self._governed()) | kept
 
     def warn_of_missing(self) -> None:
         """Warn about parameters of the plans that no optimizer holds, apart from those that were missing before."""
@@ -250,20 +252,20 @@ class FreezingEngine(Generic[_Host]):
             warnings.warn(message, stacklevel=2)
         self.driver.missing_ = missing
 
-    def _hold(self, moment: Moment) -> Held:
-        """Ask all holders what they hold, and return the names that at least one of them does."""
+    def _hold(self, moment: Moment) -> None:
+        """Ask all holders what they hold."""
         held = frozenset[str]()
         for holder in self.holders:
             names = holder.held(moment)
             held |= names
             holder.held_ = self._whole(names)
         self.held = self._whole(held)
-        return held
 
     def _apply(self, written: Held) -> None:
         """Set flags, pins and rates for this moment; the flags of what is `written` whatever they were."""
-        before, held = self.held, self._hold(self.moment)
-        if freeze(self.network, held, governed=written, tensors=self._inventory.tensors):
+        before = self.held
+        self._hold(self.moment)
+        if freeze(self.network, self.held, governed=written, tensors=self._inventory.tensors):
             self._clear_directions()
         held_by = [(holder, holder.held_) for holder in self.holders]
         if self._pins.set(modules_to_pin(self.network, held_by)) or self.held != before:
@@ -274,7 +276,6 @@ class FreezingEngine(Generic[_Host]):
     def _change(self, when: str, fresh: Held) -> bool:
         """Apply the plans, and log and record whether that has changed something."""
         before = self.held
-        fresh = fresh and self._whole(fresh & self._governed())
         self._apply(written=fresh)
         has_changed = self.held != before
         if (has_changed or fresh) and logger.isEnabledFor(logging.INFO):

@@ -236,6 +236,17 @@ def test_a_weight_that_is_tied_to_a_trainable_one_trains():
     assert trace.batches_[-1] == ["first.weight", "second.weight", "second.bias", "head.weight", "head.bias"]
 
 
+def test_a_frozen_weight_that_is_tied_to_a_name_that_nobody_holds_trains():
+    def tie_to_frozen(net):
+        net.module_.slow[0].weight = net.module_.frozen[0].weight
+
+    trace = Trace()
+    freezer = Freezer(name_starts_with="frozen.0")
+    iris_net(freezer, At(tie_to_frozen), trace, module=Network, max_epochs=2, audited=False).fit(X, y)
+    assert "slow.0.weight" in trace.batches_[0]
+    assert "frozen.0.weight" in trace.batches_[-1]
+
+
 @pytest.mark.parametrize(
     ("replace", "is_event"),
     [
