@@ -36,8 +36,9 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan]) -> None:
     """
     will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
     will_be_held = frozenset[str]().union(*(plan.ever_held for plan in plans))
-    fixed_names = frozen_before_us(network) & will_train
-    if fixed := [name for name in named_parameters(network) if name in fixed_names]:
+    before_us = frozen_before_us(network) & will_train
+    fixed = [name for name, one in named_parameters(network).items() if name in before_us and not one.requires_grad]
+    if fixed:
         warnings.warn(
             "parameters that required no gradient before training will be trained by the schedule: "
             f"{_by_module(network, fixed)}; if that is not meant, select among the others by `& select_trainable()`, "

@@ -226,12 +226,13 @@ class FreezingEngine(Generic[_Host]):
         if now.is_same_as(before):
             return frozenset()
         replaced = now.replaced_since(before)
-        if network is not self.network:
+        is_other = network is not self.network
+        if is_other or not now.has_names_of(before):
             keep_frozen_before_us(self.network)
+            known = frozenset[str]() if is_other else before.tensors.keys() & now.tensors.keys()
             if self._flags_before is not None:
-                self._flags_before = Flags.of(self.network)
-        if network is not self.network or not now.has_names_of(before):
-            known = before.tensors.keys() & now.tensors.keys() if network is self.network else frozenset[str]()
+                flags = self._flags_before
+                self._flags_before = Flags.of(self.network) if is_other else flags.with_new(self.network, known)
             for holder in self.holders:
                 holder.resolve(self.network, known)
         if replaced or not (now.has_names_of(before) and now.has_modules_of(before)):

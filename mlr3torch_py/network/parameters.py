@@ -85,7 +85,8 @@ def frozen_before_us(module: nn.Module) -> frozenset[str]:
     Returns
     -------
     frozenset of str
-        Also what has been frozen by hand since then; a tied tensor under all of its names.
+        Also what has been frozen by hand since then, but not what was released by hand while it was held; a tied
+        tensor under all of its names.
 
     Examples
     --------
@@ -97,9 +98,15 @@ def frozen_before_us(module: nn.Module) -> frozenset[str]:
     """
     before: frozenset[str] = getattr(bare(module), _FROZEN_BEFORE_US, frozenset())
     by_us, tensors = frozen_by_us(module), named_parameters(module)
-    frozen = (name for name, tensor in tensors.items() if not tensor.requires_grad and can_train(tensor))
-    ours = {id(tensors[name]) for name in by_us if name in tensors}
-    return before | {name for name in frozen if id(tensors[name]) not in ours}
+    ours = {id(tensor) for name, tensor in tensors.items() if name in by_us}
+    others = {id(tensor) for name, tensor in tensors.items() if name not in by_us}
+    frozen = {
+        name
+        for name, tensor in tensors.items()
+        if not tensor.requires_grad and can_train(tensor) and id(tensor) not in ours
+    }
+    released = {name for name, tensor in tensors.items() if tensor.requires_grad and id(tensor) in ours - others}
+    return (before - released) | frozen
 
 
 def keep_frozen_before_us(module: nn.Module) -> None:
@@ -217,6 +224,11 @@ class Flags:
     def of(cls, module: nn.Module) -> Flags:
         """Record the flags of a network."""
         return cls(frozenset(trainable_names(module)), frozen_by_us(module))
+
+    def with_new(self, module: nn.Module, known: Set[str]) -> Flags:
+        """Add the flags of parameters that are not known yet."""
+        new = (name for name in trainable_names(module) if name not in known)
+        return Flags(self.trainable.union(new), self.frozen_by_us)
 
     def restore(self, module: nn.Module) -> None:
         """Set the flags of a network to these."""

@@ -1,269 +1,295 @@
 """What is said, when training begins or later, about what is probably a mistake; and what is not said."""
 
-from collections import OrderedDict
+import re
+import warnings
 
 import pytest
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback
+from torch import nn
 
-from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix
-from tests.helpers import X, iris_net, y
+from mlr3torch_py import (
+    MLP,
+    CallbackSetUnfreeze,
+    Freezer,
+    Plateau,
+    select_all,
+    select_glob,
+    select_last,
+    select_name,
+    select_prefix,
+    select_trainable,
+)
+from tests.helpers import Trace, X, iris_net, y
 
-SLOW = {"epoch": [1], "weights": [select_prefix("0")], "lr_mult": [0.1]}
-
-
-def with_factors(table=SLOW):
-    return CallbackSetUnfreeze(select_all(), table)
-
-
-class SAM(torch.optim.Optimizer):
-    """Sharpness-aware minimization, whose documented use is by two steps of its own names."""
-
-    def __init__(self, params, lr):
-        super().__init__(params, {"lr": lr})
-        self.base = torch.optim.SGD(self.param_groups, lr=lr)
-        self.param_groups = self.base.param_groups
-
-    def tensors(self):
-        return [tensor for group in self.param_groups for tensor in group["params"] if tensor.grad is not None]
-
-    @torch.no_grad()
-    def first_step(self):
-        self.moved = [(tensor, 0.01 * tensor.grad) for tensor in self.tensors()]
-        for tensor, by in self.moved:
-            tensor += by
-        self.zero_grad()
-
-    @torch.no_grad()
-    def second_step(self):
-        for tensor, by in self.moved:
-            tensor -= by
-        self.update()
-
-    def update(self):
-        for group in self.base.param_groups:
-            for tensor in group["params"]:
-                if tensor.grad is not None:
-                    tensor -= group["lr"] * tensor.grad
-        self.zero_grad()
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        closure = torch.enable_grad()(closure)
-        loss = closure()
-        self.first_step()
-        closure()
-        self.second_step()
-        return loss
+CAME_IN_FROZEN = "parameters that required no gradient before training will be trained by the schedule: {};"
 
 
-class InTwoSteps(NeuralNetClassifier):
-    def train_step(self, batch, **fit_params):
-        step = self.train_step_single(batch, **fit_params)
-        self.optimizer_.first_step()
-        self.train_step_single(batch, **fit_params)
-        self.optimizer_.second_step()
-        return step
+class Fixed(nn.Module):
+    """Keeps its positions fixed, as networks with sinusoidal embeddings do."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Parameter(torch.sin(torch.arange(4.0)), requires_grad=False)
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x + self.positions)))
 
 
-class Lookahead(torch.optim.Optimizer):
-    """Wraps an optimizer, and does not call `Optimizer.__init__`, as that of timm."""
+class Pretrained(nn.Module):
+    """Looks up an embedding that was given as frozen."""
 
-    def __init__(self, params, lr):
-        self.base = torch.optim.SGD(params, lr=lr)
-        self.defaults, self.param_groups, self.state = self.base.defaults, self.base.param_groups, self.base.state
-        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding.from_pretrained(torch.randn(10, 4), freeze=True)
+        self.head = nn.Linear(16, 3)
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            for tensor in group["params"]:
-                if tensor.grad is not None:
-                    tensor -= group["lr"] * tensor.grad
-        return loss
+    def forward(self, x):
+        return self.head(self.embed(x.long()).flatten(1))
 
 
-class WithoutHooks(Lookahead):
-    def __init__(self, params, lr):
-        super().__init__(params, lr)
-        del self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
+class LoRA(nn.Module):
+    """A frozen base in each layer, and small layers beside it."""
+
+    def __init__(self, n=2):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"base": nn.Linear(4, 4), "a": nn.Linear(4, 1, bias=False), "b": nn.Linear(1, 4, bias=False)})
+            for _ in range(n)
+        )
+        for layer in self.layers:
+            layer["base"].requires_grad_(False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer["base"](x) + layer["b"](layer["a"](x)))
+        return self.head(x)
 
 
-class WithInner(torch.optim.Optimizer):
-    """Has groups, but updates by another optimizer, which has groups of its own."""
-
-    def __init__(self, params, lr):
-        super().__init__(params, {"lr": lr})
-        self.inner = torch.optim.SGD([{"params": group["params"]} for group in self.param_groups], lr=lr)
-
-    def step(self, closure=None):
-        return self.inner.step(closure)
+def frozen_by_hand():
+    network = MLP(4, 3, neurons=(3, 3))
+    network[0].requires_grad_(False)
+    network[3].bias.requires_grad_(False)
+    return network
 
 
-class WithoutRate(torch.optim.SGD):
-    """Finds the rate by itself, as Adafactor does on demand."""
-
-    def __init__(self, params, lr):
-        super().__init__(params, lr)
-        for group in self.param_groups:
-            group["lr"] = None
-
-
-class Own:
-    """An optimizer that is none of torch's."""
-
-    def __init__(self, params, lr):
-        self.tensors, self.lr = list(params), lr
-
-    def zero_grad(self, set_to_none=True):
-        for tensor in self.tensors:
-            tensor.grad = None
-
-    @torch.no_grad()
-    def step(self, closure):
-        loss = torch.enable_grad()(closure)()
-        for tensor in self.tensors:
-            if tensor.grad is not None:
-                tensor -= self.lr * tensor.grad
-        return loss
+CASES = [
+    (Fixed, "positions"),
+    (Pretrained, "embed"),
+    (LoRA, "layers.0.base, layers.1.base"),
+    (frozen_by_hand, "0, 3.bias"),
+    (lambda: LoRA(8), "layers.0.base, .*layers.5.base and 2 more"),
+]
+cases = pytest.mark.parametrize(("make", "names"), CASES)
 
 
-class OwnNet(NeuralNetClassifier):
+@cases
+@pytest.mark.parametrize("later", [False, True])
+def test_what_came_in_frozen_and_will_be_trained_is_warned_of_once(make, names, later):
+    table = {"epoch": [2], "weights": [select_all()]} if later else None
+    net = iris_net(CallbackSetUnfreeze(select_last(1) if later else select_all(), table), module=make())
+    with pytest.warns(UserWarning, match=CAME_IN_FROZEN.format(names)) as caught:
+        net.fit(X, y)
+    assert len(caught) == 1
+    net.partial_fit(X, y)
+    net.fit(X, y)  # trainable by now
+    iris_net(CallbackSetUnfreeze(select_all()), module=net.module_, max_epochs=1).fit(X, y)
+
+
+@cases
+def test_what_came_in_frozen_and_stays_so_is_not_warned_of(make, names):
+    network = make()
+    fixed = {name for name, tensor in network.named_parameters() if not tensor.requires_grad}
+    for _ in range(2):  # and the same at a second fit
+        trace = Trace()
+        iris_net(CallbackSetUnfreeze(select_all() & select_trainable()), trace, module=network, max_epochs=1).fit(X, y)
+        assert not fixed & set(trace.batches_[0])
+    iris_net(CallbackSetUnfreeze(select_last(1)), module=network, max_epochs=1).fit(X, y)
+    with pytest.warns(UserWarning, match=CAME_IN_FROZEN.format(names)):
+        iris_net(CallbackSetUnfreeze(select_all()), module=network, max_epochs=1).fit(X, y)
+
+
+@cases
+def test_the_remedy_of_the_message_is_taken(make, names):
+    network, trace = make(), Trace()
+    iris_net(CallbackSetUnfreeze(select_last(1)), module=network, max_epochs=1).fit(X, y)
+    network.requires_grad_(True)
+    iris_net(CallbackSetUnfreeze(select_all() & select_trainable()), trace, module=network, max_epochs=1).fit(X, y)
+    assert trace.batches_[0] == [name for name, _ in network.named_parameters()]
+
+
+@cases
+def test_a_freezer_warns_of_what_came_in_frozen_only_if_it_releases_it(make, names):
+    prefix = names.partition(",")[0].partition(".bias")[0]
+    iris_net(Freezer(name_starts_with=prefix), module=make(), max_epochs=1).fit(X, y)
+    with pytest.warns(UserWarning, match=CAME_IN_FROZEN.format(".*")):
+        iris_net(Freezer(name_starts_with=prefix, until_epoch=1), module=make(), max_epochs=2).fit(X, y)
+
+
+def test_a_net_that_makes_its_module_at_each_fit_warns_at_each():
+    net = iris_net(CallbackSetUnfreeze(select_all()), module=Fixed, max_epochs=1)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=CAME_IN_FROZEN.format("positions")):
+            net.fit(X, y)
+
+
+def said_by(*callbacks, **params):
+    """All that is said in a training, and by a second call that goes on with it."""
+    net = iris_net(*callbacks, audited=False, **{"max_epochs": 2} | params)
+    calls = []
+    for call in (net.fit, net.partial_fit):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(X, y)
+        calls.append([str(warning.message) for warning in caught])
+    return calls
+
+
+class Tied(nn.Module):
+    """`first.weight` and `last.weight` are names of one tensor, as the two ends of a language model have."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.last(torch.tanh(self.first(x))))
+
+
+FIRST = "'first.weight' and 'last.weight' are names of one tensor, which is trainable as long as"
+
+
+@pytest.mark.parametrize(
+    ("callback", "places"),
+    [
+        (CallbackSetUnfreeze(select_prefix("first", "head")), ["`starting_weights`: "]),
+        (
+            CallbackSetUnfreeze(select_prefix("head"), {"epoch": [2], "weights": [select_prefix("first")]}),
+            ["`unfreeze`: row 0 "],
+        ),
+        (
+            CallbackSetUnfreeze(
+                select_all(), {"epoch": [2], "weights": [select_prefix("first")], "action": ["freeze"]}
+            ),
+            ["`unfreeze`: row 0 "],
+        ),
+        (CallbackSetUnfreeze(select_prefix("head", "first", "last")), []),
+        (CallbackSetUnfreeze(select_prefix("head"), {"epoch": [2], "weights": [select_all()]}), []),
+        (CallbackSetUnfreeze(select_prefix("head", "first.bias")), []),
+        (Freezer(name_starts_with="first"), [""]),
+        (Freezer(name_starts_with=["first", "last"]), []),
+        (Freezer(names="last.bias"), []),
+    ],
+)
+def test_a_tied_weight_that_is_selected_by_some_of_its_names_is_warned_of_once(callback, places):
+    first, _ = said_by(callback, module=Tied)
+    tied = [message for message in first if FIRST in message]
+    assert len(tied) == len(places)
+    assert all(message.startswith(place) for message, place in zip(tied, places, strict=True))
+
+
+class Filtered(NeuralNetClassifier):
+    """Gives the optimizer what requires a gradient when it is made, as the questions of skorch show."""
+
     def initialize_optimizer(self, *args, **kwargs):
-        self.optimizer_ = Own(self.module_.parameters(), self.lr)
+        params = [tensor for tensor in self.module_.parameters() if tensor.requires_grad]
+        self.optimizer_ = torch.optim.SGD(params, lr=0.1)
         return self
 
-    def _zero_grad_optimizer(self, set_to_none=None):
-        self.optimizer_.zero_grad()
 
-    def _step_optimizer(self, step_fn):
-        self.optimizer_.step(step_fn)
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        (None, None),
+        ({"epoch": [2], "weights": [select_all()]}, "0, 3"),
+        ({"batch": [4], "weights": [select_prefix("3")]}, "3"),
+        ({"epoch": [9], "weights": [select_name("0.bias")]}, "0.bias"),
+        ({"when": [Plateau("train_loss")], "weights": [select_prefix("0")]}, "0"),
+        ({"epoch": [2], "weights": [select_prefix("6.bias")], "action": ["freeze"]}, None),
+    ],
+)
+def test_what_is_to_be_trained_and_is_in_no_optimizer_is_warned_of_once(table, names):
+    network = MLP(4, 3, neurons=(3, 3))
+    network[0].requires_grad_(False)
+    network[3].requires_grad_(False)
+    first, second = said_by(CallbackSetUnfreeze(select_last(1), table), cls=Filtered, module=network)
+    told = [message for message in first if "no optimizer holds them" in message]
+    assert len(told) == (names is not None)
+    if names:
+        assert f"no optimizer holds them: {names}; give the optimizer all parameters" in told[0]
+    assert not any("no optimizer holds them" in message for message in second)
 
 
-NO_EFFECT = "`lr_mult`, which has no effect: {} updates the weights otherwise"
+def test_a_freezer_says_so_only_of_what_it_releases():
+    network = MLP(4, 3, neurons=(3, 3))
+    network[0].requires_grad_(False)
+    (first, second) = said_by(Freezer(name_starts_with="0.", until_epoch=1), cls=Filtered, module=network)
+    assert [message for message in first if "no optimizer holds them: 0;" in message]
+    assert not second
+    assert said_by(Freezer(name_starts_with="3."), cls=Filtered, module=network) == [[], []]
+
+
+class Limited(nn.Module):
+    def __init__(self, kind=nn.Embedding, max_norm=0.1):
+        super().__init__()
+        self.embed = kind(10, 4, max_norm=max_norm)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        embedded = self.embed(x.long())
+        return self.head(embedded if embedded.ndim == 2 else embedded.mean(1))
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize(
+    ("callback", "is_told"),
+    [
+        (CallbackSetUnfreeze(select_last(1)), True),
+        (CallbackSetUnfreeze(select_last(1), {"epoch": [2], "weights": [select_all()]}), True),
+        (
+            CallbackSetUnfreeze(
+                select_all(), {"epoch": [2], "weights": [select_prefix("embed")], "action": ["freeze"]}
+            ),
+            True,
+        ),
+        (Freezer(name_starts_with="embed", until_epoch=1), True),
+        (CallbackSetUnfreeze(select_all()), False),
+        (Freezer(name_starts_with="head.bias"), False),
+        (Freezer(name_starts_with="embed", until_epoch=0), False),
+    ],
+)
+def test_an_embedding_whose_forward_pass_writes_its_frozen_weight_is_warned_of(kind, callback, is_told):
+    first, second = said_by(callback, module=Limited, module__kind=kind)
+    message = f"embed.weight will be frozen, but the {kind.__name__} has max_norm=0.1"
+    assert [said.startswith(message) for said in first] == [True] * is_told
+    assert not second
+    assert said_by(callback, module=Limited, module__kind=kind, module__max_norm=None) == [[], []]
 
 
 @pytest.mark.parametrize(
-    ("params", "name"),
+    ("select", "parts"),
     [
-        ({"cls": InTwoSteps, "optimizer": SAM}, "SAM"),
-        ({"optimizer": Lookahead}, "Lookahead"),
-        ({"cls": OwnNet}, "Own"),
+        (select_prefix("0", "layr3"), ["select_prefix('layr3')"]),
+        (select_prefix("0") | select_glob("*.bais"), ["select_glob('*.bais')"]),
+        (select_all() - select_glob("*.bais"), ["select_glob('*.bais')"]),
+        (~select_prefix("6", "7"), ["select_prefix('7')"]),
+        (select_prefix("0") & select_all(), []),
+        (select_prefix("0", "3") ^ select_prefix("3"), []),
+        (select_prefix("a", "0", "b"), ["select_prefix('a')", "select_prefix('b')"]),
     ],
 )
-def test_a_rate_without_effect_is_refused_at_the_second_batch(params, name):
-    net = iris_net(with_factors(), audited=False, **params)
-    with pytest.raises(ValueError, match=NO_EFFECT.format(name)):
-        net.fit(X, y)
-    assert len(net.history) == 1
-    assert sum("train_loss" in entry for entry in net.history[0]["batches"]) == 1
-
-
-def test_a_rate_without_effect_is_refused_also_after_the_only_batch():
-    with pytest.raises(ValueError, match=NO_EFFECT.format("SAM")):
-        iris_net(with_factors(), cls=InTwoSteps, optimizer=SAM, max_epochs=1, batch_size=150, audited=False).fit(X, y)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "why"),
-    [
-        (WithoutHooks, "WithoutHooks does not call Optimizer.__init__"),
-        (WithInner, "WithInner updates by an inner SGD, which has groups of its own"),
-        (WithoutRate, "WithoutRate has no learning rate in its groups"),
-    ],
-)
-def test_an_optimizer_that_cannot_take_the_rates_is_refused_when_training_begins(optimizer, why):
-    net = iris_net(with_factors(), optimizer=optimizer)
-    with pytest.raises(ValueError, match=f"`unfreeze` has a column `lr_mult`, but {why}"):
-        net.fit(X, y)
-    assert len(net.history) == 0
-
-
-def test_without_factors_any_optimizer_is_taken():
-    for factor in (1.0, None):
-        table = {"epoch": [1], "weights": [select_prefix("0")], "lr_mult": [factor]}
-        iris_net(CallbackSetUnfreeze(select_prefix("3", "6"), table), optimizer=WithInner, max_epochs=1).fit(X, y)
-
-
-class Accumulates(NeuralNetClassifier):
-    """Takes a step with every third batch only, as the documentation of skorch shows."""
-
-    def __init__(self, *args, every=3, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.every = every
-
-    def initialize(self):
-        super().initialize()
-        self.n_batches_ = 0
-        return self
-
-    def train_step(self, batch, **fit_params):
-        self.n_batches_ += 1
-        step = self.train_step_single(batch, **fit_params)
-        if self.n_batches_ % self.every == 0:
-            self.optimizer_.step()
-            self.optimizer_.zero_grad()
-        return step
-
-
-def rates(net):
-    return [sorted(key for key in entry if key.startswith("lr_")) for row in net.history for entry in row["batches"]]
-
-
-@pytest.mark.parametrize("every", [2, 3, 5])
-@pytest.mark.parametrize("table", [SLOW, {"batch": [4], "weights": [select_prefix("0")], "lr_mult": [0.1]}])
-def test_gradient_accumulation_is_not_refused(every, table):
-    starting = select_prefix("3", "6") if "batch" in table else select_all()
-    net = iris_net(CallbackSetUnfreeze(starting, table), cls=Accumulates, every=every, audited=False).fit(X, y)
-    assert rates(net) == [["lr_0", "lr_0_x0.1"] if batch % every == 0 else [] for batch in range(1, 13)]
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"optimizer": torch.optim.Adam, "optimizer__fused": True},
-        {"optimizer": torch.optim.SGD, "optimizer__fused": True},
-        {"optimizer": torch.optim.AdamW, "optimizer__foreach": True},
-        {"optimizer": torch.optim.SGD, "optimizer__foreach": True, "optimizer__momentum": 0.9},
-        {"optimizer": torch.optim.Adagrad},
-        {"optimizer": torch.optim.Rprop},
-        {"optimizer": torch.optim.RAdam, "optimizer__capturable": False},
-        {"optimizer": SAM},
-        {"optimizer": torch.optim.SGD, "lr": 0.0},
-    ],
-)
-def test_other_optimizers_are_not_refused(params):
-    net = iris_net(with_factors(), audited=False, **params).fit(X, y)
-    assert rates(net) == [["lr_0", "lr_0_x0.1"]] * 12
-
-
-def test_weights_that_something_else_moves_are_not_mistaken_for_an_update():
-    class Clamps(Callback):
-        def on_batch_end(self, net, **kwargs):
-            with torch.no_grad():
-                for tensor in net.module_.parameters():
-                    tensor.clamp_(-0.1, 0.1)
-
-    iris_net(with_factors(), Clamps(), max_epochs=1).fit(X, y)
-
-
-class Interrupted(torch.optim.Optimizer):
-    """Ctrl-C in the middle of an update."""
-
-    def __init__(self, params, lr):
-        super().__init__(params, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            for tensor in group["params"]:
-                tensor -= group["lr"] * tensor.grad
-                raise KeyboardInterrupt
-
-
-def test_an_update_that_is_interrupted_is_not_refused():
-    net = iris_net(with_factors(), optimizer=Interrupted, audited=False).fit(X, y)
-    assert len(net.optimizer_.param_groups) == 1
+@pytest.mark.parametrize("where", ["row", "starting_weights"])
+def test_misspelt_parts_are_warned_of_in_rows_as_in_the_starting_weights(select, parts, where):
+    if where == "row":
+        callback = CallbackSetUnfreeze(select_last(1), {"epoch": [2], "weights": [select]})
+        place = r"`unfreeze`: row 0 \(epoch 2: .*\): "
+    else:
+        callback, place = CallbackSetUnfreeze(select), "`starting_weights`: "
+    first, _ = said_by(callback)
+    told = [message for message in first if "matches no weight" in message]
+    assert len(told) == len(parts)
+    for message, part in zip(told, parts, strict=True):
+        assert re.match(f"{place}{re.escape(part)} matches no weight of the network", message)

@@ -6,7 +6,16 @@ from skorch.callbacks import Callback, InputShapeSetter
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_name, select_prefix, t_clbk, trainable_names
+from mlr3torch_py import (
+    CallbackSetUnfreeze,
+    Freezer,
+    select_name,
+    select_none,
+    select_prefix,
+    select_trainable,
+    t_clbk,
+    trainable_names,
+)
 from mlr3torch_py.network.evaluation import pinned_modules
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import last_event
@@ -400,3 +409,29 @@ def test_what_is_replaced_back_and_forth_leaves_no_pins():
     iris_net(schedule(), *callbacks, module=Network, audited=False).fit(X, y)
     assert len({id(part) for part in parts}) == 4
     assert all("train" not in vars(part) and part.train().training for part in parts)
+
+
+def test_a_layer_that_comes_in_frozen_is_remembered():
+    def add_frozen(net):
+        add(net, "slow")
+        net.module_.slow[1].requires_grad_(False)
+
+    network, trace = Network(), Trace()
+    among = select_prefix("slow", "head") & select_trainable()
+    iris_net(CallbackSetUnfreeze(among), At(add_frozen), trace, module=network, max_epochs=2, audited=False).fit(X, y)
+    iris_net(CallbackSetUnfreeze(among), trace, module=network, max_epochs=1, audited=False).fit(X, y)
+    assert trace.batches_[0] == trace.batches_[3] == trace.batches_[6]
+    assert trace.batches_[0] == ["slow.0.weight", "slow.0.bias", "head.weight", "head.bias"]
+
+
+@pytest.mark.usefixtures("no_schedule_warnings")
+@pytest.mark.parametrize("replace", [lambda net: add(net, "slow"), lambda net: net.set_params(module__width=5)])
+def test_flags_go_back_to_what_they_were_also_of_what_is_new(replace):
+    class Replaces(Callback):
+        def on_train_begin(self, net, **kwargs):
+            replace(net)
+
+    net = iris_net(CallbackSetUnfreeze(select_none()), Replaces(), module=Network, audited=False)
+    with pytest.raises(ValueError, match="nothing trains"):
+        net.fit(X, y)
+    assert all(tensor.requires_grad for tensor in net.module_.parameters())

@@ -1,0 +1,269 @@
+"""Factors on learning rates that have no effect are refused; unusual optimizers that use them are not."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
+
+from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix
+from tests.helpers import X, iris_net, y
+
+SLOW = {"epoch": [1], "weights": [select_prefix("0")], "lr_mult": [0.1]}
+
+
+def with_factors(table=SLOW):
+    return CallbackSetUnfreeze(select_all(), table)
+
+
+class SAM(torch.optim.Optimizer):
+    """Sharpness-aware minimization, whose documented use is by two steps of its own names."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+        self.base = torch.optim.SGD(self.param_groups, lr=lr)
+        self.param_groups = self.base.param_groups
+
+    def tensors(self):
+        return [tensor for group in self.param_groups for tensor in group["params"] if tensor.grad is not None]
+
+    @torch.no_grad()
+    def first_step(self):
+        self.moved = [(tensor, 0.01 * tensor.grad) for tensor in self.tensors()]
+        for tensor, by in self.moved:
+            tensor += by
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for tensor, by in self.moved:
+            tensor -= by
+        self.update()
+
+    def update(self):
+        for group in self.base.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is not None:
+                    tensor -= group["lr"] * tensor.grad
+        self.zero_grad()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        closure = torch.enable_grad()(closure)
+        loss = closure()
+        self.first_step()
+        closure()
+        self.second_step()
+        return loss
+
+
+class InTwoSteps(NeuralNetClassifier):
+    def train_step(self, batch, **fit_params):
+        step = self.train_step_single(batch, **fit_params)
+        self.optimizer_.first_step()
+        self.train_step_single(batch, **fit_params)
+        self.optimizer_.second_step()
+        return step
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Wraps an optimizer, and does not call `Optimizer.__init__`, as that of timm."""
+
+    def __init__(self, params, lr):
+        self.base = torch.optim.SGD(params, lr=lr)
+        self.defaults, self.param_groups, self.state = self.base.defaults, self.base.param_groups, self.base.state
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is not None:
+                    tensor -= group["lr"] * tensor.grad
+        return loss
+
+
+class WithoutHooks(Lookahead):
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        del self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
+
+
+class WithInner(torch.optim.Optimizer):
+    """Has groups, but updates by another optimizer, which has groups of its own."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+        self.inner = torch.optim.SGD([{"params": group["params"]} for group in self.param_groups], lr=lr)
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+class WithoutRate(torch.optim.SGD):
+    """Finds the rate by itself, as Adafactor does on demand."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group["lr"] = None
+
+
+class Own:
+    """An optimizer that is none of torch's."""
+
+    def __init__(self, params, lr):
+        self.tensors, self.lr = list(params), lr
+
+    def zero_grad(self, set_to_none=True):
+        for tensor in self.tensors:
+            tensor.grad = None
+
+    @torch.no_grad()
+    def step(self, closure):
+        loss = torch.enable_grad()(closure)()
+        for tensor in self.tensors:
+            if tensor.grad is not None:
+                tensor -= self.lr * tensor.grad
+        return loss
+
+
+class OwnNet(NeuralNetClassifier):
+    def initialize_optimizer(self, *args, **kwargs):
+        self.optimizer_ = Own(self.module_.parameters(), self.lr)
+        return self
+
+    def _zero_grad_optimizer(self, set_to_none=None):
+        self.optimizer_.zero_grad()
+
+    def _step_optimizer(self, step_fn):
+        self.optimizer_.step(step_fn)
+
+
+NO_EFFECT = "`lr_mult`, which has no effect: {} updates the weights otherwise"
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"cls": InTwoSteps, "optimizer": SAM}, "SAM"),
+        ({"optimizer": Lookahead}, "Lookahead"),
+        ({"cls": OwnNet}, "Own"),
+    ],
+)
+def test_a_rate_without_effect_is_refused_at_the_second_batch(params, name):
+    net = iris_net(with_factors(), audited=False, **params)
+    with pytest.raises(ValueError, match=NO_EFFECT.format(name)):
+        net.fit(X, y)
+    assert len(net.history) == 1
+    assert sum("train_loss" in entry for entry in net.history[0]["batches"]) == 1
+
+
+def test_a_rate_without_effect_is_refused_also_after_the_only_batch():
+    with pytest.raises(ValueError, match=NO_EFFECT.format("SAM")):
+        iris_net(with_factors(), cls=InTwoSteps, optimizer=SAM, max_epochs=1, batch_size=150, audited=False).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "why"),
+    [
+        (WithoutHooks, "WithoutHooks does not call Optimizer.__init__"),
+        (WithInner, "WithInner updates by an inner SGD, which has groups of its own"),
+        (WithoutRate, "WithoutRate has no learning rate in its groups"),
+    ],
+)
+def test_an_optimizer_that_cannot_take_the_rates_is_refused_when_training_begins(optimizer, why):
+    net = iris_net(with_factors(), optimizer=optimizer)
+    with pytest.raises(ValueError, match=f"`unfreeze` has a column `lr_mult`, but {why}"):
+        net.fit(X, y)
+    assert len(net.history) == 0
+
+
+def test_without_factors_any_optimizer_is_taken():
+    for factor in (1.0, None):
+        table = {"epoch": [1], "weights": [select_prefix("0")], "lr_mult": [factor]}
+        iris_net(CallbackSetUnfreeze(select_prefix("3", "6"), table), optimizer=WithInner, max_epochs=1).fit(X, y)
+
+
+class Accumulates(NeuralNetClassifier):
+    """Takes a step with every third batch only, as the documentation of skorch shows."""
+
+    def __init__(self, *args, every=3, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.every = every
+
+    def initialize(self):
+        super().initialize()
+        self.n_batches_ = 0
+        return self
+
+    def train_step(self, batch, **fit_params):
+        self.n_batches_ += 1
+        step = self.train_step_single(batch, **fit_params)
+        if self.n_batches_ % self.every == 0:
+            self.optimizer_.step()
+            self.optimizer_.zero_grad()
+        return step
+
+
+def rates(net):
+    return [sorted(key for key in entry if key.startswith("lr_")) for row in net.history for entry in row["batches"]]
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+@pytest.mark.parametrize("table", [SLOW, {"batch": [4], "weights": [select_prefix("0")], "lr_mult": [0.1]}])
+def test_gradient_accumulation_is_not_refused(every, table):
+    starting = select_prefix("3", "6") if "batch" in table else select_all()
+    net = iris_net(CallbackSetUnfreeze(starting, table), cls=Accumulates, every=every, audited=False).fit(X, y)
+    assert rates(net) == [["lr_0", "lr_0_x0.1"] if batch % every == 0 else [] for batch in range(1, 13)]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"optimizer": torch.optim.Adam, "optimizer__fused": True},
+        {"optimizer": torch.optim.SGD, "optimizer__fused": True},
+        {"optimizer": torch.optim.AdamW, "optimizer__foreach": True},
+        {"optimizer": torch.optim.SGD, "optimizer__foreach": True, "optimizer__momentum": 0.9},
+        {"optimizer": torch.optim.Adagrad},
+        {"optimizer": torch.optim.Rprop},
+        {"optimizer": torch.optim.RAdam, "optimizer__capturable": False},
+        {"optimizer": SAM},
+        {"optimizer": torch.optim.SGD, "lr": 0.0},
+    ],
+)
+def test_other_optimizers_are_not_refused(params):
+    net = iris_net(with_factors(), audited=False, **params).fit(X, y)
+    assert rates(net) == [["lr_0", "lr_0_x0.1"]] * 12
+
+
+def test_weights_that_something_else_moves_are_not_mistaken_for_an_update():
+    class Clamps(Callback):
+        def on_batch_end(self, net, **kwargs):
+            with torch.no_grad():
+                for tensor in net.module_.parameters():
+                    tensor.clamp_(-0.1, 0.1)
+
+    iris_net(with_factors(), Clamps(), max_epochs=1).fit(X, y)
+
+
+class Interrupted(torch.optim.Optimizer):
+    """Ctrl-C in the middle of an update."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                tensor -= group["lr"] * tensor.grad
+                raise KeyboardInterrupt
+
+
+def test_an_update_that_is_interrupted_is_not_refused():
+    net = iris_net(with_factors(), optimizer=Interrupted, audited=False).fit(X, y)
+    assert len(net.optimizer_.param_groups) == 1
