@@ -77,7 +77,7 @@ def last_event(net: Net) -> int | None:
     return None
 
 
-def pinned_kinds(callbacks: Iterable[object]) -> tuple[bool, bool]:
+def pinned_kinds(callbacks: Iterable[Any]) -> tuple[bool, bool]:
     """Tell whether callbacks pin frozen normalisation layers, and all other frozen modules, in eval mode."""
-    modes: list[tuple[str, str]] = [callback.modes for callback in callbacks if hasattr(callback, "modes")]
+    modes: list[tuple[str, str]] = [callback.modes for callback in callbacks if hasattr(type(callback), "modes")]
     return any(norm == "eval" for norm, _ in modes), any(other == "eval" for _, other in modes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from numbers import Real
 from typing import Any, Final
 
@@ -29,11 +30,6 @@ class Rates:
     ----------
     record : callable
         Takes, after every step, the name of each group and its rate.
-
-    Attributes
-    ----------
-    are_unproven : bool
-        True if there are factors that no step has used yet.
     """
 
     def __init__(self, record: Callable[[str, float], None]) -> None:
@@ -41,7 +37,12 @@ class Rates:
         self._factor_of: Mapping[int, float] = {}
         self._scaled: dict[int, RateFactors] = {}
         self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.are_unproven = False
+        self._unproven: set[int] = set()
+
+    @property
+    def are_unproven(self) -> bool:
+        """Whether there are factors that no step of their optimizer has used yet."""
+        return bool(self._unproven)
 
     def scale(self, factor_of: Mapping[int, float], optimizers: Iterable[tuple[str, Optimizer]]) -> None:
         """Scale the rates of optimizers, in place of the last call.
@@ -66,9 +67,12 @@ class Rates:
         if factor_of == self._factor_of and named.keys() == self._scaled.keys():
             return
         self.remove()
-        self._factor_of, self.are_unproven = factor_of, bool(factor_of)
+        self._factor_of = factor_of
+        self._unproven = {key for key, factor in factor_of.items() if factor != 1}
         for key, (name, optimizer) in named.items():
-            self._scaled[key] = RateFactors(optimizer, factor_of, self._used, name)
+            self._scaled[key] = RateFactors(optimizer, factor_of, partial(self._used, optimizer), name)
+        if named:
+            self._unproven &= {key for _, optimizer in named.values() for key in _held_by(optimizer)}
 
     def watch(self, tensors: Iterable[torch.Tensor]) -> None:
         """Record values of scaled tensors until a step uses the factors.
@@ -78,9 +82,8 @@ class Rates:
         tensors : iterable of torch.Tensor
             Those that the next update may move.
         """
-        if self.are_unproven:
-            scaled = [tensor for tensor in tensors if self._factor_of.get(id(tensor), 1.0) != 1]
-            self._before = [(tensor, _sample(tensor).clone()) for tensor in scaled]
+        if self._unproven:
+            self._before = [(tensor, _sample(tensor).clone()) for tensor in tensors if id(tensor) in self._unproven]
 
     def check(self, main: object) -> None:
         """Check that no watched tensor was updated without its factor.
@@ -95,10 +98,13 @@ class Rates:
         ValueError
             If one was.
         """
-        if not self.are_unproven or any(factors.is_in_use for factors in self._scaled.values()):
+        if not self._unproven or any(factors.is_in_use for factors in self._scaled.values()):
             return
-        if any(not torch.equal(_sample(tensor), before) for tensor, before in self._before):
-            kinds = {type(factors.optimizer).__name__ for factors in self._scaled.values()} or {type(main).__name__}
+        watched = [(tensor, before) for tensor, before in self._before if id(tensor) in self._unproven]
+        if moved := {id(tensor) for tensor, before in watched if not torch.equal(_sample(tensor), before)}:
+            optimizers = [factors.optimizer for factors in self._scaled.values()]
+            kinds = {type(one).__name__ for one in optimizers if not moved.isdisjoint(_held_by(one))}
+            kinds = kinds or {type(main).__name__}
             raise ValueError(
                 f"`unfreeze` has a column `lr_mult`, which has no effect: {listed(sorted(kinds))} updates the weights "
                 "otherwise than by the step() of a torch.optim.Optimizer; leave the column out, give the rates by "
@@ -109,11 +115,16 @@ class Rates:
         """Restore the optimizers."""
         for factors in self._scaled.values():
             factors.remove()
-        self._factor_of, self._scaled, self._before, self.are_unproven = {}, {}, [], False
+        self._factor_of, self._scaled, self._before, self._unproven = {}, {}, [], set()
 
-    def _used(self, name: str, rate: float) -> None:
-        self._before, self.are_unproven = [], False
+    def _used(self, optimizer: Optimizer, name: str, rate: float) -> None:
+        if self._unproven:
+            self._unproven.difference_update(_held_by(optimizer))
         self._record(name, rate)
+
+
+def _held_by(optimizer: Optimizer) -> Iterator[int]:
+    return (id(tensor) for group in optimizer.param_groups for tensor in group["params"])
 
 
 def _sample(tensor: torch.Tensor) -> torch.Tensor:

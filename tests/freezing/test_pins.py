@@ -285,7 +285,7 @@ def trained(make, way_out, *callbacks):
 @pytest.mark.parametrize("make", [plain, in_eval_mode, part_switched_off, layer_switched_off, overridden])
 def test_modes_are_given_back_as_without_us_on_every_way_out(make, way_out, options):
     expected = trained(make, way_out)
-    network = trained(make, way_out, head_only(**options), audited=False)  # which warns of what is not pinned
+    network = trained(make, way_out, head_only(**options))
     assert modes(network) == modes(expected)
     assert not pinned_modules(network)
     for mode in (True, False):

@@ -267,3 +267,32 @@ class Interrupted(torch.optim.Optimizer):
 def test_an_update_that_is_interrupted_is_not_refused():
     net = iris_net(with_factors(), optimizer=Interrupted, audited=False).fit(X, y)
     assert len(net.optimizer_.param_groups) == 1
+
+
+class UpdatesByItself(torch.optim.SGD):
+    """An optimizer of a net with two, which is never asked for its step."""
+
+    @torch.no_grad()
+    def update(self):
+        for tensor in self.param_groups[0]["params"]:
+            tensor -= 0.1 * tensor.grad
+
+
+class TwoOptimizers(NeuralNetClassifier):
+    def initialize_optimizer(self, *args, **kwargs):
+        self.opt_body_ = UpdatesByItself(self.module_[:3].parameters(), lr=0.1)
+        self.opt_head_ = torch.optim.SGD(self.module_[3:].parameters(), lr=0.1)
+        return self
+
+    def train_step(self, batch, **fit_params):
+        self.module_.zero_grad()
+        step = self.train_step_single(batch, **fit_params)
+        self.opt_head_.step()
+        self.opt_body_.update()
+        return step
+
+
+def test_a_step_of_one_optimizer_does_not_prove_the_rates_of_another():
+    table = {"epoch": [1], "weights": [select_all()], "lr_mult": [0.1]}
+    with pytest.raises(ValueError, match="which has no effect: UpdatesByItself updates the weights"):
+        iris_net(with_factors(table), cls=TwoOptimizers, audited=False).fit(X, y)
