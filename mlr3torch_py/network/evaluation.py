@@ -159,7 +159,7 @@ class _Pin:
         self.mode = getattr(module, "training", True)  # torch.jit.freeze removes it
         self.owners = WeakSet[Pins]()  # several, if a network is trained in the middle of its own training
 
-    def __call__(self, mode: bool = True) -> nn.Module:
+    def __call__(self, mode: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
         own_state = vars(self.module)
         if self.own is None and type(self.module).train is nn.Module.train and "training" in own_state:
             # As below, but fast: setting an attribute of a module is slow, and skorch calls this at every step.
@@ -170,9 +170,9 @@ class _Pin:
             return self.module
         self.module.training = self.mode
         if self.own is None:
-            type(self.module).train(self.module, mode)
+            type(self.module).train(self.module, mode, *args, **kwargs)
         else:
-            self.own(mode)
+            self.own(mode, *args, **kwargs)
         self.mode, self.module.training = self.module.training, False
         return self.module
 
@@ -186,9 +186,9 @@ class _Unpinned:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def __call__(self, mode: bool = True) -> nn.Module:
+    def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
         del self.module.__dict__["train"]
-        return self.module.train(mode)
+        return self.module.train(*args, **kwargs)
 
 
 def _unpinned(module: nn.Module, own: Any) -> Any:

@@ -319,6 +319,30 @@ def test_a_mode_that_is_set_while_it_is_pinned_counts_afterwards():
     assert [network.training, *(one.training for one in network.body)] == [True, True, False, True, True]
 
 
+class WithArguments(nn.Sequential):
+    """Takes more than a mode, as networks with a switch for their normalisation do."""
+
+    def train(self, mode=True, freeze_norm=False):
+        super().train(mode)
+        self[1].train(mode and not freeze_norm)
+        return self
+
+
+def test_a_train_method_gets_all_of_its_arguments():
+    class Calls(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            copies.append(copy.deepcopy(net.module_))
+            for network in (net.module_, copies[0]):
+                network.body.train(True, freeze_norm=True)
+                network.body.train(freeze_norm=True)
+
+    copies = []
+    network = Network(WithArguments(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()))
+    iris_net(head_only(), Calls(), module=network, max_epochs=1).fit(X, y)
+    for one in (network, *copies):
+        assert [layer.training for layer in one.body] == [True, False, True]
+
+
 def test_a_released_train_method_is_the_one_that_was_there():
     network = layer_switched_off()
     own = vars(network.body[1])["train"]
