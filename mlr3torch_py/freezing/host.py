@@ -48,9 +48,10 @@ class SkorchHost:
 
     def optimizers(self) -> Iterator[tuple[str, Optimizer]]:
         for name in self.net._optimizers:
-            optimizer = getattr(self.net, f"{name}_")
-            # accelerate wraps an optimizer
-            yield "lr" if name == "optimizer" else f"lr_{name}", getattr(optimizer, "optimizer", optimizer)
+            optimizer = getattr(self.net, f"{name}_", None)
+            optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+            if isinstance(optimizer, Optimizer):  # somebody may have replaced it by one that is none of torch
+                yield "lr" if name == "optimizer" else f"lr_{name}", optimizer
 
     def learnable(self) -> Iterator[torch.Tensor]:
         return (tensor for _, tensor in self.net.get_all_learnable_params())

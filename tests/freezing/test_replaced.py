@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, InputShapeSetter
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -19,6 +20,7 @@ from mlr3torch_py import (
 from mlr3torch_py.network.evaluation import pinned_modules
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import last_event
+from tests.freezing.test_rates_refused import Own
 from tests.helpers import Trace, X, iris_net, moved, weights, y
 
 
@@ -446,3 +448,27 @@ def test_flags_go_back_to_what_they_were_also_of_what_is_new(replace):
     with pytest.raises(ValueError, match="nothing trains"):
         net.fit(X, y)
     assert all(tensor.requires_grad for tensor in net.module_.parameters())
+
+
+class Steps(NeuralNetClassifier):
+    """Takes its steps by whatever `optimizer_` is."""
+
+    def _zero_grad_optimizer(self, set_to_none=None):
+        self.optimizer_.zero_grad()
+
+    def _step_optimizer(self, step_fn):
+        self.optimizer_.step(step_fn)
+
+
+def an_own_optimizer(net):
+    net.optimizer_ = Own(net.module_.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_an_optimizer_that_is_none_of_torch_keeps_what_is_frozen_and_refuses_factors(batch):
+    trace = Trace()
+    replace = At(an_own_optimizer, 1, batch)
+    iris_net(schedule(None), replace, trace, module=Network, cls=Steps, max_epochs=2, audited=False).fit(X, y)
+    assert trace.batches_ == [["slow.0.weight", "slow.0.bias", "head.weight", "head.bias"]] * 6
+    with pytest.raises(ValueError, match="`lr_mult`, which has no effect: Own updates"):
+        iris_net(schedule(), replace, module=Network, cls=Steps, max_epochs=2, audited=False).fit(X, y)
