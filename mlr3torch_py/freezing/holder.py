@@ -136,11 +136,11 @@ class FreezingCallback(CallbackSet, ABC):
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training:
             engine = self.engine_
-            if (
-                engine is None
-                or engine.network is not net.module_
-                or engine.optimizer is not getattr(net, engine.host.optimizer_name, None)
-            ):
+            try:
+                is_other = engine is None or engine.network is not net.module_ or engine.optimizer is not net.optimizer_
+            except AttributeError:  # the optimizers of the net have other names
+                is_other = engine is None or engine.optimizer is not engine.host.optimizer
+            if engine is None or is_other:
                 engine = self._engine_now(net)
             if engine.driver is self:
                 engine.batch += 1

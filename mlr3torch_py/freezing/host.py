@@ -35,7 +35,7 @@ class SkorchHost:
     def __init__(self, net: Net, ctx: ContextTorch | None) -> None:
         check_wrappers(net)
         self.net = net
-        self.optimizer_name = f"{net._optimizers[0]}_" if net._optimizers else "optimizer_"
+        self._first = f"{net._optimizers[0]}_" if net._optimizers else "optimizer_"
         self.ctx = ctx
 
     @property
@@ -44,7 +44,7 @@ class SkorchHost:
 
     @property
     def optimizer(self) -> object:
-        return getattr(self.net, self.optimizer_name, None)
+        return getattr(self.net, "optimizer_" if hasattr(self.net, "optimizer_") else self._first, None)
 
     def optimizers(self) -> Iterator[tuple[str, Optimizer]]:
         for name in self.net._optimizers:
