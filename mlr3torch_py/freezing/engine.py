@@ -225,23 +225,27 @@ class FreezingEngine(Generic[_Host]):
         self._inventory = now = self._look()
         if now.is_same_as(before):
             return frozenset()
+        has_other_names = not now.has_names_of(before)
+        if network is not self.network:
+            self._resolve(known=frozenset())
+        elif has_other_names:
+            self._resolve(known=before.tensors.keys() & now.tensors.keys())
         replaced = now.replaced_since(before)
-        is_other = network is not self.network
-        if is_other or not now.has_names_of(before):
-            keep_frozen_before_us(self.network)
-            known = frozenset[str]() if is_other else before.tensors.keys() & now.tensors.keys()
-            if self._flags_before is not None:
-                flags = self._flags_before
-                self._flags_before = Flags.of(self.network) if is_other else flags.with_new(self.network, known)
-            for holder in self.holders:
-                holder.resolve(self.network, known)
-        if replaced or not (now.has_names_of(before) and now.has_modules_of(before)):
+        if replaced or has_other_names or not now.has_modules_of(before):
             self.event = next(_EVENTS)
         if replaced or not now.has_optimizers_of(before):
             self.warn_of_missing()
         ours = {id(before.tensors[name]) for name in self.held if name in before.tensors}
         kept = {name for name in replaced if id(now.tensors[name]) in ours}  # but tied to other names
         return self._whole(replaced & self._governed()) | kept
+
+    def _resolve(self, known: Held) -> None:
+        """Let the holders make their plans for a network with other parameters, of which some are known."""
+        keep_frozen_before_us(self.network)
+        if self._flags_before is not None:
+            self._flags_before = self._flags_before.with_new(self.network, known) if known else Flags.of(self.network)
+        for holder in self.holders:
+            holder.resolve(self.network, known)
 
     def warn_of_missing(self) -> None:
         """Warn about parameters of the plans that no optimizer holds, apart from those that were missing before."""
