@@ -14,7 +14,7 @@ __all__ = ["check_wrappers", "reduce_what_trains"]
 
 _FSDP: Final = frozenset({"FullyShardedDataParallel", "FSDPModule"})
 
-# The flags that a reducer was built for, kept on the wrapper itself, since each wrapper has its own.
+# The tensors that a reducer was built for, kept on the wrapper itself, since each wrapper has its own.
 _REDUCED: Final = "_reduced_by_mlr3torch_py"
 
 
@@ -42,7 +42,7 @@ def check_wrappers(net: Net) -> None:
 
 
 def reduce_what_trains(net: Net) -> None:
-    """Rebuild the reducers of a net for the current flags.
+    """Rebuild the reducers of a net for the tensors that are trainable now.
 
     DistributedDataParallel reads ``requires_grad`` once, at wrapping: parameters unfrozen later are never reduced, and
     it hangs waiting for those frozen later. So its reducer is rebuilt in place and without communication; the wrapper
@@ -57,10 +57,10 @@ def reduce_what_trains(net: Net) -> None:
     if hasattr(net, "_initialize_accelerator"):
         _wrap_by_accelerator(cast(AcceleratedNet, net))
     for wrapper in _wrappers(net):
-        flags = [tensor.requires_grad for tensor in wrapper.parameters()]
-        if any(flags) and flags != getattr(wrapper, _REDUCED, None):
+        trainable = [tensor for tensor in wrapper.parameters() if tensor.requires_grad]
+        if trainable and list(map(id, trainable)) != list(map(id, getattr(wrapper, _REDUCED, ()))):
             _make_reducer(wrapper)
-            setattr(wrapper, _REDUCED, flags)
+            setattr(wrapper, _REDUCED, trainable)
 
 
 def _is_distributed() -> bool:

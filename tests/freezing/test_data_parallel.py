@@ -31,7 +31,7 @@ from mlr3torch_py import (
     t_clbk,
     trainable_names,
 )
-from mlr3torch_py.network.unwrap import named_parameters
+from mlr3torch_py.network.unwrap import bare, named_parameters
 from tests.helpers import X, moved, weights, y
 from tests.parallel import (
     N_RANKS,
@@ -436,3 +436,27 @@ def test_a_grid_search_over_schedules_runs_on_a_dask_cluster():
         assert spread.cv_results_[scores].tolist() == alone.cv_results_[scores].tolist()
     assert set(alone.cv_results_["mean_test_n_trainable"]) == {2, 6}
     assert not moved(weights(spread.best_estimator_), weights(alone.best_estimator_))
+
+
+class ReplacesWeight(Callback):
+    """Puts a new parameter under a name at the end of the first epoch, and tells the optimizer."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 1:
+            layer = bare(net.module_).get_submodule(self.path)
+            layer.weight = nn.Parameter(layer.weight.detach() + 0.1)
+            net.optimizer_.add_param_group({"params": [layer.weight]})
+
+
+def train_replacing(kind, table, path):
+    return train(kind, table, ("replaces", ReplacesWeight(path)))
+
+
+@pytest.mark.parametrize("path", ["0", "6"])
+@pytest.mark.parametrize("table", [None, {"epoch": [3], "weights": [select_all()]}])
+def test_the_gradients_of_a_weight_that_is_replaced_are_reduced_too(path, table, tmp_path):
+    main, other = in_processes(tmp_path, train_replacing, "own", table, path)
+    check_equal_to_one_process(main, other, train_replacing("alone", table, path))
