@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-__all__ = ["AcceleratedNet", "EventCounter", "History", "Net", "last_event"]
+__all__ = ["AcceleratedNet", "EventCounter", "History", "Net", "last_event", "pinned_kinds"]
 
 
 class History(Protocol):
@@ -75,3 +75,9 @@ def last_event(net: Net) -> int | None:
         if engine is not None:
             return engine.event
     return None
+
+
+def pinned_kinds(callbacks: Iterable[Any]) -> tuple[bool, bool]:
+    """Tell whether callbacks pin frozen normalisation layers, and all other frozen modules, in eval mode."""
+    modes: list[tuple[str, str]] = [callback.modes for callback in callbacks if hasattr(type(callback), "modes")]
+    return any(norm == "eval" for norm, _ in modes), any(other == "eval" for _, other in modes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -11,20 +13,18 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
+from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.rounding import largest_values, reproduces
 from mlr3torch_py.cache.rows import Call, NotCacheableError, OutputSpec
-from mlr3torch_py.network.evaluation import DROPOUT, NORMALISATION
-from mlr3torch_py.network.randomness import generators, random_states
+from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
-__all__ = ["NEEDS_GRADIENT", "REMEDY", "Admission", "Request", "Trial", "is_transformed"]
+__all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "is_fit_in_eval_mode", "is_transformed"]
 
-REMEDY: Final = "name other modules in `modules`"
-NEEDS_GRADIENT: Final = "its input requires a gradient; freeze everything that comes before it, too"
+NEEDS_GRADIENT: Final = "its input requires a gradient"
 
 _FIRST_TRIALS: Final = 4
-# What the output for a row is in training mode, unless the callback that freezes a layer has this option.
-_IN_TRAINING_MODE: Final = {"frozen_norm": "depends on the rest of the batch", "frozen_dropout": "is random"}
+_MODE: Final = attrgetter("training")
 
 
 class Request(NamedTuple):
@@ -61,6 +61,12 @@ class Trial(NamedTuple):
     generators: Mapping[str, Any]
     random_states: Mapping[str, Any]
 
+    @property
+    def moved(self) -> dict[str, Any]:
+        """The generators that have moved since."""
+        now = random_states(self.generators)
+        return {name: one for name, one in self.generators.items() if now[name] != self.random_states[name]}
+
 
 class Admission:
     """Decide which calls of a module may be answered from memory.
@@ -74,7 +80,7 @@ class Admission:
     Raises
     ------
     NotCacheableError
-        If a tensor of the module cannot be read.
+        If a tensor of the module cannot be read, or it has forward hooks.
 
     Notes
     -----
@@ -96,12 +102,16 @@ class Admission:
         self._module = module
         self._fingerprint = Fingerprint(module)
         self._layers = list(module.modules())
-        self._mode_sensitive = [layer for layer in self._layers if isinstance(layer, NORMALISATION + DROPOUT)]
-        own_hooks = (hooks for one in self._layers for hooks in (one._forward_hooks, one._forward_pre_hooks))
-        self._hooks = [*own_hooks, torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
+        self._hooks = [hooks for one in self._layers for hooks in (one._forward_hooks, one._forward_pre_hooks)]
         self._row_wise: dict[Hashable, bool] = {}
         self._n_computed: Counter[Hashable] = Counter()
         self._was_changed_by_call = False
+        self._check_hooks()
+
+    @property
+    def has_verdict(self) -> bool:
+        """Whether trials have found something out about some calls."""
+        return bool(self._row_wise)
 
     @property
     def seems_current(self) -> bool:
@@ -139,12 +149,11 @@ class Admission:
         NotCacheableError
             If the module cannot be cached at all.
         """
-        self._check_layers()
+        self._check_hooks()
         call = Call(args, kwargs)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
-            raise NotCacheableError(NEEDS_GRADIENT)
-        modes = tuple(layer.training for layer in self._layers)
-        settings = call.pattern, modes, torch.is_grad_enabled(), call.autocast_dtype
+            raise NotCacheableError(NEEDS_GRADIENT, "freeze everything that comes before it, too", may_fit_below=False)
+        settings = call.pattern, bytes(map(_MODE, self._layers)), torch.is_grad_enabled(), call.autocast_dtype
         signature = settings, len(call) == 1
         if call.is_ambiguous or not self._row_wise.get(signature, True):
             return None
@@ -157,7 +166,7 @@ class Admission:
     def start_trial(self, request: Request) -> Trial | None:
         """Prepare a trial of a call that is about to be computed; None if no trial is due."""
         self._n_computed[request.signature] = number = self._n_computed[request.signature] + 1
-        if number > _FIRST_TRIALS and number.bit_count() > 1:
+        if request.signature in self._row_wise and number > _FIRST_TRIALS and number.bit_count() > 1:
             return None
         found = generators(module=self._module)
         return Trial(self.find_change() is not None, found, random_states(found))
@@ -170,54 +179,112 @@ class Admission:
         NotCacheableError
             If the module cannot be cached.
         """
-        if random_states(trial.generators) != trial.random_states:
-            raise NotCacheableError(
-                f"it draws random numbers; set frozen_dropout='eval' if its dropout layers do, or {REMEDY}"
-            )
+        moved = trial.moved
+        if moved and is_only_thread():
+            raise _draws_random_numbers()
         if request.call.has_changed():
-            raise NotCacheableError(f"it modifies its input in place; use out-of-place operations, or {REMEDY}")
-        if self._left_module_unchanged():
-            before, now = self._row_wise.get(request.signature), self._gives_rows_again(request.call, output)
-            self._row_wise[request.signature] = now
-            if not now and (before or not any(self._row_wise.values())):
-                raise NotCacheableError(
-                    "its output for a row depends on the rest of the batch, or it does not accept every batch; "
-                    f"{REMEDY}"
-                )
-
-    def _check_layers(self) -> None:
-        for layer in self._mode_sensitive:
-            if layer.training and (option := _missing_option(layer)):
-                raise NotCacheableError(
-                    f"its {type(layer).__name__} is in training mode, so its output for a row "
-                    f"{_IN_TRAINING_MODE[option]}; set {option}='eval' in the callback that freezes it"
-                )
-        if any(self._hooks):
+            raise NotCacheableError("it modifies its input in place", "use out-of-place operations")
+        if not self._left_module_unchanged():
+            return
+        if moved and draws_itself(lambda: self._gives_again(request.call, output), moved):
+            raise _draws_random_numbers()
+        before, now = self._row_wise.get(request.signature), self._is_row_wise(request.call, output)
+        self._row_wise[request.signature] = now
+        if not now and (before or not any(self._row_wise.values())):
             raise NotCacheableError(
-                f"it has forward hooks, which would not run for a row from memory; remove them, or {REMEDY}"
+                "its output for a row depends on the rest of the batch, or it does not accept every batch",
+                may_depend_on_mode=True,
             )
+
+    def start_watch(self) -> Trial | None:
+        """Prepare to watch a call that is computed without a trial; None if others might draw random numbers, too."""
+        if not is_only_thread():
+            return None
+        return Trial(False, found := torch_generators(), random_states(found))
+
+    def finish_watch(self, watch: Trial | None) -> None:
+        """Check that a call has drawn no random numbers.
+
+        Raises
+        ------
+        NotCacheableError
+            If it has.
+        """
+        if watch is not None and watch.moved:
+            raise _draws_random_numbers()
+
+    def _check_hooks(self) -> None:
+        why = "it has forward hooks, which would not run for a row from memory"
+        if any(self._hooks):
+            raise NotCacheableError(why, "remove them")
+        if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+            raise NotCacheableError(why, "remove them", may_fit_below=False)
 
     def _left_module_unchanged(self) -> bool:
         """Check what a call did to the module; one call may change it, to set up a table or the like."""
+        parameters = self._fingerprint.parameter_hashes
         change = self.find_change()
         if change and self._was_changed_by_call:
-            raise NotCacheableError(f"a call changes {change}, which would not happen for a row from memory; {REMEDY}")
+            raise NotCacheableError(
+                f"a call changes {change}, which would not happen for a row from memory",
+                may_depend_on_mode=self._fingerprint.parameter_hashes == parameters,
+            )
         self._was_changed_by_call |= change is not None
         return change is None
 
-    def _gives_rows_again(self, call: Call, output: Any) -> bool:
+    def _is_row_wise(self, call: Call, output: Any) -> bool:
         """Recompute the rows in smaller batches and another order."""
+        last = len(call) - 1
+        return self._gives_again(call, output, range(last, -1, -2), range(last - 1, -1, -2), range(min(1, len(call))))
+
+    def _gives_again(self, call: Call, output: Any, *batches: Sequence[int]) -> bool:
+        """Recompute the rows in some batches, or in the one that they came in."""
         n_rows = len(call)
         spec = OutputSpec.of(output, n_rows)
         rows = spec.split(output, n_rows)
         largest = largest_values(rows)
-        batches = [range(n_rows - 1, -1, -2), range(n_rows - 2, -1, -2), range(min(1, n_rows))]
         try:
             return all(
-                reproduces(self._module, call, {i: rows[i] for i in batch}, spec, largest) for batch in batches if batch
+                reproduces(self._module, call, {i: rows[i] for i in batch}, spec, largest)
+                for batch in batches or [range(n_rows)]
+                if batch
             )
         except Exception:  # whatever a module raises that accepts whole batches only
             return False
+
+
+def is_fit_in_eval_mode(module: nn.Module, call: Call) -> bool:
+    """Try whether a module could be cached if all of it were in eval mode.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A copy of it is tried, with the parameters of the original, which calls must not write.
+    call : Call
+
+    Returns
+    -------
+    bool
+        False if it is in eval mode already.
+    """
+    if not any(layer.training for layer in module.modules()):
+        return False
+    try:
+        with kept_random_states(), torch.no_grad():
+            copied = deepcopy(module, {id(tensor): tensor for tensor in module.parameters()})
+            for layer in copied.modules():
+                layer.training = False
+            admission = Admission(copied)
+            for _ in range(3):  # since one call may set up a table; in turns, to see whether any row is remembered
+                call = call.take(range(len(call))[::-1])
+                request = admission.read(call.args, call.kwargs)
+                trial = request and admission.start_trial(request)
+                if request is None or trial is None:
+                    return False
+                admission.finish_trial(trial, request, copied(*call.args, **call.kwargs))
+    except Exception:  # whatever a module raises that cannot be copied
+        return False
+    return admission.has_verdict
 
 
 def is_transformed() -> bool:
@@ -226,9 +293,5 @@ def is_transformed() -> bool:
     return is_traced or forward_ad._current_level >= 0
 
 
-def _missing_option(layer: nn.Module) -> str | None:
-    """Return the option of freezing callbacks that makes a layer row-wise; None if it is anyway."""
-    if isinstance(layer, NORMALISATION) and layer.track_running_stats:
-        return "frozen_norm"
-    chance = getattr(layer, "dropout", 0) if isinstance(layer, nn.MultiheadAttention) else getattr(layer, "p", 0)
-    return "frozen_dropout" if isinstance(layer, DROPOUT) and chance else None
+def _draws_random_numbers() -> NotCacheableError:
+    return NotCacheableError("it draws random numbers", may_depend_on_mode=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,8 +11,9 @@ from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.cache.parts import CachedParts
 from mlr3torch_py.names import as_names, listed
 from mlr3torch_py.network.compiled import is_compiled
-from mlr3torch_py.protocols import Net, last_event
+from mlr3torch_py.protocols import Net, last_event, pinned_kinds
 from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFrozenCache"]
 
@@ -29,7 +29,8 @@ class CallbackSetFrozenCache(CallbackSet):
     ----------
     modules : str or list of str, optional
         The paths of the submodules to cache, such as ``"encoder"``. If missing, the largest ones that are frozen at the
-        time. Those without hits in an epoch are dropped, until something is frozen or unfrozen.
+        time, or those below that can be cached if these cannot. Those without hits in an epoch are dropped, until
+        something is frozen or unfrozen.
     max_bytes : int
         The bytes that cached rows may take, overhead of Python and torch included. Rows beyond the limit are computed
         as without the cache. Cached rows stay, except those that were not used for a whole epoch.
@@ -48,9 +49,11 @@ class CallbackSetFrozenCache(CallbackSet):
     Warns
     -----
     UserWarning
-        If a submodule cannot be cached, with what would change that: BatchNorm and dropout that are not kept in eval
-        mode (``frozen_norm="eval"``, ``frozen_dropout="eval"``), hooks, and outputs that are not row-wise. For names in
-        `modules` also if a gradient flows through it, or if it is never called while it is frozen.
+        If a submodule cannot be cached, and none below it can, with the cause and the remedy: what behaves differently
+        in training mode needs ``frozen_mode="eval"`` in the callback that freezes it; others write into their input,
+        have hooks, or return what is not row-wise. For names in `modules` also if a gradient flows through it, or if it
+        is never called while it is frozen. Once, with all causes, if nothing at all is cached in an epoch although
+        something is frozen.
 
     See Also
     --------
@@ -85,7 +88,6 @@ class CallbackSetFrozenCache(CallbackSet):
     default_weight = 400
     cached_: CachedParts | None = None
     event_: int | None = None
-    awaits_batch_ = False
 
     def __init__(self, modules: str | Sequence[str] | None = None, max_bytes: int = 2**30, check: int = 1) -> None:
         self.modules = modules
@@ -98,17 +100,24 @@ class CallbackSetFrozenCache(CallbackSet):
         check_whole("max_bytes", self.max_bytes, "bytes")
         check_whole("check", self.check, "rows", least=0)
 
-    def make_parts(self, module: nn.Module) -> CachedParts:
-        """Set up the cache of a network, and raise if the arguments do not fit it."""
-        names = None if self.modules is None else as_names("modules", self.modules)
-        return CachedParts(module, names, max_bytes=int(self.max_bytes), check=int(self.check))
+    def make_parts(self, module: nn.Module, callbacks: Iterable[object]) -> CachedParts:
+        """Set up the cache of a network, beside the other callbacks, and raise if the arguments do not fit it."""
+        norm_is_pinned, others_are_pinned = pinned_kinds(callbacks)
+        return CachedParts(
+            module,
+            None if self.modules is None else as_names("modules", self.modules),
+            max_bytes=int(self.max_bytes),
+            check=int(self.check),
+            norm_is_pinned=norm_is_pinned,
+            others_are_pinned=others_are_pinned,
+        )
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self._close()
         if any(isinstance(callback, CallbackSetFrozenCache) and callback is not self for _, callback in net.callbacks_):
             raise ValueError("a net has two frozen_cache callbacks; leave out one, as one caches all modules")
         _check_network(net.module_)
-        self.cached_ = self.make_parts(net.module_)
+        self.cached_ = self.make_parts(net.module_, [callback for _, callback in net.callbacks_])
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.cached_ is not None:  # on_train_begin was called, so on_exit will be, too
@@ -120,9 +129,8 @@ class CallbackSetFrozenCache(CallbackSet):
             self._refresh(net)
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if training and self.cached_ is not None and self.awaits_batch_:
-            self.awaits_batch_ = False
-            self.cached_.replace_uncalled()
+        if training and self.cached_ is not None:
+            self.cached_.settle()
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.cached_ is None:
@@ -139,10 +147,9 @@ class CallbackSetFrozenCache(CallbackSet):
             return
         cached.close()
         if names := cached.never_called:
-            warnings.warn(
+            warn(
                 f"frozen_cache: nothing was cached for {listed(map(repr, names))}, never called while frozen as a "
-                "whole; freeze it, or remove it from `modules`",
-                stacklevel=2,
+                "whole; freeze it, or remove it from `modules`"
             )
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
@@ -155,7 +162,7 @@ class CallbackSetFrozenCache(CallbackSet):
         if self.cached_ is not None:
             event = last_event(net)
             self.cached_.refresh(retry_rejected=event != self.event_)
-            self.event_, self.awaits_batch_ = event, True
+            self.event_ = event
 
     def _close(self) -> None:
         if self.cached_ is not None:

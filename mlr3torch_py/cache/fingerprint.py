@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -14,10 +15,18 @@ from mlr3torch_py.network.bits import content_hash, version_of
 __all__ = ["Fingerprint"]
 
 # Compared on their own, or allowed to differ.
-_NOT_SETTINGS: Final = frozenset({"training", "_parameters", "_buffers", "_modules", "_compiled_call_impl"})
+_NOT_SETTINGS: Final = frozenset({"training", "train", "_parameters", "_buffers", "_modules", "_compiled_call_impl"})
+_CONTAINERS: Final = (list, tuple, dict, set)
 
 
-_Leaves = tuple[list[Any], TreeSpec | None]
+class _Contents(NamedTuple):
+    """The contents of a container or tensor."""
+
+    leaves: Sequence[Any]
+    structure: TreeSpec | None = None
+
+
+_EMPTY: Final = _Contents(())
 
 
 class _Seen(NamedTuple):
@@ -84,13 +93,18 @@ class Fingerprint:
         This misses writes through ``.data`` and numpy, statistics of BatchNorm, and attributes other than tensors and
         children.
         """
-        return all(
-            owner.get(name) is tensor
-            and not tensor.requires_grad
-            and tensor.data_ptr() == address
-            and version_of(tensor) == version
-            for owner, name, tensor, address, version, _ in self._tensors
-        ) and all(owner.get(name) is child for owner, name, child in self._children)
+        # A loop in which the cheapest test comes first, since this is looked up at every call.
+        for owner, name, tensor, address, version, _ in self._tensors:
+            if owner.get(name) is not tensor or tensor.requires_grad or tensor.data_ptr() != address:
+                return False
+            if version is not None and tensor._version != version:
+                return False
+        return all(owner.get(name) is child for owner, name, child in self._children)
+
+    @property
+    def parameter_hashes(self) -> list[bytes]:
+        """The hashes of all parameters."""
+        return [seen.hash for seen in self._tensors if isinstance(seen.tensor, nn.Parameter)]
 
     def difference(self, other: Fingerprint) -> str | None:
         """Name something that differs; None if nothing does."""
@@ -112,8 +126,10 @@ class Fingerprint:
 
     def _changed_setting(self, other: Fingerprint) -> str | None:
         for (_, cls), before, now in zip(self._layers, self._settings, other._settings, strict=True):
-            for name in before.keys() | now.keys():
-                if name not in before or name not in now or not _are_same(before[name], now[name]):
+            if before.keys() != now.keys():
+                return f"the {min(before.keys() ^ now.keys())!r} of its {cls.__name__}"
+            for name, value in before.items():
+                if not _are_same(value, now[name]):
                     return f"the {name!r} of its {cls.__name__}"
         return None
 
@@ -124,20 +140,31 @@ def _see(owner: dict[str, Any], name: str, tensor: torch.Tensor, before: _Seen |
     return _Seen(owner, name, tensor, address, version, before.hash if before and is_known else content_hash(tensor))
 
 
-def _settings(layer: nn.Module) -> dict[str, _Leaves]:
-    return {name: _leaves(value) for name, value in vars(layer).items() if name not in _NOT_SETTINGS}
+def _settings(layer: nn.Module) -> dict[str, Any]:
+    """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
+    return {
+        name: _contents(value) if isinstance(value, (*_CONTAINERS, torch.Tensor)) else value
+        for name, value in vars(layer).items()
+        if name not in _NOT_SETTINGS
+    }
 
 
-def _leaves(value: Any) -> _Leaves:
-    if isinstance(value, (list, tuple, dict, set)):
-        leaves, spec = tree_flatten(list(value) if isinstance(value, set) else value) if value else ([], None)
-    else:
-        leaves, spec = [value], None
-    return [content_hash(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec
+def _contents(value: Any) -> _Contents:
+    if isinstance(value, torch.Tensor):
+        return _Contents((content_hash(value),))
+    if not value:
+        return _EMPTY
+    leaves, structure = tree_flatten(list(value) if isinstance(value, set) else value)
+    return _Contents([content_hash(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
 
 
-def _are_same(one: _Leaves, other: _Leaves) -> bool:
-    return one[1] == other[1] and all(
-        a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str, bytes)) and a == b)
-        for a, b in zip(one[0], other[0], strict=True)
-    )
+def _are_same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, _Contents) and isinstance(other, _Contents):
+        return (
+            one.structure == other.structure
+            and len(one.leaves) == len(other.leaves)
+            and all(map(_are_same, one.leaves, other.leaves))
+        )
+    return type(one) is type(other) and isinstance(one, (bool, int, float, str, bytes)) and bool(one == other)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from mlr3torch_py.cache.admission import REMEDY, Admission, Request, is_transformed
+from mlr3torch_py.cache.admission import Admission, Request, is_fit_in_eval_mode, is_transformed
 from mlr3torch_py.cache.rounding import largest_values, reproduces
 from mlr3torch_py.cache.rows import Call, NotCacheableError, OutputSpec, RowTensors
 from mlr3torch_py.cache.stopwatch import Stopwatch
@@ -65,12 +65,12 @@ class CachedModule:
     check : int
         How many hits of one randomly drawn batch are recomputed and compared in each epoch.
     reject : callable
-        Called with a reason when the module turns out not to be cacheable.
+        Called when the module turns out not to be cacheable, with the reason and whether it would be in eval mode.
 
     Raises
     ------
     NotCacheableError
-        If a tensor of the module cannot be read.
+        If a tensor of the module cannot be read, or it has forward hooks.
 
     See Also
     --------
@@ -90,7 +90,14 @@ class CachedModule:
 
     is_cache = True  # tells it from a compiled call, which has the same place in a module
 
-    def __init__(self, name: str, module: nn.Module, budget: Budget, check: int, reject: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        budget: Budget,
+        check: int,
+        reject: Callable[[NotCacheableError, bool], None],
+    ) -> None:
         self.name = name
         self.module = module
         self.check = check
@@ -109,6 +116,11 @@ class CachedModule:
     def is_in_place(self) -> bool:
         """Whether calls of the module still arrive here."""
         return vars(self.module).get("_compiled_call_impl") is self
+
+    @property
+    def has_verdict(self) -> bool:
+        """Whether trials have found some calls to be cacheable, or not."""
+        return self._admission.has_verdict
 
     @property
     def is_idle(self) -> bool:
@@ -169,9 +181,9 @@ class CachedModule:
             layout = self._layouts.setdefault(request.layout, _Layout(secrets.randbits(64)))
             keys = request.call.row_keys(layout.seed)
         except NotCacheableError as error:
-            self.reject(str(error))
+            self.reject(error, False)
         except (RuntimeError, TypeError) as error:
-            self.reject(f"its input cannot be split into rows: {error}")
+            self.reject(NotCacheableError(f"its input cannot be split into rows: {error}"), False)
         else:
             return (request, layout, keys) if keys else None
         return None
@@ -193,11 +205,13 @@ class CachedModule:
             self._check_hits(request.call, layout, known)
         missing = [i for i in range(len(keys)) if i not in known]
         if missing:
+            watch = self._admission.start_watch()
             output = self._compute(request.call.take(missing))
             try:
+                self._admission.finish_watch(watch)
                 fresh = self._store(layout, [keys[i] for i in missing], output)
             except NotCacheableError as error:
-                self.reject(str(error))
+                self._reject(error, request.call)
                 return self._compute(request.call)
             known.update(zip(missing, fresh, strict=True))
         self.tally.hits += len(keys) - len(missing)
@@ -210,15 +224,20 @@ class CachedModule:
         trial = self._admission.start_trial(request)
         if trial is not None and trial.is_module_changed:
             self.rows.clear()
+        watch = self._admission.start_watch() if trial is None else None
         output = self._compute(request.call)
         try:
             if trial is not None:
                 self._admission.finish_trial(trial, request, output)
+            self._admission.finish_watch(watch)
             if self._admission.is_row_wise(request):
                 self._store(layout, keys, output)
         except NotCacheableError as error:
-            self.reject(str(error))
+            self._reject(error, request.call)
         return output
+
+    def _reject(self, error: NotCacheableError, call: Call) -> None:
+        self.reject(error, error.may_depend_on_mode and is_fit_in_eval_mode(self.module, call))
 
     def _store(self, layout: _Layout, keys: Sequence[bytes], output: Any) -> list[RowTensors]:
         known = layout.output or OutputSpec.of(output, len(keys))
@@ -239,7 +258,7 @@ class CachedModule:
                 f"frozen_cache: {self.name} now gives another output for a row than when the row was cached, although "
                 "nothing in it seems to have changed. Either its output depends on the rest of the batch or on "
                 "something outside of it, or it was modified through .data or numpy during this epoch; "
-                f"{REMEDY}"
+                "name other modules in `modules`"
             )
 
     def _compute(self, call: Call) -> Any:

@@ -1,75 +1,26 @@
-"""The parts of a network that are frozen as a whole, and those of them that are cached."""
+"""The parts of a network that are cached."""
 
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.cache.admission import NEEDS_GRADIENT
+from mlr3torch_py.cache.frozen import frozen_parts, is_callable
 from mlr3torch_py.cache.module import CachedModule, Tally
+from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy, quoted
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.cache.store import Budget
 from mlr3torch_py.names import ancestors, listed, nearest
-from mlr3torch_py.network.parameters import trainable_names
+from mlr3torch_py.network.parameters import can_train, trainable_names
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
-__all__ = ["CachedParts", "frozen_parts"]
+__all__ = ["CachedParts"]
 
 logger = logging.getLogger("mlr3torch_py")
-
-
-def frozen_parts(
-    module: nn.Module, trainable: Set[str], *, among: Set[str] | None = None, containers: Set[str] = frozenset()
-) -> dict[str, nn.Module]:
-    """Find the largest submodules that are frozen as a whole.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-    trainable : set of str
-        The names of the trainable parameters.
-    among : set of str, optional
-        The paths to consider; all if missing.
-    containers : set of str
-        Paths of modules to descend into, such as a container that is never called itself.
-
-    Returns
-    -------
-    dict of str to torch.nn.Module
-        By path, in the order of the network; a shared module once.
-
-    Examples
-    --------
-    >>> network = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2), nn.Linear(2, 1))
-    >>> list(frozen_parts(network, {"2.weight", "2.bias"}))
-    ['0', '1']
-    >>> list(frozen_parts(network, {"2.weight", "2.bias"}, containers={"0"}))
-    ['0.0', '1']
-    """
-    with_frozen, with_trainable = set[str](), set[str]()
-    for name, tensor in named_parameters(module).items():
-        (with_trainable if name in trainable or is_lazy(tensor) else with_frozen).update(ancestors(name))
-    wanted = with_frozen - with_trainable - containers
-    if among is not None:
-        wanted &= among
-    first_path: dict[int, str] = {}
-    outermost = _outermost(bare(module), "", wanted)
-    return {path: part for path, part in outermost if first_path.setdefault(id(part), path) == path}
-
-
-def _outermost(module: nn.Module, path: str, wanted: Set[str]) -> Iterator[tuple[str, nn.Module]]:
-    if path in wanted and _is_callable(module):
-        yield path, module
-        return
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _outermost(bare(child), f"{path}.{name}" if path else name, wanted)
 
 
 class CachedParts:
@@ -84,6 +35,8 @@ class CachedParts:
         The bytes that the rows of all parts may take together.
     check : int
         See `CachedModule`.
+    norm_is_pinned, others_are_pinned : bool
+        What is kept in eval mode while it is frozen: normalisation layers, and all other modules.
 
     Raises
     ------
@@ -95,7 +48,7 @@ class CachedParts:
     >>> import torch
     >>> network = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 1))
     >>> parts = CachedParts(network, max_bytes=100_000)
-    >>> parts.refresh(), parts.begin_epoch()
+    >>> parts.begin_epoch(), parts.refresh()
     (None, None)
     >>> batch = torch.rand(3, 2)
     >>> torch.equal(network(batch), network(batch))
@@ -107,18 +60,29 @@ class CachedParts:
     """
 
     def __init__(
-        self, module: nn.Module, names: Sequence[str] | None = None, *, max_bytes: int = 2**30, check: int = 1
+        self,
+        module: nn.Module,
+        names: Sequence[str] | None = None,
+        *,
+        max_bytes: int = 2**30,
+        check: int = 1,
+        norm_is_pinned: bool = False,
+        others_are_pinned: bool = False,
     ) -> None:
         self._module = bare(module)
         self._names = None if names is None else frozenset(names)
         self._check = check
+        self._mode_remedy = partial(mode_remedy, norm_is_pinned=norm_is_pinned, others_are_pinned=others_are_pinned)
         self.budget = Budget(max_bytes)
         self._modules: dict[str, CachedModule] = {}
         self._past_tallies: list[Tally] = []
+        self._rejections = Rejections()
         self._rejected: set[str] = set()
         self._containers: set[str] = set()
+        self._new: set[str] = set()  # no batch has begun and ended since these were put in place
+        self._new_in_epoch: set[str] = set()
+        self._is_settled, self._is_refreshed = True, True
         self._never_called = set(names or ())
-        self._warned: set[tuple[str, str]] = set()
         if names is not None:
             _check_names(self._module, names)
 
@@ -138,42 +102,48 @@ class CachedParts:
         Parameters
         ----------
         retry_rejected : bool
-            Whether to try modules again that were rejected before.
+            Whether to try modules again that were rejected before, but for those whose children are tried instead.
         """
         if retry_rejected:
+            self._rejections.forget(self._rejected - self._containers)
             self._rejected.clear()
         trainable = set(trainable_names(self._module))
-        found = frozen_parts(self._module, trainable, among=self._names, containers=self._containers)
-        for path, cached in list(self._modules.items()):
-            if found.get(path) is not cached.module or not cached.is_in_place:
-                self._release(path)
-        for path, module in found.items():
-            if path not in self._modules and path not in self._rejected:
-                reject = partial(self._reject, path)
-                try:
-                    self._modules[path] = CachedModule(_quoted(path), module, self.budget, self._check, reject)
-                except NotCacheableError as error:
-                    reject(str(error))
+        self._is_refreshed = False
+        while not self._is_refreshed:  # a module may be rejected at first sight
+            self._is_refreshed = True
+            found = frozen_parts(self._module, trainable, among=self._names, containers=self._containers)
+            for path, cached in list(self._modules.items()):
+                if found.get(path) is not cached.module or not cached.is_in_place:
+                    self._release(path)
+            for path, module in found.items():
+                if path not in self._modules and path not in self._rejected:
+                    self._put_in_place(path, module)
 
-    def replace_uncalled(self) -> bool:
-        """Replace the modules that no batch has called by their children.
+    def settle(self) -> bool:
+        """Try the children of modules that a batch has shown not to fit, and warn about what is given up.
 
-        Modules that were asked for by name stay.
+        To be called after a batch. Modules that were asked for by name are not replaced by their children.
 
         Returns
         -------
         bool
-            Whether there were any.
+            Whether others are cached than before, so that another batch will show whether they fit.
         """
-        if self._names is not None:
+        if self._is_settled:
             return False
-        uncalled = [path for path, cached in self._modules.items() if not cached.is_called]
-        for path in uncalled:
-            self._release(path)
-        if uncalled:
-            self._containers.update(uncalled)
+        if self._names is None:
+            for path in [path for path in self._new if not self._modules[path].is_called]:
+                self._release(path)
+                self._rejections.add(path, Rejection("it is never called", "", "uncalled", is_final=False))
+                self._descend_into(path)
+        self._new.clear()
+        if not self._is_refreshed:
             self.refresh(retry_rejected=False)
-        return bool(uncalled)
+        is_trying = any(cached.is_called and not cached.has_verdict for cached in self._modules.values())
+        self._is_settled = not (self._new or is_trying)
+        if self._is_settled and self._rejections.has_news:
+            self._rejections.tell(is_nothing_cached=not self._modules)
+        return bool(self._new)
 
     def begin_epoch(self) -> None:
         """Start new tallies, and forget the rows of modules in which anything has changed."""
@@ -181,40 +151,94 @@ class CachedParts:
             try:
                 cached.begin_epoch()
             except NotCacheableError as error:
-                self._reject(path, str(error))
+                self._reject(path, cached.module, error)
 
     def end_epoch(self) -> Tally:
-        """Drop rows and modules that were not used in this epoch, and return the tally."""
-        tallies = self._past_tallies + [cached.tally for cached in self._modules.values()]
+        """Drop rows and modules that were not used in this epoch, and return the tally.
+
+        Warns
+        -----
+        UserWarning
+            Once, if nothing at all was cached in an epoch although something is frozen.
+        """
+        tally = sum(self._past_tallies + [cached.tally for cached in self._modules.values()], Tally())
+        if not (tally.hits or self.budget.used) and self._has_something_to_cache():
+            self._explain_nothing()
+        elif self._rejections.has_news:
+            self._rejections.tell(is_nothing_cached=False)
         for path, cached in list(self._modules.items()):
             cached.rows.end_epoch()
             if self._names is None and cached.is_idle:
-                logger.info("%s is no longer cached: none of its rows came again", cached.name)
                 self._release(path)
                 self._rejected.add(path)
+                remedy = "rows that are augmented at random never do"
+                self._rejections.add(path, Rejection("none of its rows came again", remedy, "idle", is_final=False))
         self.budget.is_short, self._past_tallies = False, []
-        return sum(tallies, Tally())
+        self._new_in_epoch.clear()
+        return tally
 
     def close(self) -> None:
         """Restore the own calls of all modules, and forget all rows."""
         for path in list(self._modules):
             self._release(path)
 
+    def _put_in_place(self, path: str, module: nn.Module) -> None:
+        reject = partial(self._reject, path, module)
+        try:
+            self._modules[path] = CachedModule(quoted(path), module, self.budget, self._check, reject)
+        except NotCacheableError as error:
+            reject(error)
+        else:
+            self._rejections.forget([path])
+            self._new.add(path)
+            self._new_in_epoch.add(path)
+            self._is_settled = False
+
     def _release(self, path: str) -> None:
         cached = self._modules.pop(path)
         cached.remove()
+        self._new.discard(path)
         self._past_tallies.append(cached.tally)
         if cached.is_called:
             self._never_called -= {name for name in self._never_called if path in {name, *ancestors(name)}}
 
-    def _reject(self, path: str, reason: str) -> None:
+    def _reject(self, path: str, module: nn.Module, error: NotCacheableError, fits_in_eval_mode: bool = False) -> None:
         if path in self._modules:
             self._release(path)
         self._rejected.add(path)
-        is_expected = reason == NEEDS_GRADIENT and self._names is None
-        if not is_expected and (path, reason) not in self._warned:
-            self._warned.add((path, reason))
-            warnings.warn(f"frozen_cache: not caching {_quoted(path)}: {reason}", stacklevel=2)
+        self._is_settled = False
+        is_expected = error.reason == NEEDS_GRADIENT and self._names is None
+        has_children = any(is_callable(one) for one in module.modules() if one is not module and _has_parameters(one))
+        if is_descended := self._names is None and error.may_fit_below and not fits_in_eval_mode and has_children:
+            self._descend_into(path)
+        remedy = self._mode_remedy(module) if fits_in_eval_mode else None
+        is_final = not (is_expected or is_descended)
+        self._rejections.add(path, Rejection.of(error, mode_remedy=remedy, is_final=is_final))
+
+    def _descend_into(self, path: str) -> None:
+        self._containers.add(path)
+        self._is_refreshed = False
+
+    def _has_something_to_cache(self) -> bool:
+        """Whether something is frozen, and it is not too early to tell that nothing of it is cached."""
+        trainable = set(trainable_names(self._module))
+        if self._names is None:
+            tensors = named_parameters(self._module).items()
+            is_frozen = any(name not in trainable and can_train(tensor) for name, tensor in tensors)
+        else:
+            is_frozen = bool(frozen_parts(self._module, trainable, among=self._names))
+        is_early = any(path in self._new_in_epoch and not one.has_verdict for path, one in self._modules.items())
+        return is_frozen and not is_early
+
+    def _explain_nothing(self) -> None:
+        for path, cached in self._modules.items():
+            reason, remedy = "none of its calls can be answered from memory", ""
+            if self.budget.is_short:
+                reason, remedy = f"no row of it fits into {self.budget.max_bytes:,} bytes", "raise `max_bytes`"
+            elif not cached.is_called:
+                reason = "it is never called"
+            self._rejections.add(path, Rejection(reason, remedy, reason, is_final=False))
+        self._rejections.tell(is_nothing_cached=True)
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:
@@ -224,17 +248,13 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
             f"`modules` has {listed(map(repr, unknown))}, which the network lacks; {nearest(unknown, known)}"
         )
     for name in names:
-        if not any(True for _ in known[name].parameters()):
+        if not _has_parameters(known[name]):
             raise ValueError(f"`modules` has {name!r}, which has no parameters and so is never frozen; leave it out")
-        if not _is_callable(known[name]):
+        if not is_callable(known[name]):
             raise ValueError(
                 f"`modules` has {name!r}, a {type(known[name]).__name__}, which is never called; name its elements"
             )
 
 
-def _quoted(path: str) -> str:
-    return repr(path) if path else "the network"
-
-
-def _is_callable(module: nn.Module) -> bool:
-    return not isinstance(module, torch.jit.ScriptModule) and type(module).forward is not nn.Module.forward
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None

@@ -21,7 +21,27 @@ _PLAIN: Final = (type(None), bool, int, float, complex, str, torch.dtype, torch.
 
 
 class NotCacheableError(Exception):
-    """A module or call whose outputs are not row-wise independent; the message says why."""
+    """A module that cannot be cached as it is.
+
+    Parameters
+    ----------
+    reason : str
+    remedy : str
+        What a user could do about it.
+    may_depend_on_mode : bool
+        Whether the module might be cached in eval mode.
+    may_fit_below : bool
+        Whether its children might be cached nevertheless.
+    """
+
+    def __init__(
+        self, reason: str, remedy: str = "", *, may_depend_on_mode: bool = False, may_fit_below: bool = True
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+        self.may_depend_on_mode = may_depend_on_mode
+        self.may_fit_below = may_fit_below
 
 
 class Call:

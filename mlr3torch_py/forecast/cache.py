@@ -64,18 +64,26 @@ def measure_costs(parts: CachedParts, run: Callable[[], object], n_rows: int) ->
     -------
     dict of str to Cost
         The modules that are cached, by path.
+
+    Warns
+    -----
+    UserWarning
+        As in a training; see `CachedParts`.
     """
     parts.refresh()
-    run()
-    while parts.replace_uncalled():
+    is_settled = False
+    while not is_settled:
         run()
-    parts.begin_epoch()
-    run()
+        is_settled = not parts.settle()
+        parts.begin_epoch()
+        run()
+        is_settled = not parts.settle() and is_settled
     costs = {
         path: Cost(cached.tally.hits / n_rows, cached.rows.n_bytes / n_rows, cached.tally.saved / n_rows)
         for path, cached in parts.modules.items()
         if cached.tally.hits and not cached.tally.misses
     }
+    parts.end_epoch()
     parts.close()
     return costs
 

@@ -264,6 +264,6 @@ def _spans(
             Flags(phase.trainable, frozenset()).restore(module)
             held_by = [(callback, callback.held(moment)) for callback in freezing]
             pins.set(modules_to_pin(module.train(), held_by))
-            parts = boundless.make_parts(module)
+            parts = boundless.make_parts(module, freezing)
             spans.append(Span(phase.batch, measure_costs(parts, lambda: call(module), n_rows)))
     return spans, list(dict.fromkeys(str(one.message) for one in said))

@@ -9,17 +9,15 @@ from weakref import WeakSet
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from mlr3torch_py.names import ancestors
 from mlr3torch_py.network.parameters import can_train
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
-__all__ = ["DROPOUT", "NORMALISATION", "Pins", "frozen_modules", "pinned_modules"]
+__all__ = ["NORMALISATION", "Pins", "frozen_modules", "pinned_modules"]
 
 # Of the normalisation layers, only those that keep statistics behave differently in eval mode.
 NORMALISATION: tuple[type[nn.Module], ...] = (_NormBase,)
-DROPOUT: tuple[type[nn.Module], ...] = (_DropoutNd, nn.MultiheadAttention)
 
 
 @dataclass(slots=True)
@@ -162,6 +160,14 @@ class _Pin:
         self.owners = WeakSet[Pins]()  # several, if a network is trained in the middle of its own training
 
     def __call__(self, mode: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        own_state = vars(self.module)
+        if self.own is None and type(self.module).train is nn.Module.train and "training" in own_state:
+            # As below, but fast: setting an attribute of a module is slow, and skorch calls this at every step.
+            self.mode, own_state["training"] = mode, False
+            for child in self.module._modules.values():
+                if child is not None:
+                    child.train(mode)
+            return self.module
         self.module.training = self.mode
         if self.own is None:
             type(self.module).train(self.module, mode, *args, **kwargs)

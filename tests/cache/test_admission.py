@@ -2,14 +2,15 @@
 
 import copy
 import re
-import warnings
+import threading
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from mlr3torch_py.cache.admission import NEEDS_GRADIENT
-from tests.cache.helpers import ROWS, Pair, Part, cached, counts, frozen
+from tests.cache.helpers import ROWS, Pair, Part, cached, counts, frozen, told
 
 
 def noisy(f, x):
@@ -67,11 +68,12 @@ def strange(f, x):
     return Pair(f(x))
 
 
+OTHERS = "name other modules in `modules`"
 REJECTED = {
-    noisy: "it draws random numbers; set frozen_dropout='eval' if its dropout layers do",
-    centred: "its output for a row depends on the rest of the batch, or it does not accept every batch; name other ",
+    noisy: f"it draws random numbers; {OTHERS}",
+    centred: f"its output for a row depends on the rest of the batch, or it does not accept every batch; {OTHERS}",
     summed_up: "its output for a row depends on the rest of the batch",
-    in_place: "it modifies its input in place; use out-of-place operations",
+    in_place: f"it modifies its input in place; use out-of-place operations or {OTHERS}",
     remembering: "a call changes the 'seen' of its Linear, which would not happen for a row from memory",
     appending: "a call changes the 'all_seen' of its Linear",
     averaging: "a call changes the 'average' of its Linear",
@@ -86,53 +88,145 @@ REJECTED = {
 }
 
 
+@pytest.mark.parametrize("by_name", [True, False])
 @pytest.mark.parametrize("compute", REJECTED)
-def test_a_module_that_is_not_row_wise_is_rejected_once(compute):
+def test_a_module_that_is_not_row_wise_is_rejected_once(compute, by_name):
     part = frozen(Part(compute))
     plain = copy.deepcopy(part)
-    parts, messages = cached(part), []
+    parts, messages = cached(part, *[""] * by_name), []
     for i in range(3):
         one, other = ROWS + i, ROWS + i
         torch.manual_seed(i)
-        with warnings.catch_warnings(record=True, action="always") as said:
-            ours = part(one)
-        messages += [str(one.message) for one in said]
+        ours = part(one)
+        messages += told(parts)
         torch.manual_seed(i)
         assert str(ours) == str(plain(other))
         assert torch.equal(one, other)
-    assert len(messages) == 1
-    assert re.match(f"frozen_cache: not caching the network: {REJECTED[compute]}", messages[0])
     assert torch.equal(part.linear.bias, plain.linear.bias)
-    assert counts(parts)[0] == 0
     assert "_compiled_call_impl" not in vars(part)
+    if by_name:  # else the layer in it is cached
+        assert len(messages) == 1
+        assert re.match(f"frozen_cache: not caching the network: {REJECTED[compute]}", messages[0])
+        assert counts(parts)[0] == 0
 
 
 def test_a_trainable_tensor_from_outside_is_noticed():
     part, outside = frozen(Part(lambda f, x: f(x) * outside)), nn.Parameter(torch.ones(3))
-    cached(part)
-    with pytest.warns(UserWarning, match="its output requires a gradient, so it uses something trainable"):
-        part(ROWS).sum().backward()
+    parts = cached(part, "")
+    part(ROWS).sum().backward()
+    assert "its output requires a gradient, so it uses something trainable" in told(parts)[0]
     assert outside.grad is not None
 
 
-@pytest.mark.parametrize(
-    ("layer", "option"),
-    [
-        (nn.BatchNorm1d(3), "frozen_norm"),
-        (nn.BatchNorm1d(3, affine=False), "frozen_norm"),
-        (nn.Dropout(0.5), "frozen_dropout"),
-        (nn.Sequential(nn.Unflatten(1, (1, 3)), nn.InstanceNorm1d(1, track_running_stats=True)), "frozen_norm"),
-    ],
-)
-def test_norm_layers_and_dropout_in_training_mode_need_an_option(layer, option):
-    network = frozen(nn.Sequential(nn.Linear(4, 3), layer))
-    parts = cached(network)
-    with pytest.warns(UserWarning, match=rf"not caching the network: .* is in training mode.*set {option}='eval'"):
+class Doubling(nn.Module):
+    """Asks for the mode in a function, as attention layers do."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+class StochasticDepth(nn.Module):
+    def forward(self, x):
+        return x * torch.rand(len(x), 1).round() * 2 if self.training else x
+
+
+class Codebook(nn.Module):
+    """Follows its input, in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.mean(0), 0.1)
+        return x - self.mean
+
+
+class ByBatch(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0) if self.training else x
+
+
+def diagonal(*values):
+    layer = nn.Linear(3, 3)
+    layer.weight.data = torch.diag(torch.tensor(values))
+    return layer
+
+
+IN_TRAINING_MODE = {
+    "BatchNorm": (nn.BatchNorm1d(3), "a call changes the 'running_mean' of its BatchNorm1d"),
+    "BatchNorm without weights": (nn.BatchNorm1d(3, affine=False), "a call changes the 'running_mean'"),
+    "InstanceNorm": (
+        nn.Sequential(nn.Unflatten(1, (1, 3)), nn.InstanceNorm1d(1, track_running_stats=True)),
+        "a call changes the 'running_mean' of its InstanceNorm1d",
+    ),
+    "dropout": (nn.Dropout(0.5), "it draws random numbers"),
+    "dropout by a function": (Doubling(), "it draws random numbers"),
+    "RReLU": (nn.RReLU(), "it draws random numbers"),
+    "stochastic depth": (StochasticDepth(), "it draws random numbers"),
+    "codebook": (Codebook(), "a call changes the 'mean' of its Codebook"),
+    "spectral norm": (spectral_norm(diagonal(1.0, 0.9, 0.9)), "a call changes the '_u'"),
+    "any other": (ByBatch(), "its output for a row depends on the rest of the batch"),
+    "attention": (
+        nn.Sequential(nn.Unflatten(1, (1, 3)), nn.TransformerEncoderLayer(3, 1, 4, batch_first=True)),
+        "it draws random numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IN_TRAINING_MODE)
+def test_what_depends_on_its_mode_needs_eval_mode(kind):
+    layer, reason = IN_TRAINING_MODE[kind]
+    network = frozen(nn.Sequential(nn.Linear(4, 3), copy.deepcopy(layer)))
+    parts, messages = cached(network), []
+    for _ in range(2):
         network(ROWS)
+        messages += told(parts)
+    (message,) = messages
+    assert message.startswith(f"frozen_cache: not caching the network: in training mode {reason}")
+    assert message.endswith("; freeze it with frozen_mode='eval'; so nothing is cached")
     network.eval()
     parts.refresh()
     network(ROWS), network(ROWS)
-    assert counts(parts) == (12, 12)
+    assert counts(parts)[0] == 12
+
+
+@pytest.mark.parametrize(
+    ("pinned", "remedy"),
+    [
+        ({}, "freeze it with frozen_mode='eval'"),
+        ({"norm_is_pinned": True}, "freeze it with frozen_dropout='eval'"),
+        ({"others_are_pinned": True}, "freeze it with frozen_norm='eval'"),
+        (
+            {"norm_is_pinned": True, "others_are_pinned": True},
+            "no callback pins its '1' in eval mode",
+        ),
+    ],
+)
+def test_no_remedy_is_recommended_that_is_set(pinned, remedy):
+    network = frozen(nn.Sequential(nn.Linear(4, 3), nn.Dropout())).eval()
+    network[1].train()
+    parts = cached(network, **pinned)
+    network(ROWS)
+    assert remedy in told(parts)[0]
+
+
+def test_what_is_random_in_eval_mode_too_is_not_told_to_need_it():
+    network = frozen(nn.Sequential(nn.Linear(4, 3), Part(noisy, 3)))
+    parts = cached(network, "1")
+    network(ROWS)
+    assert told(parts) == [f"frozen_cache: not caching '1': it draws random numbers; {OTHERS}; so nothing is cached"]
+
+
+def test_a_module_that_cannot_be_copied_is_rejected_all_the_same():
+    network = frozen(nn.Sequential(nn.Linear(4, 3), nn.Dropout()))
+    network.lock = threading.Lock()
+    parts = cached(network)
+    for _ in range(3):
+        network(ROWS)
+        parts.settle()
+    assert list(parts.modules) == ["0"]
 
 
 @pytest.mark.parametrize(
@@ -146,49 +240,48 @@ def test_layers_that_are_the_same_in_both_modes_are_cached(layer):
     assert counts(parts)[0] == 12
 
 
-def test_attention_with_dropout_needs_the_option_too():
-    network = frozen(nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0, batch_first=True))
-    network.self_attn.dropout = 0.5
-    cached(network)
-    with pytest.warns(UserWarning, match="its MultiheadAttention is in training mode.*frozen_dropout='eval'"):
-        network(torch.randn(3, 2, 4))
-
-
-@pytest.mark.parametrize("where", [(), (0,)])
+@pytest.mark.parametrize("where", ["", "0", "1.1"])
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-def test_hooks_still_run(where, register):
-    network, seen = frozen(nn.Sequential(nn.Linear(4, 3))), []
-    module = network[0] if where else network
+def test_hooks_still_run_and_what_has_none_is_cached(where, register):
+    network = frozen(nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Linear(3, 1)))
+    network[2].requires_grad_(True)
+    network.add_module("root", nn.Identity())
+    seen, module = [], network.get_submodule(where)
     getattr(module, register)(lambda *given: seen.append(len(given[1][0])))
-    cached(network)
-    with pytest.warns(UserWarning, match="has forward hooks, which would not run for a row from memory"):
-        network(ROWS), network(ROWS)
+    parts = cached(network)
+    network(ROWS), network(ROWS)
     assert seen == [12, 12]
+    message = f"frozen_cache: not caching {where!r}: it has forward hooks, which would not run for a row from memory"
+    assert [one[: len(message)] for one in told(parts)] == ([message] if where else [])
+    assert sorted(parts.modules) == {"": ["0", "1"], "0": ["1"], "1.1": ["0", "1.0"]}[where]
+    assert counts(parts)[0] == 12 * len(parts.modules)
 
 
 def test_global_hooks_still_run():
     part, seen = frozen(nn.Linear(4, 3)), []
-    cached(part)
+    parts = cached(part)
     part(ROWS)
     handle = nn.modules.module.register_module_forward_hook(lambda *given: seen.append(given[0]))
     try:
-        with pytest.warns(UserWarning, match="has forward hooks"):
-            part(ROWS)
+        part(ROWS)
+        assert "has forward hooks" in told(parts)[0]
     finally:
         handle.remove()
     assert seen == [part]
 
 
 def test_a_module_that_a_gradient_flows_through_is_rejected():
-    for names, n_warnings in (((), 0), (("1",), 1)):
+    for names in ((), ("1",)):
         network = nn.Sequential(nn.Linear(4, 4), frozen(nn.Linear(4, 3)))
         parts = cached(network, *names)
-        with warnings.catch_warnings(record=True, action="always") as warned:
-            network(ROWS).sum().backward()
-            network(ROWS).sum().backward()
+        network(ROWS).sum().backward()
+        network(ROWS).sum().backward()
         assert network[0].weight.grad is not None
-        assert [str(one.message) for one in warned] == [f"frozen_cache: not caching '1': {NEEDS_GRADIENT}"] * n_warnings
-        assert counts(parts) == (0, 0)
+        message = f"frozen_cache: not caching '1': {NEEDS_GRADIENT}; freeze everything that comes before it, too"
+        assert told(parts) == [f"{message}; so nothing is cached"] * len(names)
+        if not names:
+            with pytest.warns(UserWarning, match=message):
+                assert counts(parts) == (0, 0)
 
 
 class Router(nn.Module):
@@ -206,21 +299,24 @@ class Router(nn.Module):
 @pytest.mark.parametrize("n_calls", [0, 1, 2, 3, 7, 15])
 def test_trials_find_rows_that_depend_on_each_other_only_at_times(n_calls):
     part = frozen(Router())
-    parts = cached(part)
+    parts = cached(part, "")
     for _ in range(n_calls):
         part(torch.rand(12, 4) * 0.7)  # none goes to the expert
-    with pytest.warns(UserWarning, match="its output for a row depends on the rest of the batch"):
-        part(torch.rand(12, 4) + 0.8)
+    part(torch.rand(12, 4) + 0.8)
+    assert "its output for a row depends on the rest of the batch" in told(parts)[0]
     assert parts.budget.used == 0
 
 
-def test_a_module_that_is_rejected_late_leaves_no_rows():
+@pytest.mark.parametrize("n_calls", range(1, 8))
+@pytest.mark.parametrize("n_known", [0, 6])
+def test_a_module_that_draws_random_numbers_only_at_times_leaves_no_rows(n_calls, n_known):
     part = frozen(Part(lambda f, x: f(x) + (torch.rand(1) if is_noisy else 0)))
-    parts, is_noisy = cached(part), False
-    part(ROWS)
+    parts, is_noisy = cached(part, "", check=0), False
+    for i in range(n_calls):
+        part(ROWS + i)
     is_noisy = True
-    with pytest.warns(UserWarning, match="it draws random numbers"):
-        part(-ROWS)
+    part(torch.cat([ROWS[:n_known], -ROWS[n_known:]]))
+    assert "it draws random numbers" in told(parts)[0]
     assert parts.budget.used == 0
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -87,7 +88,11 @@ def test_an_augmented_row_is_computed_and_modules_without_hits_are_dropped():
             return super().forward(x + torch.rand(1) if self.training and noise else x)
 
     for noise, expected in ((True, [0, 0, 0, 0]), (False, [0, 300, 300, 300])):
-        net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Augmented).fit(X, y)
+        with warnings.catch_warnings(record=True, action="always") as said:
+            net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Augmented).fit(X, y)
+        assert ["not caching 'embed', 'encoder': none of its rows came again" in str(one.message) for one in said] == [
+            True
+        ] * noise
         assert hits(net) == expected
         assert (net.history[-1, "cache_bytes"] == 0) == noise
         assert net.history[:, "cache_misses"] == ([300, 300, 0, 0] if noise else [300, 0, 0, 0])
@@ -217,7 +222,9 @@ def test_events_by_batch_are_followed():
 def test_a_rejected_module_is_tried_again_after_an_event():
     table = {"epoch": [3], "weights": [select_prefix("embed")], "action": ["freeze"]}
     freezing = CallbackSetUnfreeze(select_prefix("embed", "head"), table)
-    net = iris_net(freezing, t_clbk("frozen_cache"), module=Nested).fit(X, y)
+    net = iris_net(freezing, t_clbk("frozen_cache"), module=Nested)
+    with pytest.warns(UserWarning, match="not caching 'encoder': its input requires.*; so nothing is cached"):
+        net.fit(X, y)
     assert hits(net) == [0, 0, 0, 300]
 
 
@@ -256,16 +263,18 @@ def test_a_row_that_fails_the_check_stops_the_training():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"frozen_norm": "eval"}, "not caching 'first': its Dropout is in training mode.*frozen_dropout='eval'"),
-        ({"frozen_dropout": "eval"}, "not caching 'first': its BatchNorm1d is in training mode.*frozen_norm='eval'"),
+        ({"frozen_norm": "eval"}, "not caching 'first': in training mode it draws random.*with frozen_dropout='eval'"),
+        ({"frozen_dropout": "eval"}, "not caching 'first': in training mode .* BatchNorm1d.*with frozen_norm='eval'"),
+        ({"frozen_mode": "eval", "frozen_dropout": "train"}, "in training mode it draws.*with frozen_dropout='eval'"),
+        ({}, "not caching 'first': in training mode it draws random numbers; freeze it with frozen_mode='eval'"),
     ],
 )
-def test_layers_in_training_mode_are_named_with_the_remedy(option, message):
+def test_what_depends_on_its_mode_is_named_with_the_remedy(option, message):
     freezing = CallbackSetUnfreeze(~select_prefix("first"), None, **option)
     net = iris_net(freezing, t_clbk("frozen_cache"), module=Normed, module__dropout=0.5, audited=False)
     with pytest.warns(UserWarning, match=message) as warned:
         net.fit(X, y)
-    assert len([one for one in warned if "frozen_cache" in str(one.message)]) == 1
+    assert [one.filename for one in warned if "frozen_cache" in str(one.message)] == [__file__]
     assert hits(net) == [0, 0, 0, 0]
 
 
