@@ -150,18 +150,20 @@ def pinned_modules(module: nn.Module) -> dict[str, nn.Module]:
 class _Pin:
     """Stands in for the ``train`` method of one module, beside its class, since skorch calls it inside every step."""
 
+    __slots__ = ("attributes", "children", "is_plain", "mode", "module", "own")
+
     def __init__(self, module: nn.Module) -> None:
         own = vars(module).get("train")
         self.module = module
         self.own = None if isinstance(own, _Unpinned) else own  # somebody may have switched train() off
         self.mode = module.training
+        self.attributes, self.children = vars(module), module._modules
+        self.is_plain = self.own is None and type(module).train is nn.Module.train and "training" in self.attributes
 
     def __call__(self, mode: bool = True) -> nn.Module:
-        own_state = vars(self.module)
-        if self.own is None and type(self.module).train is nn.Module.train and "training" in own_state:
-            # As below, but fast: setting an attribute of a module is slow, and skorch calls this at every step.
-            self.mode, own_state["training"] = mode, False
-            for child in self.module._modules.values():
+        if self.is_plain:  # the same as below, but fast, since skorch calls this at every step
+            self.mode, self.attributes["training"] = mode, False
+            for child in self.children.values():
                 if child is not None:
                     child.train(mode)
             return self.module
