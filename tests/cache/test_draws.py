@@ -62,6 +62,7 @@ RANDOM = {
 STEADY = {
     "linear": lambda f, x: f(x),
     "attention": attention(0.0),
+    "RReLU at rest": lambda f, x: functional.rrelu(f(x), training=False, inplace=True),
     "dropout at rest": lambda f, x: functional.dropout(f(x), 0.5, training=False),
 }
 
