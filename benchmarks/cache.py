@@ -3,9 +3,12 @@
 A network of a frozen part and a linear head is trained on rows that come again in each epoch, shuffled. The head alone
 is a head of the same kind that is trained on what the frozen part gives, computed beforehand. Figures are CPU seconds
 of an epoch; the first one, in which the cache is filled, is left out. The note says how much memory the cache takes.
+
+One row needs transformers: BERT of the size of MiniLM, unmodified, whose last hidden state is kept for each token.
 """
 
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from math import nan
 from statistics import median
@@ -20,6 +23,7 @@ from benchmarks.rounds import in_turns, row, table
 from mlr3torch_py import select_prefix, t_clbk
 
 LIMITS = {"plain freezing": 1 / 8, "the head alone": 2}
+BERT_LIMIT = 3
 BATCH, EPOCHS = 64, 4
 
 
@@ -66,6 +70,32 @@ def transformer(n_layers=2):
     return Encoder(n_layers), 64
 
 
+class MeanOfTokens(nn.Module):
+    """The head of BERT."""
+
+    def __init__(self):
+        super().__init__()
+        self.classify = head(384)
+
+    def forward(self, tokens):
+        return self.classify(tokens.mean(1))
+
+
+class Bert(nn.Module):
+    """BERT of the size of MiniLM, with its default dropout, and a head."""
+
+    def __init__(self):
+        from transformers import BertConfig, BertModel
+
+        super().__init__()
+        sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+        self.encoder = BertModel(BertConfig(vocab_size=1000, **sizes))
+        self.head = MeanOfTokens()
+
+    def forward(self, x):
+        return self.head(self.encoder(x).last_hidden_state)
+
+
 def images(n):
     return torch.randn(n, 3, 32, 32)
 
@@ -87,13 +117,13 @@ class Seconds(Callback):
         self.seconds_.append(process_time() - self.begin_)
 
 
-def trained(module, data, labels, *callbacks):
+def trained(module, data, labels, *callbacks, batch=BATCH):
     torch.manual_seed(0)
     return NeuralNetClassifier(
         module,
         criterion=nn.CrossEntropyLoss,
         lr=0.01,
-        batch_size=BATCH,
+        batch_size=batch,
         max_epochs=EPOCHS,
         train_split=None,
         iterator_train__shuffle=True,
@@ -136,6 +166,31 @@ def compare(case, part, data, rounds, limits=None):
     return [row("e", case, other, seconds[ours], seconds[other], limits.get(other, nan), "s", note) for other in others]
 
 
+def compare_bert(data, rounds, batch=32):
+    """The row of BERT, if transformers is there."""
+    if find_spec("transformers") is None:
+        return []
+    torch.manual_seed(0)
+    labels, peak, network = torch.randint(10, (len(data),)), [], Bert().eval()
+    with torch.no_grad():
+        ready = torch.cat([network.encoder(rows).last_hidden_state for rows in data.split(batch)])
+
+    def cached():
+        freezing = t_clbk("unfreeze", starting_weights=select_prefix("head"), frozen_mode="eval")
+        net = trained(Bert(), data, labels, freezing, t_clbk("frozen_cache"), batch=batch)
+        peak.append(max(net.history[:, "cache_bytes"]))
+        return of_an_epoch(net)
+
+    ways = {
+        "frozen_cache": cached,
+        "the head alone": lambda: of_an_epoch(trained(MeanOfTokens(), ready, labels, batch=batch)),
+    }
+    seconds, case = in_turns(ways, rounds), f"BERT of the size of MiniLM, {len(data):,} texts of {data.shape[1]} tokens"
+    ours, other = ways
+    note = f"the cache takes {peak[-1] / 1e6:.0f} MB"
+    return [row("e", case, other, seconds[ours], seconds[other], BERT_LIMIT, "s", note)]
+
+
 def measure(small=256, usual=1024, large=4096, rounds=5):
     return table(
         [
@@ -145,5 +200,6 @@ def measure(small=256, usual=1024, large=4096, rounds=5):
             *compare(f"CNN of half the depth, {usual:,} images", partial(cnn, 1), images(usual), rounds),
             *compare(f"transformer, {usual:,} texts", transformer, texts(usual), rounds, {"the head alone": nan}),
             *compare(f"transformer of 6 layers, {usual:,} texts", partial(transformer, 6), texts(usual), rounds),
+            *compare_bert(texts(usual)[:, :16], rounds),
         ]
     )

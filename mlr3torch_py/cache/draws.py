@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mlr3torch_py.network.bits import content_hash
 from mlr3torch_py.network.randomness import generators, random_states, set_random_states
@@ -76,10 +76,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.has_drawn = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if not self.has_drawn and torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
-            # An operation may have the tag and draw nothing: attention without dropout, for one.
-            self.has_drawn = func._schema.is_mutable or _draws(lambda: func(*args, **(kwargs or {})), output)
+        kwargs = kwargs or {}
+        if self.has_drawn or torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+            return func(*args, **kwargs)
+        # It may draw nothing nevertheless, as attention without dropout, and it may write into its arguments.
+        before = _copied((args, kwargs))
+        output = func(*args, **kwargs)
+        self.has_drawn = _draws(lambda: _applied(func, *_copied(before)), output)
         return output
 
 
@@ -94,6 +97,14 @@ def _draws(operation: Callable[[], Any], output: Any) -> bool:
         if list(_hashes(again)) != expected:
             return True
     return False
+
+
+def _applied(function: Any, args: Any, kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+def _copied(arguments: Any) -> Any:
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, arguments)
 
 
 def _hashes(output: Any) -> Iterator[bytes]:

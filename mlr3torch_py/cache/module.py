@@ -178,7 +178,9 @@ class CachedModule:
             if len(self._layouts) > _MAX_LAYOUTS:
                 self.rows.clear()
                 self._layouts.clear()
-            layout = self._layouts.setdefault(request.layout, _Layout(secrets.randbits(64)))
+            layout = self._layouts.get(request.layout)
+            if layout is None:
+                layout = self._layouts[request.layout] = _Layout(secrets.randbits(64))
             keys = request.call.row_keys(layout.seed)
         except NotCacheableError as error:
             self.reject(error, False)

@@ -221,6 +221,7 @@ ACTIONS = {
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:frozen_cache. .* so nothing is cached")
 @given(st.lists(st.one_of(*ACTIONS.values()), max_size=25), st.sampled_from([3000, 20_000, 10**6]))
 def test_an_output_is_never_stale_whatever_happens(actions, max_bytes):
     torch.manual_seed(0)
