@@ -180,14 +180,11 @@ class Admission:
             If the module cannot be cached.
         """
         moved = trial.moved
-        if moved and is_only_thread():
-            raise _draws_random_numbers()
         if request.call.has_changed():
             raise NotCacheableError("it modifies its input in place", "use out-of-place operations")
         if not self._left_module_unchanged():
             return
-        if moved and draws_itself(lambda: self._gives_again(request.call, output), moved):
-            raise _draws_random_numbers()
+        self._check_draws(moved, request.call, output)
         before, now = self._row_wise.get(request.signature), self._is_row_wise(request.call, output)
         self._row_wise[request.signature] = now
         if not now and (before or not any(self._row_wise.values())):
@@ -196,13 +193,11 @@ class Admission:
                 may_depend_on_mode=True,
             )
 
-    def start_watch(self) -> Trial | None:
-        """Prepare to watch a call that is computed without a trial; None if others might draw random numbers, too."""
-        if not is_only_thread():
-            return None
+    def start_watch(self) -> Trial:
+        """Prepare to watch a call that is computed without a trial."""
         return Trial(False, found := torch_generators(), random_states(found))
 
-    def finish_watch(self, watch: Trial | None) -> None:
+    def finish_watch(self, watch: Trial, call: Call, output: Any) -> None:
         """Check that a call has drawn no random numbers.
 
         Raises
@@ -210,8 +205,7 @@ class Admission:
         NotCacheableError
             If it has.
         """
-        if watch is not None and watch.moved:
-            raise _draws_random_numbers()
+        self._check_draws(watch.moved, call, output)
 
     def _check_hooks(self) -> None:
         why = "it has forward hooks, which would not run for a row from memory"
@@ -219,6 +213,11 @@ class Admission:
             raise NotCacheableError(why, "remove them")
         if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
             raise NotCacheableError(why, "remove them", may_fit_below=False)
+
+    def _check_draws(self, moved: Mapping[str, Any], call: Call, output: Any) -> None:
+        """Check that no generator was moved by this call; other threads may have moved them."""
+        if moved and (is_only_thread() or draws_itself(lambda: self._gives_again(call, output), moved)):
+            raise NotCacheableError("it draws random numbers", may_depend_on_mode=True)
 
     def _left_module_unchanged(self) -> bool:
         """Check what a call did to the module; one call may change it, to set up a table or the like."""
@@ -291,7 +290,3 @@ def is_transformed() -> bool:
     """Whether calls are being traced, compiled or differentiated in forward mode."""
     is_traced: bool = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
     return is_traced or forward_ad._current_level >= 0
-
-
-def _draws_random_numbers() -> NotCacheableError:
-    return NotCacheableError("it draws random numbers", may_depend_on_mode=True)

@@ -207,10 +207,10 @@ class CachedModule:
             self._check_hits(request.call, layout, known)
         missing = [i for i in range(len(keys)) if i not in known]
         if missing:
-            watch = self._admission.start_watch()
-            output = self._compute(request.call.take(missing))
+            computed, watch = request.call.take(missing), self._admission.start_watch()
+            output = self._compute(computed)
             try:
-                self._admission.finish_watch(watch)
+                self._admission.finish_watch(watch, computed, output)
                 fresh = self._store(layout, [keys[i] for i in missing], output)
             except NotCacheableError as error:
                 self._reject(error, request.call)
@@ -226,12 +226,13 @@ class CachedModule:
         trial = self._admission.start_trial(request)
         if trial is not None and trial.is_module_changed:
             self.rows.clear()
-        watch = self._admission.start_watch() if trial is None else None
+        watch = trial or self._admission.start_watch()
         output = self._compute(request.call)
         try:
-            if trial is not None:
+            if trial is None:
+                self._admission.finish_watch(watch, request.call, output)
+            else:
                 self._admission.finish_trial(trial, request, output)
-            self._admission.finish_watch(watch)
             if self._admission.is_row_wise(request):
                 self._store(layout, keys, output)
         except NotCacheableError as error:

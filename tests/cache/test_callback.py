@@ -266,7 +266,7 @@ def test_a_row_that_fails_the_check_stops_the_training():
         ({"frozen_norm": "eval"}, "not caching 'first': in training mode it draws random.*with frozen_dropout='eval'"),
         ({"frozen_dropout": "eval"}, "not caching 'first': in training mode .* BatchNorm1d.*with frozen_norm='eval'"),
         ({"frozen_mode": "eval", "frozen_dropout": "train"}, "in training mode it draws.*with frozen_dropout='eval'"),
-        ({}, "not caching 'first': in training mode it draws random numbers; freeze it with frozen_mode='eval'"),
+        ({}, "not caching 'first': in training mode .* BatchNorm1d.*freeze it with frozen_mode='eval'"),
     ],
 )
 def test_what_depends_on_its_mode_is_named_with_the_remedy(option, message):

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mlr3torch_py import CallbackSetUnfreeze, select_last, t_clbk
-from mlr3torch_py.cache.draws import draws_itself, is_only_thread
+from mlr3torch_py.cache.draws import draws_itself
 from mlr3torch_py.network.randomness import generators, random_states
 from tests.cache.helpers import ROWS, Part, cached, counts, frozen, told
 from tests.helpers import X, iris_net, y
@@ -92,6 +92,21 @@ def test_a_module_that_does_not_draw_is_not_blamed(kind, draw):
         assert counts(parts) == (12, 72)
 
 
+@pytest.mark.parametrize("draw", [*DRAW, "nothing"])
+@pytest.mark.parametrize("n_calls", range(1, 8))
+@pytest.mark.parametrize("n_known", [0, 6])
+def test_a_module_that_draws_only_at_times_leaves_no_rows(n_calls, n_known, draw):
+    part = frozen(Part(lambda f, x: f(x) + (torch.rand(1) if is_noisy else 0)))
+    parts, is_noisy = cached(part, "", check=0), False
+    with somebody_else_drawing(DRAW.get(draw, lambda: None)):
+        for i in range(n_calls):
+            part(ROWS + i)
+        is_noisy = True
+        part(torch.cat([ROWS[:n_known], -ROWS[n_known:]]))
+    assert "it draws random numbers" in told(parts)[0]
+    assert parts.budget.used == 0
+
+
 def test_the_repetitions_leave_the_generators_as_they_were():
     found = generators()
     before = random_states(found)
@@ -120,7 +135,6 @@ def test_a_net_that_trains_beside_a_thread_has_its_cache(draw):
     torch.manual_seed(0)
     freezing = CallbackSetUnfreeze(select_last(1), frozen_mode="eval")
     network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3))
-    assert is_only_thread()
     with somebody_else_drawing(DRAW[draw]):
         net = iris_net(freezing, t_clbk("frozen_cache"), module=network, max_epochs=3).fit(X, y)
     assert net.history[:, "cache_hits"][1:] == [150, 150]
