@@ -1,11 +1,11 @@
-"""What the examples in docstrings start from: the lines that docs/reference.md shows at its head."""
+"""Give the examples in docstrings the names that docs/reference.md defines at its head."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-REFERENCE = Path(__file__).parent / "docs" / "reference.md"
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
 PREPARATION = re.search(r"```python\n(.*?)```", REFERENCE.read_text(encoding="utf-8"), flags=re.DOTALL)[1]
 
 
