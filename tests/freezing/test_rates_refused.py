@@ -8,7 +8,7 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix
-from tests.helpers import X, iris_net, y
+from tests.helpers import Trace, X, iris_net, moved, weights, y
 
 SLOW = {"epoch": [1], "weights": [select_prefix("0")], "lr_mult": [0.1]}
 
@@ -181,10 +181,15 @@ def test_an_optimizer_that_cannot_take_the_rates_is_refused_when_training_begins
     assert len(net.history) == 0
 
 
-def test_without_factors_any_optimizer_is_taken():
-    for factor in (1.0, None):
-        table = {"epoch": [1], "weights": [select_prefix("0")], "lr_mult": [factor]}
-        iris_net(CallbackSetUnfreeze(select_prefix("3", "6"), table), optimizer=WithInner, max_epochs=1).fit(X, y)
+@pytest.mark.parametrize("factor", [1.0, None])
+def test_without_factors_any_optimizer_is_taken(factor):
+    table = {"epoch": [2], "weights": [select_prefix("0")], "lr_mult": [factor]}
+    net = iris_net(
+        CallbackSetUnfreeze(select_prefix("3", "6"), table), trace := Trace(), optimizer=WithInner, max_epochs=2
+    ).fit(X, y)
+    late = {"0.weight", "0.bias"}
+    assert moved(trace.weights_[0], trace.weights_[3]) == set(weights(net)) - late
+    assert moved(trace.weights_[3], trace.weights_[6]) == set(weights(net))
 
 
 class Accumulates(NeuralNetClassifier):
@@ -246,7 +251,9 @@ def test_weights_that_something_else_moves_are_not_mistaken_for_an_update():
                 for tensor in net.module_.parameters():
                     tensor.clamp_(-0.1, 0.1)
 
-    iris_net(with_factors(), Clamps(), max_epochs=1).fit(X, y)
+    net = iris_net(with_factors(), Clamps()).fit(X, y)
+    assert rates(net) == [["lr_0", "lr_0_x0.1"]] * 12
+    assert max(tensor.abs().max() for tensor in weights(net).values()) <= 0.1
 
 
 class Interrupted(torch.optim.Optimizer):
