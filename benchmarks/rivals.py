@@ -5,7 +5,7 @@ one more block in each further one; where a rival can unfreeze only once, all bl
 ours too. The frameworks run without loggers, progress bars, checkpoints and validation. Two things are compared:
 
 - the whole training, in CPU time, with ours in skorch, and with the rival in its framework;
-- the callback's own part, which is the time inside its hooks, taken in the same trainings. For ours that includes all
+- the callback's hook time, which is the time inside its hooks, taken in the same trainings. For ours that includes all
   that the package brings into the net.
 
 A third row compares the rival's whole with flags that are flipped by hand in the same framework. The note says whether
@@ -41,7 +41,7 @@ NORMS = tuple(name for name, layer in network(max(JOBS)).named_modules() if isin
 
 
 class Way(NamedTuple):
-    """A way to do the job: who trains, with which callbacks, and whose hooks are the callback's own part."""
+    """A way to do the job: who trains, with which callbacks, and whose hooks are timed."""
 
     name: str
     parts_of: Callable[[int], tuple[str, ...]]
@@ -185,7 +185,7 @@ def hooks_of(owners, base):
 
 
 def weights_by_epoch(way, data, depth):
-    """The weights at the begin of every epoch and at the end."""
+    """Return the weights before the first epoch and after each."""
     module, seen = network(depth), []
 
     def copied():
@@ -257,5 +257,5 @@ def rows_of(rivals, data, depth, rounds):
         mine, name = own[rival.parts_of], f"{rival.name} {version(package)}"
         note = noted(rival, mine, data, depth)
         yield row("d", f"whole training, {size}", name, whole[mine.name], whole[rival.name], 1, "s", note)
-        yield row("d", f"own part, {size}", name, part[mine.name], part[rival.name], 1, "ms")
+        yield row("d", f"hook time, {size}", name, part[mine.name], part[rival.name], 1, "ms")
         yield row("d", f"{rival.name}, {size}", hand.name, whole[rival.name], whole[hand.name], unit="s")

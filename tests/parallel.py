@@ -86,7 +86,7 @@ class ScaledCrossEntropy(nn.Module):
 
 
 class Weights(Callback):
-    """Keeps the weights at the begin and after every epoch."""
+    """Keeps the weights before the first epoch and after each."""
 
     def __init__(self):
         self.epochs_ = []

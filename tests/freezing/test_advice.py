@@ -136,7 +136,7 @@ def test_a_net_that_makes_its_module_at_each_fit_warns_at_each():
 
 
 def said_by(*callbacks, **params):
-    """All that is said in a training, and by a second call that goes on with it."""
+    """All that is said in a training, and in a second call that continues it."""
     net = iris_net(*callbacks, audited=False, **{"max_epochs": 2} | params)
     calls = []
     for call in (net.fit, net.partial_fit):

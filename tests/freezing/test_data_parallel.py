@@ -69,7 +69,7 @@ TABLES = {
 
 
 def train(kind, table, *more, calls=1, **params):
-    """Return the weights at the begin of each call and after each epoch."""
+    """Return the weights before each call and after each epoch."""
     kept = Weights()
     make = NETS.get(kind, global_net)
     net = make(("unfreeze", CallbackSetUnfreeze(select_last(1), table)), *more, kept, **params)

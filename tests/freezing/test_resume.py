@@ -92,7 +92,7 @@ def test_checkpoint_and_load_init_state(table, position, tmp_path):
 
 
 class Interrupts(Callback):
-    """Ctrl-C at a moment: at the begin or the end of the nth training batch."""
+    """Ctrl-C at a moment: before or after the nth training batch."""
 
     def __init__(self, batch, hook="on_batch_end"):
         self.batch = batch
@@ -119,7 +119,7 @@ class Interrupts(Callback):
 @pytest.mark.parametrize("hook", ["on_batch_begin", "on_batch_end"])
 @pytest.mark.parametrize("batch", [1, 4, 8, 9])
 def test_keyboard_interrupt_in_the_middle_of_an_epoch(batch, hook):
-    """Batches go on where they stopped; the broken epoch counts as one."""
+    """The count of batches continues where it stopped; the broken epoch counts as one."""
     trace = Trace()
     net = net_of(BY_BATCH, trace, Interrupts(batch, hook), max_epochs=3).fit(X, y)
     finished = batch if hook == "on_batch_end" else batch - 1
