@@ -19,7 +19,7 @@ from mlr3torch_py.freezing.advice import in_no_optimizer, missing_from
 from mlr3torch_py.freezing.inventory import Inventory
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules
+from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
@@ -272,7 +272,10 @@ class FreezingEngine(Generic[_Host]):
         if freeze(self.network, self.held, governed=written, tensors=self._inventory.tensors):
             self._clear_directions()
         held_by = [(holder, holder.held_) for holder in self.holders]
-        if self._pins.set(modules_to_pin(self.network, held_by)) or self.held != before:
+        has_other_pins = self._pins.set(modules_to_pin(self.network, held_by))
+        if has_other_pins:
+            _check_pins(self.network)
+        if has_other_pins or self.held != before:
             self.event = next(_EVENTS)
         self._rates.scale(self._factors(), self.host.optimizers())
         self.host.flags_changed()
@@ -342,6 +345,15 @@ def modules_to_pin(network: nn.Module, held_by: Iterable[tuple[Holder, Held]]) -
             for module in frozen_modules(network, held).values():
                 if holder.modes[not isinstance(module, NORMALISATION)] == "eval":
                     yield module
+
+
+def _check_pins(network: nn.Module) -> None:
+    if overruled := overruled_pins(network):
+        raise ValueError(
+            f"{listed(map(repr, overruled))} cannot be kept in eval mode, since the `train` method of a module around "
+            "sets `training` of modules below it directly; let it call their `train`, or freeze with "
+            "frozen_mode='train'"
+        )
 
 
 def in_order(plans: Iterable[Plan], names: Held) -> Iterator[str]:

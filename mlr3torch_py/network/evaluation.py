@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from mlr3torch_py.names import ancestors
 from mlr3torch_py.network.parameters import can_train
-from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
+from mlr3torch_py.network.unwrap import all_modules, bare, named_modules, named_parameters
 
-__all__ = ["NORMALISATION", "Pins", "frozen_modules", "pinned_modules"]
+__all__ = ["NORMALISATION", "Pins", "frozen_modules", "overruled_pins", "pinned_modules"]
 
 # Of the normalisation layers, only those that keep statistics behave differently in eval mode.
 NORMALISATION: tuple[type[nn.Module], ...] = (_NormBase,)
@@ -147,6 +147,55 @@ def pinned_modules(module: nn.Module) -> dict[str, nn.Module]:
     dict of str to torch.nn.Module
     """
     return {path: one for path, one in named_modules(module) if isinstance(vars(one).get("train"), _Pin)}
+
+
+def overruled_pins(module: nn.Module) -> list[str]:
+    """List the pinned modules that another module's ``train`` puts into training mode all the same.
+
+    A ``train`` method does that if it sets ``training`` of modules below it, instead of calling their ``train``.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Its ``train`` is called, unless no module in it has one of its own. Its modes are restored.
+
+    Returns
+    -------
+    list of str
+        Their paths.
+
+    Examples
+    --------
+    >>> network, pins = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), Pins()
+    >>> pins.set([network[1]])
+    True
+    >>> network.train = lambda mode=True: [setattr(one, "training", mode) for one in network.modules()]
+    >>> overruled_pins(network)
+    ['1']
+    """
+    pinned, modules = pinned_modules(module), all_modules(module)
+    if not pinned or not any(map(_has_own_train, modules)):
+        return []
+    root = bare(module)
+    modes = [(one, one.training) for one in modules if hasattr(one, "training")]
+    pins = [vars(one)["train"] for one in pinned.values()]
+    pin_modes = [pin.mode for pin in pins]
+    is_training = root.training
+    root.train()
+    overruled = [path for path, one in pinned.items() if one.training]
+    if not is_training:
+        root.eval()
+    for one, mode in modes:
+        if one.training != mode:
+            one.training = mode
+    for pin, mode in zip(pins, pin_modes, strict=True):
+        pin.mode = mode
+    return overruled
+
+
+def _has_own_train(module: nn.Module) -> bool:
+    own = vars(module).get("train")
+    return type(module).train is not nn.Module.train or not (own is None or isinstance(own, _Pin))
 
 
 class _Pin:

@@ -11,7 +11,7 @@ from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver, dis
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix
-from mlr3torch_py.network.evaluation import pinned_modules
+from mlr3torch_py.network.evaluation import Pins, overruled_pins, pinned_modules
 from tests.freezing.modes import KINDS, NORMALISATION, Network, Probe, buffers, is_fixed, modes, scripted, traced
 from tests.helpers import Stops, X, iris_net, moved, y
 
@@ -341,6 +341,61 @@ def test_a_train_method_gets_all_of_its_arguments():
     iris_net(head_only(), Calls(), module=network, max_epochs=1).fit(X, y)
     for one in (network, *copies):
         assert [layer.training for layer in one.body] == [True, False, True]
+
+
+class Writes(Network):
+    """Sets the modes below it on its own."""
+
+    def train(self, mode=True):
+        for one in self.modules():
+            one.training = mode
+        return self
+
+
+class WritesBelow(nn.Sequential):
+    """Sets the mode of its normalisation on its own, and trains the rest by its usual method."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].training = mode
+        return self
+
+
+def writes_below():
+    return Network(WritesBelow(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.ReLU()))
+
+
+@pytest.mark.parametrize(
+    ("make", "overruled"),
+    [(lambda: Writes(plain().body), "'body', 'body.0', 'body.1', 'body.2', 'body.3'"), (writes_below, "'body.1'")],
+)
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_train_method_that_overrules_the_pins_is_refused(make, overruled, is_training, epoch):
+    network = make()
+    network.train(is_training)
+    before, modes_before = copy.deepcopy(network.state_dict()), modes(network)
+    table = {"epoch": [1, epoch], "weights": [select_all(), ~select_prefix("head")], "action": ["unfreeze", "freeze"]}
+    net = iris_net(head_only(table if epoch > 1 else None, frozen_mode="eval"), module=network, audited=False)
+    with pytest.raises(ValueError, match=f"{overruled} cannot be kept in eval mode, since the `train` method"):
+        net.fit(X, y)
+    assert not pinned_modules(network)
+    if epoch == 1:
+        assert not moved(before, network.state_dict())
+        assert modes(network) == modes_before
+        assert all(tensor.requires_grad for tensor in network.parameters())
+
+
+def test_looking_for_it_changes_no_modes():
+    network = in_eval_mode()
+    network.head.train()
+    network.train = lambda mode=True: nn.Module.train(network, mode)
+    before, pins = modes(network), Pins()
+    pins.set([network.body[1]])
+    assert not overruled_pins(network)
+    assert modes(network) == before
+    pins.set([])
+    assert modes(network) == before
 
 
 def test_a_released_train_method_is_the_one_that_was_there():
