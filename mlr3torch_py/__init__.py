@@ -1,5 +1,6 @@
 """The training callbacks of R's mlr3torch, for skorch."""
 
+from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
@@ -14,7 +15,6 @@ from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.picture import plot_history
 from mlr3torch_py.forecast.report import FreezePlan
-from mlr3torch_py.freezing.audit import CallbackSetFreezeAudit
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.mlp import MLP

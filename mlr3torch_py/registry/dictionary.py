@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from torch.optim import lr_scheduler
 
+from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
@@ -19,7 +20,6 @@ from mlr3torch_py.callbacks.lr_scheduler import (
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
-from mlr3torch_py.freezing.audit import CallbackSetFreezeAudit
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.names import nearest

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.freezing.audit_report import AuditReport, Stretch
+from mlr3torch_py.audit.report import AuditReport, Stretch
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.network.bits import as_bytes
 from mlr3torch_py.network.evaluation import NORMALISATION, frozen_modules, pinned_modules

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.freezing.audit_graph import reached_without_loss
+from mlr3torch_py.audit.graph import reached_without_loss
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.bits import content_hash
 from mlr3torch_py.network.unwrap import named_modules, named_parameters, names_by_tensor

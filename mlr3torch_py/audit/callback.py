@@ -9,11 +9,11 @@ from typing import Any, Final
 import pandas as pd
 
 from mlr3torch_py.arguments import check_whole
-from mlr3torch_py.freezing.audit_causes import describe_changes, describe_moving_buffers
-from mlr3torch_py.freezing.audit_forward import ForwardWatch
-from mlr3torch_py.freezing.audit_frozen import FrozenTensors
-from mlr3torch_py.freezing.audit_report import AuditReport
-from mlr3torch_py.freezing.audit_trainable import TrainableTensors
+from mlr3torch_py.audit.causes import describe_changes, describe_moving_buffers
+from mlr3torch_py.audit.forward import ForwardWatch
+from mlr3torch_py.audit.frozen import FrozenTensors
+from mlr3torch_py.audit.report import AuditReport
+from mlr3torch_py.audit.trainable import TrainableTensors
 from mlr3torch_py.freezing.holder import freezing_callbacks
 from mlr3torch_py.protocols import Net, last_event
 from mlr3torch_py.training.callback_set import CallbackSet

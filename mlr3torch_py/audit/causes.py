@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from mlr3torch_py.freezing.audit_frozen import FrozenTensor, named_tensors
+from mlr3torch_py.audit.frozen import FrozenTensor, named_tensors
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import frozen_by_us
 from mlr3torch_py.schedule.plan import Held

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, select_prefix, t_clbk
-from tests.freezing.test_audit import acts_at, write
+from tests.audit.test_callback import acts_at, write
 from tests.helpers import Stops, X, iris_net, y
 
 COLUMNS = ["name", "frozen_from", "frozen_to", "comparisons", "moved"]
