@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -15,8 +15,9 @@ from mlr3torch_py.checkpoint.folder import Checkpoint
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import Flags, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import generators, random_states
-from mlr3torch_py.network.unwrap import bare, named_modules
+from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.run import own_callbacks
 
 __all__ = [
     "callback_states",
@@ -173,11 +174,21 @@ def is_stateful(callback: Any) -> bool:
     return _has_state_dict(callback) or bool(_attributes_of_skorch(callback))
 
 
-def generators_of(net: Net, dataset_train: Any = None) -> dict[str, Any]:
-    """Find the generators in a net's parameters, modules and training data."""
-    params = {name: value for name, value in vars(net).items() if not name.endswith("_")}
-    modules = {f"module_.{path}": module for path, module in named_modules(net.module_)}
-    return generators(**(params | modules | {"dataset_train": dataset_train}))
+def generators_of(net: Net, dataset_train: Any = None, loaders: Sequence[Any] = ()) -> dict[str, Any]:
+    """Find the generators that a net, its callbacks, its training data and its loaders hold."""
+    skip, roots = searched(net, dataset_train, loaders)
+    return generators(*skip, **roots)
+
+
+def searched(
+    net: Net, dataset_train: Any = None, loaders: Sequence[Any] = ()
+) -> tuple[list[object], dict[str, object]]:
+    """Return what of a net not to search, and what to search, by name."""
+    callbacks = own_callbacks(net)
+    skip = [net, net.history, net.callbacks_, net.callbacks, *(getattr(one, "ctx", None) for one in callbacks.values())]
+    own = {name: value for name, value in vars(net).items() if name not in ("fit_loop", "get_iterator")}
+    later = {f"callbacks_.{name}": callback for name, callback in callbacks.items()}
+    return skip, own | {"dataset_train": dataset_train, "loaders": list(loaders)} | later
 
 
 def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-__all__ = ["generators", "kept_random_states", "random_states", "set_random_states"]
+from mlr3torch_py.network.holdings import GLOBALS, walk
 
-_DEPTH = 3
+__all__ = ["generators", "kept_random_states", "random_states", "set_random_states", "unreadable"]
+
+_KINDS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 
 
-def generators(**roots: object) -> dict[str, Any]:
+def generators(*skip: object, **roots: object) -> dict[str, Any]:
     """Find the global generators and those inside objects.
 
     The global generators are those of torch, of each CUDA device once CUDA is in use, of numpy and of Python.
 
     Parameters
     ----------
+    *skip
+        Objects not to search.
     **roots
-        Objects to search, three levels deep: a loader, its sampler, the generator of the sampler.
+        Objects to search, at any depth: attributes, containers, partials, and what functions and methods refer to.
 
     Returns
     -------
     dict
-        The generators by the path at which they were found.
+        The generators by the path at which they were found. Those whose state cannot be read are left out.
 
     Examples
     --------
@@ -41,7 +45,32 @@ def generators(**roots: object) -> dict[str, Any]:
     found = {"torch": torch.default_generator, "numpy": check_random_state(None), "python": random}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         found |= {f"cuda{i}": generator for i, generator in enumerate(torch.cuda.default_generators)}
-    return found | {path: generator for name, root in roots.items() for path, generator in _inside(root, name, _DEPTH)}
+    known = [*found.values(), vars(random)["_inst"]]
+    return found | {
+        path: one for path, one in walk(roots, [*known, *skip]) if isinstance(one, _KINDS) and _has_state(one)
+    }
+
+
+def unreadable(*skip: object, **roots: object) -> list[str]:
+    """List where objects hold something whose state nobody can read: iterators, and the generator of the system.
+
+    Parameters
+    ----------
+    *skip
+        Objects not to search.
+    **roots
+        Objects to search, as in `generators`.
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> unreadable(dataset={"order": iter([3, 1, 2]), "rng": random.SystemRandom()})
+    ["dataset['order']", "dataset['rng']"]
+    """
+    return [path for path, one in walk(roots, skip) if GLOBALS not in path and _is_unreadable(one)]
 
 
 def random_states(of: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,12 +141,14 @@ def kept_random_states(**roots: object) -> Iterator[None]:
                 generator.manual_seed(generator.initial_seed())
 
 
-def _inside(value: object, path: str, depth: int) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
-        yield path, value
-    elif depth and hasattr(value, "__dict__") and not isinstance(value, type | ModuleType):
-        for name, inner in vars(value).items():
-            yield from _inside(inner, f"{path}.{name}", depth - 1)
+def _has_state(generator: Any) -> bool:
+    return not isinstance(generator, random.SystemRandom)
+
+
+def _is_unreadable(value: object) -> bool:
+    if isinstance(value, random.SystemRandom):
+        return True
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not hasattr(value, "state_dict")
 
 
 def _state(generator: Any) -> Any:
@@ -125,6 +156,8 @@ def _state(generator: Any) -> Any:
         return generator.get_state().numpy().tobytes().hex()
     if isinstance(generator, np.random.Generator):
         return _as_json(generator.bit_generator.state)
+    if isinstance(generator, np.random.BitGenerator):
+        return _as_json(generator.state)
     if isinstance(generator, np.random.RandomState):
         return _as_json(generator.get_state(legacy=False))
     version, words, gauss = generator.getstate()
@@ -136,6 +169,8 @@ def _set_state(generator: Any, state: Any) -> None:
         generator.set_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
     elif isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
+    elif isinstance(generator, np.random.BitGenerator):
+        generator.state = state
     elif isinstance(generator, np.random.RandomState):
         generator.set_state(state)
     else:

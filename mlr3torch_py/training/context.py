@@ -33,6 +33,8 @@ class ContextTorch:
         Whether ``on_train_begin`` of the callbacks is being called.
     total_epochs : int
         The last epoch of this call.
+    loaders : list
+        The loaders that skorch iterates over in this call, that of the training data first.
     batch : object
         The current batch, of training or validation; None between batches.
     y_hat : torch.Tensor or None
@@ -67,6 +69,7 @@ class ContextTorch:
         self.is_resumed = False
         self.is_starting = False
         self.keeps_outputs = False
+        self.loaders: list[Any] = []
         self.total_epochs = len(net.history) + net.max_epochs
         self.batch: Any = None
         self.y_hat: Any = None

@@ -27,11 +27,11 @@ from typing import Any, TypeAlias
 from skorch.callbacks import Callback, PrintLog
 
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.clock import moment_of
+from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.stages import StagedCallback, is_staged
 
-__all__ = ["Run", "must_start_run"]
+__all__ = ["Run", "must_start_run", "own_callbacks"]
 
 NamedCallback: TypeAlias = tuple[str, Any]
 
@@ -60,6 +60,7 @@ class Run:
         self.joined: list[StagedCallback] = []
         self._n_batches = 0
         self._in_validation = False
+        self._beginning = 0
 
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_begin`` of `caller` and of all callbacks after it."""
@@ -79,6 +80,9 @@ class Run:
                 if not _has(called, callback):
                     callback.on_train_begin(self.net, X=X, y=y, **kwargs)
                     self.arrange()
+            for callback in self.staged:
+                callback.after_begin(self.net, X, y)
+            self.ctx.global_step = moment_of(self.net.history).batch
         except BaseException as error:
             self.exit(error)
             raise
@@ -107,25 +111,58 @@ class Run:
     def fit_loop(self, *args: Any, epochs: int | None = None, **kwargs: Any) -> Any:
         """Stand in for ``net.fit_loop`` for one call; exit if it raises."""
         del vars(self.net)["fit_loop"]  # at once, so that copies made during training do not have it
+        kept = vars(self.net).get("get_iterator")
+        vars(self.net)["get_iterator"] = self._get_iterator
         try:
             fitted = self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
+            for callback in self.staged:
+                callback.after_last_epoch(self.net)
         except KeyboardInterrupt:  # skorch catches it, then calls on_train_end
+            self._take_back_epoch()
             self.arrange()
             raise
         except BaseException as error:
+            self._take_back_epoch()
             self.exit(error)
             raise
+        finally:
+            self._release_get_iterator()
+            if kept is not None:
+                vars(self.net)["get_iterator"] = kept
         self.arrange()
         return fitted
 
+    def _get_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for ``net.get_iterator`` until the first epoch, to see the loaders that skorch keeps to itself."""
+        loader = type(self.net).get_iterator(self.net, dataset, *args, **kwargs)
+        self.ctx.loaders.append(loader)
+        return loader
+
+    def _release_get_iterator(self) -> None:
+        if getattr(vars(self.net).get("get_iterator"), "__self__", None) is self:
+            del vars(self.net)["get_iterator"]
+
+    def _take_back_epoch(self) -> None:
+        """Remove the history row of an epoch at whose beginning a callback has raised."""
+        if self._beginning and len(self.net.history) == self._beginning:
+            take_back_epoch(self.net)
+        self._beginning = 0
+
     def begin_epoch(self, dataset_train: Any, dataset_valid: Any) -> None:
         """Update ``ctx``; before the first epoch of the run, let the callbacks prepare."""
+        self._beginning = len(self.net.history)
+        self._release_get_iterator()
         if self.ctx.dataset_train is None:
             self.ctx.global_step = moment_of(self.net.history).batch  # LoadInitState may have loaded another history
             for callback in self.staged:
                 callback.before_first_epoch(self.net, dataset_train)
         self.ctx.dataset_train, self.ctx.dataset_valid, self.ctx.y_hats = dataset_train, dataset_valid, []
         self._n_batches, self._in_validation = 0, False
+
+    def epoch_has_begun(self) -> None:
+        """Sort the callbacks, once all of them have begun an epoch."""
+        self._beginning = 0
+        self.arrange()
 
     def begin_batch(self, batch: Any, training: bool | None) -> None:
         """Update ``ctx``; call the stages before a validation batch."""
@@ -176,19 +213,33 @@ class Run:
         vars(self.net).pop("fit_loop", None)
         self.net.callbacks_ = _in_skorchs_order(self.net.callbacks_)
         errors: list[BaseException] = []
-        for callback in self.joined:
+        joined, self.joined = self.joined, []
+        waiting = list(joined)
+        while waiting:
             try:
-                callback.on_exit(self.net)
-            except BaseException as error:
+                while waiting:
+                    self._exit_callback(waiting[0], errors)
+                    waiting.pop(0)
+            except BaseException as error:  # Ctrl-C between two callbacks
                 errors.append(error)
-        for callback in self.joined:
+        for callback in joined:
             callback.ctx_ = None
-        self.joined = []
         if cause is not None:
             for another in errors:
                 cause.add_note(f"the stage exit raised too: {another!r}")
         elif errors:
             raise errors[0]
+
+    def _exit_callback(self, callback: StagedCallback, errors: list[BaseException]) -> None:
+        """Call the stage ``exit`` of a callback, and once more if Ctrl-C has left it half done."""
+        for _ in range(2):
+            try:
+                callback.on_exit(self.net)
+            except BaseException as error:
+                errors.append(error)
+                if isinstance(error, KeyboardInterrupt):
+                    continue
+            return
 
     def _call(self, hook: str, **kwargs: Any) -> None:
         for callback in self.staged:
@@ -251,7 +302,7 @@ class _Last(_LiveAdaptor):
     """Stand after all other callbacks."""
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self.run_.arrange()
+        self.run_.epoch_has_begun()
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         self.run_.ctx.batch = None
@@ -270,6 +321,11 @@ def must_start_run(net: Net, callback: StagedCallback) -> bool:
     ctx = callback.ctx_
     is_in_run = ctx is not None and ctx.net is net and (ctx.is_starting or _has(contexts, ctx))
     return not is_in_run and _has(callbacks, callback)
+
+
+def own_callbacks(net: Net) -> dict[str, Any]:
+    """Return the callbacks of a net by name, without those of a run."""
+    return {name: callback for name, callback in net.callbacks_ if not isinstance(callback, _Adaptor)}
 
 
 def _in_skorchs_order(callbacks: list[NamedCallback]) -> list[NamedCallback]:

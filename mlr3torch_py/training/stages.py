@@ -58,8 +58,14 @@ class StagedCallback(Callback):  # type: ignore[misc]
         """Act before any ``on_train_begin``; return True if the net's history was replaced."""
         return False
 
+    def after_begin(self, net: Net, X: Any, y: Any) -> None:
+        """Act after every ``on_train_begin``, before the validation split is drawn."""
+
     def before_first_epoch(self, net: Net, dataset_train: Any) -> None:
         """Act before the first ``on_epoch_begin`` of a call of ``fit``."""
+
+    def after_last_epoch(self, net: Net) -> None:
+        """Act after the last epoch of a call of ``fit`` that nothing has interrupted; there may be none at all."""
 
     def on_before_valid(self, net: Net, **kwargs: Any) -> None:
         """Stage ``before_valid``: after the last training batch of an epoch, also without validation data."""
@@ -74,7 +80,7 @@ class StagedCallback(Callback):  # type: ignore[misc]
         """Stage ``valid_end``: after the last validation batch of an epoch."""
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
-        """Stage ``exit``: after the stage ``end``, or when training raises."""
+        """Stage ``exit``: after the stage ``end``, or when training raises; repeated if Ctrl-C interrupts it."""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"ctx_": None}

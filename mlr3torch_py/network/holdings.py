@@ -1,0 +1,161 @@
+"""Walk everything that objects hold: attributes, items, arguments of partials, and what functions refer to."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache, partial
+from logging import Logger
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, Final
+from weakref import ReferenceType
+
+import numpy as np
+import torch
+from torch import nn
+
+from mlr3torch_py.network.unwrap import bare
+
+__all__ = ["GLOBALS", "walk"]
+
+GLOBALS: Final = "__globals__"
+
+_LEAVES: Final = (
+    *(type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...), type(NotImplemented)),
+    *(torch.Tensor, torch.dtype, torch.device, torch.Size, np.ndarray, np.generic, np.dtype),
+    *(ModuleType, CodeType, ReferenceType, property, staticmethod, classmethod),
+)
+_LEAF_TYPES: Final = frozenset(_LEAVES) | {nn.Parameter}
+
+
+def walk(roots: Mapping[str, object], skip: Iterable[object] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield every object that some objects hold, at any depth, with its path.
+
+    Values that hold nothing, such as numbers, strings, tensors and arrays, are left out. An object is yielded once,
+    at the first of its places.
+
+    Parameters
+    ----------
+    roots : mapping of str to object
+        Where to start; the roots themselves are yielded too.
+    skip : iterable of object
+        Objects that are neither yielded nor searched.
+
+    Yields
+    ------
+    tuple of (str, object)
+        Global names that a function refers to are under ``__globals__``.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> [path for path, found in walk({"f": partial(print, sep=[{1}])}) if isinstance(found, set)]
+    ["f.keywords['sep'][0]"]
+    """
+    alive = [*skip]
+    seen = set(map(id, alive))
+    stack = list(reversed(list(roots.items())))
+    while stack:
+        path, value = stack.pop()
+        if type(value) in _LEAF_TYPES or id(value) in seen or isinstance(value, _LEAVES):
+            continue
+        seen.add(id(value))
+        alive.append(value)  # so that no other object gets its id
+        yield path, value
+        stack += reversed(
+            [(path + suffix, inner) for suffix, inner in _held_by(value) if type(inner) not in _LEAF_TYPES]
+        )
+
+
+def _held_by(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the objects that an object holds directly, with the ends of their paths."""
+    if isinstance(value, dict):
+        yield from ((f"[{key!r}]", item) for key, item in value.items() if type(item) not in _LEAF_TYPES)
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        yield from ((f"[{i}]", item) for i, item in enumerate(value) if type(item) not in _LEAF_TYPES)
+    elif isinstance(value, partial):
+        yield from ((f".{name}", getattr(value, name)) for name in ("func", "args", "keywords"))
+    elif isinstance(value, MethodType | BuiltinMethodType):
+        yield ".__self__", value.__self__
+        yield ".__func__", getattr(value, "__func__", None)
+    elif isinstance(value, FunctionType):
+        yield from _held_by_function(value)
+    if isinstance(value, nn.Module):
+        yield from _held_by_module(value)
+    elif not isinstance(value, type):
+        yield from _attributes(value)
+    yield from _held_by_class(value if isinstance(value, type) else type(value))
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    for name, inner in (getattr(value, "__dict__", None) or {}).items():
+        yield f".{name}", inner
+    for name in _slots(type(value)):  # type: ignore[arg-type]
+        yield f".{name}", getattr(value, name, None)
+
+
+def _held_by_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    network = bare(module)
+    if network is not module:
+        yield "", network
+        return
+    yield from ((f".{name}", inner) for name, inner in vars(module).items() if name != "_modules")
+    yield from ((f".{name}", child) for name, child in module._modules.items())
+
+
+def _held_by_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield f".{name}", cell.cell_contents
+        except ValueError:  # an empty cell
+            continue
+    yield ".__defaults__", function.__defaults__
+    yield ".__kwdefaults__", function.__kwdefaults__
+    yield ".__dict__", function.__dict__
+    names = _names_in(function.__code__)
+    for name in names:
+        inner = function.__globals__.get(name)
+        if isinstance(inner, ModuleType):
+            for also in names:
+                if also in vars(inner) and not _is_of_library(vars(inner)[also]):
+                    yield f".{GLOBALS}.{name}.{also}", vars(inner)[also]
+        elif not isinstance(inner, type) and not _is_of_library(inner):
+            yield f".{GLOBALS}.{name}", inner
+
+
+def _held_by_class(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield what the class of an object holds, functions included; nothing for those of Python and of torch."""
+    for one in cls.__mro__:
+        if _is_library(one.__module__):
+            return
+        for name, inner in vars(one).items():
+            inner = getattr(inner, "fget", None) or getattr(inner, "__func__", inner)
+            if not (name.startswith("__") and not callable(inner)):
+                yield f".{name}", inner
+
+
+def _is_of_library(value: Any) -> bool:
+    if isinstance(value, FunctionType | BuiltinMethodType):
+        return _is_library(value.__module__ or "")
+    return isinstance(value, Logger)  # which leads to all others
+
+
+@cache
+def _is_library(module: str) -> bool:
+    """Whether a module is one of Python, torch or skorch, whose only generators are the global ones."""
+    top = module.partition(".")[0]
+    return top in sys.stdlib_module_names - {"__main__"} or top in ("torch", "skorch", "numpy", "mlr3torch_py")
+
+
+@lru_cache(maxsize=10_000)
+def _names_in(code: CodeType) -> tuple[str, ...]:
+    inner = (name for const in code.co_consts if isinstance(const, CodeType) for name in _names_in(const))
+    return tuple(dict.fromkeys((*code.co_names, *inner)))
+
+
+@lru_cache(maxsize=10_000)
+def _slots(cls: type) -> tuple[str, ...]:
+    slots = (one.__dict__.get("__slots__", ()) for one in cls.__mro__)
+    names = (name for some in slots for name in ((some,) if isinstance(some, str) else some))
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
