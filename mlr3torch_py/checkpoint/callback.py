@@ -5,32 +5,29 @@ from __future__ import annotations
 import logging
 import math
 import os
-import warnings
-from collections.abc import Callable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-from mlr3torch_py.arguments import check_whole
-from mlr3torch_py.checkpoint.data_record import record_of, same_data
-from mlr3torch_py.checkpoint.folder import Checkpoint, CheckpointFolder
-from mlr3torch_py.checkpoint.net_state import (
-    callback_states,
-    capture,
-    check_fits,
-    generators_of,
-    is_stateful,
-    restore,
-    restore_after_train_begin,
-)
+from mlr3torch_py.arguments import check_flag, check_whole
+from mlr3torch_py.checkpoint.contents import Checkpoint
+from mlr3torch_py.checkpoint.data_record import record_of
+from mlr3torch_py.checkpoint.folder import CheckpointFolder
+from mlr3torch_py.checkpoint.net_state import callback_states
+from mlr3torch_py.checkpoint.parts import is_stateful
+from mlr3torch_py.checkpoint.place import Place
 from mlr3torch_py.checkpoint.portable import to_portable
+from mlr3torch_py.checkpoint.session import Session
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.randomness import random_states, set_random_states
-from mlr3torch_py.protocols import Net
+from mlr3torch_py.protocols import History, Net
+from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.training.clock import score_of
+from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.output_folder import check_path, folder_of
 from mlr3torch_py.training.processes import on_main_process
 
 __all__ = ["CallbackSetCheckpoint"]
+
 
 logger = logging.getLogger("mlr3torch_py")
 
@@ -102,21 +99,29 @@ class CallbackSetCheckpoint(CallbackSet):
 
     label = "Checkpoint"
     default_weight: ClassVar[float] = math.inf
+    keeps_settings: ClassVar[bool] = True
     folder_: CheckpointFolder | None = None
-    unsaved_: Checkpoint | None = None
-    resumed_: Checkpoint | None = None
-    run_: Mapping[str, Any] | None = None
-    states_of_call_: Mapping[str, Any] | None = None
+    mark_: HistoryMark | None = None
+    call_: Mapping[str, Any] | None = None
+    session_: Session | None = None
 
     def __init__(
         self,
         path: str | os.PathLike[str] | Callable[[], str | os.PathLike[str]],
         freq: int,
         resume: bool | str | os.PathLike[str] = False,
+        keep_last: int | None = None,
+        keep_best: bool = False,
+        monitor: str | None = None,
+        lower_is_better: bool = True,
     ) -> None:
         self.path = path
         self.freq = freq
         self.resume = resume
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self.monitor = monitor
+        self.lower_is_better = lower_is_better
 
     def check_params(self) -> None:
         check_path(self.path)
@@ -124,102 +129,89 @@ class CallbackSetCheckpoint(CallbackSet):
             check_whole("freq", self.freq, "epochs")
         if not isinstance(self.resume, bool | str | os.PathLike):
             raise TypeError(f"`resume` is {self.resume!r}; give True, False, or the folder to resume from")
+        if self.keep_last is not None:
+            check_whole("keep_last", self.keep_last, "checkpoints")
+        check_flag("keep_best", self.keep_best)
+        check_flag("lower_is_better", self.lower_is_better)
+        if self.monitor is not None and not isinstance(self.monitor, str):
+            raise TypeError(f"`monitor` is {self.monitor!r}; give the key of a score in a row of the history")
+        if self.keep_best != (self.monitor is not None):
+            raise ValueError("`keep_best` and `monitor` belong together: give keep_best=True and the score to watch")
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
-        """Open the folder, and restore the net if it resumes a run."""
+        """Open the folder, and let the callbacks see the history of the run that is resumed."""
         self._check_comes_last(net)
-        self.unsaved_, self.states_of_call_ = None, None
-        self.folder_, self.resumed_, self.run_ = on_main_process(lambda: self._open(net))
-        if self.run_ is not None and not same_data(self.run_["data"], record_of(X, y)):
-            raise ValueError(
-                f"`path`: the run in {self.folder_.path} was started with other data; give each training its own "
-                "folder, for example by a function that returns a new one"
-            )
-        if self.ctx is not None and (self.resumed_ is not None or self.run_ is not None):
-            self.ctx.is_resumed, self.ctx.total_epochs = True, net.max_epochs
-        if self.resumed_ is None:
-            return False
-        epoch = self.resumed_.epoch
-        logger.info("resuming %s after epoch %d of %d", self.folder_.path, epoch, net.max_epochs)
-        check_fits(net, self.resumed_)
-        restore(net, self.resumed_)
-        return True
+        fits = self.mark_ is not None and self.mark_.fits(net.history)
+        previous = self.folder_ if fits or not len(net.history) else None
+        self.folder_ = CheckpointFolder(folder_of(net, self.path, None if previous is None else previous.path))
+        place = Place(self.folder_, self.resume, self.call_ if previous is not None and fits else None)
+        plan = on_main_process(lambda: place.open(net))
+        self.session_ = session = Session(net, cast(ContextTorch, self.ctx), plan, record_of(X, y))
+        self.call_ = session.call
+        if plan.checkpoint is not None:
+            logger.info("resuming %s after epoch %d of %d", self.folder_.path, plan.checkpoint.epoch, net.max_epochs)
+        return session.begin()
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        here = generators_of(net)
-        if self.resumed_ is not None:
-            restore_after_train_begin(net, self.resumed_)
-            self.states_of_call_ = self.resumed_.state["random_of_call"]
-        elif len(net.history):
-            self.states_of_call_ = random_states(here)
         to_portable(callback_states(net), "callbacks", {})  # fail now if a state cannot be saved, not after an epoch
-        first = self.states_of_call_ or (self.run_ and self.run_["random"])
-        if first is not None:
-            set_random_states(here, first)
-        run = {"random": first or random_states(here), "data": record_of(X, y)}
-        folder = cast(CheckpointFolder, self.folder_)
+
+    def after_begin(self, net: Net, X: Any, y: Any) -> None:
+        """Restore the net, which the begin of other callbacks may have changed."""
+        session, folder = cast(Session, self.session_), cast(CheckpointFolder, self.folder_)
+        run = session.restore()
         on_main_process(lambda: folder.write_run(run))
 
-    def before_first_epoch(self, net: Net, dataset_train: Any) -> None:
-        if self.resumed_ is not None:
-            set_random_states(generators_of(net, dataset_train), self.resumed_.state["random"])
-            self.resumed_ = None
+    def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
+        cast(Session, self.session_).begin_epochs(dataset_train, dataset_valid)
+
+    def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        cast(Session, self.session_).begin_epoch()
+
+    def after_last_epoch(self, net: Net) -> None:
+        cast(Session, self.session_).end_epochs()
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        checkpoint = capture(net, dataset_train, self.states_of_call_)
-        is_due = checkpoint.epoch % self.freq == 0
-        self.unsaved_ = checkpoint if is_due else deepcopy(checkpoint)
-        if is_due:
+        session = cast(Session, self.session_)
+        session.capture(cast(CheckpointFolder, self.folder_).rows.n_rows, is_due=len(net.history) % self.freq == 0)
+        if len(net.history) % self.freq == 0:
             self._save()
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
-        self.resumed_ = None
+        self.mark_ = HistoryMark.of(net.history)
+        session = self.session_
         if self.folder_ is not None:
             try:
-                self._save()
+                if session is not None:
+                    session.capture_unseen(self.folder_.rows.n_rows)
+                    self._save()
             finally:
                 self.folder_.files.release()
+        self.session_ = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"unsaved_": None, "resumed_": None, "run_": None}
+        mark = self.mark_ if self.ctx is None else HistoryMark.of(self.ctx.net.history)
+        return super().__getstate__() | {"session_": None, "mark_": mark}
 
     def _save(self) -> None:
-        checkpoint, folder = self.unsaved_, cast(CheckpointFolder, self.folder_)
+        session, folder = cast(Session, self.session_), cast(CheckpointFolder, self.folder_)
+        checkpoint = session.unsaved
         if checkpoint is None:
             return
         try:
-            on_main_process(lambda: folder.write(checkpoint))
+            on_main_process(lambda: self._write(folder, checkpoint, session.net))
         except Exception:
-            self.unsaved_ = None  # only after Ctrl-C, which is no Exception, does on_exit try again
+            session.unsaved = None  # only after Ctrl-C, which is no Exception, does on_exit try again
             raise
-        self.unsaved_ = None
+        session.unsaved = None
 
-    def _open(self, net: Net) -> tuple[CheckpointFolder, Checkpoint | None, Mapping[str, Any] | None]:
-        """Lock the folder; return it with the checkpoint and the facts of the run to resume."""
-        previous = None if self.folder_ is None else self.folder_.path
-        folder = self.folder_ = CheckpointFolder(folder_of(net, self.path, previous))
-        folder.files.lock()
-        if len(net.history) and folder.path == previous:
-            folder.check_none_after(len(net.history))
-            return folder, None, None
-        if len(net.history) or self.resume is False:
-            folder.clear_for_new_run()
-            return folder, None, None
-        source = folder if self.resume is True else CheckpointFolder(self.resume)
-        epoch = source.newest()
-        if source.path != folder.path:
-            folder.clear_for_new_run()
-            if epoch is None:
-                raise FileNotFoundError(
-                    f"`resume`: {source.path} holds no complete checkpoint; give a folder that does"
-                )
-        run = source.read_run()
-        if epoch is not None and run is None:
-            warnings.warn(
-                f"{source.path} lacks run.json, so a random validation split will differ from the one before",
-                stacklevel=2,
-            )
-        return folder, None if epoch is None else source.read(epoch), run
+    def _write(self, folder: CheckpointFolder, checkpoint: Checkpoint, net: Net) -> None:
+        folder.write(checkpoint)
+        if self.keep_last is not None or self.keep_best:
+            written = folder.epochs()
+            kept = {*written[: self.keep_last or 1], checkpoint.epoch, cast(Mapping[str, Any], self.call_)["begin"]}
+            if self.monitor is not None:
+                kept |= best_epoch(net.history, written, self.monitor, lower_is_better=self.lower_is_better)
+            folder.keep_only(kept)
 
     def _check_comes_last(self, net: Net) -> None:
         position = next(i for i, (_, callback) in enumerate(net.callbacks_) if callback is self)
@@ -229,3 +221,12 @@ class CallbackSetCheckpoint(CallbackSet):
                 f"`callbacks`: the checkpoint callback, whose weight is {self.weight}, runs before "
                 f"{listed(map(repr, later))} and would miss their final state; give it a larger weight, or list it last"
             )
+
+
+def best_epoch(history: History, epochs: Sequence[int], monitor: str, *, lower_is_better: bool) -> set[int]:
+    """Return the epoch with the best score among some epochs; nothing if none has a score."""
+    rows: Any = history
+    scores = {epoch: score_of(rows[epoch - 1], monitor) for epoch in epochs}
+    known = {epoch: float(score) for epoch, score in scores.items() if score is not None and score == score}
+    sign = 1 if lower_is_better else -1
+    return {min(known, key=lambda epoch: (sign * known[epoch], epoch))} if known else set()

@@ -6,74 +6,33 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final
 
 import torch
 
-from mlr3torch_py.checkpoint.portable import from_portable, to_portable
-from mlr3torch_py.checkpoint.sealed_files import SealedFiles, json_writer
+from mlr3torch_py.checkpoint.contents import STATE_TENSORS, Checkpoint, check_part, check_state, check_types
+from mlr3torch_py.checkpoint.row_file import RowFile
+from mlr3torch_py.checkpoint.sealed_files import DamagedFileError, SealedFiles, json_writer, reading
 from mlr3torch_py.names import listed
 
-__all__ = ["Checkpoint", "CheckpointFolder"]
+__all__ = ["CheckpointFolder", "id_of"]
+
 
 _RUN: Final = "run.json"
-_FILE_OF_PART: Final = {"module": "network{}.pt", "optimizer": "optimizer{}.pt", "callbacks": "state{}.pt"}
+_FILE_OF_PART: Final = {"module": "network{}.pt", "optimizer": "optimizer{}.pt", STATE_TENSORS: "state{}.pt"}
 _IN_CHECKPOINT: Final = re.compile(r"(?:(?:network|optimizer|state|\w+-)(\d+)\.pt|state(\d+)\.json)")
-
-
-class Checkpoint(NamedTuple):
-    """The state of a training at the end of an epoch.
-
-    Parameters
-    ----------
-    epoch : int
-    parts : mapping
-        The state dicts of modules, criteria and optimizers by their names in the net, and under ``callbacks`` the
-        tensors of `state`.
-    state : mapping
-        Everything else, as JSON.
-    """
-
-    epoch: int
-    parts: Mapping[str, Mapping[str, Any]]
-    state: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, epoch: int, parts: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]) -> Checkpoint:
-        """Make a checkpoint of state dicts and a state.
-
-        Parameters
-        ----------
-        epoch : int
-        parts : mapping
-            State dicts by name; empty ones are left out.
-        state : mapping
-            Anything that `to_portable` can write.
-
-        Raises
-        ------
-        TypeError
-            If something in `state` fits neither into JSON nor into tensors.
-        """
-        tensors: dict[str, torch.Tensor] = {}
-        written = {key: to_portable(value, key, tensors) for key, value in state.items()}
-        return cls(epoch, {name: part for name, part in {**parts, "callbacks": tensors}.items() if part}, written)
-
-    def contents(self) -> dict[str, Any]:
-        """Return the state as it was given."""
-        tensors = self.parts.get("callbacks", {})
-        return {key: from_portable(value, tensors) for key, value in self.state.items()}
 
 
 class CheckpointFolder:
     """The checkpoints of one run in one folder.
 
     A checkpoint of epoch n is ``network<n>.pt``, ``optimizer<n>.pt``, ``state<n>.json``; criteria and further modules
-    that have weights are in ``<name>-<n>.pt``, tensors of callbacks in ``state<n>.pt``. ``state<n>.json`` is written
-    last and names the others with their hashes. ``run.json`` holds facts of the whole run.
+    that have weights are in ``<name>-<n>.pt``, pending gradients in ``gradients-<n>.pt``, further tensors in
+    ``state<n>.pt``. ``state<n>.json`` is written last and names the others with their hashes. ``.history.jsonl`` holds
+    the rows of the history before the last, ``run.json`` facts of the whole run, with its id.
 
     Parameters
     ----------
@@ -91,6 +50,7 @@ class CheckpointFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.files = SealedFiles(path)
+        self.rows = RowFile(self.files.path)
         self._loadable: set[str] = set()
 
     @property
@@ -158,9 +118,7 @@ class CheckpointFolder:
         self._check_not_foreign()
         names = self.files.names()
         for epoch in self._epochs():
-            state = f"state{epoch}.json"
-            expected = [*self.files.read_json(state)["files"]] if state in names else [state]
-            missing = [name for name in expected if name not in names]
+            missing = self._missing(epoch, names)
             if not missing:
                 return epoch
             warnings.warn(
@@ -178,13 +136,14 @@ class CheckpointFolder:
         OSError
             If it cannot be written; then nothing of it is kept.
         """
-        epoch, parts, state = checkpoint
+        epoch, parts, state = checkpoint[:3]
         part_of = {_FILE_OF_PART.get(part, part + "-{}.pt").format(epoch): part for part in parts}
 
         def sealed_state(hashes: Mapping[str, str]) -> dict[str, Any]:
             files = {name: {"part": part, "sha256": hashes[name]} for name, part in part_of.items()}
-            return {"epoch": epoch, "files": files, **state}
+            return {"epoch": epoch, "files": files, **state, **history}
 
+        history = {"history": {**state["history"], **self._append(checkpoint)}} if "history" in state else {}
         writers = {name: partial(self._write_part, part, parts[part]) for name, part in part_of.items()}
         self.files.write({**writers, f"state{epoch}.json": json_writer(sealed_state)})
 
@@ -194,15 +153,48 @@ class CheckpointFolder:
         Raises
         ------
         ValueError
-            If a file cannot be read, was changed, or has a newer format.
+            If a file cannot be read, was changed, has a newer format, or is of another run or epoch.
         """
-        state = self.files.read_json(f"state{epoch}.json")
-        del state["epoch"]
+        name = f"state{epoch}.json"
+        state = self.files.read_json(name)
+        with reading(self.path / name):
+            self._check_belongs(name, state, epoch)
+            files = {file: (str(entry["part"]), entry["sha256"]) for file, entry in state.pop("files").items()}
+            mark = state.get("history")
         parts = {}
-        for name, entry in state.pop("files").items():
-            path = self.files.check_hash(name, entry["sha256"])
-            parts[entry["part"]] = torch.load(path, map_location="cpu", weights_only=True)
-        return Checkpoint(epoch, parts, state)
+        for file, (part, expected) in files.items():
+            path = self.files.check_hash(file, expected)
+            with reading(path):
+                parts[part] = torch.load(path, map_location="cpu", weights_only=True)
+                check_part(parts[part], is_optimizer=part in state.get("classes", ()))
+        rows = self.rows.read(mark) if isinstance(mark, dict) else []
+        checkpoint = Checkpoint(epoch, parts, state, rows)
+        with reading(self.path / name):
+            check_state(checkpoint)
+        return checkpoint
+
+    def call_of(self, epoch: int) -> dict[str, Any] | None:
+        """Return which call of ``fit`` has written a checkpoint; None if there is no complete one of this epoch."""
+        if self._missing(epoch, self.files.names()):
+            return None
+        call: dict[str, Any] = self.files.read_json(f"state{epoch}.json").get("call") or {"n": 1, "begin": 0}
+        return call
+
+    def keep_only(self, epochs: Container[int]) -> None:
+        """Remove the checkpoints of all other epochs, each of them from its seal on."""
+        names = self.files.names()
+        for epoch in self._epochs():
+            if epoch not in epochs:
+                self.files.remove(f"state{epoch}.json")
+                for name in names:
+                    match = _IN_CHECKPOINT.fullmatch(name)
+                    if match and epoch == int(match[1] or match[2]):
+                        self.files.remove(name)
+
+    def epochs(self) -> list[int]:
+        """List the epochs of the complete checkpoints, newest first."""
+        names = self.files.names()
+        return [epoch for epoch in self._epochs() if f"state{epoch}.json" in names]
 
     def write_run(self, content: Mapping[str, Any]) -> None:
         """Write the facts of the whole run, unless they are there.
@@ -228,12 +220,49 @@ class CheckpointFolder:
         ValueError
             If they cannot be read.
         """
-        return self.files.read_json(_RUN) if _RUN in self.files.names() else None
+        if _RUN not in self.files.names():
+            return None
+        run = self.files.read_json(_RUN)
+        with reading(self.path / _RUN):
+            data, random = run["data"], run["random"]
+            check_types((data, dict), (data["rows"], int | None), (data["targets"], str | None), (random, dict))
+        return run
 
     def _epochs(self) -> list[int]:
         """List the epochs that have at least one file, newest first."""
         found = (_IN_CHECKPOINT.fullmatch(name) for name in self.files.names())
         return sorted({int(match[1] or match[2]) for match in found if match}, reverse=True)
+
+    def _missing(self, epoch: int, names: Sequence[str]) -> list[str]:
+        """List the files that a checkpoint lacks."""
+        state = f"state{epoch}.json"
+        if state not in names:
+            return [state]
+        content = self.files.read_json(state)
+        with reading(self.path / state):
+            return [name for name in content["files"] if name not in names]
+
+    def _append(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Write the rows of the history that are not yet on the disk."""
+        try:
+            return self.rows.append(checkpoint.rows[self.rows.n_rows - checkpoint.first :])
+        except OSError as error:
+            raise OSError(
+                f"`path`: the history cannot be written to {self.path} ({error}); make room, or give another folder"
+            ) from error
+
+    def _check_belongs(self, name: str, state: dict[str, Any], epoch: int) -> None:
+        """Check that a state is of this run and of the epoch in its name."""
+        if (found := state.pop("epoch")) != epoch:
+            raise DamagedFileError(
+                f"{self.path / name} is of epoch {found}, so it was renamed; give it its own name again, or delete it"
+            )
+        run = self.read_run()
+        if run is not None and "run" in state and state["run"] != id_of(run):
+            raise DamagedFileError(
+                f"{self.path / name} is of another run than {self.path / _RUN}; restore the files of one run, or "
+                "give another folder"
+            )
 
     def _check_not_foreign(self) -> None:
         names = self.files.names()
@@ -252,3 +281,8 @@ class CheckpointFolder:
                     "keep; leave the rest out of get_extra_state() or state_dict()"
                 ) from error
             self._loadable.add(part)
+
+
+def id_of(run: Mapping[str, Any]) -> str:
+    """Return the id of a run, which older versions did not write."""
+    return str(run.get("id", "of format 1"))

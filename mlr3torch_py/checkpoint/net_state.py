@@ -1,243 +1,189 @@
-"""Capture, validate and restore the state of a net."""
+"""Capture and restore the state of a net."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import torch
-from skorch import callbacks as of_skorch
-from torch import nn
-
-from mlr3torch_py.checkpoint.folder import Checkpoint
-from mlr3torch_py.names import listed
+from mlr3torch_py.checkpoint.attributes import Attributes
+from mlr3torch_py.checkpoint.contents import GRADIENTS, Checkpoint
+from mlr3torch_py.checkpoint.layout import optimizer_classes, state_dicts
+from mlr3torch_py.checkpoint.parts import (
+    attributes_of_skorch,
+    gradients,
+    has_state_dict,
+    is_stateful,
+    modules_of,
+    optimizers_of,
+    stateful_objects,
+)
+from mlr3torch_py.checkpoint.portable import to_portable
+from mlr3torch_py.checkpoint.row_file import line_of
 from mlr3torch_py.network.parameters import Flags, frozen_by_us, trainable_names
-from mlr3torch_py.network.randomness import generators, random_states
-from mlr3torch_py.network.unwrap import bare
+from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.run import own_callbacks
 
 __all__ = [
     "callback_states",
     "capture",
-    "check_fits",
-    "generators_of",
-    "is_stateful",
-    "restore",
-    "restore_after_train_begin",
+    "object_states",
+    "restore_callbacks",
+    "restore_flags",
+    "restore_history",
+    "restore_parts",
+    "restore_rest",
 ]
 
-# Attributes of skorch's callbacks that their on_train_begin resets.
-_STATES_OF_SKORCH: Final[Mapping[type, tuple[str, ...]]] = MappingProxyType(
-    {
-        of_skorch.LRScheduler: ("lr_scheduler_", "batch_idx_"),
-        of_skorch.PassthroughScoring: ("best_score_",),
-        of_skorch.EarlyStopping: ("misses_", "dynamic_threshold_", "best_epoch_", "best_model_weights_"),
-    }
-)
 
-
-def capture(net: Net, dataset_train: Any, states_of_call: Mapping[str, Any] | None) -> Checkpoint:
+def capture(net: Net, more: Mapping[str, Any], attributes: Mapping[str, Any], first: int) -> Checkpoint:
     """Capture the state of a net at the end of an epoch.
 
     Parameters
     ----------
     net : skorch.NeuralNet
-    dataset_train : torch.utils.data.Dataset
-    states_of_call : mapping, optional
-        The random states from which this call of ``partial_fit`` drew its validation split; None for the first call
-        of a run.
+    more : mapping
+        What else to keep.
+    attributes : mapping
+        What `Attributes.changed` returned.
+    first : int
+        The number of rows of the history that are kept already.
 
     Raises
     ------
     TypeError
         If a callback, or the history, holds something that no file can keep.
     """
-    rows = [dict(row) for row in net.history.to_list()]
-    for row in rows[:-1]:
-        if "train_batch_count" in row:
-            row["batches"] = []
+    n_rows = len(net.history)
     state = {
-        "classes": _optimizer_classes(net),
-        "history": rows,
+        "classes": optimizer_classes(net),
+        "history": _row(net, n_rows - 1),
         "callbacks": callback_states(net),
-        "random": random_states(generators_of(net, dataset_train)),
-        "random_of_call": states_of_call,
-        "trainable": trainable_names(net.module_),
+        "objects": object_states(net)[0],
+        "attributes": attributes,
+        "trainable": {name: trainable_names(module) for name, module in modules_of(net).items()},
+        **more,
     }
-    return Checkpoint.of(len(rows), _state_dicts(net), state)
+    rows = [line_of(_without_batches(_row(net, i)), f"history.{i}") for i in range(first, n_rows - 1)]
+    return Checkpoint.of(n_rows, state_dicts(net) | {GRADIENTS: gradients(net)}, state, rows, first)
 
 
 def callback_states(net: Net) -> dict[str, Any]:
     """Return the classes and states of the stateful callbacks, by name."""
     return {
         name: {"class": type(callback).__qualname__, "state": _state_of(callback)}
-        for name, callback in net.callbacks_
+        for name, callback in own_callbacks(net).items()
         if is_stateful(callback)
     }
 
 
-def check_fits(net: Net, checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint can be restored into a net.
-
-    Raises
-    ------
-    ValueError
-        If it is of another network, optimizer or class of callback, or has more epochs than ``max_epochs``.
-
-    Warns
-    -----
-    UserWarning
-        For a state whose callback is missing.
-    """
-    epoch, parts, state = checkpoint
-    if epoch > net.max_epochs:
-        raise ValueError(
-            f"`max_epochs` is {net.max_epochs}, but the checkpoint is of epoch {epoch} and a resumed run counts all of "
-            "its epochs; raise it"
-        )
-    here = _layout(_state_dicts(net), _optimizer_classes(net))
-    there = _layout({name: part for name, part in parts.items() if name != "callbacks"}, state["classes"])
-    different = [
-        f"{place} ({here.get(place, 'nothing')} here, {there.get(place, 'nothing')} there)"
-        for place in here | there
-        if here.get(place, 0) not in (None, there.get(place, 0))
-    ]
-    if different:
-        raise ValueError(
-            f"the checkpoint of epoch {epoch} is of another network or optimizer, with a different "
-            f"{listed(different, most=3)}; give `path` another folder"
-        )
-    callbacks = dict(net.callbacks_)
-    for name, kept in state["callbacks"].items():
-        found = type(callbacks[name]).__qualname__ if name in callbacks else None
-        if found is None:
-            warnings.warn(f"the checkpoint holds a state of the callback {name!r}, which the net lacks", stacklevel=2)
-        elif found != kept["class"]:
-            raise ValueError(
-                f"the checkpoint holds a state of {kept['class']} for the callback {name!r}, but that is now of "
-                f"{found}; give it another name"
-            )
+def object_states(net: Net) -> tuple[dict[str, Any], list[str]]:
+    """Return the states of what else has a state dict, by path, and the paths of those that no file can hold."""
+    states: dict[str, Any] = {}
+    lost = []
+    for path, one in stateful_objects(net).items():
+        try:
+            to_portable(state := one.state_dict(), path, {})
+        except Exception:  # of whatever kind, as it is code of others
+            lost.append(path)
+        else:
+            states[path] = state
+    return states, lost
 
 
-def restore(net: Net, checkpoint: Checkpoint) -> None:
-    """Restore a net, or change nothing if a callback refuses its state."""
-    before = [(callback, dict(vars(callback))) for _, callback in net.callbacks_]
+def restore_callbacks(net: Net, checkpoint: Checkpoint) -> None:
+    """Restore the callbacks, or change nothing if one refuses its state."""
+    before = [(callback, dict(vars(callback))) for callback in own_callbacks(net).values()]
     try:
         for callback, state in _states_for(net, checkpoint):
-            if _has_state_dict(callback):
+            if has_state_dict(callback) and not _is_from_history(callback):
                 callback.load_state_dict(state)
     except Exception:
         for callback, attributes in before:
             vars(callback).clear()
             vars(callback).update(attributes)
         raise
-    for name, part in _parts(net).items():
-        if name in checkpoint.parts:
-            part.load_state_dict(checkpoint.parts[name])
-    Flags(frozenset(checkpoint.state["trainable"]), frozen_by_us(net.module_)).restore(net.module_)
+
+
+def restore_history(net: Net, checkpoint: Checkpoint) -> None:
+    """Replace the rows of a net's history by those of a checkpoint."""
     rows: Any = getattr(net.history, "history", net.history)  # a DistributedHistory wraps a list
     rows.clear()
     rows.extend(checkpoint.contents()["history"])
 
 
-def restore_after_train_begin(net: Net, checkpoint: Checkpoint) -> None:
-    """Restore what the callbacks' ``on_train_begin`` has reset.
+def restore_parts(net: Net, checkpoint: Checkpoint) -> None:
+    """Restore modules, criteria and optimizers."""
+    for name, part in (modules_of(net) | optimizers_of(net)).items():
+        if name in checkpoint.parts:
+            part.load_state_dict(checkpoint.parts[name])
 
-    These are the optimizers, whose rates a new scheduler sets, and the attributes of skorch's callbacks.
 
-    Raises
-    ------
-    ValueError
-        If the history is no longer that of the checkpoint.
+def restore_flags(net: Net, checkpoint: Checkpoint) -> None:
+    """Let train what trained at a checkpoint."""
+    trainable = checkpoint.state["trainable"]
+    by_part = trainable if isinstance(trainable, dict) else {"module": trainable}  # as older versions wrote it
+    for name, module in modules_of(net).items():
+        if name in by_part:
+            Flags(frozenset(by_part[name]), frozen_by_us(module)).restore(module)
+
+
+def restore_rest(net: Net, checkpoint: Checkpoint, attributes: Attributes) -> list[str]:
+    """Restore what no ``on_train_begin`` may reset: gradients, attributes, further objects, and skorch's callbacks.
+
+    Returns
+    -------
+    list of str
+        The places that the net lacks.
     """
-    if len(net.history) != checkpoint.epoch:
-        raise ValueError(
-            f"`callbacks`: another callback, such as LoadInitState, has loaded a history of {len(net.history)} epochs "
-            f"over the checkpoint of epoch {checkpoint.epoch}; keep only one of the two"
-        )
-    for name in net._optimizers:
-        getattr(net, f"{name}_").load_state_dict(checkpoint.parts[name])
     for callback, state in _states_for(net, checkpoint):
-        for attribute in _attributes_of_skorch(callback):
-            value = getattr(callback, attribute)
+        for name in attributes_of_skorch(callback):
+            value = getattr(callback, name)
             if hasattr(value, "load_state_dict"):
-                value.load_state_dict(state[attribute])
+                value.load_state_dict(state[name])
             else:
-                setattr(callback, attribute, state[attribute])
-
-
-def is_stateful(callback: Any) -> bool:
-    """Whether a checkpoint keeps a state of this callback."""
-    return _has_state_dict(callback) or bool(_attributes_of_skorch(callback))
-
-
-def generators_of(net: Net, dataset_train: Any = None, loaders: Sequence[Any] = ()) -> dict[str, Any]:
-    """Find the generators that a net, its callbacks, its training data and its loaders hold."""
-    skip, roots = searched(net, dataset_train, loaders)
-    return generators(*skip, **roots)
-
-
-def searched(
-    net: Net, dataset_train: Any = None, loaders: Sequence[Any] = ()
-) -> tuple[list[object], dict[str, object]]:
-    """Return what of a net not to search, and what to search, by name."""
-    callbacks = own_callbacks(net)
-    skip = [net, net.history, net.callbacks_, net.callbacks, *(getattr(one, "ctx", None) for one in callbacks.values())]
-    own = {name: value for name, value in vars(net).items() if name not in ("fit_loop", "get_iterator")}
-    later = {f"callbacks_.{name}": callback for name, callback in callbacks.items()}
-    return skip, own | {"dataset_train": dataset_train, "loaders": list(loaders)} | later
+                setattr(callback, name, state[name])
+    pending = checkpoint.parts.get(GRADIENTS, {})
+    for part, module in modules_of(net).items():
+        for name, tensor in named_parameters(module).items():
+            if (gradient := pending.get(f"{part}.{name}")) is not None:
+                tensor.grad = gradient.to(tensor.device, copy=True)
+    contents = checkpoint.contents()
+    objects = stateful_objects(net)
+    kept: dict[str, Any] = contents.get("objects", {})
+    for path, state in kept.items():
+        if path in objects:
+            objects[path].load_state_dict(state)
+    missing = [path for path in kept if path not in objects]
+    return missing + attributes.restore(net, contents.get("attributes", {}))
 
 
 def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
-    callbacks = dict(net.callbacks_)
+    callbacks = own_callbacks(net)
     for name, kept in checkpoint.contents()["callbacks"].items():
         if name in callbacks:
             yield callbacks[name], kept["state"]
 
 
-def _has_state_dict(callback: Any) -> bool:
-    # Of the class, since an object such as a Mock may answer every attribute.
-    return all(hasattr(type(callback), method) for method in ("state_dict", "load_state_dict"))
-
-
 def _state_of(callback: Any) -> Any:
-    if _has_state_dict(callback):
-        return callback.state_dict()
-    values = {attribute: getattr(callback, attribute) for attribute in _attributes_of_skorch(callback)}
+    if has_state_dict(callback):
+        return None if _is_from_history(callback) else callback.state_dict()
+    values = {attribute: getattr(callback, attribute) for attribute in attributes_of_skorch(callback)}
     return {
         attribute: value.state_dict() if hasattr(value, "state_dict") else value for attribute, value in values.items()
     }
 
 
-def _attributes_of_skorch(callback: Any) -> tuple[str, ...]:
-    return next((names for kind, names in _STATES_OF_SKORCH.items() if isinstance(callback, kind)), ())
+def _is_from_history(callback: Any) -> bool:
+    """Whether a callback works its state out from the history, so that no checkpoint need hold it."""
+    return getattr(type(callback), "is_from_history", False) is True
 
 
-def _parts(net: Net) -> dict[str, Any]:
-    """Return the bare modules, criteria and optimizers of a net, by name."""
-    parts = {name: getattr(net, f"{name}_") for name in (*net._modules, *net._criteria)}
-    modules = {name: bare(part) for name, part in parts.items() if isinstance(part, nn.Module)}
-    return modules | {name: getattr(net, f"{name}_") for name in net._optimizers}
+def _row(net: Net, i: int) -> dict[str, Any]:
+    history: Any = net.history
+    return dict(list.__getitem__(history, i) if isinstance(history, list) else history.to_list()[i])
 
 
-def _state_dicts(net: Net) -> dict[str, Mapping[str, Any]]:
-    return {name: part.state_dict() for name, part in _parts(net).items()}
-
-
-def _optimizer_classes(net: Net) -> dict[str, str]:
-    return {name: type(getattr(net, f"{name}_")).__name__ for name in net._optimizers}
-
-
-def _layout(parts: Mapping[str, Mapping[str, Any]], classes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the classes and group sizes of optimizers, and the shapes of tensors."""
-    layout: dict[str, Any] = dict(classes)
-    for name, part in parts.items():
-        for i, group in enumerate(part.get("param_groups", ())):
-            layout[f"{name}.group {i}"] = len(group["params"])
-        for key, value in part.items():
-            if isinstance(value, torch.Tensor) and not key.endswith("_extra_state"):
-                layout[f"{name}.{key}"] = None if nn.parameter.is_lazy(value) else tuple(value.shape)
-    return layout
+def _without_batches(row: dict[str, Any]) -> dict[str, Any]:
+    """Drop the batches of a finished epoch."""
+    return row | {"batches": []} if "train_batch_count" in row else row

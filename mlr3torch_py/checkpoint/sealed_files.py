@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 
 from mlr3torch_py.names import listed
 
-__all__ = ["SealedFiles", "Writer", "json_writer"]
+__all__ = ["DamagedFileError", "SealedFiles", "Writer", "changed", "json_writer", "reading"]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 # Worker processes that load data for a killed training hold its lock until they notice, which takes 5 seconds.
 LOCK_TIMEOUT: Final = 6.0
 
@@ -132,8 +132,8 @@ class SealedFiles:
             ) from error
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
-        (self.path / name).unlink()
+        """Remove a file, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
 
     def hash(self, name: str) -> str:
         """Return the hash of a file."""
@@ -147,9 +147,12 @@ class SealedFiles:
         ValueError
             If the hash differs.
         """
-        if self.hash(name) != expected:
-            raise _changed(self.path / name)
-        return self.path / name
+        path = self.path / name
+        with reading(path):
+            found = self.hash(name)
+        if found != expected:
+            raise changed(path)
+        return path
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a file written by `json_writer`.
@@ -160,17 +163,15 @@ class SealedFiles:
             If it cannot be read, was changed, or has a newer format.
         """
         path = self.path / name
-        try:
+        with reading(path):
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             seal, is_newer = content.pop("sha256"), content["format"] > FORMAT
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} cannot be read: {error!r}; {_REMEDY}") from error
         if is_newer:
             raise ValueError(
                 f"{path} has format {content['format']}, this version of mlr3torch_py reads {FORMAT}; update it"
             )
         if seal != _hash_of_json(content):
-            raise _changed(path)
+            raise changed(path)
         del content["format"]
         return content
 
@@ -211,8 +212,35 @@ def json_writer(content: Callable[[Mapping[str, str]], Mapping[str, Any]]) -> Wr
     return write
 
 
-def _changed(path: Path) -> ValueError:
-    return ValueError(f"{path} has changed since it was written; {_REMEDY}")
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong in reading a file into one kind of error.
+
+    Raises
+    ------
+    ValueError
+        It names the file and the remedy.
+    """
+    try:
+        yield
+    except DamagedFileError:
+        raise
+    except Exception as error:  # of whatever kind: a file may be damaged in any way
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {_first_line(error)}"
+        raise DamagedFileError(f"{path} {what}; {_REMEDY}") from error
+
+
+class DamagedFileError(ValueError):
+    """An error that names the file already."""
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def changed(path: Path) -> ValueError:
+    """Return the error for a file whose hash is wrong."""
+    return DamagedFileError(f"{path} has changed since it was written; {_REMEDY}")
 
 
 def _hash(path: Path) -> str:

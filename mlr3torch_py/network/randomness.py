@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 
 from mlr3torch_py.network.holdings import GLOBALS, walk
 
-__all__ = ["generators", "kept_random_states", "random_states", "set_random_states", "unreadable"]
+__all__ = ["generators", "is_generator", "kept_random_states", "random_states", "set_random_states", "unreadable"]
 
 _KINDS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 
@@ -71,6 +71,11 @@ def unreadable(*skip: object, **roots: object) -> list[str]:
     ["dataset['order']", "dataset['rng']"]
     """
     return [path for path, one in walk(roots, skip) if GLOBALS not in path and _is_unreadable(one)]
+
+
+def is_generator(value: object) -> bool:
+    """Whether an object is a random generator of torch, numpy or Python."""
+    return isinstance(value, _KINDS)
 
 
 def random_states(of: Mapping[str, Any]) -> dict[str, Any]:

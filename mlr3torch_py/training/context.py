@@ -33,6 +33,10 @@ class ContextTorch:
         Whether ``on_train_begin`` of the callbacks is being called.
     total_epochs : int
         The last epoch of this call.
+    epochs_before : int or None
+        The epochs before the call that is resumed; None if none is.
+    ended_epoch : int
+        The last epoch all of whose batches are done.
     loaders : list
         The loaders that skorch iterates over in this call, that of the training data first.
     batch : object
@@ -70,6 +74,8 @@ class ContextTorch:
         self.is_starting = False
         self.keeps_outputs = False
         self.loaders: list[Any] = []
+        self.epochs_before: int | None = None
+        self.ended_epoch = 0
         self.total_epochs = len(net.history) + net.max_epochs
         self.batch: Any = None
         self.y_hat: Any = None
@@ -144,7 +150,7 @@ class ContextTorch:
         int
         """
         asked = self.net.max_epochs if epochs is None else epochs
-        self.total_epochs = asked if self.is_resumed else self.epoch + asked
+        self.total_epochs = asked + (self.epochs_before or 0 if self.is_resumed else self.epoch)
         return 0 if self.terminate else self.total_epochs - self.epoch
 
     def _last_scores(self, prefix: str) -> dict[str, float]:

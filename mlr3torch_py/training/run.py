@@ -155,7 +155,7 @@ class Run:
         if self.ctx.dataset_train is None:
             self.ctx.global_step = moment_of(self.net.history).batch  # LoadInitState may have loaded another history
             for callback in self.staged:
-                callback.before_first_epoch(self.net, dataset_train)
+                callback.before_first_epoch(self.net, dataset_train, dataset_valid)
         self.ctx.dataset_train, self.ctx.dataset_valid, self.ctx.y_hats = dataset_train, dataset_valid, []
         self._n_batches, self._in_validation = 0, False
 
@@ -188,6 +188,7 @@ class Run:
 
     def end_epoch(self) -> None:
         """Call the stage after the last validation batch, or after the last training batch."""
+        self.ctx.ended_epoch = len(self.net.history)
         self._call("on_valid_end" if self._in_validation else "on_before_valid")
 
     def end(self, X: Any, y: Any, **kwargs: Any) -> None:

@@ -61,7 +61,7 @@ class StagedCallback(Callback):  # type: ignore[misc]
     def after_begin(self, net: Net, X: Any, y: Any) -> None:
         """Act after every ``on_train_begin``, before the validation split is drawn."""
 
-    def before_first_epoch(self, net: Net, dataset_train: Any) -> None:
+    def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         """Act before the first ``on_epoch_begin`` of a call of ``fit``."""
 
     def after_last_epoch(self, net: Net) -> None:

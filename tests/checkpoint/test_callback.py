@@ -190,7 +190,7 @@ def test_a_net_that_is_pickled_while_it_trains_takes_no_checkpoint_along(tmp_pat
 
     copies = []
     run(tmp_path, 2, torch_callback("save", on_exit=save), freq=9)
-    assert copies[0].unsaved_ is None
+    assert copies[0].session_ is None
     assert copies[0].folder_.path == tmp_path
 
 

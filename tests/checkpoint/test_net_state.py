@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 
 from mlr3torch_py import CallbackSetHistory, CallbackSetUnfreeze, select_all, select_last, t_clbk
-from tests.checkpoint.runs import Evil, checkpoint, files, final, resumed_equals_whole, run
+from tests.checkpoint.runs import CrashError, Crashes, Evil, checkpoint, files, final, resumed_equals_whole, run
 from tests.helpers import X, iris_net, moved, weights, y
 
 
@@ -63,12 +63,15 @@ def test_a_state_that_does_not_load_leaves_no_callback_loaded(tmp_path):
     assert unfreeze.state_dict() == {"trainable": []}
 
 
-def test_another_history_that_is_loaded_over_the_checkpoint_is_refused(tmp_path):
+def test_what_load_init_state_loads_over_a_resumed_run_does_not_stay(tmp_path):
     keep = SkorchCheckpoint(monitor=None, dirname=tmp_path / "skorch")
     iris_net(keep, max_epochs=2).fit(X, y)
-    run(tmp_path / "ours", 3)
-    with pytest.raises(ValueError, match="LoadInitState, has loaded a history of 2 epochs over the"):
-        run(tmp_path / "ours", 5, LoadInitState(keep), resume=True)
+    with pytest.raises(CrashError):
+        run(tmp_path / "ours", 3, LoadInitState(keep), Crashes(5))
+    net = run(tmp_path / "ours", 3, LoadInitState(keep), resume=True)
+    whole = run(tmp_path / "whole", 3, LoadInitState(keep))
+    assert len(net.history) == 5
+    assert not moved(weights(net), weights(whole))
 
 
 class Weighted(nn.Module):

@@ -29,7 +29,7 @@ def test_the_end_is_the_last_complete_epoch(error, freq, tmp_path):
             broken.fit(X, y)
     newest = CheckpointFolder(tmp_path / "broken").newest()
     assert newest == 2
-    assert len(CheckpointFolder(tmp_path / "broken").read(2).state["history"]) == 2
+    assert len(CheckpointFolder(tmp_path / "broken").read(2).contents()["history"]) == 2
     resumed = net_of(tmp_path / "broken").fit(X, y)
     assert final(tmp_path / "broken", resumed) == final(tmp_path / "whole", whole)
 

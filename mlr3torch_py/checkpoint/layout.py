@@ -1,0 +1,106 @@
+"""Check that a checkpoint fits a net: names, shapes and dtypes of tensors, optimizers, and classes of callbacks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlr3torch_py.checkpoint.contents import GRADIENTS, STATE_TENSORS, Checkpoint
+from mlr3torch_py.checkpoint.parts import modules_of, optimizers_of
+from mlr3torch_py.names import listed
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.run import own_callbacks
+
+__all__ = ["check_callbacks", "check_fits", "differences", "optimizer_classes", "state_dicts"]
+
+
+def check_fits(net: Net, checkpoint: Checkpoint, last_epoch: int) -> None:
+    """Check that a checkpoint can be restored into a net.
+
+    Raises
+    ------
+    ValueError
+        If it is of another network or optimizer, or of an epoch after the last of this call.
+    """
+    epoch = checkpoint.epoch
+    if epoch > last_epoch:
+        raise ValueError(
+            f"`max_epochs` is {net.max_epochs}, but the checkpoint is of epoch {epoch} and a resumed run counts all of "
+            "its epochs; raise it"
+        )
+    if different := differences(net, checkpoint):
+        raise ValueError(
+            f"the checkpoint of epoch {epoch} is of another network or optimizer, with a different "
+            f"{listed(different, most=3)}; give `path` another folder"
+        )
+
+
+def differences(net: Net, checkpoint: Checkpoint) -> list[str]:
+    """List what is laid out differently in a net and in a checkpoint."""
+    kept = {name: part for name, part in checkpoint.parts.items() if name not in (STATE_TENSORS, GRADIENTS)}
+    here = _layout(state_dicts(net), optimizer_classes(net))
+    there = _layout(kept, checkpoint.state["classes"])
+    return [
+        f"{place} ({here.get(place, 'nothing')} here, {there.get(place, 'nothing')} there)"
+        for place in here | there
+        if here.get(place, 0) not in (None, there.get(place, 0)) and _is_first(place, here, there)
+    ]
+
+
+def check_callbacks(net: Net, checkpoint: Checkpoint) -> None:
+    """Check that the callbacks of a net are those whose states a checkpoint holds.
+
+    Raises
+    ------
+    ValueError
+        If one is of another class.
+
+    Warns
+    -----
+    UserWarning
+        For a state whose callback is missing.
+    """
+    callbacks = own_callbacks(net)
+    for name, kept in checkpoint.state["callbacks"].items():
+        found = type(callbacks[name]).__qualname__ if name in callbacks else None
+        if found is None:
+            warnings.warn(f"the checkpoint holds a state of the callback {name!r}, which the net lacks", stacklevel=2)
+        elif found != kept["class"]:
+            raise ValueError(
+                f"the checkpoint holds a state of {kept['class']} for the callback {name!r}, but that is now of "
+                f"{found}; give it another name"
+            )
+
+
+def state_dicts(net: Net) -> dict[str, Mapping[str, Any]]:
+    """Return the state dicts of modules, criteria and optimizers, by name."""
+    return {name: part.state_dict() for name, part in (modules_of(net) | optimizers_of(net)).items()}
+
+
+def optimizer_classes(net: Net) -> dict[str, str]:
+    """Return the names of the optimizers' classes."""
+    return {name: type(optimizer).__name__ for name, optimizer in optimizers_of(net).items()}
+
+
+def _layout(parts: Mapping[str, Mapping[str, Any]], classes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the classes and group sizes of optimizers, and the shapes and dtypes of tensors."""
+    layout: dict[str, Any] = dict(classes)
+    dtypes: dict[str, Any] = {}
+    for name, part in parts.items():
+        for i, group in enumerate(part.get("param_groups", ())):
+            layout[f"{name}.group {i}"] = len(group["params"])
+        for key, value in part.items():
+            if isinstance(value, torch.Tensor) and not key.endswith("_extra_state"):
+                is_lazy = nn.parameter.is_lazy(value)
+                layout[f"{name}.{key}"] = None if is_lazy else tuple(value.shape)
+                dtypes[f"dtype of {name}.{key}"] = None if is_lazy else str(value.dtype).removeprefix("torch.")
+    return layout | dtypes
+
+
+def _is_first(place: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    """Whether a difference says something that no other has said: a dtype only where both have the tensor."""
+    return not place.startswith("dtype of ") or (place in here and place in there)

@@ -1,0 +1,143 @@
+"""Find where a call of ``fit`` continues: the run, the call and the checkpoint in a folder."""
+
+from __future__ import annotations
+
+import os
+import uuid
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mlr3torch_py.checkpoint.contents import Checkpoint
+from mlr3torch_py.checkpoint.folder import CheckpointFolder, id_of
+from mlr3torch_py.protocols import Net
+
+__all__ = ["Place", "Plan"]
+
+
+class Plan(NamedTuple):
+    """What a call of ``fit`` starts from.
+
+    Parameters
+    ----------
+    run_id : str
+    call : mapping
+        Its number ``n`` within the run, and the number of epochs before it, ``begin``; None if the latter is not known
+        until all callbacks have begun.
+    run : mapping, optional
+        The facts of the run, if it has been started before.
+    checkpoint : Checkpoint, optional
+        What is to be restored.
+    epochs_before : int
+        The number of epochs from which ``max_epochs`` counts.
+    is_over : bool
+        Whether the call was followed by another one, so that nothing of it is left to train.
+    """
+
+    run_id: str
+    call: Mapping[str, Any]
+    run: Mapping[str, Any] | None = None
+    checkpoint: Checkpoint | None = None
+    epochs_before: int = 0
+    is_over: bool = False
+
+
+class Place:
+    """A folder that a net is about to train into.
+
+    Parameters
+    ----------
+    folder : CheckpointFolder
+    resume : bool, str or os.PathLike
+        As the callback has it.
+    before : mapping, optional
+        The call that this net has made last, if it was into this folder.
+    """
+
+    def __init__(
+        self, folder: CheckpointFolder, resume: bool | str | os.PathLike[str], before: Mapping[str, Any] | None
+    ) -> None:
+        self._folder = folder
+        self._resume = resume
+        self._before = before
+
+    def open(self, net: Net) -> Plan:
+        """Lock the folder, and find what to continue."""
+        self._folder.files.lock()
+        n_epochs = len(net.history)
+        if n_epochs and self._before is not None:
+            return self._next_call(net, self._before)
+        source = self._folder if isinstance(self._resume, bool) else CheckpointFolder(self._resume)
+        if self._resume is False or (n_epochs and not _continues(source, n_epochs)):
+            self._folder.clear_for_new_run()
+            return Plan(_new_id(), {"n": 1, "begin": None})
+        newest = source.newest()
+        if source.path != self._folder.path:
+            self._folder.clear_for_new_run()
+            if newest is None:
+                raise FileNotFoundError(
+                    f"`resume`: {source.path} holds no complete checkpoint; give a folder that does"
+                )
+        run = source.read_run()
+        if newest is not None and run is None:
+            warnings.warn(
+                f"{source.path} lacks run.json, so a random validation split cannot be drawn again", stacklevel=2
+            )
+        return self._first_call(net, source, newest, run)
+
+    def _first_call(self, net: Net, source: CheckpointFolder, newest: int | None, run: Any) -> Plan:
+        run_id = _new_id() if run is None else id_of(run)
+        begin = None if run is None else run.get("begin", 0)
+        if newest is None:
+            return Plan(run_id, {"n": 1, "begin": begin}, run, epochs_before=begin or 0)
+        end = _end_of_call(source, newest, 1)
+        call = None if end is None else source.call_of(end)
+        is_replayed = end != newest and call is not None and call.get("until") == call["begin"] + net.max_epochs
+        checkpoint = self._read(source, end if is_replayed and end is not None else newest)
+        if run is None:
+            run_id = checkpoint.state.get("run", run_id)
+        return Plan(
+            run_id, checkpoint.state.get("call", {"n": 1, "begin": 0}), run, checkpoint, begin or 0, is_replayed
+        )
+
+    def _next_call(self, net: Net, before: Mapping[str, Any]) -> Plan:
+        begin = len(net.history)
+        call = {"n": before["n"] + 1, "begin": begin}
+        run = self._folder.read_run()
+        run_id = id_of(run) if run is not None else _new_id()
+        newest = None if self._resume is False else self._folder.newest()
+        if newest is None or newest <= begin:
+            self._folder.check_none_after(begin)
+            return Plan(run_id, call)
+        end = _end_of_call(self._folder, newest, call["n"])
+        kept = None if end is None else self._folder.call_of(end)
+        if end is None or kept is None or (kept["n"], kept["begin"]) != (call["n"], begin):
+            self._folder.check_none_after(begin)
+            return Plan(run_id, call)
+        checkpoint = self._read(self._folder, end)
+        is_over = end != newest and kept.get("until") == begin + net.max_epochs
+        return Plan(run_id, kept, run, checkpoint, begin, is_over)
+
+    def _read(self, source: CheckpointFolder, epoch: int) -> Checkpoint:
+        checkpoint = source.read(epoch)
+        if source.path == self._folder.path:
+            self._folder.rows = source.rows
+        return checkpoint
+
+
+def _end_of_call(folder: CheckpointFolder, newest: int, n: int) -> int | None:
+    """Return the last epoch of the nth call, given the newest of all; None if its checkpoint is gone."""
+    epoch = newest
+    while (call := folder.call_of(epoch)) is not None and call["n"] > n:
+        epoch = call["begin"]
+    return epoch if call is not None and call["n"] == n else None
+
+
+def _continues(folder: CheckpointFolder, n_epochs: int) -> bool:
+    """Whether the run in a folder was started by a net with as many epochs of history."""
+    run = folder.read_run() if folder.path.is_dir() else None
+    return run is not None and run.get("begin", 0) == n_epochs
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex

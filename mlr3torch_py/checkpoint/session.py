@@ -1,0 +1,220 @@
+"""One call of ``fit`` with checkpoints: what it is resumed from, and what is captured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from mlr3torch_py.checkpoint.attributes import Attributes
+from mlr3torch_py.checkpoint.contents import Checkpoint
+from mlr3torch_py.checkpoint.data_record import same_data, split_of
+from mlr3torch_py.checkpoint.layout import check_callbacks, check_fits, differences
+from mlr3torch_py.checkpoint.net_state import (
+    capture,
+    object_states,
+    restore_callbacks,
+    restore_flags,
+    restore_history,
+    restore_parts,
+    restore_rest,
+)
+from mlr3torch_py.checkpoint.parts import generators_of, modules_of, searched
+from mlr3torch_py.checkpoint.place import Plan
+from mlr3torch_py.checkpoint.settings import check_settings, settings_of
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.randomness import random_states, set_random_states, unreadable
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.warn import warn
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One call of ``fit`` of a net that keeps checkpoints.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+    ctx : ContextTorch
+    plan : Plan
+        Where it starts.
+    data : mapping
+        What `record_of` returned.
+
+    Attributes
+    ----------
+    call : dict
+        Its number ``n`` within the run, the epochs before it, ``begin``, and its last, ``until``.
+    unsaved : Checkpoint or None
+        The last complete epoch, until it is written.
+
+    Raises
+    ------
+    ValueError
+        If the run was started with other data.
+    """
+
+    def __init__(self, net: Net, ctx: ContextTorch, plan: Plan, data: Mapping[str, Any]) -> None:
+        self.net = net
+        self.unsaved: Checkpoint | None = None
+        self.call = dict(plan.call)
+        self._ctx = ctx
+        self._plan = plan
+        self._data = data
+        self._split: Any = None
+        self._settings: dict[str, Any] = {}
+        self._states_of_call: Mapping[str, Any] | None = None
+        self._pending = plan.checkpoint
+        self._restored: set[int] = set()
+        self._named: set[str] = set()
+        self._attributes = Attributes()
+        self._last_captured = 0
+        state = {} if plan.checkpoint is None else plan.checkpoint.state
+        records = [state["data"]] if "data" in state else [] if plan.run is None else [plan.run["data"]]
+        if not all(same_data(record, data) for record in records):
+            raise ValueError(
+                "`path`: the run in it was started with other data; give each training its own folder, for example by "
+                "a function that returns a new one"
+            )
+
+    def begin(self) -> bool:
+        """Let callbacks see the history that is resumed when they begin; return whether there is one."""
+        net, checkpoint = self.net, self._pending
+        if checkpoint is not None or self._plan.run is not None:
+            self._ctx.is_resumed, self._ctx.epochs_before = True, self._plan.epochs_before
+            self._ctx.total_epochs = self._plan.epochs_before + net.max_epochs
+        if checkpoint is None:
+            return False
+        check_callbacks(net, checkpoint)
+        restore_callbacks(net, checkpoint)
+        restore_history(net, checkpoint)
+        if not differences(net, checkpoint):
+            self._restore_parts(checkpoint)
+        return True
+
+    def restore(self) -> dict[str, Any]:
+        """Restore the net once all callbacks have begun, and return the facts of the run."""
+        net, checkpoint, plan = self.net, self._pending, self._plan
+        self._settings = settings_of(net)
+        if checkpoint is not None:
+            self._restore_net(checkpoint)
+            self._states_of_call = checkpoint.state["random_of_call"]
+        here = generators_of(net)
+        if checkpoint is None and self.call["n"] > 1:
+            self._states_of_call = random_states(here)
+        self.call["begin"] = len(net.history) if self.call["begin"] is None else self.call["begin"]
+        self.call["until"] = (self.call["begin"] if checkpoint is None else plan.epochs_before) + net.max_epochs
+        first = self._states_of_call or (plan.run and plan.run["random"])
+        if first is not None:
+            set_random_states(here, first)
+        return {
+            "id": plan.run_id,
+            "begin": self.call["begin"],
+            "random": first or random_states(here),
+            "data": self._data,
+        }
+
+    def begin_epochs(self, dataset_train: Any, dataset_valid: Any) -> None:
+        """Restore the random states, and name what cannot be kept, before the first epoch."""
+        self._split = split_of(dataset_train, dataset_valid)
+        checkpoint, self._pending = self._pending, None
+        if checkpoint is not None:
+            kept = checkpoint.state.get("split")
+            if kept is not None and kept != self._split:
+                raise ValueError(
+                    "`train_split`: the run was started with other rows for validation, on which it would now train; "
+                    "give the same split, or another folder"
+                )
+            self._set_random(checkpoint, dataset_train)
+        self._attributes.watch(self.net)
+        self._name_what_is_lost(dataset_train)
+
+    def begin_epoch(self) -> None:
+        """Restart persistent workers, whose random states nobody can read, so that a resumed run has the same."""
+        for loader in self._ctx.loaders:
+            if getattr(loader, "_iterator", None) is not None:
+                loader._iterator = None
+
+    def end_epochs(self) -> None:
+        """Leave the random states as the end of the call had them, if nothing was left to train."""
+        checkpoint, self._pending = self._pending, None
+        if checkpoint is not None:
+            self._set_random(checkpoint, getattr(next(iter(self._ctx.loaders), None), "dataset", None))
+
+    def capture(self, n_rows: int, *, is_due: bool) -> None:
+        """Capture the state at the end of an epoch, given the number of rows of the history that are kept."""
+        net = self.net
+        self._last_captured = len(net.history)
+        changed, lost = self._attributes.changed(net)
+        self._warn_of([f"{place}, whose kind no file can hold" for place in lost])
+        more = {
+            "random": random_states(self._generators(self._ctx.dataset_train)),
+            "random_of_call": self._states_of_call,
+            "run": self._plan.run_id,
+            "call": self.call,
+            "data": self._data,
+            "split": self._split,
+            "settings": self._settings,
+        }
+        checkpoint = capture(net, more, changed, n_rows)
+        self.unsaved = checkpoint if is_due else deepcopy(checkpoint)
+
+    def capture_unseen(self, n_rows: int) -> None:
+        """Capture a complete epoch at whose end another callback has stopped training before the checkpoint's turn."""
+        if self._ctx.ended_epoch == len(self.net.history) > self._last_captured:
+            self.capture(n_rows, is_due=True)
+
+    def _restore_parts(self, checkpoint: Checkpoint) -> None:
+        restore_parts(self.net, checkpoint)
+        if set(map(id, modules_of(self.net).values())) != self._restored:  # the flags of others are settled by now
+            restore_flags(self.net, checkpoint)
+        self._restored = set(map(id, modules_of(self.net).values()))
+
+    def _restore_net(self, checkpoint: Checkpoint) -> None:
+        net = self.net
+        is_over = self._plan.is_over or checkpoint.epoch >= self._ctx.total_epochs or self._ctx.terminate
+        check_fits(net, checkpoint, self._ctx.total_epochs)
+        if "settings" in checkpoint.state:
+            check_settings(checkpoint.state["settings"], self._settings, is_finished=is_over)
+        restore_history(net, checkpoint)
+        self._restore_parts(checkpoint)
+        missing = restore_rest(net, checkpoint, self._attributes)
+        if missing:
+            warn(f"the checkpoint holds a state of {listed(missing)}, which the net lacks")
+        if self._plan.is_over:
+            self._ctx.terminate = True
+
+    def _generators(self, dataset_train: Any) -> dict[str, Any]:
+        return generators_of(self.net, dataset_train, self._ctx.loaders)
+
+    def _set_random(self, checkpoint: Checkpoint, dataset_train: Any) -> None:
+        found, kept = self._generators(dataset_train), checkpoint.state["random"]
+        set_random_states(found, kept)
+        missing = [name for name in {**found, **kept} if (name in found) != (name in kept)]
+        missing = [name for name in missing if not name.startswith(("cuda", "callbacks_."))]
+        if missing and "run" in checkpoint.state:
+            warn(f"the random states of {listed(missing)} are not those of the run that is resumed")
+
+    def _name_what_is_lost(self, dataset_train: Any) -> None:
+        loaders = self._ctx.loaders
+        skip, roots = searched(self.net, dataset_train, loaders)
+        lost = [
+            f"{place}, whose state cannot be read: keep a seed or an index instead"
+            for place in unreadable(*skip, **roots)
+            if not place.startswith("callbacks_.")
+        ]
+        lost += [f"{place}, whose state_dict() no file can hold" for place in object_states(self.net)[1]]
+        if any(getattr(one, "persistent_workers", False) and one.num_workers for one in loaders):
+            lost.append(
+                "the random states of persistent workers, so they are restarted in every epoch: give "
+                "persistent_workers=False"
+            )
+        self._warn_of(lost)
+
+    def _warn_of(self, lost: list[str]) -> None:
+        new = [one for one in lost if one not in self._named]
+        self._named.update(new)
+        if new:
+            warn(f"a resumed run will differ from one that never stopped, since a checkpoint cannot keep {listed(new)}")

@@ -1,0 +1,127 @@
+"""Write the settings of a net as plain data, and compare them with those of an earlier call."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.bits import content_hash
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.run import own_callbacks
+
+__all__ = ["check_settings", "settings_of"]
+
+_WHAT: Final = ("batch_size", "lr", "module", "criterion", "optimizer", "iterator_train", "iterator_valid")
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def settings_of(net: Net) -> dict[str, Any]:
+    """Return what a net trains with, as plain data.
+
+    Returns
+    -------
+    dict
+        Batch size, learning rate, classes and arguments of modules, criteria, optimizers and loaders by the names of
+        the net's parameters, and the arguments of callbacks as ``callbacks__<name>__<argument>``.
+    """
+    parts = (*_WHAT, *net._modules, *net._criteria, *net._optimizers)
+    own = {
+        name: value
+        for name, value in net.get_params(deep=False).items()
+        if name in parts or name.startswith(tuple(f"{part}__" for part in parts))
+    }
+    return {name: plain(value) for name, value in sorted(own.items())} | dict(_arguments_of_callbacks(net))
+
+
+def check_settings(kept: Mapping[str, Any], here: Mapping[str, Any], *, is_finished: bool) -> None:
+    """Compare the settings of two calls, apart from callbacks that only one of them has.
+
+    Parameters
+    ----------
+    kept, here : mapping
+        What `settings_of` returned for the call that is resumed, and for this one.
+    is_finished : bool
+        Whether nothing is left to train.
+
+    Raises
+    ------
+    ValueError
+        If they differ and nothing is left to train.
+
+    Warns
+    -----
+    UserWarning
+        If they differ.
+    """
+    callbacks = {_callback(name) for name in kept} & {_callback(name) for name in here}
+    different = [
+        f"{name} ({here.get(name, 'not set')!r} here, {kept.get(name, 'not set')!r} there)"
+        for name in sorted(kept.keys() | here.keys())
+        if kept.get(name, _NOTHING) != here.get(name, _NOTHING) and _callback(name) in callbacks
+    ]
+    if different and is_finished:
+        raise ValueError(
+            f"`path`: the run is finished, but had other settings: {listed(different)}; so its results are not those "
+            "of this net: give each training a folder of its own, or raise `max_epochs` to continue it"
+        )
+    if different:
+        warnings.warn(f"the run is resumed with other settings: {listed(different)}", stacklevel=2)
+
+
+_NOTHING: Final = object()
+
+
+def plain(value: Any) -> Any:
+    """Return a value as plain data that is equal for equal settings, in any process."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value if type(value) in (bool, int, float, str, type(None)) else str(value)
+    if isinstance(value, torch.Tensor):
+        return f"tensor {tuple(value.shape)} {content_hash(value).hex()}"
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(torch.from_numpy(np.array(value))) if np.asarray(value).dtype.kind in "biufc" else str(value)
+    if isinstance(value, pd.DataFrame):
+        return plain(value.to_dict("list"))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    return _name(value)
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, partial):
+        return f"partial({plain(value.func)}, {plain(value.args)}, {plain(value.keywords)})"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, torch.nn.Module) or _has_no_repr(value):
+        return type(value).__qualname__
+    return _ADDRESS.sub("", repr(value))
+
+
+def _has_no_repr(value: Any) -> bool:
+    default: Any = object.__repr__
+    return type(value).__repr__ is default
+
+
+def _arguments_of_callbacks(net: Net) -> Iterator[tuple[str, Any]]:
+    for name, callback in own_callbacks(net).items():
+        has_arguments = hasattr(type(callback), "get_params") and not _is_checkpoint(callback)
+        for argument, value in callback.get_params(deep=False).items() if has_arguments else ():
+            yield f"callbacks__{name}__{argument}", plain(value)
+
+
+def _is_checkpoint(callback: Any) -> bool:
+    return hasattr(type(callback), "keeps_settings")
+
+
+def _callback(name: str) -> str:
+    """Return the name of the callback to which a setting belongs; an empty string for the net."""
+    return name.split("__")[1] if name.startswith("callbacks__") else ""
