@@ -131,6 +131,7 @@ class CallbackSetFreezeAudit(CallbackSet):
             check_whole("sample", self.sample, "values")
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        self.require_module(net)
         self._forget()
         self.report_, self.warned_of_ = AuditReport(), frozenset()
 

@@ -116,6 +116,7 @@ class CallbackSetFrozenCache(CallbackSet):
         self._close()
         if any(isinstance(callback, CallbackSetFrozenCache) and callback is not self for _, callback in net.callbacks_):
             raise ValueError("a net has two frozen_cache callbacks; leave out one, as one caches all modules")
+        self.require_module(net)
         _check_network(net.module_)
         self.cached_ = self.make_parts(net.module_, [callback for _, callback in net.callbacks_])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.clock import rows_of
 from mlr3torch_py.training.context import scores_of
 
 __all__ = ["CallbackSetHistory"]
@@ -40,7 +42,9 @@ class CallbackSetHistory(CallbackSet):
     """
 
     label = "History"
-    rows_: tuple[dict[str, float], ...] = ()
+    is_from_history: ClassVar[bool] = True
+    rows_: Sequence[dict[str, float]] = ()
+    n_seen_: int = 0
 
     @property
     def history(self) -> pd.DataFrame:
@@ -51,7 +55,11 @@ class CallbackSetHistory(CallbackSet):
         self._update(net)
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self._update(net)
+        if isinstance(self.rows_, list) and self.n_seen_ == len(net.history) - 1:
+            self.rows_ += _scores(rows_of(net.history)[-1:])
+            self.n_seen_ += 1
+        else:
+            self._update(net)
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self._update(net)
@@ -77,13 +85,14 @@ class CallbackSetHistory(CallbackSet):
         self.rows_ = tuple(dict(row) for row in state["rows"])
 
     def _update(self, net: Net) -> None:
-        self.rows_ = tuple(
-            {"epoch": row["epoch"]}
-            | {
-                f"{part}.{name}": value
-                for part in ("train", "valid")
-                for name, value in scores_of(row, f"{part}_").items()
-            }
-            for row in net.history.to_list()
-            if "train_batch_count" in row
-        )
+        self.rows_, self.n_seen_ = _scores(rows_of(net.history)), len(net.history)
+
+
+def _scores(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return the scores of the complete epochs."""
+    return [
+        {"epoch": row["epoch"]}
+        | {f"{part}.{name}": value for part in ("train", "valid") for name, value in scores_of(row, f"{part}_").items()}
+        for row in rows
+        if "train_batch_count" in row
+    ]

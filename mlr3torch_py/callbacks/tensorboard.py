@@ -11,8 +11,9 @@ from typing import Any
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import n_trainable
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
-from mlr3torch_py.training.clock import moment_of
+from mlr3torch_py.training.clock import moment_of, rows_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.output_folder import check_path, folder_of
 from mlr3torch_py.training.processes import is_main_process, on_main_process
@@ -53,9 +54,9 @@ class CallbackSetTB(CallbackSet):
     Notes
     -----
     Ported from ``CallbackSetTB`` of R's mlr3torch. The tags by epoch are ``train.<measure>``, ``valid.<measure>`` and
-    ``n_trainable``, the number of trainable weights. The subfolder ``batches`` has the tag ``last_loss``, by training
-    batch over the whole life of the net. ``partial_fit`` and a resumed run write to the same folder; TensorBoard then
-    drops the later steps that were written before.
+    ``n_trainable``, the number of trainable weights of ``module_``, or of all modules of a net without one. The
+    subfolder ``batches`` has the tag ``last_loss``, by training batch over the whole life of the net. ``partial_fit``
+    and a resumed run write to the same folder; TensorBoard then drops the later steps that were written before.
 
     Examples
     --------
@@ -71,6 +72,7 @@ class CallbackSetTB(CallbackSet):
     label = "TensorBoard"
     packages = (*CallbackSet.packages, "tensorboard")
     folder_: Path | None = None
+    mark_: HistoryMark | None = None
     by_epoch_: Any = None
     by_batch_: Any = None
 
@@ -100,30 +102,33 @@ class CallbackSetTB(CallbackSet):
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.by_epoch_ is None:
             return
-        row = net.history.to_list()[-1]
+        row = rows_of(net.history)[-1]
         for part in ("train", "valid"):
             for name, value in scores_of(row, f"{part}_").items():
                 if isinstance(value, Real) and not isinstance(value, bool):
                     self.by_epoch_.add_scalar(f"{part}.{name}", float(value), len(net.history))
-        self.by_epoch_.add_scalar("n_trainable", n_trainable(net.module_), len(net.history))
+        self.by_epoch_.add_scalar("n_trainable", _n_trainable(net), len(net.history))
         for writer in self._writers():
             writer.flush()
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
+        self.mark_ = HistoryMark.of(net.history)
         for writer in self._writers():
             writer.close()
             _number(Path(writer.log_dir))
         self.by_epoch_ = self.by_batch_ = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"by_epoch_": None, "by_batch_": None}
+        mark = self.mark_ if self.ctx is None else HistoryMark.of(self.ctx.net.history)
+        return super().__getstate__() | {"mark_": mark, "by_epoch_": None, "by_batch_": None}
 
     def _writers(self) -> list[Any]:
         return [writer for writer in (self.by_epoch_, self.by_batch_) if writer is not None]
 
     def _open(self, net: Net) -> Path:
         _import_writer()
-        folder = folder_of(net, self.path, self.folder_)
+        is_ours = self.mark_ is not None and self.mark_.fits(net.history)
+        folder = folder_of(net, self.path, self.folder_ if is_ours else None)
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
         foreign = [name for name in names if name != _BATCHES and not name.endswith(_SUFFIX)]
@@ -135,6 +140,12 @@ class CallbackSetTB(CallbackSet):
                 f"`path`: {folder} holds another run; give an empty folder, or a function that returns a new one"
             )
         return folder
+
+
+def _n_trainable(net: Net) -> int:
+    """Count the trainable weights of ``module_``, or of all modules where they have other names."""
+    names = ["module"] if hasattr(net, "module_") else net._modules
+    return sum(n_trainable(getattr(net, f"{name}_")) for name in names)
 
 
 def _writer(folder: Path, purge_step: int) -> Any:

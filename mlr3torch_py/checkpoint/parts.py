@@ -74,7 +74,11 @@ def stateful_objects(net: Net) -> dict[str, Any]:
     inside = set(map(id, module_places(net).values()))
     found: dict[str, Any] = {}
     for path, value in walk(roots, [*skip, *closed]):
-        is_new = id(value) not in inside and not isinstance(value, type) and GLOBALS not in path
+        is_new = (
+            id(bare(value) if isinstance(value, nn.Module) else value) not in inside
+            and not isinstance(value, type)
+            and GLOBALS not in path
+        )
         if is_new and has_state_dict(value) and not any(path.startswith((f"{one}.", f"{one}[")) for one in found):
             found[path] = value
     return found

@@ -32,13 +32,13 @@ class Moment:
         The epoch, from 1; 0 before the first.
     batch : int
         The training batch over the whole life of the net, from 1; 0 before the first.
-    firsts : tuple of int
+    firsts : sequence of int
         The first batch of each epoch so far. It matters only to plans with rows of both epochs and batches.
     """
 
     epoch: int = 0
     batch: int = 0
-    firsts: tuple[int, ...] = ()
+    firsts: Sequence[int] = ()
 
     def first_batch(self, epoch: int) -> int:
         """Return the first batch of an epoch; for a future epoch, the next batch."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mlr3torch_py.protocols import History
+from mlr3torch_py.training.clock import rows_of
 
 __all__ = ["HistoryMark"]
 
@@ -21,6 +22,8 @@ class HistoryMark(NamedTuple):
     n_rows : int
     last : mapping
         The plain values of the last row, as text.
+    row : mapping, optional
+        The last row itself.
 
     Examples
     --------
@@ -32,20 +35,25 @@ class HistoryMark(NamedTuple):
 
     n_rows: int
     last: Mapping[str, str]
+    row: Mapping[str, Any] | None
 
     @classmethod
     def of(cls, history: History) -> HistoryMark:
         """Mark a history as it is now."""
-        return cls(len(history), _plain(history))
+        row = _last_row(history)
+        return cls(len(history), _plain(row), row)
 
     def fits(self, history: History) -> bool:
         """Whether a history is the marked one; values that were added to its last row do not matter."""
-        return len(history) == self.n_rows and self.last.items() <= _plain(history).items()
+        if len(history) != self.n_rows:
+            return False
+        row = _last_row(history)
+        return row is self.row or self.last.items() <= _plain(row).items()
 
 
-def _plain(history: History) -> dict[str, str]:
-    rows: Any = history
-    if not len(history):
-        return {}
-    row = list.__getitem__(rows, -1) if isinstance(history, list) else history.to_list()[-1]
-    return {key: repr(value) for key, value in row.items() if isinstance(value, bool | int | float | str)}
+def _last_row(history: History) -> Mapping[str, Any] | None:
+    return rows_of(history)[-1] if len(history) else None
+
+
+def _plain(row: Mapping[str, Any] | None) -> dict[str, str]:
+    return {key: repr(value) for key, value in (row or {}).items() if isinstance(value, bool | int | float | str)}

@@ -127,6 +127,17 @@ class CallbackSet(StagedCallback):
                     f"or to the net as callbacks__<name of the callback>__{name}"
                 )
 
+    def require_module(self, net: Net) -> None:
+        """Check that a net has the module that this callback governs.
+
+        Raises
+        ------
+        TypeError
+            If it has modules of other names only.
+        """
+        if not hasattr(net, "module_"):
+            raise TypeError(f"{type(self).__name__} governs parts of `module_`, which {type(net).__name__} lacks")
+
     def __sklearn_clone__(self) -> CallbackSet:
         cloned = type(self)(**{name: clone(value, safe=False) for name, value in self.get_params(deep=False).items()})
         cloned.weight_ = self.weight_

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from itertools import accumulate
-from typing import Any
+import weakref
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, overload
 
 from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment
 
-__all__ = ["moment_of", "score_of", "scores_by_epoch", "take_back_epoch"]
+__all__ = ["moment_of", "rows_of", "score_of", "scores_by_epoch", "take_back_epoch"]
 
 
 def moment_of(history: History) -> Moment:
@@ -36,15 +37,73 @@ def moment_of(history: History) -> Moment:
     >>> moment.epoch, moment.batch, moment.firsts
     (2, 4, (1, 4))
     """
+    rows = rows_of(history)
     n_ranks = getattr(history, "world_size", 1)
-    counts = [
-        row["train_batch_count"]
-        if "train_batch_count" in row
-        else sum("train_loss" in entry for entry in row.get("batches", ())) // n_ranks
-        for row in history.to_list()
-    ]
-    *finished_before, finished = accumulate(counts, initial=0)
-    return Moment(epoch=len(counts), batch=finished, firsts=tuple(n + 1 for n in finished_before))
+    if not rows:
+        return Moment()
+    ends = _ends_before_last(history, rows, n_ranks)
+    return Moment(len(rows), ends[len(rows) - 1] + _n_batches(rows[-1], n_ranks), _Firsts(ends, len(rows)))
+
+
+def rows_of(history: History) -> list[dict[str, Any]]:
+    """Return the rows of a history, without a copy if it is a list."""
+    return history if isinstance(history, list) else history.to_list()
+
+
+class _Firsts(Sequence[int]):
+    """The first batch of each epoch, as a view on a list that grows."""
+
+    def __init__(self, ends: list[int], n: int) -> None:
+        self._ends = ends
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, i: int) -> int: ...
+    @overload
+    def __getitem__(self, i: slice) -> tuple[int, ...]: ...
+    def __getitem__(self, i: int | slice) -> int | tuple[int, ...]:
+        at = range(self._n)[i]
+        return self._ends[at] + 1 if isinstance(at, int) else tuple(self._ends[one] + 1 for one in at)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple[type[tuple[int, ...]], tuple[tuple[int, ...]]]:
+        return tuple, (tuple(self),)
+
+
+# By the id of a history: the batches before each of its rows but the last, and the last row that was counted, so that
+# an epoch costs the same however many there were.
+_COUNTED: Final[dict[int, tuple[list[int], Any]]] = {}
+
+
+def _ends_before_last(history: History, rows: list[dict[str, Any]], n_ranks: int) -> list[int]:
+    """Return the number of batches finished before each row."""
+    ends, counted = _COUNTED.get(id(history), ([0], None))
+    n_counted = len(ends) - 1
+    if n_counted >= len(rows) or (n_counted and rows[n_counted - 1] is not counted):
+        ends, n_counted = [0], 0
+    for row in islice(rows, n_counted, len(rows) - 1):
+        ends.append(ends[-1] + _n_batches(row, n_ranks))
+    if id(history) not in _COUNTED:
+        weakref.finalize(history, _COUNTED.pop, id(history), None)
+    _COUNTED[id(history)] = ends, rows[len(rows) - 2] if len(rows) > 1 else None
+    return ends
+
+
+def _n_batches(row: Mapping[str, Any], n_ranks: int) -> int:
+    if "train_batch_count" in row:
+        return int(row["train_batch_count"])
+    return sum("train_loss" in entry for entry in row.get("batches", ())) // n_ranks
 
 
 def take_back_epoch(net: Net) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.clock import rows_of
 
 __all__ = ["ContextTorch", "scores_of"]
 
@@ -119,7 +120,7 @@ class ContextTorch:
     @property
     def last_loss(self) -> float | None:
         """The loss of the last training batch in the history; None if there is none."""
-        entries = (entry for row in reversed(self.net.history.to_list()) for entry in reversed(row.get("batches", ())))
+        entries = (entry for row in reversed(rows_of(self.net.history)) for entry in reversed(row.get("batches", ())))
         return next((entry["train_loss"] for entry in entries if "train_loss" in entry), None)
 
     @property
@@ -154,7 +155,7 @@ class ContextTorch:
         return 0 if self.terminate else self.total_epochs - self.epoch
 
     def _last_scores(self, prefix: str) -> dict[str, float]:
-        row = self.net.history.to_list()[-1] if len(self.net.history) else {}
+        row = rows_of(self.net.history)[-1] if len(self.net.history) else {}
         return scores_of(row, prefix)
 
 
