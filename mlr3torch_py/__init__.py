@@ -12,6 +12,8 @@ from mlr3torch_py.callbacks.lr_scheduler import (
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
+from mlr3torch_py.checkpoint.check_resume import check_resume
+from mlr3torch_py.checkpoint.resume_report import ResumeReport
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.picture import plot_history
 from mlr3torch_py.forecast.report import FreezePlan
@@ -63,6 +65,7 @@ __all__ = [
     "FreezePlan",
     "Freezer",
     "Plateau",
+    "ResumeReport",
     "Select",
     "TorchCallback",
     "as_lr_scheduler",
@@ -70,6 +73,7 @@ __all__ = [
     "as_torch_callbacks",
     "callback_set",
     "chain_thaw",
+    "check_resume",
     "freeze_plan",
     "from_dict",
     "gradual_unfreezing",

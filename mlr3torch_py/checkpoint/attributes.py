@@ -9,6 +9,7 @@ from functools import cache
 from types import FunctionType, MethodType
 from typing import Any, Final
 
+import numpy as np
 import torch
 from skorch import NeuralNet
 from torch import nn
@@ -20,7 +21,7 @@ from mlr3torch_py.network.bits import content_hash
 from mlr3torch_py.network.randomness import is_generator, kept_random_states
 from mlr3torch_py.protocols import Net
 
-__all__ = ["Attributes"]
+__all__ = ["Attributes", "hash_of"]
 
 _OF_MODULES: Final = frozenset(vars(nn.Module()))
 _NOT_DATA: Final = (FunctionType, MethodType, type, nn.Module)
@@ -120,6 +121,11 @@ def _mark(value: Any) -> tuple[bool, str | None]:
         return False, xxh3_128_hexdigest(pickle.dumps(value))
     except Exception:  # of whatever kind, as any class may say how it is pickled
         return False, None
+
+
+def hash_of(value: Any) -> str:
+    """Return a text that is equal for equal values: a hash, or the class of what has none."""
+    return _mark(value.item() if isinstance(value, np.generic) else value)[1] or type(value).__name__
 
 
 def _set(owner: Any, name: str, value: Any, net: Net) -> None:

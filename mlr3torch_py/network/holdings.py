@@ -17,7 +17,7 @@ from torch import nn
 
 from mlr3torch_py.network.unwrap import bare
 
-__all__ = ["GLOBALS", "walk"]
+__all__ = ["GLOBALS", "plain_values", "walk"]
 
 GLOBALS: Final = "__globals__"
 
@@ -68,12 +68,40 @@ def walk(roots: Mapping[str, object], skip: Iterable[object] = ()) -> Iterator[t
         )
 
 
-def _held_by(value: Any) -> Iterator[tuple[str, Any]]:
+def plain_values(roots: Mapping[str, object], skip: Iterable[object] = ()) -> dict[str, Any]:
+    """Return the numbers, strings, tensors and arrays that some objects hold, at any depth, by path.
+
+    Parameters
+    ----------
+    roots : mapping of str to object
+    skip : iterable of object
+        As in `walk`.
+
+    Returns
+    -------
+    dict
+
+    Examples
+    --------
+    >>> plain_values({"sampler": {"epoch": 3}})
+    {"sampler['epoch']": 3}
+    """
+    return {
+        path + end: inner
+        for path, value in walk(roots, skip)
+        if path.count(GLOBALS) <= 1 and not isinstance(value, set | frozenset)  # which have no order
+        for end, inner in _held_by(value, with_leaves=True)
+        if isinstance(inner, bool | int | float | str | torch.Tensor | np.ndarray | np.generic)
+    }
+
+
+def _held_by(value: Any, *, with_leaves: bool = False) -> Iterator[tuple[str, Any]]:
     """Yield the objects that an object holds directly, with the ends of their paths."""
+    left_out = frozenset[type]() if with_leaves else _LEAF_TYPES
     if isinstance(value, dict):
-        yield from ((f"[{key!r}]", item) for key, item in value.items() if type(item) not in _LEAF_TYPES)
+        yield from ((f"[{key!r}]", item) for key, item in value.items() if type(item) not in left_out)
     elif isinstance(value, list | tuple | set | frozenset | deque):
-        yield from ((f"[{i}]", item) for i, item in enumerate(value) if type(item) not in _LEAF_TYPES)
+        yield from ((f"[{i}]", item) for i, item in enumerate(value) if type(item) not in left_out)
     elif isinstance(value, partial):
         yield from ((f".{name}", getattr(value, name)) for name in ("func", "args", "keywords"))
     elif isinstance(value, MethodType | BuiltinMethodType):

@@ -1,0 +1,160 @@
+"""check_resume: prove on a net of one's own that a stopped run can be resumed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import pandas as pd
+import torch
+from sklearn.base import clone
+
+from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.checkpoint.rehearsal import STOPPED, Ending, Rehearsal
+from mlr3torch_py.checkpoint.resume_report import ResumeReport
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
+
+__all__ = ["check_resume"]
+
+_CHILD: Final = (
+    "import sys; sys.path[:] = {path!r}; from mlr3torch_py.checkpoint.rehearsal import main; main(*{argv!r})"
+)
+_LOST: Final = "a checkpoint cannot keep "
+
+
+def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeReport:
+    """Check that a net resumes from a checkpoint as if it had never stopped.
+
+    A clone of the net is trained without a stop, twice, to see whether the training repeats itself at all. Another
+    clone is stopped after each epoch, as by ``kill -9``, and resumed in a new process. The net, the random states and
+    the folders of its callbacks stay as they are.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        With or without a checkpoint callback.
+    X, y : object
+        The data, as ``fit`` takes them; a part of it is enough.
+    epochs : int
+        The number of epochs to train, at least 2.
+
+    Returns
+    -------
+    ResumeReport
+        What is equal, what is not, and why that may be. It is true if everything is equal.
+
+    Raises
+    ------
+    RuntimeError
+        If a training fails; the message ends with its error.
+    TypeError
+        If the net or the data cannot be pickled.
+
+    See Also
+    --------
+    CallbackSetCheckpoint : The callback that keeps the checkpoints.
+
+    Examples
+    --------
+    >>> check_resume(iris_net(), X, y)  # doctest: +SKIP
+    A run that is stopped after each epoch and resumed equals one that never stops.
+    * weights: 6 values are equal, bit for bit
+    ...
+    """
+    check_whole("epochs", epochs, "epochs", least=2)
+    with kept_random_states(), TemporaryDirectory() as folder:
+        job = Path(folder) / "job"
+        job.write_bytes(_pickled(net, X, y, epochs))
+        whole, again = (_started(job, Path(folder) / name, epochs) for name in ("whole", "again"))
+        for epoch in range(1, epochs + 1):
+            _wait(_started(job, Path(folder) / "stopped", epoch), STOPPED if epoch < epochs else 0)
+        for process in (whole, again):
+            _wait(process, 0)
+        return _compare(*(_ending(Path(folder) / name) for name in ("whole", "again", "stopped")))
+
+
+def _pickled(net: Any, X: Any, y: Any, epochs: int) -> bytes:
+    try:
+        import cloudpickle  # which also pickles the classes of a notebook
+    except ImportError:
+        from joblib.externals import cloudpickle
+    job = Rehearsal(
+        clone(net, safe=False),
+        X,
+        y,
+        epochs,
+        random_states(generators()),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_default_dtype(),
+    )
+    try:
+        return bytes(cloudpickle.dumps(job))
+    except Exception as error:
+        raise TypeError(f"`net` or its data cannot be sent to a new process: {error}") from error
+
+
+def _started(job: Path, folder: Path, stop_after: int) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    code = _CHILD.format(path=sys.path, argv=[str(job), str(folder), str(stop_after)])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def _wait(process: subprocess.Popen[str], expected: int) -> None:
+    _, errors = process.communicate()
+    if process.returncode != expected:
+        why = errors.strip().splitlines() or [f"exit code {process.returncode}"]
+        raise RuntimeError(f"a training of check_resume has failed: {why[-1]}\n{errors[-3000:]}")
+
+
+def _ending(folder: Path) -> Ending:
+    ending: Ending = pickle.loads((folder / "ending").read_bytes())
+    return ending
+
+
+def _compare(whole: Ending, again: Ending, stopped: Ending) -> ResumeReport:
+    rows = []
+    for part, values in whole.parts.items():
+        names = [*values, *(name for name in stopped.parts[part] if name not in values)]
+        changing = {name for name in names if values.get(name) != again.parts[part].get(name)}
+        if part == "history":  # of which durations differ from run to run
+            names = [name for name in names if name not in changing or not name.endswith(("dur", "_saved", "time"))]
+        different = [name for name in names if values.get(name) != stopped.parts[part].get(name)]
+        cause = _cause(whole, again, stopped, is_repeatable=not changing.intersection(different)) if different else ""
+        rows.append((part, len(names), not different, listed(different, most=3), cause))
+    columns = ["part", "compared", "equal", "different", "likely_cause"]
+    return ResumeReport(pd.DataFrame(rows, columns=columns))
+
+
+def _cause(whole: Ending, again: Ending, stopped: Ending, *, is_repeatable: bool) -> str:
+    """Say what may have made the difference."""
+    lost = [text.partition(_LOST)[2] for text in stopped.said if _LOST in text]
+    if lost:
+        return f"a checkpoint cannot keep {lost[0]}"
+    if not is_repeatable:
+        return "the training does not repeat itself even without a stop: seed it, or make it deterministic"
+    paths = [
+        path
+        for path, text in whole.elsewhere.items()
+        if again.elsewhere.get(path) == text != stopped.elsewhere.get(path, text) and not _follows(path)
+    ]
+    if paths:
+        values = (
+            f"{path} ({stopped.elsewhere[path]} resumed, {whole.elsewhere[path]} without a stop)" for path in paths
+        )
+        return f"nothing keeps {listed(values, most=3)}: give its owner a state_dict(), or work it out from the history"
+    return "something outside of the net, its callbacks and its data, such as a global variable or a file"
+
+
+def _follows(path: str) -> bool:
+    """Whether a value is one of those that are compared, and so no cause."""
+    return "._parameters[" in path or "._buffers[" in path or path.startswith(("optimizer_.state", "history"))

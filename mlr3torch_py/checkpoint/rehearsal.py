@@ -1,0 +1,177 @@
+"""Train a net in a process of its own, once without a stop or up to a stop, and write down how it ends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from skorch.callbacks import Callback
+
+from mlr3torch_py.checkpoint.attributes import hash_of
+from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
+from mlr3torch_py.checkpoint.layout import state_dicts
+from mlr3torch_py.checkpoint.net_state import callback_states
+from mlr3torch_py.checkpoint.parts import generators_of, module_places, modules_of, searched
+from mlr3torch_py.network.holdings import plain_values
+from mlr3torch_py.network.randomness import generators, random_states, set_random_states
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.clock import rows_of
+
+__all__ = ["STOPPED", "Ending", "Rehearsal", "main"]
+
+STOPPED: Final = 77
+_NAME: Final = "rehearsal"
+
+
+class Rehearsal(NamedTuple):
+    """What is trained.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        A clone, not initialized.
+    X, y : object
+    epochs : int
+    random : mapping
+        The states of the global generators.
+    n_threads : int
+    is_deterministic : bool
+    dtype : torch.dtype
+        Of torch: its threads, whether it uses deterministic algorithms, and its default dtype.
+    """
+
+    net: Any
+    X: Any
+    y: Any
+    epochs: int
+    random: Mapping[str, Any]
+    n_threads: int
+    is_deterministic: bool
+    dtype: torch.dtype
+
+
+class Ending(NamedTuple):
+    """How a training has ended.
+
+    Parameters
+    ----------
+    parts : dict
+        Of each part that is compared, hashes by name.
+    elsewhere : dict
+        What else the net, its callbacks and its data hold, as text by path.
+    said : list of str
+        The warnings.
+    """
+
+    parts: dict[str, dict[str, str]]
+    elsewhere: dict[str, str]
+    said: list[str]
+
+
+class _Stop(Callback):  # type: ignore[misc]
+    """End the process, as a kill does, when the epoch after the last one begins."""
+
+    dataset_: Any = None
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_epoch_begin(self, net: Net, dataset_train: Any = None, **kwargs: Any) -> None:
+        if len(net.history) > self.after:
+            os._exit(STOPPED)
+
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, **kwargs: Any) -> None:
+        self.dataset_ = dataset_train
+
+
+def main(rehearsal: str, folder: str, stop_after: str) -> None:
+    """Train a pickled net into a folder, and write down its ending.
+
+    Parameters
+    ----------
+    rehearsal : str
+        The file of a pickled `Rehearsal`.
+    folder : str
+        The folder for checkpoints, and for whatever else callbacks write.
+    stop_after : str
+        The last epoch to train in this process.
+    """
+    job: Rehearsal = pickle.loads(Path(rehearsal).read_bytes())
+    torch.set_num_threads(job.n_threads)
+    torch.use_deterministic_algorithms(job.is_deterministic)
+    torch.set_default_dtype(job.dtype)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        stop = _Stop(int(stop_after))
+        net = _prepared(job, Path(folder), stop)
+        set_random_states(generators(), job.random)
+        net.fit(job.X, job.y)
+        messages = [str(one.message) for one in said]
+        ending = _ending_of(net, stop.dataset_, messages)
+    (Path(folder) / "ending").write_bytes(pickle.dumps(ending))
+
+
+def _prepared(job: Rehearsal, folder: Path, stop: Callback) -> Any:
+    """Return the net with a checkpoint callback that writes to a folder, as all its callbacks do."""
+    net = job.net
+    kept = []
+    for item in net.callbacks if isinstance(net.callbacks, list | tuple) else ():
+        callback = getattr(item, "callback", item[1] if isinstance(item, tuple) else item)
+        if not isinstance(callback, CallbackSetCheckpoint):
+            kept.append(item)
+            for name in ("path", "dirname"):
+                if hasattr(callback, name):
+                    setattr(callback, name, str(folder / f"{name}{len(kept)}"))
+    checkpoint = CallbackSetCheckpoint(folder / "checkpoints", 1, resume=True)
+    net.set_params(callbacks=[*kept, (f"{_NAME}_stop", stop), (_NAME, checkpoint)], max_epochs=job.epochs)
+    return net
+
+
+def _ending_of(net: Net, dataset: Any, said: list[str]) -> Ending:
+    buffers = {
+        f"{place}.{name}": module._buffers[name]
+        for place, module in module_places(net).items()
+        for name in module._non_persistent_buffers_set
+    }
+    states = state_dicts(net)
+    weights = {f"{name}.{key}": value for name in modules_of(net) for key, value in states[name].items()}
+    optimizers = {
+        f"{name}.{key}": value for name in net._optimizers for key, value in _flat(states[name]) if name in states
+    }
+    history = {
+        f"epoch {i}: {key}": value for i, row in enumerate(rows_of(net.history), 1) for key, value in row.items()
+    }
+    history = {key: value for key, value in history.items() if not key.endswith(" batches")}
+    random = random_states(generators_of(net, dataset))
+    ours = ("rehearsal", "rehearsal_stop")
+    callbacks = {name: state for name, state in callback_states(net).items() if name not in ours}
+    parts = {"weights": weights | buffers, "optimizer": optimizers, "history": history, "callbacks": dict(callbacks)}
+    hashes: dict[str, dict[str, str]] = {
+        part: {key: hash_of(value) for key, value in held.items()} for part, held in parts.items()
+    }
+    hashes["random states"] = {key: hash_of(value) for key, value in random.items()}
+    skip, roots = searched(net, dataset)
+    roots = {name: root for name, root in roots.items() if not name.endswith(ours)}
+    elsewhere = {path: _text(value) for path, value in plain_values(roots, skip).items()}
+    return Ending(hashes, elsewhere, said)
+
+
+def _flat(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    groups = [(f"group {i}", group) for i, group in enumerate(state.get("param_groups", ()))]
+    return [*((f"state {key}", value) for key, value in state.get("state", {}).items()), *groups]
+
+
+def _text(value: Any) -> str:
+    is_short = not isinstance(value, torch.Tensor | np.ndarray)
+    return repr(value)[:100] if is_short else hash_of(value)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,55 @@
+"""ResumeReport: what of a resumed run equals one that never stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+__all__ = ["ResumeReport"]
+
+
+@dataclass(frozen=True)
+class ResumeReport:
+    """What `check_resume` has found.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        One row per part of the training: `part`, how many values were `compared`, whether all are `equal`, the names
+        of the `different` ones, and the `likely_cause`.
+    ok : bool
+        Whether everything is equal. The report itself is true if it is.
+
+    See Also
+    --------
+    check_resume
+    """
+
+    table: pd.DataFrame
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.table["equal"].all())
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        lines = [self._verdict()]
+        for row in self.table.to_dict("records"):
+            if row["equal"]:
+                lines.append(f"* {row['part']}: {row['compared']} values are equal, bit for bit")
+            else:
+                lines.append(f"* {row['part']}: different in {row['different']}")
+                lines += [f"  likely cause: {row['likely_cause']}"] if row["likely_cause"] else []
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self._verdict()}</p>{self.table.to_html(index=False)}"
+
+    def _verdict(self) -> str:
+        equals = "equals" if self.ok else "does NOT equal"
+        return f"A run that is stopped after each epoch and resumed {equals} one that never stops."
