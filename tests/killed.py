@@ -4,15 +4,18 @@ import os
 import random
 import signal
 import sys
+from functools import partial
 
 import numpy as np
 import torch
 from skorch.callbacks import Callback, EarlyStopping, EpochScoring, LRScheduler
 from skorch.dataset import ValidSplit
+from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
-from torch.utils.data import RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 
 from mlr3torch_py import CallbackSetUnfreeze, Plateau, select_all, select_last, select_prefix, t_clbk
+from tests.checkpoint.kept import Accumulates, Criterion, Hidden, Noise, Scaled, TwoOptimizers
 from tests.helpers import X, iris_net, y
 
 EPOCHS = 5
@@ -36,11 +39,21 @@ def jobs():
     """Return trainings that depend on everything a checkpoint must keep."""
     shuffled = {"iterator_train__shuffle": True, "module__p": 0.3}
     split = {"train_split": ValidSplit(0.2)}
+    linear = {"module": nn.Linear, "module__in_features": 4, "module__out_features": 3}
     return {
         "epochs": {"table": BY_EPOCH, **shuffled, "optimizer": torch.optim.Adam},
         "batches": {"table": BY_BATCH, **shuffled, **split, "optimizer__momentum": 0.9, "rates": "own"},
         "conditions": {"table": BY_SCORE, **split, "generator": True, "freq": 2},
         "rates of skorch": {"table": BY_EPOCH, **shuffled, **split, "rates": "of skorch"},
+        "accumulation": {"cls": Accumulates, **linear, **shuffled},
+        "further objects": {"cls": Scaled, **linear, **shuffled},
+        "hidden values": {"module": Hidden, "criterion": Criterion, **split},
+        "hidden generators": {
+            "module": Noise,
+            "iterator_train": partial(DataLoader, generator=torch.Generator().manual_seed(5)),
+            **shuffled,
+        },
+        "two optimizers": {"cls": TwoOptimizers, **linear, **shuffled},
     }
 
 
@@ -53,10 +66,11 @@ def net_of(folder, job, **more):
     callbacks = [
         t_clbk("checkpoint", path=folder, freq=params.pop("freq", 1), resume=True),
         ("error_rate", EpochScoring(error_rate, on_train=True)),
-        ("unfreeze", CallbackSetUnfreeze(select_last(1), table)),
         t_clbk("history"),
         Draws(),
     ]
+    if table is not None:
+        callbacks.append(("unfreeze", CallbackSetUnfreeze(select_last(1), table)))
     if rates == "of skorch":
         callbacks += [
             ("multi", LRScheduler(MultiStepLR, milestones=[1, 3], gamma=0.5)),
@@ -67,7 +81,7 @@ def net_of(folder, job, **more):
         callbacks += [t_clbk("lr_one_cycle", max_lr=0.5), stopping]
     if has_generator:
         params["iterator_train__sampler"] = RandomSampler(range(120), generator=torch.Generator().manual_seed(3))
-    return iris_net(*callbacks, **{"max_epochs": EPOCHS, "batch_size": 40, **params})
+    return iris_net(*callbacks, audited=table is not None, **{"max_epochs": EPOCHS, "batch_size": 40, **params})
 
 
 class Killer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 from collections.abc import Iterator, Mapping, Set
@@ -85,7 +86,7 @@ class Attributes:
 
 
 def _owners(net: Net) -> dict[str, Any]:
-    others = {name: getattr(net, f"{name}_", None) for name in net._criteria}
+    others = {name: getattr(net, f"{name}_", None) for name in {"criterion": 0, **dict.fromkeys(net._criteria)}}
     return {"net": net, **{name: one for name, one in others.items() if hasattr(one, "__dict__")}, **module_places(net)}
 
 
@@ -101,7 +102,8 @@ def _values(owner: Any, held: Set[int]) -> dict[str, Any]:
 
 
 def _is_kept_elsewhere(value: Any, held: Set[int]) -> bool:
-    if isinstance(value, _NOT_DATA) or is_generator(value) or has_state_dict(value):
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if any(isinstance(one, _NOT_DATA) or is_generator(one) or has_state_dict(one) for one in (value, *items)):
         return True
     return any(_address(tensor) in held for tensor in _tensors_in(value))
 
@@ -166,7 +168,8 @@ def _address(tensor: Any) -> int:
 def _of_net(net: Net) -> frozenset[str]:
     """Return the attributes of a net that are skorch's, its parameters, or its parts."""
     parts = {f"{name}_" for name in (*net._modules, *net._criteria, *net._optimizers)}
-    return _of_skorch() | parts | net.get_params(deep=False).keys()
+    given = (name for cls in type(net).__mro__ for name in inspect.signature(cls).parameters)
+    return _of_skorch() | parts | {*given, *(name for name in vars(net) if "__" in name)}
 
 
 @cache

@@ -48,14 +48,25 @@ class CallbackSetCheckpoint(CallbackSet):
     resume : bool, str or os.PathLike
         If True, a net without history continues from the newest complete checkpoint in `path`, or starts from scratch
         if there is none. A folder says where to resume from; new checkpoints are written to `path`. ``max_epochs`` then
-        counts all epochs of the run, so that a finished one trains nothing.
+        counts all epochs of the run, so that a finished one trains nothing. A later call of ``partial_fit`` in the same
+        script is resumed too.
+    keep_last : int, optional
+        The number of checkpoints to keep, from 1; all by default, or the last one if `keep_best` is True. The end of
+        the call before is kept as well.
+    keep_best : bool
+        Whether to keep the checkpoint with the best score too.
+    monitor : str, optional
+        The key of that score in a row of ``net.history``.
+    lower_is_better : bool
+        Whether a smaller score is better, as for a loss.
 
     Raises
     ------
     TypeError, ValueError
         When training begins, if an argument is wrong, a stateful callback would run after this one, or the checkpoint
-        is damaged, of another network, of a callback of another class, or has more epochs than ``max_epochs``. When a
-        checkpoint is written, if no file can hold the state of a callback.
+        is damaged, of another run, of another network, data or rows for validation, of a callback of another class, has
+        more epochs than ``max_epochs``, or had other settings and leaves nothing to train. When a checkpoint is
+        written, if no file can hold the state of a callback.
     FileExistsError
         When training begins, if the folder holds checkpoints of another run or foreign files.
     OSError
@@ -66,23 +77,27 @@ class CallbackSetCheckpoint(CallbackSet):
     Warns
     -----
     UserWarning
-        When training begins, for an incomplete checkpoint, and for a state whose callback is missing.
+        When training begins, for an incomplete checkpoint, for a state whose callback is missing, for other settings
+        than those of the run, and for what a checkpoint cannot keep.
 
     See Also
     --------
+    check_resume : Prove that a net resumes as if it had never stopped.
     t_clbk : Make this callback by its key, ``t_clbk("checkpoint")``.
 
     Notes
     -----
     Ported from ``CallbackSetCheckpoint`` of R's mlr3torch. The files of epoch n are ``network<n>.pt``, which
     ``net.load_params(f_params=...)`` reads, ``optimizer<n>.pt`` and ``state<n>.json``; criteria and further modules
-    with weights are in ``<name>-<n>.pt``. "At its end" means the last complete epoch, also if Ctrl-C or an error stops
-    the training within one; unless `freq` is 1, that epoch is kept in memory until then. The files hold the weights as
-    trained, not those that early stopping restores at the end; a resumed run that it had stopped restores them again.
-    Saved are the states of this package's callbacks, of callbacks with ``state_dict`` and ``load_state_dict``, and of
-    skorch's ``LRScheduler`` and ``EarlyStopping``, but not what other callbacks of skorch remember outside of the
-    history. Batches are saved for the last epoch of the history only. A resumed run keeps its learning rates; the data
-    must be the same, which is checked by the number of rows and the targets.
+    with weights are in ``<name>-<n>.pt``, and the rows of the history in ``.history.jsonl``. "At its end" means the
+    last complete epoch, also if Ctrl-C or an error stops the training within one; unless `freq` is 1, that epoch is
+    kept in memory until then. The files hold the weights as trained, not those that early stopping restores at the end; a
+    resumed run that it had stopped restores them again.
+
+    Saved are also pending gradients, buffers that are not persistent, plain attributes of modules, criteria and the net
+    that have changed, random generators, and whatever else has ``state_dict`` and ``load_state_dict``; of callbacks of
+    skorch, ``LRScheduler`` and ``EarlyStopping``. Batches are saved for the last epoch of the history only. A resumed
+    run keeps its learning rates.
 
     Examples
     --------
@@ -135,6 +150,9 @@ class CallbackSetCheckpoint(CallbackSet):
         check_flag("lower_is_better", self.lower_is_better)
         if self.monitor is not None and not isinstance(self.monitor, str):
             raise TypeError(f"`monitor` is {self.monitor!r}; give the key of a score in a row of the history")
+
+    def require_params(self) -> None:
+        super().require_params()
         if self.keep_best != (self.monitor is not None):
             raise ValueError("`keep_best` and `monitor` belong together: give keep_best=True and the score to watch")
 

@@ -157,4 +157,4 @@ def _cause(whole: Ending, again: Ending, stopped: Ending, *, is_repeatable: bool
 
 def _follows(path: str) -> bool:
     """Whether a value is one of those that are compared, and so no cause."""
-    return "._parameters[" in path or "._buffers[" in path or path.startswith(("optimizer_.state", "history"))
+    return any(part in path for part in ("._parameters[", "._buffers[", "['params'][", "_.state[")) or "_.run_" in path

@@ -101,9 +101,9 @@ def check_part(part: Any, *, is_optimizer: bool) -> None:
 def check_state(checkpoint: Checkpoint) -> None:
     """Raise some error if a state lacks something, or holds something else."""
     contents = checkpoint.contents()
-    if "history" not in contents:  # it is not one of a net
-        return
     kinds = {"classes": dict, "callbacks": dict, "random": dict, "history": list, "trainable": list | dict}
+    if not contents.keys() & kinds.keys():  # it is not one of a net
+        return
     check_types(*((contents[key], kind) for key, kind in kinds.items()))
     check_types((contents["random_of_call"], dict | None))
     if len(contents["history"]) != checkpoint.epoch:

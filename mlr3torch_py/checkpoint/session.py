@@ -26,6 +26,8 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.randomness import random_states, set_random_states, unreadable
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
 __all__ = ["Session"]
@@ -204,6 +206,9 @@ class Session:
             f"{place}, whose state cannot be read: keep a seed or an index instead"
             for place in unreadable(*skip, **roots)
             if not place.startswith("callbacks_.")
+        ]
+        lost += [
+            one.lost_on_resume for one in own_callbacks(self.net).values() if is_staged(one) and one.lost_on_resume
         ]
         lost += [f"{place}, whose state_dict() no file can hold" for place in object_states(self.net)[1]]
         if any(getattr(one, "persistent_workers", False) and one.num_workers for one in loaders):

@@ -34,6 +34,7 @@ class StagedCallback(Callback):  # type: ignore[misc]
 
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
+    lost_on_resume: ClassVar[str] = ""
     weight_: float | None = None
     ctx_: ContextTorch | None = None
 

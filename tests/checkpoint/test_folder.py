@@ -48,6 +48,18 @@ def flip(path):
     path.write_bytes(content)
 
 
+def in_its_place(path):
+    path.unlink()
+    path.mkdir()
+
+
+def hostile(folder, name, content):
+    """Replace a file of tensors, with a right hash."""
+    torch.save(content, folder / name)
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    reseal(folder / "state2.json", lambda state: state["files"][name].update(sha256=digest))
+
+
 CHANGED = "has changed since it was written"
 DAMAGES = {
     "a flipped bit in the network": (lambda d: flip(d / "network2.pt"), f"network2.pt {CHANGED}"),
@@ -66,6 +78,25 @@ DAMAGES = {
         lambda d: reseal(d / "state2.json", lambda content: content.update(format=3)),
         "state2.json has format 3, this version of mlr3torch_py reads 2; update it",
     ),
+    "a state nested too deep": (
+        lambda d: (d / "state2.json").write_text("[" * 100_000 + "]" * 100_000),
+        "state2.json cannot be read",
+    ),
+    "a state that is a folder": (lambda d: in_its_place(d / "state2.json"), "state2.json cannot be read"),
+    "a network that is a folder": (lambda d: in_its_place(d / "network2.pt"), "network2.pt cannot be read"),
+    "a run that is a folder": (lambda d: in_its_place(d / "run.json"), "run.json cannot be read"),
+    "a history that is a folder": (lambda d: in_its_place(d / ".history.jsonl"), "history.jsonl cannot be read"),
+    "a missing history": (lambda d: (d / ".history.jsonl").unlink(), "history.jsonl is missing; restore"),
+    "another row": (lambda d: flip(d / ".history.jsonl"), f"history.jsonl {CHANGED}"),
+    **{
+        f"no {key}": (lambda d, key=key: reseal(d / "state2.json", lambda c: c.pop(key)), "state2.json cannot be read")
+        for key in ("files", "classes", "callbacks", "random", "history", "trainable", "random_of_call", "epoch")
+    },
+    "a renamed network": (lambda d: (d / "network1.pt").replace(d / "network2.pt"), f"network2.pt {CHANGED}"),
+    "a hostile optimizer": (lambda d: hostile(d, "optimizer2.pt", Evil()), "optimizer2.pt cannot be read"),
+    "an optimizer without groups": (lambda d: hostile(d, "optimizer2.pt", {"state": {}}), "optimizer2.pt cannot be"),
+    "a list for a network": (lambda d: hostile(d, "network2.pt", [1]), "network2.pt cannot be read"),
+    "no data in the run": (lambda d: reseal(d / "run.json", lambda c: c.pop("data")), "run.json cannot be read"),
     "half a run": (lambda d: os.truncate(d / "run.json", 99), "run.json cannot be read"),
 }
 

@@ -1,0 +1,96 @@
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mlr3torch_py import check_resume
+from mlr3torch_py.checkpoint.check_resume import _compare
+from mlr3torch_py.checkpoint.rehearsal import Ending
+from mlr3torch_py.network.randomness import generators, random_states
+from tests.checkpoint import planted
+from tests.helpers import X, iris_net, weights, y
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", planted.planted())
+def test_what_is_lost_is_found_and_named(loss):
+    net, data, named = planted.planted()[loss]
+    report = check_resume(net, *((X, y) if data is None else (data, None)))
+    assert not report
+    assert re.search(named, str(report))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one", planted.good())
+def test_a_net_that_resumes_well_is_said_to(one):
+    assert check_resume(planted.good()[one], X, y).ok
+
+
+@pytest.mark.slow
+def test_the_net_the_disk_and_the_random_states_stay_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = iris_net(max_epochs=1).fit(X, y)
+    before, random_before = weights(net), random_states(generators())
+    assert check_resume(net, X, y)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(net).items())
+    assert (len(net.history), net.max_epochs) == (1, 1)
+    assert random_states(generators()) == random_before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_classes_of_a_notebook_can_be_checked():
+    class Own(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+
+    Own.__module__ = "__main__"
+    sys.modules["__main__"].Own = Own
+    assert check_resume(planted.linear(module=Own), X, y)
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_is_an_error_with_its_message():
+    with pytest.raises(RuntimeError, match="a training of check_resume has failed: .*mat1 and mat2"):
+        check_resume(planted.linear(module=nn.Linear(5, 3)), X, y)
+
+
+def test_one_epoch_is_too_few():
+    with pytest.raises(ValueError, match="`epochs` is 1; give a whole number of epochs, at least 2"):
+        check_resume(iris_net(), X, y, epochs=1)
+
+
+def test_what_cannot_be_sent_to_a_process_is_an_error():
+    with pytest.raises(TypeError, match="cannot be sent to a new process"):
+        check_resume(planted.linear(), X, (one for one in y))
+
+
+def ending(weight="a", said=(), **elsewhere):
+    parts = {
+        "weights": {"module.weight": weight, "module.bias": "b"},
+        "history": {"epoch 1: dur": str(np.random.rand())},
+    }
+    return Ending(parts, elsewhere, list(said))
+
+
+def test_a_report_is_true_if_all_is_equal_and_prints():
+    report = _compare(ending(), ending(), ending())
+    assert report
+    assert str(report) == repr(report)
+    assert "weights: 2 values are equal, bit for bit" in str(report)
+    assert "<table" in report._repr_html_()
+
+
+def test_a_report_says_what_differs_and_why():
+    counted = ending(n="4"), ending(n="4")
+    assert (
+        "* weights: different in module.weight\n  likely cause: nothing keeps n (2 resumed, 4 without a stop)"
+        in str(_compare(*counted, ending("other", n="2")))
+    )
+    said = ["a resumed run will differ from one that never stopped, since a checkpoint cannot keep the clock"]
+    assert "a checkpoint cannot keep the clock" in str(_compare(*counted, ending("other", said)))
+    assert "does not repeat itself even without a stop" in str(_compare(ending(), ending("x"), ending("y")))
+    assert "something outside of the net" in str(_compare(ending(), ending(), ending("y")))

@@ -1,0 +1,126 @@
+"""What a checkpoint keeps beyond state dicts."""
+
+import itertools
+from collections import deque
+
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
+from torch import nn
+
+from mlr3torch_py import t_clbk
+from mlr3torch_py.checkpoint.folder import CheckpointFolder
+from tests.checkpoint.kept import Accumulates, Criterion, Hidden, PlainCriterion, Scaled, Scaler, TwoOptimizers
+from tests.checkpoint.runs import checkpoint, files, resumed_equals_whole, run
+from tests.helpers import X, iris_net, y
+
+KINDS = {
+    "pending gradients": {"cls": Accumulates},
+    "further objects, and counters of the net": {"cls": Scaled},
+    "buffers and attributes of a module": {"module": Hidden},
+    "attributes of a criterion": {"criterion": Criterion},
+    "attributes of a criterion that is no module": {"criterion": PlainCriterion},
+    "two modules with two optimizers": {"cls": TwoOptimizers},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_kept(kind, tmp_path):
+    def net_of(path, *more):
+        return iris_net(
+            checkpoint(path, resume=True), *more, audited=False, **{"module": nn.Linear, **of_linear, **params}
+        )
+
+    params = KINDS[kind]
+    of_linear = {"module__in_features": 4, "module__out_features": 3} if "module" not in params else {}
+    assert resumed_equals_whole(tmp_path, net_of)
+
+
+def test_a_net_that_steps_as_skorch_does_keeps_no_gradients(tmp_path):
+    run(tmp_path / "a", 2)
+    assert not any("gradients" in name for name in files(tmp_path / "a"))
+    run(tmp_path / "b", 2, cls=Accumulates)
+    assert any("gradients" in name for name in files(tmp_path / "b"))
+
+
+def test_what_does_not_change_is_not_kept(tmp_path):
+    run(tmp_path, 1, module=nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)))
+    assert CheckpointFolder(tmp_path).read(1).contents()["attributes"] == {}
+
+
+class Queue(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.queue = deque(maxlen=3)
+
+    def forward(self, x):
+        self.queue.append(1)
+        return super().forward(x)
+
+
+def test_a_changed_attribute_that_no_file_can_hold_is_named_once(tmp_path):
+    with pytest.warns(UserWarning, match=r"cannot keep module.queue \(deque\), whose kind no file can hold") as caught:
+        run(tmp_path, 3, module=Queue)
+    assert len(caught) == 1
+
+
+class Unloadable(Scaler):
+    def state_dict(self):
+        return {"scale": object()}
+
+
+class Odd(NeuralNetClassifier):
+    def initialize(self):
+        self.scaler = Unloadable()
+        self.rows = itertools.cycle([1, 2])
+        return super().initialize()
+
+
+def test_what_cannot_be_kept_is_named_in_one_warning_before_the_first_step(tmp_path):
+    class Seen(Callback):
+        def on_batch_begin(self, net, **kwargs):
+            seen.append(len(caught))
+
+    seen = []
+    with pytest.warns(UserWarning, match="rows, whose state cannot be read.*scaler, whose state_dict") as caught:
+        run(tmp_path, 1, Seen(), cls=Odd)
+    assert len(caught) == 1
+    assert seen[0] == 1
+
+
+@pytest.mark.slow
+def test_persistent_workers_are_named_and_restarted(tmp_path):
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return 150
+
+        def __getitem__(self, i):
+            return X[i] + torch.randn(4).numpy(), y[i]
+
+    def net_of(path, *more):
+        workers = {"iterator_train__num_workers": 1, "iterator_train__persistent_workers": True}
+        return iris_net(
+            checkpoint(path, resume=True), *more, module=nn.Linear(4, 3), audited=False, max_epochs=3, **workers
+        )
+
+    with pytest.warns(UserWarning, match="persistent workers.*give persistent_workers=False"):
+        assert resumed_equals_whole(tmp_path, net_of, lambda: (Noisy(), None))
+
+
+def test_an_object_that_the_net_lacks_is_named(tmp_path):
+    run(tmp_path, 1, cls=Scaled)
+    with pytest.warns(UserWarning, match=r"holds a state of scaler, scalers\[0\], which the net lacks"):
+        run(tmp_path, 2, resume=True)
+
+
+def test_checkpoints_with_early_stopping_of_skorch_keep_the_last_epoch(tmp_path):
+    class Ends(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 2:
+                raise KeyboardInterrupt
+
+    for freq in (1, 9):
+        net = iris_net(Ends(), checkpoint(tmp_path / str(freq), freq), t_clbk("history")).fit(X, y)
+        assert len(net.history) == 2
+        assert CheckpointFolder(tmp_path / str(freq)).newest() == 2

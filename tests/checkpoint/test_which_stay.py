@@ -1,0 +1,82 @@
+"""Which checkpoints stay."""
+
+import pytest
+from skorch.callbacks import Callback
+
+from mlr3torch_py import t_clbk
+from mlr3torch_py.checkpoint.folder import CheckpointFolder
+from tests.checkpoint.runs import checkpoint, files, run
+from tests.helpers import X, iris_net, moved, weights, y
+
+
+class Score(Callback):
+    """A score that is best at epoch 2."""
+
+    def on_epoch_end(self, net, **kwargs):
+        net.history.record("score", abs(len(net.history) - 2.0))
+
+
+def stay(path, epochs=6, freq=1, **params):
+    iris_net(Score(), checkpoint(path, freq, **params), max_epochs=epochs).fit(X, y)
+    return CheckpointFolder(path).epochs()
+
+
+def test_all_stay_unless_asked_otherwise(tmp_path):
+    assert stay(tmp_path) == [6, 5, 4, 3, 2, 1]
+
+
+def test_the_last_and_the_best_stay(tmp_path):
+    assert stay(tmp_path / "last", keep_last=2) == [6, 5]
+    assert stay(tmp_path / "both", keep_last=2, keep_best=True, monitor="score") == [6, 5, 2]
+    assert stay(tmp_path / "best", keep_best=True, monitor="score") == [6, 2]
+    assert stay(tmp_path / "worst", keep_best=True, monitor="score", lower_is_better=False) == [6]
+    assert stay(tmp_path / "rare", freq=4, keep_last=1, keep_best=True, monitor="score") == [6, 4]
+    assert [name for name in files(tmp_path / "last") if "4" in name] == []
+
+
+def test_the_last_ones_can_be_resumed(tmp_path):
+    whole = run(tmp_path / "whole", 5)
+    last = {"keep_last": 1, "resume": True}
+    iris_net(checkpoint(tmp_path / "kept", **last), max_epochs=3, batch_size=150).fit(X, y)
+    again = iris_net(checkpoint(tmp_path / "kept", **last), max_epochs=5, batch_size=150).fit(X, y)
+    assert len(again.history) == 5
+    assert CheckpointFolder(tmp_path / "kept").epochs() == [5]
+    assert len(whole.history) == 5
+
+
+def test_what_a_killed_deletion_left_is_removed_next_time(tmp_path):
+    run(tmp_path, 2)
+    (tmp_path / "state1.json").unlink()
+    net = iris_net(checkpoint(tmp_path, resume=True, keep_last=2), max_epochs=3, batch_size=150).fit(X, y)
+    assert not [name for name in files(tmp_path) if "1" in name]
+    assert not moved(weights(net), weights(run(tmp_path, 3, resume=True)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"keep_last": 0}, "`keep_last` is 0; give a whole number of checkpoints, at least 1"),
+        ({"keep_best": 1}, "`keep_best` is 1"),
+        ({"monitor": "valid_loss"}, "`keep_best` and `monitor` belong together"),
+        ({"keep_best": True}, "`keep_best` and `monitor` belong together"),
+        ({"monitor": 3, "keep_best": True}, "`monitor` is 3"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, error, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=error):
+        t_clbk("checkpoint", path=tmp_path, freq=1, **arguments).callback.require_params()
+
+
+def test_a_score_that_no_epoch_has_is_an_error(tmp_path):
+    with pytest.raises(
+        ValueError, match="`monitor` is 'scores', which no epoch of the history has; did you mean 'score'"
+    ):
+        stay(tmp_path, keep_best=True, monitor="scores")
+
+
+def test_a_row_of_the_history_is_written_once(tmp_path):
+    run(tmp_path / "a", 40)
+    folder = tmp_path / "a"
+    sizes = [(folder / f"state{n}.json").stat().st_size for n in (5, 40)]
+    assert abs(sizes[1] - sizes[0]) < 200
+    assert len((folder / ".history.jsonl").read_text().splitlines()) == 39

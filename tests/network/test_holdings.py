@@ -1,0 +1,103 @@
+import random
+from collections import deque
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, RandomSampler
+
+from mlr3torch_py.network.holdings import plain_values, walk
+from mlr3torch_py.network.randomness import generators, unreadable
+
+RNG = np.random.default_rng(1)
+
+
+def helper():
+    return RNG.normal()
+
+
+class UsesGlobal:
+    def __getitem__(self, i):
+        return i + helper()
+
+
+class OfClass:
+    rng = random.Random(1)
+
+
+class Slotted:
+    __slots__ = ("rng",)
+
+    def __init__(self):
+        self.rng = np.random.RandomState(1)
+
+
+def in_closure():
+    rng = torch.Generator()
+
+    def transform(x):
+        return x + torch.rand(1, generator=rng)
+
+    return transform
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.ReLU())
+        self.inner[0].rngs = [{"of": torch.Generator()}]
+
+
+PLACES = {
+    "deep": BatchSampler(BatchSampler(RandomSampler(range(3), generator=torch.Generator()), 2, False), 2, False),
+    "a list": [[torch.Generator()]],
+    "a dict": {"a": {"b": np.random.default_rng(1)}},
+    "a deque": deque([random.Random(1)]),
+    "a partial": partial(print, sep=np.random.RandomState(1)),
+    "a bound method": np.random.default_rng(1).normal,
+    "a closure": in_closure(),
+    "a default": partial(lambda x, rng=RNG: x + rng.normal()).func,
+    "a global": UsesGlobal(),
+    "a function": helper,
+    "a class": OfClass(),
+    "slots": Slotted(),
+    "a module": Part(),
+    "a wrapped module": nn.DataParallel(Part()),
+    "bits": [np.random.PCG64(1)],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_generators_are_found_wherever_they_are(place):
+    found = [path for path in generators(x=PLACES[place]) if path.startswith("x")]
+    assert len(found) == 1
+
+
+def test_the_global_generators_are_not_found_twice():
+    assert list(generators(x=[random.random, np.random.rand, torch.default_generator])) == list(generators())
+
+
+def test_what_is_skipped_is_not_searched():
+    inner = [torch.Generator()]
+    assert [path for path in generators(inner, x={"a": inner}) if path.startswith("x")] == []
+
+
+def test_objects_that_hold_each_other_are_searched_once():
+    one, other = [], []
+    one.append(other)
+    other.append(one)
+    assert [path for path, _ in walk({"x": one})] == ["x", "x[0]"]
+
+
+def test_what_nobody_can_read_is_listed():
+    with open(__file__) as file:
+        held = {"it": iter([1]), "gen": (i for i in range(3)), "rng": random.SystemRandom(), "file": [file]}
+        assert unreadable(x=held) == ["x['it']", "x['gen']", "x['rng']"]
+
+
+def test_plain_values_are_listed_with_their_paths():
+    values = plain_values({"x": {"a": [1, "b"], "t": torch.ones(1)}})
+    assert (values["x['a'][0]"], values["x['a'][1]"]) == (1, "b")
+    assert "x['t']" in values
