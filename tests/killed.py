@@ -45,15 +45,15 @@ def jobs():
         "batches": {"table": BY_BATCH, **shuffled, **split, "optimizer__momentum": 0.9, "rates": "own"},
         "conditions": {"table": BY_SCORE, **split, "generator": True, "freq": 2},
         "rates of skorch": {"table": BY_EPOCH, **shuffled, **split, "rates": "of skorch"},
-        "accumulation": {"cls": Accumulates, **linear, **shuffled},
-        "further objects": {"cls": Scaled, **linear, **shuffled},
+        "accumulation": {"cls": Accumulates, **linear, "iterator_train__shuffle": True},
+        "further objects": {"cls": Scaled, **linear, "iterator_train__shuffle": True},
         "hidden values": {"module": Hidden, "criterion": Criterion, **split},
         "hidden generators": {
             "module": Noise,
             "iterator_train": partial(DataLoader, generator=torch.Generator().manual_seed(5)),
-            **shuffled,
+            "iterator_train__shuffle": True,
         },
-        "two optimizers": {"cls": TwoOptimizers, **linear, **shuffled},
+        "two optimizers": {"cls": TwoOptimizers, **linear, "iterator_train__shuffle": True},
     }
 
 

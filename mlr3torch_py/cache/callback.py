@@ -87,8 +87,8 @@ class CallbackSetFrozenCache(CallbackSet):
     label = "Frozen Cache"
     default_weight = 400
     lost_on_resume = (
-        "the rows of frozen_cache, which are computed again in other batches and so may be rounded differently: leave out "
-        "frozen_cache where every bit matters"
+        "the rows of frozen_cache, which are computed again in other batches and so may be rounded differently: leave "
+        "out frozen_cache where every bit matters"
     )
     cached_: CachedParts | None = None
     event_: int | None = None

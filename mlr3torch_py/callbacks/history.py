@@ -9,7 +9,7 @@ import pandas as pd
 
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
-from mlr3torch_py.training.clock import rows_of
+from mlr3torch_py.training.clock import row_of, rows_of
 from mlr3torch_py.training.context import scores_of
 
 __all__ = ["CallbackSetHistory"]
@@ -56,7 +56,7 @@ class CallbackSetHistory(CallbackSet):
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if isinstance(self.rows_, list) and self.n_seen_ == len(net.history) - 1:
-            self.rows_ += _scores(rows_of(net.history)[-1:])
+            self.rows_ += _scores([row_of(net.history, -1)])
             self.n_seen_ += 1
         else:
             self._update(net)

@@ -9,7 +9,7 @@ from typing import Any
 from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
-from mlr3torch_py.training.clock import rows_of
+from mlr3torch_py.training.clock import row_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.processes import is_main_process
 
@@ -73,7 +73,7 @@ class CallbackSetProgress(CallbackSet):
             self._open(net, self.ctx.dataset_valid, training=False)
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        row = rows_of(net.history)[-1]
+        row = row_of(net.history, -1)
         scores = [
             f"{part}.{name} {float(value):.{self.digits}g}"
             for part in ("train", "valid")

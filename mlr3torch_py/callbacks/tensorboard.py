@@ -13,7 +13,7 @@ from mlr3torch_py.network.parameters import n_trainable
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
-from mlr3torch_py.training.clock import moment_of, rows_of
+from mlr3torch_py.training.clock import moment_of, row_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.output_folder import check_path, folder_of
 from mlr3torch_py.training.processes import is_main_process, on_main_process
@@ -102,7 +102,7 @@ class CallbackSetTB(CallbackSet):
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.by_epoch_ is None:
             return
-        row = rows_of(net.history)[-1]
+        row = row_of(net.history, -1)
         for part in ("train", "valid"):
             for name, value in scores_of(row, f"{part}_").items():
                 if isinstance(value, Real) and not isinstance(value, bool):

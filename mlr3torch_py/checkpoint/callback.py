@@ -21,7 +21,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
-from mlr3torch_py.training.clock import score_of
+from mlr3torch_py.training.clock import row_of, score_of
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.output_folder import check_path, folder_of
 from mlr3torch_py.training.processes import on_main_process
@@ -91,8 +91,8 @@ class CallbackSetCheckpoint(CallbackSet):
     ``net.load_params(f_params=...)`` reads, ``optimizer<n>.pt`` and ``state<n>.json``; criteria and further modules
     with weights are in ``<name>-<n>.pt``, and the rows of the history in ``.history.jsonl``. "At its end" means the
     last complete epoch, also if Ctrl-C or an error stops the training within one; unless `freq` is 1, that epoch is
-    kept in memory until then. The files hold the weights as trained, not those that early stopping restores at the end; a
-    resumed run that it had stopped restores them again.
+    kept in memory until then. The files hold the weights as trained, not those that early stopping restores at the end;
+    a resumed run that it had stopped restores them again.
 
     Saved are also pending gradients, buffers that are not persistent, plain attributes of modules, criteria and the net
     that have changed, random generators, and whatever else has ``state_dict`` and ``load_state_dict``; of callbacks of
@@ -243,8 +243,7 @@ class CallbackSetCheckpoint(CallbackSet):
 
 def best_epoch(history: History, epochs: Sequence[int], monitor: str, *, lower_is_better: bool) -> set[int]:
     """Return the epoch with the best score among some epochs; nothing if none has a score."""
-    rows: Any = history
-    scores = {epoch: score_of(rows[epoch - 1], monitor) for epoch in epochs}
+    scores = {epoch: score_of(row_of(history, epoch - 1), monitor) for epoch in epochs}
     known = {epoch: float(score) for epoch, score in scores.items() if score is not None and score == score}
     sign = 1 if lower_is_better else -1
     return {min(known, key=lambda epoch: (sign * known[epoch], epoch))} if known else set()

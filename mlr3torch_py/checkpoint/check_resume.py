@@ -147,6 +147,7 @@ def _cause(whole: Ending, again: Ending, stopped: Ending, *, is_repeatable: bool
         for path, text in whole.elsewhere.items()
         if again.elsewhere.get(path) == text != stopped.elsewhere.get(path, text) and not _follows(path)
     ]
+    paths.sort(key=lambda path: (len(whole.elsewhere[path]) >= 32, len(path)))  # numbers before hashes
     if paths:
         values = (
             f"{path} ({stopped.elsewhere[path]} resumed, {whole.elsewhere[path]} without a stop)" for path in paths

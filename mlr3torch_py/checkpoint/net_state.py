@@ -22,6 +22,7 @@ from mlr3torch_py.checkpoint.row_file import line_of
 from mlr3torch_py.network.parameters import Flags, frozen_by_us, trainable_names
 from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.clock import row_of
 from mlr3torch_py.training.run import own_callbacks
 
 __all__ = [
@@ -180,8 +181,7 @@ def _is_from_history(callback: Any) -> bool:
 
 
 def _row(net: Net, i: int) -> dict[str, Any]:
-    history: Any = net.history
-    return dict(list.__getitem__(history, i) if isinstance(history, list) else history.to_list()[i])
+    return dict(row_of(net.history, i))
 
 
 def _without_batches(row: dict[str, Any]) -> dict[str, Any]:

@@ -148,6 +148,8 @@ class Session:
     def capture(self, n_rows: int, *, is_due: bool) -> None:
         """Capture the state at the end of an epoch, given the number of rows of the history that are kept."""
         net = self.net
+        if not self._last_captured:  # since some are made when they are first used
+            self._warn_of(self._unreadable(self._ctx.dataset_train))
         self._last_captured = len(net.history)
         changed, lost = self._attributes.changed(net)
         self._warn_of([f"{place}, whose kind no file can hold" for place in lost])
@@ -200,23 +202,25 @@ class Session:
             warn(f"the random states of {listed(missing)} are not those of the run that is resumed")
 
     def _name_what_is_lost(self, dataset_train: Any) -> None:
-        loaders = self._ctx.loaders
-        skip, roots = searched(self.net, dataset_train, loaders)
-        lost = [
-            f"{place}, whose state cannot be read: keep a seed or an index instead"
-            for place in unreadable(*skip, **roots)
-            if not place.startswith("callbacks_.")
-        ]
+        lost = self._unreadable(dataset_train)
         lost += [
             one.lost_on_resume for one in own_callbacks(self.net).values() if is_staged(one) and one.lost_on_resume
         ]
         lost += [f"{place}, whose state_dict() no file can hold" for place in object_states(self.net)[1]]
-        if any(getattr(one, "persistent_workers", False) and one.num_workers for one in loaders):
+        if any(getattr(one, "persistent_workers", False) and one.num_workers for one in self._ctx.loaders):
             lost.append(
                 "the random states of persistent workers, so they are restarted in every epoch: give "
                 "persistent_workers=False"
             )
         self._warn_of(lost)
+
+    def _unreadable(self, dataset_train: Any) -> list[str]:
+        skip, roots = searched(self.net, dataset_train, self._ctx.loaders)
+        return [
+            f"{place}, whose state cannot be read: keep a seed or an index instead"
+            for place in unreadable(*skip, **roots)
+            if not place.startswith("callbacks_.")
+        ]
 
     def _warn_of(self, lost: list[str]) -> None:
         new = [one for one in lost if one not in self._named]

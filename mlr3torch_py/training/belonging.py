@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mlr3torch_py.protocols import History
-from mlr3torch_py.training.clock import rows_of
+from mlr3torch_py.training.clock import row_of
 
 __all__ = ["HistoryMark"]
 
@@ -52,7 +52,7 @@ class HistoryMark(NamedTuple):
 
 
 def _last_row(history: History) -> Mapping[str, Any] | None:
-    return rows_of(history)[-1] if len(history) else None
+    return row_of(history, -1) if len(history) else None
 
 
 def _plain(row: Mapping[str, Any] | None) -> dict[str, str]:

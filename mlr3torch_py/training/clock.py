@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, overload
 
 from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment
 
-__all__ = ["moment_of", "rows_of", "score_of", "scores_by_epoch", "take_back_epoch"]
+__all__ = ["moment_of", "row_of", "rows_of", "score_of", "scores_by_epoch", "take_back_epoch"]
 
 
 def moment_of(history: History) -> Moment:
@@ -42,7 +42,14 @@ def moment_of(history: History) -> Moment:
     if not rows:
         return Moment()
     ends = _ends_before_last(history, rows, n_ranks)
-    return Moment(len(rows), ends[len(rows) - 1] + _n_batches(rows[-1], n_ranks), _Firsts(ends, len(rows)))
+    batch = ends[len(rows) - 1] + _n_batches(row_of(history, -1), n_ranks)
+    return Moment(len(rows), batch, _Firsts(ends, len(rows)))
+
+
+def row_of(history: History, i: int) -> dict[str, Any]:
+    """Return a row of a history, without skorch's search in it, which takes longer the more rows there are."""
+    row: dict[str, Any] = list.__getitem__(rows_of(history), i)
+    return row
 
 
 def rows_of(history: History) -> list[dict[str, Any]]:
@@ -88,15 +95,16 @@ _COUNTED: Final[dict[int, tuple[list[int], Any]]] = {}
 
 def _ends_before_last(history: History, rows: list[dict[str, Any]], n_ranks: int) -> list[int]:
     """Return the number of batches finished before each row."""
+    at: Callable[[int], dict[str, Any]] = partial(list.__getitem__, rows)
     ends, counted = _COUNTED.get(id(history), ([0], None))
     n_counted = len(ends) - 1
-    if n_counted >= len(rows) or (n_counted and rows[n_counted - 1] is not counted):
+    if n_counted >= len(rows) or (n_counted and at(n_counted - 1) is not counted):
         ends, n_counted = [0], 0
-    for row in islice(rows, n_counted, len(rows) - 1):
-        ends.append(ends[-1] + _n_batches(row, n_ranks))
+    for i in range(n_counted, len(rows) - 1):
+        ends.append(ends[-1] + _n_batches(at(i), n_ranks))
     if id(history) not in _COUNTED:
         weakref.finalize(history, _COUNTED.pop, id(history), None)
-    _COUNTED[id(history)] = ends, rows[len(rows) - 2] if len(rows) > 1 else None
+    _COUNTED[id(history)] = ends, at(-2) if len(rows) > 1 else None
     return ends
 
 

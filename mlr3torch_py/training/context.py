@@ -10,7 +10,7 @@ from torch import nn
 
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.clock import rows_of
+from mlr3torch_py.training.clock import row_of, rows_of
 
 __all__ = ["ContextTorch", "scores_of"]
 
@@ -155,7 +155,7 @@ class ContextTorch:
         return 0 if self.terminate else self.total_epochs - self.epoch
 
     def _last_scores(self, prefix: str) -> dict[str, float]:
-        row = rows_of(self.net.history)[-1] if len(self.net.history) else {}
+        row = row_of(self.net.history, -1) if len(self.net.history) else {}
         return scores_of(row, prefix)
 
 

@@ -78,10 +78,11 @@ class Iterated(Data):
 
 
 class OfSystem(Data):
-    def __init__(self):
-        self.rng = random.SystemRandom()
+    rng = None
 
     def noise(self):
+        if self.rng is None:
+            self.rng = random.SystemRandom()
         return self.rng.random()
 
 
