@@ -7,7 +7,6 @@ import json
 import pickle
 from collections.abc import Iterator, Mapping, Set
 from functools import cache
-from types import FunctionType, MethodType
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +24,6 @@ from mlr3torch_py.protocols import Net
 __all__ = ["Attributes", "hash_of"]
 
 _OF_MODULES: Final = frozenset(vars(nn.Module()))
-_NOT_DATA: Final = (FunctionType, MethodType, type, nn.Module)
 
 
 class Attributes:
@@ -103,7 +101,7 @@ def _values(owner: Any, held: Set[int]) -> dict[str, Any]:
 
 def _is_kept_elsewhere(value: Any, held: Set[int]) -> bool:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    if any(isinstance(one, _NOT_DATA) or is_generator(one) or has_state_dict(one) for one in (value, *items)):
+    if any(callable(one) or is_generator(one) or has_state_dict(one) for one in (value, *items)):
         return True
     return any(_address(tensor) in held for tensor in _tensors_in(value))
 

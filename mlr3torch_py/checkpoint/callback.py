@@ -182,9 +182,6 @@ class CallbackSetCheckpoint(CallbackSet):
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         cast(Session, self.session_).begin_epochs(dataset_train, dataset_valid)
 
-    def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        cast(Session, self.session_).begin_epoch()
-
     def after_last_epoch(self, net: Net) -> None:
         cast(Session, self.session_).end_epochs()
 

@@ -48,7 +48,9 @@ class RowFile:
         self._hash = hashlib.sha256()
 
     def append(self, lines: Sequence[bytes]) -> dict[str, Any]:
-        """Write rows to the disk, as `line_of` has made them, and return the mark up to which the file is valid.
+        """Write rows to the disk, as `line_of` has made them, and return a mark.
+
+        It says up to where the file is valid; it is empty if there are no rows.
 
         Raises
         ------
@@ -66,6 +68,8 @@ class RowFile:
         self._hash.update(content)
         self.n_rows += len(lines)
         self._n_bytes += len(content)
+        if not self.n_rows:
+            return {}
         return {"rows": self.n_rows, "bytes": self._n_bytes, "sha256": self._hash.hexdigest()}
 
     def read(self, mark: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -76,8 +80,11 @@ class RowFile:
         ValueError
             If the file is missing, damaged or was changed.
         """
+        if "rows" not in mark:
+            self.n_rows, self._n_bytes, self._hash = 0, 0, hashlib.sha256()
+            return []
         with reading(self.path):
-            content = self.path.read_bytes()[: mark["bytes"]] if mark["bytes"] else b""
+            content = self.path.read_bytes()[: mark["bytes"]]
             found = hashlib.sha256(content)
             if found.hexdigest() != mark["sha256"]:
                 raise changed(self.path)

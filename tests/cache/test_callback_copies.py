@@ -84,6 +84,7 @@ def test_it_works_inside_a_grid_search():
     assert sum(hits(search.best_estimator_)) > 0
 
 
+@pytest.mark.filterwarnings("ignore:a resumed run will differ.*frozen_cache:UserWarning")
 def test_a_resumed_training_continues_the_history(tmp_path):
     checkpoint = t_clbk("checkpoint", path=tmp_path, freq=1, resume=True)
     params = {"module": Nested, "max_epochs": 4}
