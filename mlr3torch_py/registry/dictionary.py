@@ -157,7 +157,7 @@ class CallbackDictionary:
 
 
 _ONE_CYCLE: dict[str, Any] = {"base": CallbackSetLRSchedulerOneCycle, "step_on_epoch": False}
-_ON_PLATEAU: dict[str, Any] = {"base": CallbackSetLRSchedulerReduceOnPlateau, "monitor": "valid_loss"}
+_ON_PLATEAU: dict[str, Any] = {"base": CallbackSetLRSchedulerReduceOnPlateau, "mode": None, "monitor": "valid_loss"}
 
 mlr3torch_callbacks = CallbackDictionary()
 mlr3torch_callbacks.add("checkpoint", CallbackSetCheckpoint)
