@@ -63,7 +63,7 @@ class CallbackSet(StagedCallback):
         skorch have the weight 0, but its PrintLog runs after all finite weights. Only at ``on_train_begin``, skorch
         callbacks listed before the first CallbackSet have already run.
     keeps_outputs : bool
-        Set it to True in a class that reads ``ctx.y_hats``, all outputs of the network in an epoch.
+        Set it to True in a class that reads ``ctx.epoch_outputs``, all outputs of the network in an epoch.
 
     See Also
     --------
