@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from sklearn.base import clone
@@ -73,6 +75,14 @@ class TorchCallback(NamedTuple):
         generated: CallbackSet = clone(self.callback)
         return generated
 
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the pair; explain the mistake when skorch finds the name twice in a net."""
+        # skorch unpacks the pairs before it says, without the remedy, that a name is there twice.
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "_yield_callbacks":
+            _check_unique(self.id, getattr(caller.f_locals.get("self"), "callbacks", None))
+        return tuple.__iter__(self)
+
     def set_params(self, **params: Any) -> NoReturn:
         """Explain the mistake when the pair is passed where skorch expects a bare callback.
 
@@ -97,6 +107,15 @@ class TorchCallback(NamedTuple):
         lines = [f"<TorchCallback:{self.id}>", f"* Label: {self.label}", f"* Generator: {type(self.callback).__name__}"]
         lines += [f"* {name}: {value!r}" for name, value in self.parameters.items()]
         return "\n".join(lines)
+
+
+def _check_unique(id: str, callbacks: Any) -> None:
+    pairs = [one for one in callbacks or () if isinstance(one, tuple | list) and len(one) == 2]
+    if sum(pair[0] == id for pair in pairs) > 1:
+        raise ValueError(
+            f"`callbacks` has two callbacks with the name {id!r}; give each its own, by t_clbk('<key>_1', ...) and "
+            "t_clbk('<key>_2', ...), or by t_clbk('<key>', id='<name>', ...)"
+        )
 
 
 def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
