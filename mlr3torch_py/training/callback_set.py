@@ -73,7 +73,8 @@ class CallbackSet(StagedCallback):
     -----
     Ported from ``CallbackSet`` of R's mlr3torch. While a net trains, ``net.callbacks_`` is sorted by weight; afterwards
     it is in skorch's order again. A CallbackSet that is added to it during training takes part from then on, and one
-    that is removed still exits.
+    that is removed still exits. A ``fit`` from scratch starts with the callback as it was given: attributes that
+    earlier trainings have set are undone, and what its constructor makes is made again. In ``partial_fit`` they stay.
 
     Examples
     --------
@@ -126,6 +127,13 @@ class CallbackSet(StagedCallback):
                     f"`{name}` of {type(self).__name__} was never set; pass it to t_clbk(), "
                     f"or to the net as callbacks__<name of the callback>__{name}"
                 )
+
+    def _get_param_names(self) -> list[str]:
+        parameters = inspect.signature(type(self)).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            names: list[str] = super()._get_param_names()
+            return names
+        return [name for name in parameters if name in vars(self)]
 
     def __sklearn_clone__(self) -> CallbackSet:
         cloned = type(self)(**{name: clone(value, safe=False) for name, value in self.get_params(deep=False).items()})

@@ -35,7 +35,8 @@ def callback_set(
     classname : str
         The name of the class.
     initialize : callable, optional
-        The constructor. It takes the callback and the parameters, and stores each under its name.
+        The constructor. It takes the callback and the parameters, and stores each under its name. It is called again
+        for a later ``fit`` from scratch, so that nothing is left of an earlier one.
     state_dict, load_state_dict : callable, optional
         Return the state of the callback, and restore it. Give both or neither.
     weight : float

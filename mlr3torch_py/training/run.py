@@ -106,7 +106,7 @@ class Run:
         hooks = [type(callback).on_grad_computed for callback in self.staged]
         self._acts_after_backward = any(hook is not Callback.on_grad_computed for hook in hooks)
         for callback in self.staged:
-            callback.ctx_ = self.ctx
+            callback.join(self.ctx)
             self.ctx.keeps_outputs |= callback.keeps_outputs
 
     def fit_loop(self, *args: Any, epochs: int | None = None, **kwargs: Any) -> Any:
