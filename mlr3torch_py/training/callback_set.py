@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import wraps
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -13,6 +15,7 @@ import pandas as pd
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
+from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, StagedCallback
@@ -86,6 +89,7 @@ class CallbackSet(StagedCallback):
     """
 
     label: ClassVar[str] = ""
+    man: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("mlr3torch_py", "skorch", "torch")
     gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
@@ -93,6 +97,10 @@ class CallbackSet(StagedCallback):
         super().__init_subclass__(**kwargs)
         if not getattr(cls.on_train_begin, "starts_run", False):
             cls.on_train_begin = _starting_run(cls.on_train_begin)  # type: ignore[method-assign]
+        if taken := [name for name in inspect.signature(cls).parameters if name in ("ctx", "weight")]:
+            raise TypeError(
+                f"{cls.__name__} has the parameter {taken[0]!r}, which every callback has already; give it another name"
+            )
 
     @property
     def stages(self) -> list[str]:
@@ -102,6 +110,32 @@ class CallbackSet(StagedCallback):
     @_starting_run
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Stage ``begin``."""
+
+    def state_dict(self) -> Any:
+        """Return the state of the callback.
+
+        Returns
+        -------
+        object
+            None for a callback without a state. One with a state overrides this method and `load_state_dict`.
+        """
+        return None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Restore a state.
+
+        Parameters
+        ----------
+        state : object
+            As `state_dict` returns it.
+
+        Raises
+        ------
+        ValueError
+            If the callback has no state, and `state` is not None.
+        """
+        if state is not None:
+            raise ValueError(f"`state` is {state!r}, but {type(self).__name__} has no state; define load_state_dict()")
 
     def check_params(self) -> None:
         """Check the parameters that are set.
@@ -113,14 +147,20 @@ class CallbackSet(StagedCallback):
         """
 
     def require_params(self) -> None:
-        """Check that all parameters are set and valid.
+        """Check that all packages are there, and all parameters set and valid.
 
         Raises
         ------
         TypeError, ValueError
-            If one has the wrong type or value, or was never set.
+            If a parameter has the wrong type or value, or was never set.
+        ImportError
+            If a package is not installed.
         """
         self.check_params()
+        if missing := [name for name in type(self).packages if not _is_installed(name)]:
+            raise ImportError(
+                f"{type(self).__name__} needs {listed(missing)}, not installed here; run `pip install {missing[0]}`"
+            )
         for name, value in self.get_params(deep=False).items():
             if value is REQUIRED:
                 raise ValueError(
@@ -147,6 +187,16 @@ class CallbackSet(StagedCallback):
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
         given = {name: value for name, value in self.get_params(deep=False).items() if value is not defaults[name]}
         return f"{type(self).__name__}({', '.join(f'{name}={_code(value)}' for name, value in given.items())})"
+
+
+def _is_installed(package: str) -> bool:
+    """Check whether there is a module, or a distribution, of this name."""
+    if find_spec(package.partition(".")[0]) is not None:
+        return True
+    try:
+        return bool(distribution(package))
+    except PackageNotFoundError:
+        return False
 
 
 def _defines(cls: type[CallbackSet], hook: str) -> bool:

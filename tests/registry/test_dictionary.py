@@ -192,5 +192,5 @@ def test_the_dictionary_agrees_with_r(entry):
     assert row["weight"] == float(entry["weight"])
     wanted = [name for name in entry["params"] if name != "verbose"]  # which torch's schedulers no longer have
     assert [name for name in row["params"] if name in wanted] == wanted
-    optional_here = {"unfreeze"} if entry["key"] == "unfreeze" else set()
+    optional_here = {"unfreeze": {"unfreeze"}, "tb": {"log_train_loss"}}.get(entry["key"], set())
     assert set(row["required"]) == set(entry["required"]) - optional_here
