@@ -82,7 +82,7 @@ class CallbackSetEarlyStopping(CallbackSet):
     default_weight = 1000
     found_ = Stagnation()
     best_weights_: dict[str, Any] | None = None
-    is_restored_ = False
+    is_restored_ = True
     warned_of_nan_ = False
 
     def __init__(

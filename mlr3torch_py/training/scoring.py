@@ -74,12 +74,16 @@ def work_out_scores(net: Net, part: str, dataset_train: Any, dataset_valid: Any)
         out.
     """
     history, rows = net.history, net.history.to_list()
+    pending = [
+        one for _, one in net.callbacks_ if _scores_from_outputs(one, net, part) and _name_of(one) not in rows[-1]
+    ]
+    if not pending:
+        return {}
     draft = History([*rows[:-1], dict(rows[-1])])
     net.history = draft
     try:
-        for _, callback in net.callbacks_:
-            if _scores_from_outputs(callback, net, part) and _name_of(callback) not in rows[-1]:
-                copy(callback).on_epoch_end(net, dataset_train=dataset_train, dataset_valid=dataset_valid)
+        for callback in pending:
+            copy(callback).on_epoch_end(net, dataset_train=dataset_train, dataset_valid=dataset_valid)
     finally:
         net.history = history
     return {key: value for key, value in draft[-1].items() if key not in rows[-1]}

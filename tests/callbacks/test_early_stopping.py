@@ -144,6 +144,20 @@ def test_the_best_weights_are_restored_when_training_ends_by_an_error():
     assert not moved(kept[1], weights(net))
 
 
+def test_an_error_before_training_restores_nothing():
+    def fail(self):
+        raise RuntimeError("no")
+
+    trained, loaded = (CallbackSetEarlyStopping(monitor="score", restore_best_weights=True) for _ in range(2))
+    iris_net(Score(SCORES), trained, batch_size=150, max_epochs=3).fit(X, y)
+    loaded.load_state_dict(trained.state_dict())
+    net = iris_net(torch_callback("fails", on_begin=fail), Score(SCORES), loaded).initialize()
+    before = weights(net)
+    with pytest.raises(RuntimeError, match="no"):
+        net.partial_fit(X, y)
+    assert not moved(before, weights(net))
+
+
 def test_what_changes_the_weights_at_the_end_is_not_undone():
     class Doubles(CallbackSet):
         default_weight = 2000
