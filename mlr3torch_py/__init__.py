@@ -42,8 +42,7 @@ from mlr3torch_py.select.functions import (
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.from_functions import callback_set
-
-__version__ = "0.1.0"
+from mlr3torch_py.version import __version__ as __version__
 
 __all__ = [
     "MLP",

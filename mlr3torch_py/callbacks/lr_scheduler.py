@@ -16,6 +16,7 @@ from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, score_of, take_back_epoch
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.recipe import recipe_class
+from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
 
 __all__ = [
     "CallbackSetLRScheduler",
@@ -205,12 +206,18 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
     ----------
     **params
         Those of ``torch.optim.lr_scheduler.ReduceLROnPlateau``, and `monitor`, the key of the score in a row of
-        ``net.history``, by default ``"valid_loss"``.
+        ``net.history``, by default ``"valid_loss"``. Without a `mode`, the callback of the net that records the score
+        is asked whether lower or higher is better; a score that no callback knows is minimised.
 
     Raises
     ------
     ValueError
         After the first epoch, if the history lacks the score.
+
+    Warns
+    -----
+    UserWarning
+        When training begins, for a score whose direction nobody knows.
 
     See Also
     --------
@@ -219,8 +226,16 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
 
     scheduler_class = lr_scheduler.ReduceLROnPlateau
 
+    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        super().on_train_begin(net, X=X, y=y, **kwargs)
+        if vars(self)["mode"] is None:
+            warn_of_unknown_direction(net, vars(self)["monitor"], "`mode`, 'min' or 'max'")
+
     def make(self, net: Net, dataset_train: Any) -> Any:
-        params = {name: value for name, value in self.get_params(deep=False).items() if name != "monitor"}
+        params = self.get_params(deep=False)
+        monitor = params.pop("monitor")
+        if params["mode"] is None:
+            params["mode"] = "min" if lower_is_better(net, monitor) else "max"
         return self.scheduler_class(net.optimizer_, **params)
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
@@ -239,12 +254,12 @@ def lr_scheduler_class(
 ) -> type[CallbackSetLRScheduler]:
     """Make the callback class of a scheduler class.
 
-    `more` are further parameters, with their defaults.
+    `more` are further parameters, and other defaults of those of the scheduler.
     """
-    of_scheduler = inspect.signature(scheduler_class).parameters.values()
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in of_scheduler if p.name not in ("optimizer", "verbose")]
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in more.items()
+    of_scheduler = inspect.signature(scheduler_class).parameters
+    defaults = {name: p.default for name, p in of_scheduler.items() if name not in ("optimizer", "verbose")} | more
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in defaults.items()
     ]
     namespace = {
         "__doc__": f"``{scheduler_class.__name__}`` of torch as a callback, see `CallbackSetLRScheduler`.",

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from mlr3torch_py.arguments import check_whole
@@ -53,6 +54,11 @@ class CallbackSetCheckpoint(CallbackSet):
         if there is none. A folder says where to resume from; new checkpoints are written to `path`. ``max_epochs`` then
         counts all epochs of the run, so that a finished one trains nothing.
 
+    Attributes
+    ----------
+    path_ : pathlib.Path or None
+        The folder of the latest run; None before the first.
+
     Raises
     ------
     TypeError, ValueError
@@ -69,7 +75,8 @@ class CallbackSetCheckpoint(CallbackSet):
     Warns
     -----
     UserWarning
-        When training begins, for an incomplete checkpoint, and for a state whose callback is missing.
+        When training begins, for an incomplete checkpoint, one that another version of this package wrote, and a state
+        whose callback is missing.
 
     See Also
     --------
@@ -117,6 +124,10 @@ class CallbackSetCheckpoint(CallbackSet):
         self.path = path
         self.freq = freq
         self.resume = resume
+
+    @property
+    def path_(self) -> Path | None:
+        return None if self.folder_ is None else self.folder_.path
 
     def check_params(self) -> None:
         check_path(self.path)

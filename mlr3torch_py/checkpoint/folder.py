@@ -16,6 +16,8 @@ import torch
 from mlr3torch_py.checkpoint.portable import from_portable, to_portable
 from mlr3torch_py.checkpoint.sealed_files import SealedFiles, json_writer
 from mlr3torch_py.names import listed
+from mlr3torch_py.version import __version__
+from mlr3torch_py.warn import warn
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
@@ -183,7 +185,7 @@ class CheckpointFolder:
 
         def sealed_state(hashes: Mapping[str, str]) -> dict[str, Any]:
             files = {name: {"part": part, "sha256": hashes[name]} for name, part in part_of.items()}
-            return {"epoch": epoch, "files": files, **state}
+            return {"epoch": epoch, "version": __version__, "files": files, **state}
 
         writers = {name: partial(self._write_part, part, parts[part]) for name, part in part_of.items()}
         self.files.write({**writers, f"state{epoch}.json": json_writer(sealed_state)})
@@ -195,9 +197,20 @@ class CheckpointFolder:
         ------
         ValueError
             If a file cannot be read, was changed, or has a newer format.
+
+        Warns
+        -----
+        UserWarning
+            If another version of this package wrote it.
         """
         state = self.files.read_json(f"state{epoch}.json")
         del state["epoch"]
+        there = state.pop("version", None)
+        if there not in (None, __version__):
+            warn(
+                f"{self.path}: the checkpoint of epoch {epoch} was written by mlr3torch_py {there}, "
+                f"this is {__version__}; if the run does not continue as it should, install mlr3torch_py=={there}"
+            )
         parts = {}
         for name, entry in state.pop("files").items():
             path = self.files.check_hash(name, entry["sha256"])

@@ -17,6 +17,7 @@ from mlr3torch_py.network.parameters import Flags, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import generators, random_states
 from mlr3torch_py.network.unwrap import bare, named_modules
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.callback_set import CallbackSet
 
 __all__ = [
     "callback_states",
@@ -189,7 +190,8 @@ def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
 
 def _has_state_dict(callback: Any) -> bool:
     # Of the class, since an object such as a Mock may answer every attribute.
-    return all(hasattr(type(callback), method) for method in ("state_dict", "load_state_dict"))
+    methods = {name: getattr(type(callback), name, None) for name in ("state_dict", "load_state_dict")}
+    return all(method not in (None, getattr(CallbackSet, name)) for name, method in methods.items())
 
 
 def _state_of(callback: Any) -> Any:

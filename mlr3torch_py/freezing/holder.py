@@ -108,6 +108,9 @@ class FreezingCallback(CallbackSet, ABC):
         self._drop_engine()
         return self
 
+    def renew(self) -> None:
+        """Keep everything: it is set when training begins, and a loaded state is used up by the next fit."""
+
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
         self._drop_engine()
         return False

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch.optim import lr_scheduler
 
+from mlr3torch_py.arguments import check_flag
 from mlr3torch_py.callbacks.lr_scheduler import lr_scheduler_class
 from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks, t_clbk
-from mlr3torch_py.registry.torch_callback import TorchCallback, parameters_of
+from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
 from mlr3torch_py.training.callback_set import CallbackSet
 
 __all__ = ["as_lr_scheduler", "as_torch_callback", "as_torch_callbacks"]
@@ -58,13 +59,17 @@ def as_lr_scheduler(x: type, step_on_epoch: bool = True, **params: Any) -> Torch
     return dictionary.get(key, **params)
 
 
-def as_torch_callback(x: Any) -> TorchCallback:
+def as_torch_callback(x: Any, *, id: str | None = None, clone: bool = False) -> TorchCallback:
     """Convert a callback, a class or a key to a TorchCallback.
 
     Parameters
     ----------
     x : TorchCallback, CallbackSet, subclass of CallbackSet, or str
         A callback, its class, or a key of `mlr3torch_callbacks`.
+    id : str, optional
+        The name of the callback in a net; by default that of a TorchCallback, the key, or the name of the class.
+    clone : bool
+        Whether to make a new callback with the same parameters, which shares nothing with `x`.
 
     Returns
     -------
@@ -75,7 +80,7 @@ def as_torch_callback(x: Any) -> TorchCallback:
     KeyError
         If it is a string but not a key.
     TypeError
-        If it is none of these.
+        If it is none of these, or `id` or `clone` is invalid.
 
     See Also
     --------
@@ -86,6 +91,14 @@ def as_torch_callback(x: Any) -> TorchCallback:
     >>> as_torch_callback("history").id
     'history'
     """
+    made = _as_torch_callback(x)
+    if id is not None:
+        check_id("id", id)
+        made = TorchCallback(id, made.callback)
+    return TorchCallback(made.id, made.generate()) if check_flag("clone", clone) else made
+
+
+def _as_torch_callback(x: Any) -> TorchCallback:
     if isinstance(x, TorchCallback):
         return x
     if isinstance(x, str):
@@ -98,13 +111,15 @@ def as_torch_callback(x: Any) -> TorchCallback:
     raise TypeError(f"`x` is {x!r}; it must be a TorchCallback, a CallbackSet, a class of these, or a key")
 
 
-def as_torch_callbacks(x: Any) -> list[TorchCallback]:
+def as_torch_callbacks(x: Any, *, clone: bool = False) -> list[TorchCallback]:
     """Convert callbacks, classes or keys to a list of TorchCallbacks.
 
     Parameters
     ----------
     x : list or None
         Of what `as_torch_callback` takes; a single one makes a list of one.
+    clone : bool
+        Whether to make new callbacks, which share nothing with those in `x`.
 
     Returns
     -------
@@ -129,4 +144,4 @@ def as_torch_callbacks(x: Any) -> list[TorchCallback]:
     """
     if x is None:
         return []
-    return [as_torch_callback(entry) for entry in (x if type(x) in (list, tuple) else [x])]
+    return [as_torch_callback(entry, clone=clone) for entry in (x if type(x) in (list, tuple) else [x])]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from sklearn.base import clone
 
+from mlr3torch_py.names import as_names
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.from_functions import callback_set
 
@@ -49,8 +52,8 @@ class TorchCallback(NamedTuple):
 
     @property
     def man(self) -> str:
-        """The full name of its class, under which it is documented."""
-        return f"{type(self.callback).__module__}.{type(self.callback).__qualname__}"
+        """Where the callback is documented: what was given, or the full name of its class."""
+        return type(self.callback).man or f"{type(self.callback).__module__}.{type(self.callback).__qualname__}"
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -72,6 +75,14 @@ class TorchCallback(NamedTuple):
         """
         generated: CallbackSet = clone(self.callback)
         return generated
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the pair; explain the mistake when skorch finds the name twice in a net."""
+        # skorch unpacks the pairs before it says, without the remedy, that a name is there twice.
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "_yield_callbacks":
+            _check_unique(self.id, getattr(caller.f_locals.get("self"), "callbacks", None))
+        return tuple.__iter__(self)
 
     def set_params(self, **params: Any) -> NoReturn:
         """Explain the mistake when the pair is passed where skorch expects a bare callback.
@@ -99,6 +110,15 @@ class TorchCallback(NamedTuple):
         return "\n".join(lines)
 
 
+def _check_unique(id: str, callbacks: Any) -> None:
+    pairs = [one for one in callbacks or () if isinstance(one, tuple | list) and len(one) == 2]
+    if sum(pair[0] == id for pair in pairs) > 1:
+        raise ValueError(
+            f"`callbacks` has two callbacks with the name {id!r}; give each its own, by t_clbk('<key>_1', ...) and "
+            "t_clbk('<key>_2', ...), or by t_clbk('<key>', id='<name>', ...)"
+        )
+
+
 def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
     """Map the parameters of a class to their defaults or REQUIRED."""
     parameters = inspect.signature(generator).parameters.values()
@@ -106,7 +126,13 @@ def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
 
 
 def torch_callback(
-    id: str, *, label: str | None = None, classname: str | None = None, **description: Any
+    id: str,
+    *,
+    label: str | None = None,
+    classname: str | None = None,
+    packages: str | Sequence[str] = (),
+    man: str | None = None,
+    **description: Any,
 ) -> TorchCallback:
     """Make a callback from functions, ready for ``callbacks=[...]``.
 
@@ -118,9 +144,13 @@ def torch_callback(
         Human-readable label.
     classname : str, optional
         The name of its class; derived from `id` by default.
+    packages : str or list of str
+        The packages that it needs beside those of the class that it derives from.
+    man : str, optional
+        Where it is documented; the full name of its class by default.
     **description
         The arguments of `callback_set`: functions for the stages, ``initialize``, ``state_dict``, ``load_state_dict``,
-        ``weight`` and ``public``. Set parameters of ``initialize`` without a default through the net.
+        ``weight``, ``public`` and ``inherit``. Set parameters of ``initialize`` without a default through the net.
 
     Returns
     -------
@@ -145,7 +175,9 @@ def torch_callback(
     * Generator: CallbackSetSay
     """
     check_id("id", id)
-    public = {**(description.pop("public", None) or {}), **({} if label is None else {"label": label})}
+    inherited = getattr(description.get("inherit", CallbackSet), "packages", ())
+    told = {"label": label, "man": man, "packages": (*inherited, *as_names("packages", packages))}
+    public = {**(description.pop("public", None) or {}), **{key: one for key, one in told.items() if one is not None}}
     name = classname or "CallbackSet" + "".join(word.capitalize() for word in id.split("_"))
     generator = callback_set(name, public=public, **description)
     return TorchCallback(id, generator(**parameters_of(generator)))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlr3torch_py.arguments import check_flag, check_whole
-from mlr3torch_py.select.value import value
+from mlr3torch_py.select.value import fields_of, value
 
 __all__ = ["Plateau", "Stagnation", "as_whole"]
 
@@ -31,8 +31,9 @@ class Plateau:
         The number of epochs without a better score, at least 1.
     min_delta : float
         The least improvement of a better score, in the units of the score.
-    lower_is_better : bool
-        Whether smaller scores are better, as for a loss.
+    lower_is_better : bool, optional
+        Whether smaller scores are better, as for a loss. By default the callback of the net that records the score is
+        asked, see `CallbackSetEarlyStopping`; without a net, smaller ones are.
     no_later_than : int, optional
         The epoch from which the condition holds in any case.
 
@@ -52,7 +53,7 @@ class Plateau:
     monitor: str = "valid_loss"
     patience: int = 3
     min_delta: float = 0.0
-    lower_is_better: bool = True
+    lower_is_better: bool | None = None
     no_later_than: int | None = None
 
     def __post_init__(self) -> None:
@@ -62,9 +63,27 @@ class Plateau:
         if self.no_later_than is not None:
             latest = check_whole("no_later_than", as_whole(self.no_later_than), "epochs")
             object.__setattr__(self, "no_later_than", latest)
-        check_flag("lower_is_better", self.lower_is_better)
+        if self.lower_is_better is not None:
+            check_flag("lower_is_better", self.lower_is_better)
         if isinstance(self.min_delta, bool) or not isinstance(self.min_delta, (int, float)) or not self.min_delta >= 0:
             raise ValueError(f"`min_delta` is {self.min_delta!r}; give a number, at least 0")
+
+    def directed(self, lower_is_better: bool) -> Plateau:
+        """Return the condition with a direction, which is its own if it has one.
+
+        Parameters
+        ----------
+        lower_is_better : bool
+
+        Returns
+        -------
+        Plateau
+        """
+        return (
+            self
+            if self.lower_is_better is not None
+            else Plateau(**{**fields_of(self), "lower_is_better": lower_is_better})
+        )
 
     def holds(self, scores: Sequence[float]) -> bool:
         """Return whether scores have stopped improving.
@@ -94,7 +113,7 @@ class Plateau:
         """
         best_cost, found = math.inf, Stagnation()
         for epoch, score in scores:
-            cost = score if self.lower_is_better else -score
+            cost = -score if self.lower_is_better is False else score
             if cost < best_cost - self.min_delta:
                 best_cost, found = cost, Stagnation(epoch, score, 0)
             else:

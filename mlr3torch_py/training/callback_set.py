@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import wraps
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -13,6 +15,7 @@ import pandas as pd
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
+from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, StagedCallback
@@ -63,7 +66,7 @@ class CallbackSet(StagedCallback):
         skorch have the weight 0, but its PrintLog runs after all finite weights. Only at ``on_train_begin``, skorch
         callbacks listed before the first CallbackSet have already run.
     keeps_outputs : bool
-        Set it to True in a class that reads ``ctx.y_hats``, all outputs of the network in an epoch.
+        Set it to True in a class that reads ``ctx.epoch_outputs``, all outputs of the network in an epoch.
 
     See Also
     --------
@@ -73,7 +76,8 @@ class CallbackSet(StagedCallback):
     -----
     Ported from ``CallbackSet`` of R's mlr3torch. While a net trains, ``net.callbacks_`` is sorted by weight; afterwards
     it is in skorch's order again. A CallbackSet that is added to it during training takes part from then on, and one
-    that is removed still exits.
+    that is removed still exits. A ``fit`` from scratch starts with the callback as it was given: attributes that
+    earlier trainings have set are undone, and what its constructor makes is made again. In ``partial_fit`` they stay.
 
     Examples
     --------
@@ -85,6 +89,7 @@ class CallbackSet(StagedCallback):
     """
 
     label: ClassVar[str] = ""
+    man: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("mlr3torch_py", "skorch", "torch")
     gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
@@ -92,6 +97,10 @@ class CallbackSet(StagedCallback):
         super().__init_subclass__(**kwargs)
         if not getattr(cls.on_train_begin, "starts_run", False):
             cls.on_train_begin = _starting_run(cls.on_train_begin)  # type: ignore[method-assign]
+        if taken := [name for name in inspect.signature(cls).parameters if name in ("ctx", "weight")]:
+            raise TypeError(
+                f"{cls.__name__} has the parameter {taken[0]!r}, which every callback has already; give it another name"
+            )
 
     @property
     def stages(self) -> list[str]:
@@ -101,6 +110,32 @@ class CallbackSet(StagedCallback):
     @_starting_run
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Stage ``begin``."""
+
+    def state_dict(self) -> Any:
+        """Return the state of the callback.
+
+        Returns
+        -------
+        object
+            None for a callback without a state. One with a state overrides this method and `load_state_dict`.
+        """
+        return None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Restore a state.
+
+        Parameters
+        ----------
+        state : object
+            As `state_dict` returns it.
+
+        Raises
+        ------
+        ValueError
+            If the callback has no state, and `state` is not None.
+        """
+        if state is not None:
+            raise ValueError(f"`state` is {state!r}, but {type(self).__name__} has no state; define load_state_dict()")
 
     def check_params(self) -> None:
         """Check the parameters that are set.
@@ -112,20 +147,33 @@ class CallbackSet(StagedCallback):
         """
 
     def require_params(self) -> None:
-        """Check that all parameters are set and valid.
+        """Check that all packages are there, and all parameters set and valid.
 
         Raises
         ------
         TypeError, ValueError
-            If one has the wrong type or value, or was never set.
+            If a parameter has the wrong type or value, or was never set.
+        ImportError
+            If a package is not installed.
         """
         self.check_params()
+        if missing := [name for name in type(self).packages if not _is_installed(name)]:
+            raise ImportError(
+                f"{type(self).__name__} needs {listed(missing)}, not installed here; run `pip install {missing[0]}`"
+            )
         for name, value in self.get_params(deep=False).items():
             if value is REQUIRED:
                 raise ValueError(
                     f"`{name}` of {type(self).__name__} was never set; pass it to t_clbk(), "
                     f"or to the net as callbacks__<name of the callback>__{name}"
                 )
+
+    def _get_param_names(self) -> list[str]:
+        parameters = inspect.signature(type(self)).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            names: list[str] = super()._get_param_names()
+            return names
+        return [name for name in parameters if name in vars(self)]
 
     def __sklearn_clone__(self) -> CallbackSet:
         cloned = type(self)(**{name: clone(value, safe=False) for name, value in self.get_params(deep=False).items()})
@@ -139,6 +187,16 @@ class CallbackSet(StagedCallback):
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
         given = {name: value for name, value in self.get_params(deep=False).items() if value is not defaults[name]}
         return f"{type(self).__name__}({', '.join(f'{name}={_code(value)}' for name, value in given.items())})"
+
+
+def _is_installed(package: str) -> bool:
+    """Check whether there is a module, or a distribution, of this name."""
+    if find_spec(package.partition(".")[0]) is not None:
+        return True
+    try:
+        return bool(distribution(package))
+    except PackageNotFoundError:
+        return False
 
 
 def _defines(cls: type[CallbackSet], hook: str) -> bool:

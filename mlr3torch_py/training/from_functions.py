@@ -24,8 +24,9 @@ def callback_set(
     initialize: Callable[..., None] | None = None,
     state_dict: Callable[[Any], Any] | None = None,
     load_state_dict: Callable[[Any, Any], None] | None = None,
-    weight: float = 0,
+    weight: float | None = None,
     public: Mapping[str, Any] | None = None,
+    inherit: type[CallbackSet] = CallbackSet,
     **stages: Callable[[Any], None],
 ) -> type[CallbackSet]:
     """Make a class of callbacks from functions.
@@ -35,13 +36,16 @@ def callback_set(
     classname : str
         The name of the class.
     initialize : callable, optional
-        The constructor. It takes the callback and the parameters, and stores each under its name.
+        The constructor. It takes the callback and the parameters, and stores each under its name. It is called again
+        for a later ``fit`` from scratch, so that nothing is left of an earlier one.
     state_dict, load_state_dict : callable, optional
         Return the state of the callback, and restore it. Give both or neither.
-    weight : float
-        Where the callback runs among the others, see `CallbackSet`.
+    weight : float, optional
+        Where the callback runs among the others, see `CallbackSet`; as `inherit` by default.
     public : mapping, optional
         Further attributes and methods.
+    inherit : type
+        The class to derive from, `CallbackSet` or a subclass. The functions replace its methods.
     **stages : callable
         The functions to call at ``on_begin``, ``on_epoch_begin``, ``on_batch_begin``, ``on_after_backward``,
         ``on_batch_end``, ``on_before_valid``, ``on_batch_valid_begin``, ``on_batch_valid_end``, ``on_valid_end``,
@@ -51,12 +55,13 @@ def callback_set(
     Returns
     -------
     type
-        A subclass of `CallbackSet`. Its instances are picklable if the functions are.
+        A subclass of `inherit`. Its instances are picklable if the functions and that class are.
 
     Raises
     ------
     TypeError, ValueError
-        If a stage does not exist, a function takes other arguments, or only one of the two for the state is given.
+        If a stage does not exist, a function takes other arguments, only one of the two for the state is given, or a
+        parameter is called ``weight`` or ``ctx``, as every callback has these.
 
     See Also
     --------
@@ -73,13 +78,18 @@ def callback_set(
     """
     states = {"state_dict": state_dict, "load_state_dict": load_state_dict}
     _check_functions(stages, states)
+    if not (isinstance(inherit, type) and issubclass(inherit, CallbackSet)):
+        raise TypeError(f"`inherit` is {inherit!r}; it must be CallbackSet or a subclass of it")
+    if weight is None:
+        weight = inherit.default_weight
     CallbackSet().weight = weight
     constructor = {} if initialize is None else {"__init__": initialize}
     methods = {name: function for name, function in states.items() if function is not None}
     hooks = {HOOK_OF_STAGE[name.removeprefix("on_")]: _hook(name, function) for name, function in stages.items()}
-    given: dict[str, Any] = {"initialize": initialize, "weight": weight, "public": public, **states, **stages}
+    given: dict[str, Any] = {"weight": weight, "public": public, "inherit": inherit, **states, **stages}
+    given["initialize"] = initialize
     namespace = {"default_weight": weight, **(public or {}), **constructor, **methods, **hooks}
-    return recipe_class(classname, CallbackSet, namespace, partial(callback_set, classname, **given))
+    return recipe_class(classname, inherit, namespace, partial(callback_set, classname, **given))
 
 
 def _hook(name: str, function: Callable[[Any], None]) -> Callable[..., None]:

@@ -29,6 +29,7 @@ from skorch.callbacks import Callback, PrintLog
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import moment_of
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.outputs import OutputRecorder
 from mlr3torch_py.training.stages import StagedCallback, is_staged
 
 __all__ = ["Run", "must_start_run"]
@@ -60,6 +61,8 @@ class Run:
         self.joined: list[StagedCallback] = []
         self._n_batches = 0
         self._in_validation = False
+        self._acts_after_backward = False
+        self._outputs = OutputRecorder(self.ctx)
 
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_begin`` of `caller` and of all callbacks after it."""
@@ -100,8 +103,10 @@ class Run:
         self.net.callbacks_ = list(self.in_order)
         self.staged = [callback for _, callback in self.in_order if is_staged(callback)]
         self.joined = [*self.staged, *(callback for callback in self.joined if not _has(self.staged, callback))]
+        hooks = [type(callback).on_grad_computed for callback in self.staged]
+        self._acts_after_backward = any(hook is not Callback.on_grad_computed for hook in hooks)
         for callback in self.staged:
-            callback.ctx_ = self.ctx
+            callback.join(self.ctx)
             self.ctx.keeps_outputs |= callback.keeps_outputs
 
     def fit_loop(self, *args: Any, epochs: int | None = None, **kwargs: Any) -> Any:
@@ -124,7 +129,7 @@ class Run:
             self.ctx.global_step = moment_of(self.net.history).batch  # LoadInitState may have loaded another history
             for callback in self.staged:
                 callback.before_first_epoch(self.net, dataset_train)
-        self.ctx.dataset_train, self.ctx.dataset_valid, self.ctx.y_hats = dataset_train, dataset_valid, []
+        self.ctx._begin_epoch(dataset_train, dataset_valid)
         self._n_batches, self._in_validation = 0, False
 
     def begin_batch(self, batch: Any, training: bool | None) -> None:
@@ -134,24 +139,36 @@ class Run:
             self._n_batches += 1
             self.ctx.step = self._n_batches
             self.ctx.global_step += 1
+            self._outputs.begin_step()
             return
         if not self._in_validation:
             self._in_validation = True
-            self.ctx.y_hats = []
-            self._call("on_before_valid")
+            self._end_training()
+            self.ctx.epoch_outputs = []  # of validation from now on
         self._call("on_batch_valid_begin", batch=batch)
+
+    def watch_step(self) -> None:
+        """Prepare to see the output of the next training step before the stage after the backward pass."""
+        if self._acts_after_backward:
+            self._outputs.watch()
+
+    def end_backward(self) -> None:
+        """Update ``ctx``."""
+        self._outputs.end_backward()
 
     def end_batch(self, batch: Any, training: bool | None, y_pred: Any) -> None:
         """Update ``ctx``; call the stage after a validation batch."""
-        self.ctx.y_hat = y_pred.detach() if hasattr(y_pred, "detach") else y_pred
-        if self.ctx.keeps_outputs:
-            self.ctx.y_hats.append(self.ctx.y_hat)
+        self._outputs.end_batch(y_pred)
         if not training:
             self._call("on_batch_valid_end", batch=batch)
 
     def end_epoch(self) -> None:
         """Call the stage after the last validation batch, or after the last training batch."""
-        self._call("on_valid_end" if self._in_validation else "on_before_valid")
+        if self._in_validation:
+            self.ctx._finish("valid")
+            self._call("on_valid_end")
+        else:
+            self._end_training()
 
     def end(self, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_end`` of all callbacks, then exit."""
@@ -174,6 +191,7 @@ class Run:
             raised after all callbacks have exited.
         """
         vars(self.net).pop("fit_loop", None)
+        self._outputs.unwatch()
         self.net.callbacks_ = _in_skorchs_order(self.net.callbacks_)
         errors: list[BaseException] = []
         for callback in self.joined:
@@ -189,6 +207,10 @@ class Run:
                 cause.add_note(f"the stage exit raised too: {another!r}")
         elif errors:
             raise errors[0]
+
+    def _end_training(self) -> None:
+        self.ctx._finish("train")
+        self._call("on_before_valid")
 
     def _call(self, hook: str, **kwargs: Any) -> None:
         for callback in self.staged:
@@ -206,6 +228,8 @@ class _Adaptor(Callback):  # type: ignore[misc]
 
     In a copy of a net, and after a run without an end, skorch calls its ``on_train_begin`` first.
     """
+
+    adapts_a_run = True
 
     def __init__(self, names: list[str]) -> None:
         self.names_ = names
@@ -235,6 +259,9 @@ class _First(_LiveAdaptor):
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         self.run_.begin_batch(batch, training)
 
+    def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
+        self.run_.end_backward()
+
     def on_batch_end(
         self, net: Net, batch: Any = None, training: bool | None = None, y_pred: Any = None, **kwargs: Any
     ) -> None:
@@ -252,6 +279,13 @@ class _Last(_LiveAdaptor):
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self.run_.arrange()
+
+    def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if training:
+            self.run_.watch_step()
+
+    def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
+        self.run_.watch_step()  # an optimizer such as LBFGS takes the same batch several times
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         self.run_.ctx.batch = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from numbers import Real
 from typing import Any, ClassVar, Final, TypeGuard
@@ -36,6 +37,7 @@ class StagedCallback(Callback):  # type: ignore[misc]
     keeps_outputs: ClassVar[bool] = False
     weight_: float | None = None
     ctx_: ContextTorch | None = None
+    given_: dict[str, tuple[Any, ...]] | None = None
 
     @property
     def ctx(self) -> ContextTorch | None:
@@ -50,6 +52,37 @@ class StagedCallback(Callback):  # type: ignore[misc]
         if isinstance(weight, bool) or not isinstance(weight, Real) or math.isnan(weight):
             raise TypeError(f"`weight` is {weight!r}; give a number, or math.inf to run last")
         self.weight_ = float(weight)
+
+    def join(self, ctx: ContextTorch) -> None:
+        """Take part in a run; in that of a ``fit`` from scratch, as the callback was given."""
+        if self.ctx_ is None and len(ctx.net.history) == 0:
+            self.renew()
+        if self.given_ is None:
+            self.__dict__["given_"] = {}
+        self.ctx_ = ctx
+
+    def renew(self) -> None:
+        """Undo what earlier runs have set on the callback."""
+        if self.given_ is None:
+            return
+        attributes = self.__dict__
+        for name, value in attributes.pop("given_").items():
+            if value:
+                attributes[name] = value[0]
+            else:
+                attributes.pop(name, None)
+        parameters = inspect.signature(type(self)).parameters
+        if all(name in attributes and p.kind is not p.VAR_KEYWORD for name, p in parameters.items()):
+            made = type(self)(**{name: attributes[name] for name in parameters})
+            attributes |= {name: value for name, value in vars(made).items() if name not in parameters}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.given_ is not None and name != "ctx_":
+            if self.ctx_ is None:
+                self.given_.pop(name, None)
+            else:
+                self.given_.setdefault(name, (vars(self)[name],) if name in vars(self) else ())
+        super().__setattr__(name, value)
 
     def require_params(self) -> None:
         """Raise if a parameter is missing or invalid."""
