@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
+from mlr3torch_py.network.internals import internal
 from mlr3torch_py.network.unwrap import all_modules, bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Plan
@@ -29,8 +28,7 @@ def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, d
     """
     if not any(map(is_compiled, all_modules(net.module_))):
         return
-    config = torch._dynamo.config
-    limit = config.recompile_limit if hasattr(config, "recompile_limit") else config.cache_size_limit
+    limit = internal("torch._dynamo", "config").recompile_limit
     loaders = [
         net.get_iterator(dataset, training=dataset is dataset_train)
         for dataset in (dataset_train, dataset_valid)

@@ -13,6 +13,7 @@ import pandas as pd
 from torch import nn
 
 from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.network.evaluation import NORMALISATION
 from mlr3torch_py.network.unwrap import bare, network_of
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.table import Unit, as_select
@@ -22,7 +23,7 @@ from mlr3torch_py.select.functions import select_name, select_prefix
 __all__ = ["Schedule", "chain_thaw", "gradual_unfreezing", "head_first"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_NORMS = (*NORMALISATION, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 class Schedule(TypedDict):

@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 
 from skorch.callbacks import Callback, PrintLog
 
+from mlr3torch_py.network.internals import check_internals
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import moment_of
 from mlr3torch_py.training.context import ContextTorch
@@ -54,6 +55,7 @@ class Run:
     """
 
     def __init__(self, net: Net) -> None:
+        check_internals("skorch.NeuralNet", net)
         self.net = net
         self.ctx = ContextTorch(net)
         self.in_order: list[NamedCallback] = []

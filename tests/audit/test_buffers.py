@@ -11,7 +11,7 @@ from tests.freezing.modes import OwnNorm
 from tests.helpers import X, iris_net, y
 from tests.network.test_evaluation import Normed
 
-SCRIPTING = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+SCRIPTING = pytest.mark.filterwarnings("ignore:`torch.jit.script")
 
 
 class Codebook(nn.Module):
