@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor, network_of
+from mlr3torch_py.arguments import check_network
+from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import Net
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ def plot_history(net: Net) -> Figure:
     rows = [row for row in net.history.to_list() if "n_trainable" in row and "train_loss" in row]
     if not rows:
         raise ValueError("`net` has no history of a finished epoch with a freezing callback; train it first")
-    tensors = named_parameters(network_of(net))
-    total = sum(tensors[names[0]].numel() for names in names_by_tensor(network_of(net)))
+    network = check_network("net", net)
+    tensors = named_parameters(network)
+    total = sum(tensors[names[0]].numel() for names in names_by_tensor(network))
     epochs = [row["epoch"] for row in rows]
     figure: Figure
     figure, (losses, share) = plt.subplots(

@@ -8,9 +8,10 @@ from numbers import Integral
 
 from torch import nn
 
+from mlr3torch_py.arguments import check_names
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.names import as_names, listed, nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import named_parameters, tied_names
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
@@ -181,14 +182,14 @@ class Freezer(FreezingCallback):
 
     def _names(self, argument: str) -> tuple[str, ...]:
         value = getattr(self, argument)
-        return () if value is None else as_names(argument, value)
+        return () if value is None else check_names(argument, value)
 
     def _groups(self) -> list[tuple[str, ...]]:
         value = self.name_starts_with
         if value is None:
             return []
         entries: Iterable[object] = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else value
-        return [as_names("name_starts_with", entry) for entry in entries]
+        return [check_names("name_starts_with", entry) for entry in entries]
 
 
 def _hold(names: Sequence[str], n_epochs: int | None, n_batches: int | None) -> Plan:

@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from mlr3torch_py.arguments import check_names
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.names import as_names, listed, nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import Row, as_select, read_table
-from mlr3torch_py.select.functions import Select
+from mlr3torch_py.schedule.table import Row, read_table
+from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.training.callback_set import REQUIRED
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process
@@ -148,7 +149,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     def check_params(self) -> None:
         self.check_modes()
         if self.starting_weights is not REQUIRED:
-            as_select("`starting_weights`", self.starting_weights)
+            check_select("starting_weights", self.starting_weights)
         read_table(self.unfreeze)
 
     def make_plans(self, module: nn.Module) -> tuple[Plan]:
@@ -251,7 +252,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         """
         if not isinstance(state, Mapping) or set(state) != {"trainable"}:
             raise ValueError(f"`state` is {state!r}; it must be what state_dict() returns: {{'trainable': [names]}}")
-        self.loaded_ = _LoadedState(as_names("trainable", state["trainable"]))
+        self.loaded_ = _LoadedState(check_names("trainable", state["trainable"]))
 
     def _check_loaded(self, names: Mapping[str, object]) -> None:
         """Check that a state that no net has adopted yet names parameters of the network."""

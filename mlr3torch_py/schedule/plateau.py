@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from mlr3torch_py.arguments import check_flag, check_whole
+from mlr3torch_py.arguments import check_flag, check_number, check_text, check_whole, plain
 from mlr3torch_py.select.value import value
 
 __all__ = ["Plateau", "Stagnation", "as_whole"]
@@ -56,15 +54,14 @@ class Plateau:
     no_later_than: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.monitor, str):
-            raise TypeError(f"`monitor` is {self.monitor!r}; give the name of a score in the history")
+        check_text("monitor", self.monitor, "the name of a score in the history")
         object.__setattr__(self, "patience", check_whole("patience", as_whole(self.patience), "epochs"))
         if self.no_later_than is not None:
             latest = check_whole("no_later_than", as_whole(self.no_later_than), "epochs")
             object.__setattr__(self, "no_later_than", latest)
-        check_flag("lower_is_better", self.lower_is_better)
-        if isinstance(self.min_delta, bool) or not isinstance(self.min_delta, (int, float)) or not self.min_delta >= 0:
-            raise ValueError(f"`min_delta` is {self.min_delta!r}; give a number, at least 0")
+        object.__setattr__(self, "lower_is_better", check_flag("lower_is_better", self.lower_is_better))
+        min_delta = check_number("min_delta", self.min_delta, "a finite number, at least 0", least=0)
+        object.__setattr__(self, "min_delta", min_delta)
 
     def holds(self, scores: Sequence[float]) -> bool:
         """Return whether scores have stopped improving.
@@ -119,12 +116,12 @@ class Stagnation(NamedTuple):
 
 
 def as_whole(cell: Any) -> Any:
-    """Return whole numbers as int, and other values unchanged.
+    """Return whole numbers as int, and other values as plain Python objects.
 
     Examples
     --------
     >>> as_whole(2.0), as_whole(2.5)
     (2, 2.5)
     """
-    is_whole = isinstance(cell, np.integer) or (isinstance(cell, (float, np.floating)) and cell.is_integer())
-    return int(cell) if is_whole else cell
+    cell = plain(cell)
+    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
