@@ -20,6 +20,7 @@ __all__ = [
     "check_callable",
     "check_choice",
     "check_flag",
+    "check_list",
     "check_mapping",
     "check_names",
     "check_network",
@@ -277,14 +278,39 @@ def check_names(argument: str, value: object) -> tuple[str, ...]:
     >>> check_names("names", "0.weight")
     ('0.weight',)
     """
-    is_list = isinstance(value, Iterable) and not isinstance(value, (str, Set, Mapping, type))
-    try:
-        names: tuple[Any, ...] = tuple(value) if is_list else (value,)  # type: ignore[arg-type]
-    except TypeError:  # such as an array without dimensions
-        names = (value,)
+    names = [value] if isinstance(value, str) else check_list(argument, value, "a name or a list of names")
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"`{argument}` is {shown(value)}; give a name or a list of names")
     return tuple(map(str, names))
+
+
+def check_list(argument: str, value: object, what: str) -> list[Any]:
+    """Return what is in a list, or in anything else that has an order.
+
+    Parameters
+    ----------
+    argument : str
+        What the message calls it.
+    value : object
+    what : str
+        What to give.
+
+    Raises
+    ------
+    TypeError
+        If it is a string, a mapping, a set, or no collection.
+
+    Examples
+    --------
+    >>> check_list("groups", "ab", "a list of selectors")
+    Traceback (most recent call last):
+        ...
+    TypeError: `groups` is 'ab'; give a list of selectors
+    """
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Set, Mapping, type)):
+        with suppress(TypeError):  # an array without dimensions
+            return list(value)
+    raise TypeError(f"`{argument}` is {shown(value)}; give {what}")
 
 
 def check_mapping(argument: str, value: object, what: str) -> dict[str, Any]:

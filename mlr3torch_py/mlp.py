@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_mapping, check_number, check_whole, plain, shown
+from mlr3torch_py.arguments import check_list, check_mapping, check_number, check_whole, plain, shown
 
 __all__ = ["MLP"]
 
@@ -75,8 +76,8 @@ class MLP(nn.Sequential):
 
 def _widths(neurons: Any, n_layers: int | None) -> list[int]:
     neurons = plain(neurons)
-    is_list = isinstance(neurons, Iterable) and not isinstance(neurons, (Mapping, Set, type))
-    widths = [check_whole("neurons", width, "neurons in each layer") for width in (neurons if is_list else [neurons])]
+    given = [neurons] if isinstance(neurons, Integral) else check_list("neurons", neurons, "a list of widths")
+    widths = [check_whole("neurons", width, "neurons in each layer") for width in given]
     if n_layers is None:
         return widths
     if len(widths) != 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_names, check_whole
+from mlr3torch_py.arguments import check_names, check_whole, shown
 from mlr3torch_py.cache.parts import CachedParts
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
@@ -95,8 +95,10 @@ class CallbackSetFrozenCache(CallbackSet):
         self.check = check
 
     def check_params(self) -> None:
-        if self.modules is not None:
-            check_names("modules", self.modules)
+        if self.modules is not None and not check_names("modules", self.modules):
+            raise ValueError(
+                f"`modules` is {shown(self.modules)}; name a module, or give None to cache all frozen ones"
+            )
         check_whole("max_bytes", self.max_bytes, "bytes")
         check_whole("check", self.check, "rows", least=0)
 

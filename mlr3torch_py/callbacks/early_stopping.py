@@ -7,6 +7,7 @@ import warnings
 from copy import deepcopy
 from typing import Any
 
+from mlr3torch_py.arguments import check_flag
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
@@ -25,7 +26,7 @@ class CallbackSetEarlyStopping(CallbackSet):
     Parameters
     ----------
     patience : int
-        The number of epochs without a better score after which training stops, at least 1.
+        The number of evaluations without a better score after which training stops, at least 1.
     min_delta : float
         A score counts as better if it beats the best one by more than this.
     restore_best_weights : bool
@@ -43,12 +44,13 @@ class CallbackSetEarlyStopping(CallbackSet):
     Raises
     ------
     TypeError, ValueError
-        When training begins, if an argument is invalid; after the first epoch, if the history lacks the score.
+        When training begins, if an argument is invalid, or nothing records the score.
 
     Warns
     -----
     UserWarning
-        If `fit` is to continue a training that this callback has stopped; nothing is trained then.
+        Once for a score that is NaN. When training ends, if no epoch had the score. If `fit` is to continue a training
+        that this callback has stopped; nothing is trained then.
 
     See Also
     --------
@@ -56,9 +58,11 @@ class CallbackSetEarlyStopping(CallbackSet):
 
     Notes
     -----
-    Ported from the early stopping of R's mlr3torch. Everything but the best weights is computed from the history of the
-    net, so counting continues across ``partial_fit`` and a loaded history. Its weight is 1000, so it runs late; give it
-    the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the restored weights.
+    Ported from the early stopping of R's mlr3torch. An epoch without the score, or with the score None or NaN, is no
+    evaluation, and counts neither for nor against `patience`. Everything but the best weights is computed from the
+    history of the net, so counting continues across ``partial_fit`` and a loaded history. Its weight is 1000, so it
+    runs late; give it the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the restored
+    weights.
 
     Examples
     --------
@@ -102,6 +106,7 @@ class CallbackSetEarlyStopping(CallbackSet):
 
     def check_params(self) -> None:
         self._rule()
+        check_flag("restore_best_weights", self.restore_best_weights)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if len(net.history) == 0:
@@ -117,6 +122,19 @@ class CallbackSetEarlyStopping(CallbackSet):
                 self.ctx.terminate = True
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self._decide(net)
+
+    def find_late_score(self, net: Net) -> None:
+        if self.awaits_score_:
+            self._decide(net)
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        return (self.monitor,)
+
+    def _decide(self, net: Net) -> None:
+        if self.read_score(net, self.monitor) is None:
+            return
         self._update(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):
             self.best_weights_ = deepcopy(bare(net.module_).state_dict())

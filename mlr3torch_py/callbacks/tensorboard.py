@@ -8,13 +8,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from mlr3torch_py.arguments import check_flag
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import n_trainable
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.clock import moment_of
 from mlr3torch_py.training.context import scores_of
-from mlr3torch_py.training.output_folder import check_path, folder_of
+from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import is_main_process, on_main_process
 
 __all__ = ["CallbackSetTB"]
@@ -79,9 +80,9 @@ class CallbackSetTB(CallbackSet):
         self.log_train_loss = log_train_loss
 
     def check_params(self) -> None:
-        check_path(self.path)
-        if self.log_train_loss is not REQUIRED and not isinstance(self.log_train_loss, bool):
-            raise TypeError(f"`log_train_loss` is {self.log_train_loss!r}; give True or False")
+        check_folder(self.path)
+        if self.log_train_loss is not REQUIRED:
+            check_flag("log_train_loss", self.log_train_loss)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.folder_ = on_main_process(lambda: self._open(net))

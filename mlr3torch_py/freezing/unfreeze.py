@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_names
+from mlr3torch_py.arguments import check_names, shown
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
@@ -183,10 +183,17 @@ class CallbackSetUnfreeze(FreezingCallback):
             self.loaded_ = _LoadedState(self.loaded_.names, epoch, weakref.ref(net))
         fired = self._fired_before(net)
         if keys := self._condition_keys(net):
+            for monitor in self.monitors if epoch > 1 else ():
+                self.read_score(net, monitor, epoch - 1)
             fired = from_main_process(self._fired_by_now(net.history, fired))
             for position, key in keys.items():
                 net.history.record(key, fired.get(position) == epoch)
         self._resolve(net, fired)
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        times = (row.time for row in read_table(self.unfreeze))
+        return tuple(dict.fromkeys(time.monitor for time in times if isinstance(time, Plateau)))
 
     def advise(self, net: Net) -> None:
         (plan,) = self.declared_
@@ -251,7 +258,9 @@ class CallbackSetUnfreeze(FreezingCallback):
             a name.
         """
         if not isinstance(state, Mapping) or set(state) != {"trainable"}:
-            raise ValueError(f"`state` is {state!r}; it must be what state_dict() returns: {{'trainable': [names]}}")
+            raise ValueError(
+                f"`state` is {shown(state)}; it must be what state_dict() returns: {{'trainable': [names]}}"
+            )
         self.loaded_ = _LoadedState(check_names("trainable", state["trainable"]))
 
     def _check_loaded(self, names: Mapping[str, object]) -> None:

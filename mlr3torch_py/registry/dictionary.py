@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from torch.optim import lr_scheduler
 
+from mlr3torch_py.arguments import check_names, shown
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
@@ -22,7 +23,7 @@ from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
 from mlr3torch_py.freezing.audit import CallbackSetFreezeAudit
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
-from mlr3torch_py.names import nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 
@@ -65,7 +66,7 @@ class CallbackDictionary:
         """
         check_id("key", key)
         if not (isinstance(generator, type) and issubclass(generator, CallbackSet)):
-            raise TypeError(f"`generator` is {generator!r}; it must be a subclass of CallbackSet")
+            raise TypeError(f"`generator` is {shown(generator)}; give a subclass of CallbackSet")
         self._generators[key] = generator
 
     def get(self, key: str, *, weight: float | None = None, **params: Any) -> TorchCallback:
@@ -90,8 +91,9 @@ class CallbackDictionary:
         TypeError, ValueError
             If a parameter is unknown or has the wrong type or value.
         """
-        if key not in self.keys():
-            raise KeyError(f"no callback has the key {key!r}; {nearest([str(key)], self._generators)}")
+        if not isinstance(key, str) or key not in self._generators:
+            near = nearest([key] if isinstance(key, str) else [], self._generators)
+            raise KeyError(f"`key` is {shown(key)}, which no callback has; {near}")
         generator = self._generators[key]
         known = parameters_of(generator)
         unknown = [name for name in params if name not in known]
@@ -218,7 +220,7 @@ def t_clbk(key: str, *, weight: float | None = None, **params: Any) -> TorchCall
     >>> t_clbk("unfreze")
     Traceback (most recent call last):
         ...
-    KeyError: "no callback has the key 'unfreze'; did you mean 'unfreeze', 'freezer'?"
+    KeyError: "`key` is 'unfreze', which no callback has; did you mean 'unfreeze', 'freezer'?"
     """
     return mlr3torch_callbacks.get(key, weight=weight, **params)
 
@@ -246,6 +248,10 @@ def t_clbks(keys: Iterable[str]) -> list[TorchCallback]:
     >>> [callback.id for callback in t_clbks(["unfreeze", "history"])]
     ['unfreeze', 'history']
     """
-    if isinstance(keys, str) or not isinstance(keys, Iterable):
-        raise TypeError(f"`keys` is {keys!r}; give a list of keys, or use t_clbk({keys!r})")
-    return [t_clbk(key) for key in keys]
+    if isinstance(keys, str):
+        raise TypeError(f"`keys` is {shown(keys)}; give a list of keys, or use t_clbk({shown(keys)})")
+    wanted = check_names("keys", keys)
+    unknown = [key for key in wanted if key not in mlr3torch_callbacks]
+    if unknown:
+        raise KeyError(f"`keys` has {listed(map(repr, unknown))}; {nearest(unknown, mlr3torch_callbacks)}")
+    return [t_clbk(key) for key in wanted]

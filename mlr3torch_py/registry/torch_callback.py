@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from sklearn.base import clone
 
+from mlr3torch_py.arguments import check_mapping, check_text, shown
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.from_functions import callback_set
 
@@ -145,8 +146,10 @@ def torch_callback(
     * Generator: CallbackSetSay
     """
     check_id("id", id)
-    public = {**(description.pop("public", None) or {}), **({} if label is None else {"label": label})}
-    name = classname or "CallbackSet" + "".join(word.capitalize() for word in id.split("_"))
+    public = check_mapping("public", description.pop("public", None), "names to attributes and methods")
+    if label is not None:
+        public["label"] = check_text("label", label)
+    name = "CallbackSet" + "".join(word.capitalize() for word in id.split("_")) if classname is None else classname
     generator = callback_set(name, public=public, **description)
     return TorchCallback(id, generator(**parameters_of(generator)))
 
@@ -154,4 +157,4 @@ def torch_callback(
 def check_id(argument: str, value: object) -> None:
     """Check that a name is valid within ``callbacks__<name>__<parameter>``."""
     if not isinstance(value, str) or not value.isidentifier() or "__" in value:
-        raise TypeError(f"`{argument}` is {value!r}; it must be a name that fits into callbacks__<name>__<parameter>")
+        raise TypeError(f"`{argument}` is {shown(value)}; give a name that fits into callbacks__<name>__<parameter>")

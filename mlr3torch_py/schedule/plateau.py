@@ -17,16 +17,16 @@ class Plateau:
     """A condition: a score has stopped improving.
 
     In a table it takes the place of a time. It is checked when an epoch begins, on the epochs before. A score is better
-    if it beats the best one so far by more than `min_delta`; the condition holds after `patience` epochs without a
-    better one. Several conditions of a callback are met one after the other, in the order of the table: each sees only
-    the epochs since the previous one was met.
+    if it beats the best one so far by more than `min_delta`; the condition holds after `patience` evaluations without a
+    better one. An epoch without the score, or with NaN or None, is no evaluation. Several conditions of a callback are
+    met one after the other, in the order of the table: each sees only the epochs since the previous one was met.
 
     Parameters
     ----------
     monitor : str
         The key in a row of ``net.history``.
     patience : int
-        The number of epochs without a better score, at least 1.
+        The number of evaluations without a better score, at least 1.
     min_delta : float
         The least improvement of a better score, in the units of the score.
     lower_is_better : bool
@@ -69,7 +69,7 @@ class Plateau:
         Parameters
         ----------
         scores : sequence of float
-            One score per epoch, the oldest first. A missing score (NaN) counts as no improvement.
+            One score per epoch, the oldest first. NaN is no evaluation, and does not count.
 
         Returns
         -------
@@ -91,6 +91,8 @@ class Plateau:
         """
         best_cost, found = math.inf, Stagnation()
         for epoch, score in scores:
+            if math.isnan(score):
+                continue
             cost = score if self.lower_is_better else -score
             if cost < best_cost - self.min_delta:
                 best_cost, found = cost, Stagnation(epoch, score, 0)

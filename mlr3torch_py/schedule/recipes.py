@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from typing import Any, NoReturn, get_args
@@ -12,7 +12,7 @@ from typing import Any, NoReturn, get_args
 import pandas as pd
 from torch import nn
 
-from mlr3torch_py.arguments import check_choice, check_network, check_number, check_whole, plain, shown
+from mlr3torch_py.arguments import check_choice, check_list, check_network, check_number, check_whole, shown
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.table import Unit
@@ -248,11 +248,8 @@ def _blocks(network: nn.Module | Net, groups: Sequence[Select] | None, among: Se
 
 
 def _given_blocks(groups: object) -> list[Select]:
-    groups = plain(groups)
-    if isinstance(groups, (Select, str, bytes, Mapping, Set, type)) or not isinstance(groups, Iterable):
-        what = "one selector" if isinstance(groups, Select) else f"no list ({type(groups).__name__})"
-        raise TypeError(f"`groups` is {shown(groups)}, {what}; give a list of selectors, from the input to the head")
-    blocks = [check_select(f"`groups`: entry {i}", group) for i, group in enumerate(groups)]
+    given = check_list("groups", groups, "a list of selectors, from the input to the head")
+    blocks = [check_select(f"`groups`: entry {i}", group) for i, group in enumerate(given)]
     if not blocks:
         raise ValueError("`groups` is empty; give one selector for each block, from the input to the head")
     return blocks

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from mlr3torch_py.arguments import check_callable, check_mapping, check_number, check_text, shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
@@ -71,14 +71,19 @@ def callback_set(
     <CallbackSetSay>
     * Stages: epoch_end
     """
+    if "\0" in check_text("classname", classname, "the name of the class"):
+        raise ValueError(f"`classname` is {shown(classname)}; give the name of the class")
     states = {"state_dict": state_dict, "load_state_dict": load_state_dict}
     _check_functions(stages, states)
-    CallbackSet().weight = weight
+    if initialize is not None and (isinstance(initialize, type) or not callable(initialize)):
+        raise TypeError(f"`initialize` is {shown(initialize)}; give a function that takes the callback and parameters")
+    weight = check_number("weight", weight, "a number, or math.inf to run last", finite=False)
+    public = check_mapping("public", public, "names to attributes and methods")
     constructor = {} if initialize is None else {"__init__": initialize}
     methods = {name: function for name, function in states.items() if function is not None}
     hooks = {HOOK_OF_STAGE[name.removeprefix("on_")]: _hook(name, function) for name, function in stages.items()}
     given: dict[str, Any] = {"initialize": initialize, "weight": weight, "public": public, **states, **stages}
-    namespace = {"default_weight": weight, **(public or {}), **constructor, **methods, **hooks}
+    namespace = {"default_weight": weight, **public, **constructor, **methods, **hooks}
     return recipe_class(classname, CallbackSet, namespace, partial(callback_set, classname, **given))
 
 
@@ -102,17 +107,7 @@ def _check_functions(stages: Mapping[str, Any], states: Mapping[str, Any]) -> No
         (missing,) = states.keys() - given
         raise ValueError(f"`{given[0]}` is given without `{missing}`; give both")
     for name, function in stages.items():
-        _check_function(name, function, "the callback")
+        check_callable(name, function, "the callback")
     if given:
-        _check_function("state_dict", states["state_dict"], "the callback")
-        _check_function("load_state_dict", states["load_state_dict"], "the callback", "a state")
-
-
-def _check_function(name: str, function: Any, *takes: str) -> None:
-    arguments = " and ".join(takes)
-    if not callable(function):
-        raise TypeError(f"`{name}` is {function!r}; give a function that takes {arguments}")
-    try:
-        inspect.signature(function).bind(*takes)
-    except TypeError as error:
-        raise TypeError(f"`{name}` must be a function that takes {arguments}: {error}") from error
+        check_callable("state_dict", states["state_dict"], "the callback")
+        check_callable("load_state_dict", states["load_state_dict"], "the callback", "a state")

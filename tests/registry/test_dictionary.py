@@ -30,11 +30,11 @@ class Custom(CallbackSet):
 
 
 def test_an_unknown_key_is_named_with_the_nearest():
-    with pytest.raises(KeyError, match="no callback has the key 'unfreez'; did you mean 'unfreeze'"):
+    with pytest.raises(KeyError, match="`key` is 'unfreez', which no callback has; did you mean 'unfreeze'"):
         t_clbk("unfreez")
-    with pytest.raises(KeyError, match="no callback has the key 3; choose from"):
+    with pytest.raises(KeyError, match="`key` is 3, which no callback has; choose from"):
         t_clbk(3)
-    with pytest.raises(KeyError, match=r"no callback has the key \['unfreeze'\]"):
+    with pytest.raises(KeyError, match=r"`key` is \['unfreeze'\], which no callback has"):
         t_clbk(["unfreeze"])
 
 
