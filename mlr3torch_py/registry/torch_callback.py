@@ -91,6 +91,10 @@ class TorchCallback(NamedTuple):
         """Show the documentation of the callback."""
         help(type(self.callback))
 
+    def __radd__(self, callbacks: Any) -> Any:
+        """Join a list, so that a net takes ``callbacks=t_clbk(...)`` for ``callbacks=[t_clbk(...)]``."""
+        return [*callbacks, self] if isinstance(callbacks, list) else NotImplemented
+
     def __sklearn_clone__(self) -> TorchCallback:
         return TorchCallback(self.id, self.generate())
 

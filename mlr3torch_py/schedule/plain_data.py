@@ -31,24 +31,11 @@ def to_dict(value: Any) -> Any:
     Returns
     -------
     dict or list
-        Only dictionaries, lists, strings, numbers, booleans and None. A selector has a key ``fn``, a condition a key
-        ``monitor``; a table maps its columns to lists, and several tables are a list.
 
     Raises
     ------
     TypeError, ValueError
-        If the value is none of these, or a selector holds what is no plain data, such as a type outside of
-        ``torch.nn``.
-
-    See Also
-    --------
-    from_dict
-
-    Examples
-    --------
-    >>> from mlr3torch_py import select_name
-    >>> to_dict({"epoch": [2], "weights": [~select_name("0.bias")]})["weights"]
-    [{'fn': 'invert', 'select': {'fn': 'name', 'param_names': ['0.bias'], 'assert_present': True}}]
+        If the value is none of these, or a selector holds what is no plain data.
     """
     if isinstance(value, Select):
         check_nesting("value", value)
@@ -78,18 +65,6 @@ def from_dict(data: Any) -> Any:
     ------
     TypeError, ValueError
         If the data is not what `to_dict` returns.
-
-    See Also
-    --------
-    to_dict
-
-    Examples
-    --------
-    >>> from_dict({"fn": "prefix", "prefixes": ["encoder"]})
-    select_prefix('encoder')
-    >>> from_dict({"epoch": [2], "weights": [{"fn": "all"}]})
-       epoch       weights
-    0      2  select_all()
     """
     check_depth("data", data)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 
@@ -146,7 +147,18 @@ class ContextTorch:
 
     def _last_scores(self, prefix: str) -> dict[str, float]:
         row = self.net.history.to_list()[-1] if len(self.net.history) else {}
-        return scores_of(row, prefix)
+        return _Scores(prefix.rstrip("_"), scores_of(row, prefix))
+
+
+class _Scores(dict[str, float]):
+    """Scores by name; a missing one is explained."""
+
+    def __init__(self, part: str, scores: Mapping[str, float]) -> None:
+        super().__init__(scores)
+        self.part = part
+
+    def __missing__(self, name: str) -> float:
+        raise KeyError(f"the last epoch has no {self.part} score {name!r}; {nearest([str(name)], self)}")
 
 
 def scores_of(row: Mapping[str, Any], prefix: str) -> dict[str, float]:

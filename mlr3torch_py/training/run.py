@@ -65,9 +65,9 @@ class Run:
 
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_begin`` of `caller` and of all callbacks after it."""
-        for _, callback in self.net.callbacks_:
+        for name, callback in self.net.callbacks_:
             if is_staged(callback):
-                callback.require_params()
+                callback.require_params(name)
         called = [callback for _, callback in takewhile(lambda item: item[1] is not caller, self.net.callbacks_)]
         self._end_skorchs_loop()
         try:

@@ -71,7 +71,7 @@ class StagedCallback(Callback):  # type: ignore[misc]
     def find_late_score(self, net: Net) -> None:
         """Read a score again that was missing at ``on_epoch_end``; other callbacks have recorded theirs by now."""
 
-    def require_params(self) -> None:
+    def require_params(self, name: str = "") -> None:
         """Raise if a parameter is missing or invalid."""
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
