@@ -133,7 +133,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         return (self.monitor,)
 
     def _decide(self, net: Net) -> None:
-        if self.read_score(net, self.monitor) is None:
+        if from_main_process(self.read_score(net, self.monitor)) is None:
             return
         self._update(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):

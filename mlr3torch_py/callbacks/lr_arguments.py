@@ -24,6 +24,7 @@ from mlr3torch_py.schedule.plateau import as_whole
 __all__ = ["ThrowAway", "Trial", "check_arguments", "is_of_torch"]
 
 _LISTS: Final = (list, tuple, Sequence, Iterable, typing.Iterable)
+_IMPORTED_FOR_TYPES: Final = {"Callable": Callable, "Iterable": Iterable, "Sequence": Sequence}
 _LARGEST: Final = 1e38  # about the largest number in float32
 _MAY_BE_ZERO: Final = ("cooldown", "patience", "total_iters")
 
@@ -76,8 +77,8 @@ def check_arguments(scheduler: Any, parameters: Mapping[str, Parameter], given: 
     """
     hints: dict[str, Any] = {}
     if is_of_torch(scheduler):
-        with suppress(Exception):  # before torch 2.7 some annotations cannot be resolved
-            hints = typing.get_type_hints(scheduler.__init__)
+        with suppress(Exception):  # annotations of some versions of torch cannot be resolved
+            hints = typing.get_type_hints(scheduler.__init__, localns=_IMPORTED_FOR_TYPES)
     checked = {}
     for name, value in given.items():
         default = parameters[name].default if name in parameters else None
