@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from itertools import groupby
 from typing import Any, Final, TypeGuard
@@ -11,6 +11,7 @@ import pandas as pd
 
 from mlr3torch_py.arguments import shown
 from mlr3torch_py.names import nearest
+from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.table import COLUMNS, TIMES, Row, read_table
 from mlr3torch_py.select.algebra import SELECTORS, Select, check_nesting, plain_name
@@ -89,15 +90,14 @@ def check_depth(argument: str, data: object) -> None:
     Raises
     ------
     ValueError
-        If more than 200 of them are nested in each other.
+        If more than 200 of them are nested in each other, or there are more than a million.
     """
-    level: list[Any] = [data]
-    for _ in range(_DEEPEST):
-        inner = (one.values() if isinstance(one, Mapping) else one if _is_list(one) else () for one in level)
-        level = list({id(part): part for parts in inner for part in parts if not isinstance(part, str)}.values())
-        if not level:
-            return
-    raise ValueError(f"`{argument}` is nested more than {_DEEPEST} deep; give what to_dict() returns")
+    if is_nested_beyond(_DEEPEST, data, _parts_of):
+        raise ValueError(f"`{argument}` is nested more than {_DEEPEST} deep, or endless; give what to_dict() returns")
+
+
+def _parts_of(data: object) -> Collection[Any]:
+    return data.values() if isinstance(data, Mapping) else data if _is_list(data) else ()
 
 
 def _is_list(data: object) -> TypeGuard[Sequence[Any]]:

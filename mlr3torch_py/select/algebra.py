@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, TypeVar, dataclass_transform
 from torch import nn
 
 from mlr3torch_py.arguments import check_network, shown
+from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.select.value import fields_of, value
@@ -206,19 +207,21 @@ def check_nesting(argument: str, select: Select) -> None:
     Raises
     ------
     ValueError
-        If more than 100 selectors are nested in each other.
+        If more than 100 selectors are nested in each other, or there are more than a million.
     """
     place = argument if "`" in argument else f"`{argument}`"
-    level: list[Any] = [select]
-    for _ in range(_DEEPEST):
-        cells = (getattr(one, name, None) for one in level for name in type(one).__slots__)
-        parts = (part for cell in cells for part in (cell if isinstance(cell, (tuple, list)) else (cell,)))
-        level = list({id(part): part for part in parts if isinstance(part, Select)}.values())
-        if not level:
-            return
-    raise ValueError(
-        f"{place} nests more than {_DEEPEST} selectors in each other; join them by one operator, as in a | b | c"
-    )
+    if is_nested_beyond(_DEEPEST, select, _parts_of):
+        raise ValueError(
+            f"{place} nests more than {_DEEPEST} selectors in each other, or repeats them too often; join them by one "
+            "operator, as in a | b | c"
+        )
+
+
+def _parts_of(select: Select) -> list[Select]:
+    names: Iterable[str] = type(select).__slots__
+    cells = [getattr(select, name, None) for name in names]
+    parts = [part for cell in cells for part in (cell if isinstance(cell, (tuple, list)) else (cell,))]
+    return [part for part in parts if isinstance(part, Select)]
 
 
 def check_select(argument: str, value: object) -> Select:

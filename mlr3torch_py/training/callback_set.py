@@ -183,7 +183,7 @@ def _check_stages(cls: type, base: type) -> None:
         if not name.startswith("on_") or hasattr(base, name) or not callable(member):
             continue
         hook = HOOK_OF_STAGE.get(name.removeprefix("on_"))
-        near = [hook] if hook else get_close_matches(name, HOOK_OF_STAGE.values(), n=1)
+        near = [hook] if hook else get_close_matches(name.replace("start", "begin"), HOOK_OF_STAGE.values(), n=1)
         if near:
             raise TypeError(
                 f"`{name}` of {cls.__name__} is no hook of skorch, so nobody calls it; call the method {near[0]}"
