@@ -24,6 +24,7 @@ import mlr3torch_py
 from mlr3torch_py import (
     MLP,
     CallbackSetHistory,
+    Freezer,
     Plateau,
     Select,
     mlr3torch_callbacks,
@@ -36,6 +37,8 @@ from mlr3torch_py.arguments import shown
 from mlr3torch_py.registry.torch_callback import parameters_of
 from mlr3torch_py.training.callback_set import REQUIRED
 from tests.helpers import X, iris_net, y
+
+SLOW = {"freeze_plan": pytest.mark.slow}
 
 
 def _nested(depth):
@@ -97,7 +100,13 @@ RIGHT = {
     "value": select_all(),
     "x": "history",
 }
-MORE = {"freezer": {"name_starts_with": "0"}, "as_lr_scheduler": {"x": StepLR}}
+MORE = {
+    "as_lr_scheduler": {"x": StepLR},
+    "freeze_plan": {"net": iris_net(Freezer("0.weight", until_step=4)), "X": X, "y": y},
+    "freezer": {"name_starts_with": "0"},
+}
+# Names for what stands in for any: a stage of a callback.
+ANY = {"callback_set": "on_epoch_end", "torch_callback": "on_epoch_end"}
 FUNCTIONS = {
     name: getattr(mlr3torch_py, name)
     for name in mlr3torch_py.__all__
@@ -120,6 +129,8 @@ def _calls(function):
             yield p.name, lambda value: function(value)
         elif p.kind in single:
             yield p.name, lambda value, name=p.name: function(**right | {name: value})
+    if (name := ANY.get(function.__name__)) is not None:
+        yield name, lambda value: function(**right, **{name: value})
 
 
 def _complaint(call, value, name):
@@ -150,7 +161,7 @@ def _quiet(tmp_path, monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in FUNCTIONS])
 def test_a_function_names_the_parameter(name):
     complaints = [complaint for parameter, call in _calls(FUNCTIONS[name]) for complaint in _walk(call, parameter)]
     assert not complaints, "\n".join(complaints)
@@ -175,6 +186,7 @@ def _fit_with(key, params):
         raise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", mlr3torch_callbacks)
 def test_a_callback_names_the_parameter_before_the_first_step(key, tmp_path):
     known = parameters_of(mlr3torch_callbacks._generators[key])

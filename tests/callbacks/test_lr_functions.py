@@ -134,3 +134,35 @@ def test_one_cycle_needs_no_length_of_the_data_if_it_has_its_own():
     net = iris_net(t_clbk("lr_one_cycle", max_lr=0.5), max_epochs=2, train_split=None, optimizer__momentum=0.9)
     with pytest.raises(ValueError, match="no length, .*; give `total_steps`, or `epochs` and `steps_per_epoch`"):
         net.fit(Stream(), None)
+
+
+class Accumulating:
+    """Stands in for accelerate with gradient accumulation over two batches and at the end of an epoch."""
+
+    optimizer_step_was_skipped = False
+    gradient_accumulation_steps = 2
+    sync_gradients = True
+
+
+class AccumulatingNet(type(iris_net())):
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        self.n_, self.n_batches_ = 0, 0 if iterator is None else len(iterator)
+        super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+
+    def train_step(self, batch, **fit_params):
+        self.n_ += 1
+        self.accelerator.sync_gradients = self.n_ % 2 == 0 or self.n_ == self.n_batches_
+        return super().train_step(batch, **fit_params)
+
+
+def test_between_the_updates_of_gradient_accumulation_no_step_is_taken():
+    def rates(callback):
+        net = iris_net(callback, cls=AccumulatingNet, audited=False, train_split=None, batch_size=30, max_epochs=2)
+        net.accelerator = Accumulating()
+        net.set_params(lr=1.0, optimizer__momentum=0.9).fit(X, y)
+        return [rate for rates in net.history[:, "batches", :, "event_lr"] for rate in rates]
+
+    halved = rates(as_lr_scheduler(lr_scheduler.ExponentialLR, gamma=0.5, step_on_epoch=False))
+    assert halved == [0.5**i for i in (0, 0, 1, 1, 2, 3, 3, 4, 4, 5)]
+    cycle = t_clbk("lr_one_cycle", max_lr=1.0)
+    assert rates(cycle) == pytest.approx([cycle.callback.simulate(6)[i] for i in (0, 0, 1, 1, 2, 3, 3, 4, 4, 5)])
