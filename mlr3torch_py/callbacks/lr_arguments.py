@@ -83,7 +83,7 @@ def check_arguments(scheduler: Any, parameters: Mapping[str, Parameter], given: 
     for name, value in given.items():
         default = parameters[name].default if name in parameters else None
         hint = hints.get(name, type(default) if is_of_torch(scheduler) and default is not None else None)
-        checked[name] = _read(name, plain(value), hint, default)
+        checked[name] = None if value is None and default is None else _read(name, plain(value), hint, default)
     return checked
 
 

@@ -41,9 +41,6 @@ class Schedule(dict[str, Any]):
         """
         raise TypeError("`callbacks` has a schedule in place of a callback; write t_clbk('unfreeze', **schedule)")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self["starting_weights"], self["unfreeze"])
-
 
 def gradual_unfreezing(
     network: nn.Module | Net,
