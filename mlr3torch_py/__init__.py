@@ -6,9 +6,9 @@ from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.lr_scheduler import (
     CallbackSetLRScheduler,
-    CallbackSetLRSchedulerOneCycle,
     CallbackSetLRSchedulerReduceOnPlateau,
 )
+from mlr3torch_py.callbacks.one_cycle import CallbackSetLRSchedulerOneCycle
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
@@ -21,8 +21,8 @@ from mlr3torch_py.mlp import MLP
 from mlr3torch_py.network.parameters import trainable_names
 from mlr3torch_py.registry.conversion import as_lr_scheduler, as_torch_callback, as_torch_callbacks
 from mlr3torch_py.registry.dictionary import mlr3torch_callbacks, t_clbk, t_clbks
+from mlr3torch_py.registry.plain_data import from_dict, to_dict
 from mlr3torch_py.registry.torch_callback import TorchCallback, torch_callback
-from mlr3torch_py.schedule.plain_data import from_dict, to_dict
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.recipes import chain_thaw, gradual_unfreezing, head_first
 from mlr3torch_py.select.functions import (

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from copy import deepcopy
 from typing import Any
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_flag, check_whole
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
@@ -16,7 +15,6 @@ from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
-from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetEarlyStopping"]
 
@@ -29,8 +27,8 @@ class CallbackSetEarlyStopping(CallbackSet):
     Parameters
     ----------
     patience : int
-        The number of scores in a row that are no better than the best one, after which training stops. An epoch that
-        records no score does not count. With 0 training never stops.
+        The number of evaluations in a row that are no better than the best one, after which training stops. With 0 it
+        never stops.
     min_delta : float
         A score counts as better if it beats the best one by more than this.
     restore_best_weights : bool
@@ -51,13 +49,14 @@ class CallbackSetEarlyStopping(CallbackSet):
     Raises
     ------
     TypeError, ValueError
-        When training begins, if an argument is invalid; after the first epoch, if the history lacks the score.
+        When training begins, if an argument is invalid, or nothing records the score.
 
     Warns
     -----
     UserWarning
-        When training begins, for a score whose direction nobody knows; once, for a score that is NaN; and if `fit` is
-        to continue a training that this callback has stopped; nothing is trained then.
+        When training begins, for a score whose direction nobody knows. Once for a score that is NaN. When training
+        ends, if no epoch had the score. If `fit` is to continue a training that this callback has stopped; nothing is
+        trained then.
 
     See Also
     --------
@@ -65,9 +64,11 @@ class CallbackSetEarlyStopping(CallbackSet):
 
     Notes
     -----
-    Ported from the early stopping of R's mlr3torch. Everything but the best weights is computed from the history of the
-    net, so counting continues across ``partial_fit`` and a loaded history. Its weight is 1000, so it runs late; give it
-    the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the restored weights.
+    Ported from the early stopping of R's mlr3torch. An epoch without the score, or with the score None or NaN, is no
+    evaluation, and counts neither for nor against `patience`. Everything but the best weights is computed from the
+    history of the net, so counting continues across ``partial_fit`` and a loaded history. Its weight is 1000, so it
+    runs late; give it the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the restored
+    weights.
 
     Examples
     --------
@@ -83,7 +84,6 @@ class CallbackSetEarlyStopping(CallbackSet):
     found_ = Stagnation()
     best_weights_: dict[str, Any] | None = None
     is_restored_ = True
-    warned_of_nan_ = False
 
     def __init__(
         self,
@@ -116,15 +116,14 @@ class CallbackSetEarlyStopping(CallbackSet):
         return self.found_.epochs_since
 
     def check_params(self) -> None:
-        check_whole("patience", self.patience, "scores", least=0)
+        check_whole("patience", self.patience, "evaluations", least=0)
         self._rule()
+        check_flag("restore_best_weights", self.restore_best_weights)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.is_restored_ = False
-        if self.lower_is_better is None:
-            warn_of_unknown_direction(net, self.monitor, "`lower_is_better`")
         if len(net.history) == 0:
-            self.best_weights_, self.warned_of_nan_ = None, False
+            self.best_weights_ = None
         self._update(net)
         if self._has_stagnated():
             warnings.warn(
@@ -135,7 +134,24 @@ class CallbackSetEarlyStopping(CallbackSet):
             if self.ctx is not None:
                 self.ctx.terminate = True
 
+    def before_first_epoch(self, net: Net, dataset_train: Any) -> None:
+        if self.lower_is_better is None:
+            warn_of_unknown_direction(net, self.monitor, "`lower_is_better`")
+
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self._decide(net)
+
+    def find_late_score(self, net: Net) -> None:
+        if self.awaits_score_:
+            self._decide(net)
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        return (self.monitor,)
+
+    def _decide(self, net: Net) -> None:
+        if from_main_process(self.read_score(net, self.monitor)) is None:
+            return
         self._update(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):
             self.best_weights_ = deepcopy(bare(net.module_).state_dict())
@@ -194,9 +210,5 @@ class CallbackSetEarlyStopping(CallbackSet):
         self.is_restored_ = True
 
     def _update(self, net: Net) -> None:
-        scores = scores_by_epoch(net.history, self.monitor)
         rule = self._rule().directed(lower_is_better(net, self.monitor))
-        self.found_ = from_main_process(rule.stagnation(scores))
-        if scores and math.isnan(scores[-1][1]) and not self.warned_of_nan_:
-            self.warned_of_nan_ = True
-            warn(f"`{self.monitor}` is NaN in epoch {scores[-1][0]}, which counts as no improvement")
+        self.found_ = from_main_process(rule.stagnation(scores_by_epoch(net.history, self.monitor)))

@@ -15,7 +15,7 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of
 from mlr3torch_py.training.context import scores_of
-from mlr3torch_py.training.output_folder import check_path, folder_of
+from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import is_main_process, on_main_process
 
 __all__ = ["CallbackSetTB"]
@@ -89,7 +89,7 @@ class CallbackSetTB(CallbackSet):
         return self.folder_
 
     def check_params(self) -> None:
-        check_path(self.path)
+        check_folder(self.path)
         check_flag("log_train_loss", self.log_train_loss)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:

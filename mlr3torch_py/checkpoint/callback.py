@@ -11,7 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_path, check_whole, plain
 from mlr3torch_py.checkpoint.data_record import record_of, same_data
 from mlr3torch_py.checkpoint.folder import Checkpoint, CheckpointFolder
 from mlr3torch_py.checkpoint.net_state import (
@@ -28,7 +28,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.randomness import random_states, set_random_states
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
-from mlr3torch_py.training.output_folder import check_path, folder_of
+from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import on_main_process
 
 __all__ = ["CallbackSetCheckpoint"]
@@ -130,11 +130,11 @@ class CallbackSetCheckpoint(CallbackSet):
         return None if self.folder_ is None else self.folder_.path
 
     def check_params(self) -> None:
-        check_path(self.path)
+        check_folder(self.path)
         if self.freq is not REQUIRED:
             check_whole("freq", self.freq, "epochs")
-        if not isinstance(self.resume, bool | str | os.PathLike):
-            raise TypeError(f"`resume` is {self.resume!r}; give True, False, or the folder to resume from")
+        if not isinstance(plain(self.resume), bool):
+            check_path("resume", self.resume, "True, False, or the folder to resume from")
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
         """Open the folder, and restore the net if it resumes a run."""
@@ -178,7 +178,7 @@ class CallbackSetCheckpoint(CallbackSet):
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         checkpoint = capture(net, dataset_train, self.states_of_call_)
-        is_due = checkpoint.epoch % self.freq == 0
+        is_due = checkpoint.epoch % int(self.freq) == 0
         self.unsaved_ = checkpoint if is_due else deepcopy(checkpoint)
         if is_due:
             self._save()
@@ -213,10 +213,11 @@ class CallbackSetCheckpoint(CallbackSet):
         if len(net.history) and folder.path == previous:
             folder.check_none_after(len(net.history))
             return folder, None, None
-        if len(net.history) or self.resume is False:
+        resume = plain(self.resume)
+        if len(net.history) or resume is False:
             folder.clear_for_new_run()
             return folder, None, None
-        source = folder if self.resume is True else CheckpointFolder(self.resume)
+        source = folder if resume is True else CheckpointFolder(check_path("resume", resume))
         epoch = source.newest()
         if source.path != folder.path:
             folder.clear_for_new_run()
@@ -237,6 +238,6 @@ class CallbackSetCheckpoint(CallbackSet):
         later = [name for name, callback in net.callbacks_[position:] if is_stateful(callback)]
         if later:
             raise ValueError(
-                f"`callbacks`: the checkpoint callback, whose weight is {self.weight}, runs before "
+                f"`callbacks`: the checkpoint callback, whose `weight` is {self.weight}, runs before "
                 f"{listed(map(repr, later))} and would miss their final state; give it a larger weight, or list it last"
             )

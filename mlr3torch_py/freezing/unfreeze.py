@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from mlr3torch_py.arguments import check_names, shown
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.names import as_names, listed, nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import as_select, read_table
-from mlr3torch_py.select.functions import Select
+from mlr3torch_py.schedule.table import read_table
+from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.training.callback_set import REQUIRED
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process
@@ -149,7 +150,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     def check_params(self) -> None:
         self.check_modes()
         if self.starting_weights is not REQUIRED:
-            as_select("`starting_weights`", self.starting_weights)
+            check_select("starting_weights", self.starting_weights)
         read_table(self.unfreeze)
 
     def make_plans(self, module: nn.Module) -> tuple[Plan]:
@@ -183,10 +184,17 @@ class CallbackSetUnfreeze(FreezingCallback):
             self.loaded_ = _LoadedState(self.loaded_.names, epoch, weakref.ref(net))
         fired = self._fired_before(net)
         if keys := self._condition_keys(net):
+            for monitor in self.monitors if epoch > 1 else ():
+                self.read_score(net, monitor, epoch - 1)
             fired = from_main_process(self._fired_by_now(net, fired))
             for position, key in keys.items():
                 net.history.record(key, fired.get(position) == epoch)
         self._resolve(net, fired)
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        times = (row.time for row in read_table(self.unfreeze))
+        return tuple(dict.fromkeys(time.monitor for time in times if isinstance(time, Plateau)))
 
     def advise(self, net: Net) -> None:
         (plan,) = self.declared_
@@ -202,13 +210,15 @@ class CallbackSetUnfreeze(FreezingCallback):
                 warnings.warn(f"{place}: {part!r} matches no weight of the network", stacklevel=2)
             for sentence in partly_selected(tied, selected):
                 warnings.warn(f"{place}: {sentence}", stacklevel=2)
-        undirected = [one for one in self._conditions().values() if one.lower_is_better is None]
-        for monitor in dict.fromkeys(condition.monitor for condition in undirected):
-            warn_of_unknown_direction(net, monitor, f"Plateau({monitor!r}, lower_is_better=...)")
         last_epoch = len(net.history) + net.max_epochs
         for step in plan.steps:
             if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
                 logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `max_epochs`", step.row, last_epoch)
+
+    def before_first_epoch(self, net: Net, dataset_train: Any) -> None:
+        undirected = [one for one in self._conditions().values() if one.lower_is_better is None]
+        for monitor in dict.fromkeys(condition.monitor for condition in undirected):
+            warn_of_unknown_direction(net, monitor, f"Plateau({monitor!r}, lower_is_better=...)")
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if self.engine_ is not None:
@@ -254,8 +264,10 @@ class CallbackSetUnfreeze(FreezingCallback):
             a name.
         """
         if not isinstance(state, Mapping) or set(state) != {"trainable"}:
-            raise ValueError(f"`state` is {state!r}; it must be what state_dict() returns: {{'trainable': [names]}}")
-        self.loaded_ = _LoadedState(as_names("trainable", state["trainable"]))
+            raise ValueError(
+                f"`state` is {shown(state)}; it must be what state_dict() returns: {{'trainable': [names]}}"
+            )
+        self.loaded_ = _LoadedState(check_names("trainable", state["trainable"]))
 
     def _check_loaded(self, names: Mapping[str, object]) -> None:
         """Check that a state that no net has adopted yet names parameters of the network."""

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import pandas as pd
 from torch.optim import lr_scheduler
 
+from mlr3torch_py.arguments import check_names, shown
 from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.lr_scheduler import (
-    CallbackSetLRSchedulerOneCycle,
     CallbackSetLRSchedulerReduceOnPlateau,
     lr_scheduler_class,
 )
+from mlr3torch_py.callbacks.one_cycle import CallbackSetLRSchedulerOneCycle
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
-from mlr3torch_py.names import nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 
@@ -66,7 +67,7 @@ class CallbackDictionary:
         """
         check_id("key", key)
         if not (isinstance(generator, type) and issubclass(generator, CallbackSet)):
-            raise TypeError(f"`generator` is {generator!r}; it must be a subclass of CallbackSet")
+            raise TypeError(f"`generator` is {shown(generator)}; give a subclass of CallbackSet")
         self._generators[key] = generator
 
     def get(self, key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback:
@@ -95,12 +96,12 @@ class CallbackDictionary:
             If a parameter is unknown or has the wrong type or value.
         """
         name = key if id is None else id
-        if key not in self and isinstance(key, str):
-            key = re.sub(r"_\d+$", "", key)
-        if key not in self:
-            raise KeyError(f"no callback has the key {key!r}; {nearest([str(key)], self._generators)}")
+        plain = self._without_number(key)
+        generator = self._generators.get(plain) if isinstance(plain, str) else None
+        if generator is None:
+            near = nearest([key] if isinstance(key, str) else [], self._generators)
+            raise KeyError(f"`key` is {shown(key)}, which no callback has; {near}")
         check_id("id", name)
-        generator = self._generators[key]
         known = parameters_of(generator)
         unknown = [name for name in params if name not in known]
         if unknown:
@@ -112,6 +113,10 @@ class CallbackDictionary:
         if weight is not None:
             callback.weight = weight
         return TorchCallback(name, callback)
+
+    def _without_number(self, key: Any) -> Any:
+        """Return a key without the number that tells two callbacks of one kind apart."""
+        return key if not isinstance(key, str) or key in self else re.sub(r"_\d+$", "", key)
 
     def keys(self) -> list[str]:
         """Return the keys in alphabetical order.
@@ -237,11 +242,14 @@ def t_clbk(
     >>> t_clbk("unfreze")
     Traceback (most recent call last):
         ...
-    KeyError: "no callback has the key 'unfreze'; did you mean 'unfreeze', 'freezer'?"
+    KeyError: "`key` is 'unfreze', which no callback has; did you mean 'unfreeze', 'freezer'?"
     """
-    if key is None and id is None and weight is None and not params:
+    if key is None:
+        given = [name for name, value in {"id": id, "weight": weight, **params}.items() if value is not None]
+        if given:
+            raise TypeError(f"{listed(f'`{name}`' for name in given)} came without a `key`; give the key first")
         return mlr3torch_callbacks.keys()
-    return mlr3torch_callbacks.get(cast(str, key), id=id, weight=weight, **params)
+    return mlr3torch_callbacks.get(key, id=id, weight=weight, **params)
 
 
 @overload
@@ -274,6 +282,9 @@ def t_clbks(keys: Iterable[str] | None = None) -> list[TorchCallback] | list[str
     """
     if keys is None:
         return mlr3torch_callbacks.keys()
-    if isinstance(keys, str) or not isinstance(keys, Iterable):
-        raise TypeError(f"`keys` is {keys!r}; give a list of keys, or use t_clbk({keys!r})")
-    return [t_clbk(key) for key in keys]
+    if isinstance(keys, str):
+        raise TypeError(f"`keys` is {shown(keys)}; give a list of keys, or use t_clbk({shown(keys)})")
+    wanted = check_names("keys", keys)
+    if unknown := [key for key in wanted if mlr3torch_callbacks._without_number(key) not in mlr3torch_callbacks]:
+        raise KeyError(f"`keys` has {listed(map(repr, unknown))}; {nearest(unknown, mlr3torch_callbacks)}")
+    return [t_clbk(key) for key in wanted]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from sklearn.base import clone
 
-from mlr3torch_py.names import as_names
+from mlr3torch_py.arguments import check_mapping, check_names, check_text, shown
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.from_functions import callback_set
 
@@ -101,6 +101,10 @@ class TorchCallback(NamedTuple):
         """Show the documentation of the callback."""
         help(type(self.callback))
 
+    def __radd__(self, callbacks: Any) -> Any:
+        """Join a list, so that a net takes ``callbacks=t_clbk(...)`` for ``callbacks=[t_clbk(...)]``."""
+        return [*callbacks, self] if isinstance(callbacks, list) else NotImplemented
+
     def __sklearn_clone__(self) -> TorchCallback:
         return TorchCallback(self.id, self.generate())
 
@@ -176,9 +180,12 @@ def torch_callback(
     """
     check_id("id", id)
     inherited = getattr(description.get("inherit", CallbackSet), "packages", ())
-    told = {"label": label, "man": man, "packages": (*inherited, *as_names("packages", packages))}
-    public = {**(description.pop("public", None) or {}), **{key: one for key, one in told.items() if one is not None}}
-    name = classname or "CallbackSet" + "".join(word.capitalize() for word in id.split("_"))
+    public = check_mapping("public", description.pop("public", None), "names to attributes and methods")
+    for argument, text in (("label", label), ("man", man)):
+        if text is not None:
+            public[argument] = check_text(argument, text)
+    public["packages"] = (*inherited, *check_names("packages", packages))
+    name = "CallbackSet" + "".join(word.capitalize() for word in id.split("_")) if classname is None else classname
     generator = callback_set(name, public=public, **description)
     return TorchCallback(id, generator(**parameters_of(generator)))
 
@@ -186,4 +193,4 @@ def torch_callback(
 def check_id(argument: str, value: object) -> None:
     """Check that a name is valid within ``callbacks__<name>__<parameter>``."""
     if not isinstance(value, str) or not value.isidentifier() or "__" in value:
-        raise TypeError(f"`{argument}` is {value!r}; it must be a name that fits into callbacks__<name>__<parameter>")
+        raise TypeError(f"`{argument}` is {shown(value)}; give a name that fits into callbacks__<name>__<parameter>")

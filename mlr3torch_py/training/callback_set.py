@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from enum import Enum
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
@@ -15,7 +16,7 @@ import pandas as pd
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
-from mlr3torch_py.names import listed
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, StagedCallback
@@ -55,7 +56,8 @@ class CallbackSet(StagedCallback):
     The stages that skorch has are its hooks, with its signatures: ``on_train_begin``, ``on_epoch_begin``,
     ``on_batch_begin``, ``on_grad_computed``, ``on_batch_end``, ``on_epoch_end``, ``on_train_end``. The others are
     ``on_before_valid(net)``, ``on_batch_valid_begin(net, batch)``, ``on_batch_valid_end(net, batch)``,
-    ``on_valid_end(net)``, and ``on_exit(net)``, which runs last and always, also when training raises.
+    ``on_valid_end(net)``, and ``on_exit(net)``, which runs last and always, also when training raises. A method whose
+    name looks like one of these, such as R's ``on_begin`` or ``on_epch_end``, is refused when the class is defined.
 
     Attributes
     ----------
@@ -95,6 +97,7 @@ class CallbackSet(StagedCallback):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _check_stages(cls, CallbackSet)
         if not getattr(cls.on_train_begin, "starts_run", False):
             cls.on_train_begin = _starting_run(cls.on_train_begin)  # type: ignore[method-assign]
         if taken := [name for name in inspect.signature(cls).parameters if name in ("ctx", "weight")]:
@@ -146,8 +149,13 @@ class CallbackSet(StagedCallback):
             If one has the wrong type or value.
         """
 
-    def require_params(self) -> None:
+    def require_params(self, name: str = "<name of the callback>") -> None:
         """Check that all packages are there, and all parameters set and valid.
+
+        Parameters
+        ----------
+        name : str
+            The name of the callback in its net, for the message.
 
         Raises
         ------
@@ -157,15 +165,15 @@ class CallbackSet(StagedCallback):
             If a package is not installed.
         """
         self.check_params()
-        if missing := [name for name in type(self).packages if not _is_installed(name)]:
+        if missing := [package for package in type(self).packages if not _is_installed(package)]:
             raise ImportError(
                 f"{type(self).__name__} needs {listed(missing)}, not installed here; run `pip install {missing[0]}`"
             )
-        for name, value in self.get_params(deep=False).items():
+        for parameter, value in self.get_params(deep=False).items():
             if value is REQUIRED:
                 raise ValueError(
-                    f"`{name}` of {type(self).__name__} was never set; pass it to t_clbk(), "
-                    f"or to the net as callbacks__<name of the callback>__{name}"
+                    f"`{parameter}` of {type(self).__name__} was never set; pass it to t_clbk(), "
+                    f"or to the net as callbacks__{name}__{parameter}"
                 )
 
     def _get_param_names(self) -> list[str]:
@@ -174,6 +182,33 @@ class CallbackSet(StagedCallback):
             names: list[str] = super()._get_param_names()
             return names
         return [name for name in parameters if name in vars(self)]
+
+    def set_params(self, **params: Any) -> CallbackSet:
+        """Set parameters of the callback.
+
+        Parameters
+        ----------
+        **params
+
+        Returns
+        -------
+        CallbackSet
+
+        Raises
+        ------
+        ValueError
+            If one does not exist; the message names the nearest.
+        """
+        known = self.get_params(deep=False)
+        unknown = [name for name in params if name.partition("__")[0] not in known]
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is no parameter of {type(self).__name__}; {nearest(unknown[:1], known)}")
+        super().set_params(**params)
+        return self
+
+    def __radd__(self, callbacks: Any) -> Any:
+        """Join a list, so that a net takes ``callbacks=callback`` for ``callbacks=[callback]``."""
+        return [*callbacks, self] if isinstance(callbacks, list) else NotImplemented
 
     def __sklearn_clone__(self) -> CallbackSet:
         cloned = type(self)(**{name: clone(value, safe=False) for name, value in self.get_params(deep=False).items()})
@@ -197,6 +232,19 @@ def _is_installed(package: str) -> bool:
         return bool(distribution(package))
     except PackageNotFoundError:
         return False
+
+
+def _check_stages(cls: type, base: type) -> None:
+    """Check that methods of a class that look like stages are stages."""
+    for name, member in vars(cls).items():
+        if not name.startswith("on_") or hasattr(base, name) or not callable(member):
+            continue
+        hook = HOOK_OF_STAGE.get(name.removeprefix("on_"))
+        near = [hook] if hook else get_close_matches(name.replace("start", "begin"), HOOK_OF_STAGE.values(), n=1)
+        if near:
+            raise TypeError(
+                f"`{name}` of {cls.__name__} is no hook of skorch, so nobody calls it; call the method {near[0]}"
+            )
 
 
 def _defines(cls: type[CallbackSet], hook: str) -> bool:

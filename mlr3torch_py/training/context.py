@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.scoring import work_out_scores
@@ -180,7 +181,18 @@ class ContextTorch:
                 self._worked_out[part] = work_out_scores(self.net, part, self.dataset_train, self.dataset_valid)
             rows.append(self._worked_out[part] | rows[-1])
         scores = (scores_of(row, f"{part}_") for row in reversed(rows))
-        return next((found for found in scores if found), {})
+        return _Scores(part, next((found for found in scores if found), {}))
+
+
+class _Scores(dict[str, float]):
+    """Scores by name; a missing one is explained."""
+
+    def __init__(self, part: str, scores: Mapping[str, float]) -> None:
+        super().__init__(scores)
+        self.part = part
+
+    def __missing__(self, name: str) -> float:
+        raise KeyError(f"the last epoch has no {self.part} score {name!r}; {nearest([str(name)], self)}")
 
 
 def scores_of(row: Mapping[str, Any], prefix: str) -> dict[str, float]:

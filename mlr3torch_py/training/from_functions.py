@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from mlr3torch_py.arguments import check_callable, check_mapping, check_number, check_text, shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
@@ -76,20 +77,34 @@ def callback_set(
     <CallbackSetSay>
     * Stages: epoch_end
     """
+    if "\0" in check_text("classname", classname, "the name of the class"):
+        raise ValueError(f"`classname` is {shown(classname)}; give the name of the class")
     states = {"state_dict": state_dict, "load_state_dict": load_state_dict}
     _check_functions(stages, states)
     if not (isinstance(inherit, type) and issubclass(inherit, CallbackSet)):
-        raise TypeError(f"`inherit` is {inherit!r}; it must be CallbackSet or a subclass of it")
-    if weight is None:
-        weight = inherit.default_weight
-    CallbackSet().weight = weight
+        raise TypeError(f"`inherit` is {shown(inherit)}; give CallbackSet or a subclass of it")
+    if initialize is not None and not _takes_callback(initialize):
+        raise TypeError(f"`initialize` is {shown(initialize)}; give a function that takes the callback and parameters")
+    weight = inherit.default_weight if weight is None else weight
+    weight = check_number("weight", weight, "a number, or math.inf to run last", finite=False)
+    public = check_mapping("public", public, "names to attributes and methods")
     constructor = {} if initialize is None else {"__init__": initialize}
     methods = {name: function for name, function in states.items() if function is not None}
     hooks = {HOOK_OF_STAGE[name.removeprefix("on_")]: _hook(name, function) for name, function in stages.items()}
     given: dict[str, Any] = {"weight": weight, "public": public, "inherit": inherit, **states, **stages}
     given["initialize"] = initialize
-    namespace = {"default_weight": weight, **(public or {}), **constructor, **methods, **hooks}
+    namespace = {"default_weight": weight, **public, **constructor, **methods, **hooks}
     return recipe_class(classname, inherit, namespace, partial(callback_set, classname, **given))
+
+
+def _takes_callback(initialize: Any) -> bool:
+    if isinstance(initialize, type) or not callable(initialize):
+        return False
+    try:
+        first = next(iter(inspect.signature(initialize).parameters.values()), None)
+    except ValueError:  # some functions written in C have no signature
+        return False
+    return first is not None and first.kind in (first.POSITIONAL_OR_KEYWORD, first.VAR_POSITIONAL)
 
 
 def _hook(name: str, function: Callable[[Any], None]) -> Callable[..., None]:
@@ -112,17 +127,7 @@ def _check_functions(stages: Mapping[str, Any], states: Mapping[str, Any]) -> No
         (missing,) = states.keys() - given
         raise ValueError(f"`{given[0]}` is given without `{missing}`; give both")
     for name, function in stages.items():
-        _check_function(name, function, "the callback")
+        check_callable(name, function, "the callback")
     if given:
-        _check_function("state_dict", states["state_dict"], "the callback")
-        _check_function("load_state_dict", states["load_state_dict"], "the callback", "a state")
-
-
-def _check_function(name: str, function: Any, *takes: str) -> None:
-    arguments = " and ".join(takes)
-    if not callable(function):
-        raise TypeError(f"`{name}` is {function!r}; give a function that takes {arguments}")
-    try:
-        inspect.signature(function).bind(*takes)
-    except TypeError as error:
-        raise TypeError(f"`{name}` must be a function that takes {arguments}: {error}") from error
+        check_callable("state_dict", states["state_dict"], "the callback")
+        check_callable("load_state_dict", states["load_state_dict"], "the callback", "a state")

@@ -8,14 +8,15 @@ and when training raises it tells no callback. A `Run` adds that, in four steps:
    skorch is iterating over, which ends skorch's loop, and calls ``on_train_begin`` of the remaining callbacks itself.
    So it notices when one of them raises.
 2. Training. ``net.callbacks_`` is sorted by weight, between two callbacks of the run. `_First` updates ``ctx`` and
-   calls the stages that skorch lacks. `_Last` stops training if ``ctx.terminate`` is set, and sorts again if somebody
+   calls the stages that skorch lacks. `_Scored`, after all finite weights, lets callbacks read the scores that others
+   have recorded after them. `_Last` stops training if ``ctx.terminate`` is set, and sorts again if somebody
    has changed the list. For one call, `Run.fit_loop` stands in for ``net.fit_loop``, to notice when training raises.
 3. End. `_First` lets the run end: it empties skorch's list once more, and calls every ``on_train_end`` itself.
 4. Exit. After the end, or when anything above raises, the run puts ``net.callbacks_`` back in skorch's order, and calls
    the stage ``exit`` of each CallbackSet.
 
-Copies of a net that are made during training are not part of the run: pickle and deepcopy turn `_First` and `_Last`
-into a mere `_Adaptor`, which starts a run of its own when the copy is trained.
+Copies of a net that are made during training are not part of the run: pickle and deepcopy turn these three into a mere
+`_Adaptor`, which starts a run of its own when the copy is trained.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from skorch.callbacks import Callback, PrintLog
 
 from mlr3torch_py.network.internals import check_internals
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.clock import moment_of
+from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.monitors import check_monitor, warn_of_missing_scores
 from mlr3torch_py.training.outputs import OutputRecorder
 from mlr3torch_py.training.stages import StagedCallback, is_staged
 
@@ -68,9 +70,9 @@ class Run:
 
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_begin`` of `caller` and of all callbacks after it."""
-        for _, callback in self.net.callbacks_:
+        for name, callback in self.net.callbacks_:
             if is_staged(callback):
-                callback.require_params()
+                callback.require_params(name)
         called = [callback for _, callback in takewhile(lambda item: item[1] is not caller, self.net.callbacks_)]
         self._end_skorchs_loop()
         try:
@@ -100,8 +102,15 @@ class Run:
             return
         callbacks = _in_skorchs_order(self.net.callbacks_)
         names = [name for name, _ in callbacks]
-        first, last = _First(self, names), _Last(self, names)
-        self.in_order = [("context_begin", first), *sorted(callbacks, key=_rank), ("context_end", last)]
+        first, scored, last = _First(self, names), _Scored(self, names), _Last(self, names)
+        finite, infinite = _split(sorted(callbacks, key=_rank))
+        self.in_order = [
+            ("context_begin", first),
+            *finite,
+            ("context_scores", scored),
+            *infinite,
+            ("context_end", last),
+        ]
         self.net.callbacks_ = list(self.in_order)
         self.staged = [callback for _, callback in self.in_order if is_staged(callback)]
         self.joined = [*self.staged, *(callback for callback in self.joined if not _has(self.staged, callback))]
@@ -129,6 +138,7 @@ class Run:
         """Update ``ctx``; before the first epoch of the run, let the callbacks prepare."""
         if self.ctx.dataset_train is None:
             self.ctx.global_step = moment_of(self.net.history).batch  # LoadInitState may have loaded another history
+            self._check_monitors(has_valid=dataset_valid is not None)
             for callback in self.staged:
                 callback.before_first_epoch(self.net, dataset_train)
         self.ctx._begin_epoch(dataset_train, dataset_valid)
@@ -172,9 +182,15 @@ class Run:
         else:
             self._end_training()
 
+    def find_late_scores(self) -> None:
+        """Let callbacks read the scores that others have recorded after them."""
+        for callback in self.staged:
+            callback.find_late_score(self.net)
+
     def end(self, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_end`` of all callbacks, then exit."""
         self._end_skorchs_loop()
+        warn_of_missing_scores(self.net, self.staged)
         try:
             for _, callback in self.in_order[1:]:
                 callback.on_train_end(self.net, X=X, y=y, **kwargs)
@@ -213,6 +229,17 @@ class Run:
     def _end_training(self) -> None:
         self.ctx._finish("train")
         self._call("on_before_valid")
+
+    def _check_monitors(self, has_valid: bool) -> None:
+        """Check that the scores that callbacks read can come."""
+        try:
+            for callback in self.staged:
+                callback.has_warned_of_nan_ = False
+                for monitor in callback.monitors:
+                    check_monitor(self.net, monitor, has_valid=has_valid)
+        except Exception:
+            take_back_epoch(self.net)
+            raise
 
     def _call(self, hook: str, **kwargs: Any) -> None:
         for callback in self.staged:
@@ -276,6 +303,16 @@ class _First(_LiveAdaptor):
         self.run_.end(X, y, **kwargs)
 
 
+class _Scored(_LiveAdaptor):
+    """Stand after all callbacks of finite weight."""
+
+    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Do nothing: the run has started."""
+
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self.run_.find_late_scores()
+
+
 class _Last(_LiveAdaptor):
     """Stand after all other callbacks."""
 
@@ -325,6 +362,12 @@ def _rank(item: NamedCallback) -> tuple[float, int]:
     if isinstance(callback, PrintLog):  # it prints what the others have recorded
         return math.inf, 0
     return callback.weight if is_staged(callback) else 0, 1
+
+
+def _split(callbacks: list[NamedCallback]) -> tuple[list[NamedCallback], list[NamedCallback]]:
+    """Split sorted callbacks into those of finite weight, and those that run last."""
+    n_finite = sum(_rank(item)[0] < math.inf for item in callbacks)
+    return callbacks[:n_finite], callbacks[n_finite:]
 
 
 def _has(objects: list[Any], wanted: object) -> bool:

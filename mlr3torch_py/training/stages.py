@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import math
-from numbers import Real
 from typing import Any, ClassVar, Final, TypeGuard
 
 from skorch.callbacks import Callback
 
+from mlr3torch_py.arguments import check_number
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.clock import score_of
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.warn import warn
 
 __all__ = ["HOOK_OF_STAGE", "StagedCallback", "is_staged"]
 
@@ -36,6 +37,8 @@ class StagedCallback(Callback):  # type: ignore[misc]
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
     weight_: float | None = None
+    awaits_score_ = False
+    has_warned_of_nan_ = False
     ctx_: ContextTorch | None = None
     given_: dict[str, tuple[Any, ...]] | None = None
 
@@ -49,9 +52,7 @@ class StagedCallback(Callback):  # type: ignore[misc]
 
     @weight.setter
     def weight(self, weight: float) -> None:
-        if isinstance(weight, bool) or not isinstance(weight, Real) or math.isnan(weight):
-            raise TypeError(f"`weight` is {weight!r}; give a number, or math.inf to run last")
-        self.weight_ = float(weight)
+        self.weight_ = check_number("weight", weight, "a number, or math.inf to run last", finite=False)
 
     def join(self, ctx: ContextTorch) -> None:
         """Take part in a run; in that of a ``fit`` from scratch, as the callback was given."""
@@ -84,7 +85,26 @@ class StagedCallback(Callback):  # type: ignore[misc]
                 self.given_.setdefault(name, (vars(self)[name],) if name in vars(self) else ())
         super().__setattr__(name, value)
 
-    def require_params(self) -> None:
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The scores of the history that the callback reads."""
+        return ()
+
+    def read_score(self, net: Net, monitor: str, epoch: int = 0) -> float | None:
+        """Return a score of an epoch, by default the last one; None if it was not evaluated, or not yet."""
+        row = net.history.to_list()[epoch - 1]
+        self.awaits_score_ = monitor not in row
+        score = score_of(row, monitor)
+        if score is None and row.get(monitor) is not None and not self.has_warned_of_nan_:
+            self.has_warned_of_nan_ = True
+            at = epoch or len(net.history)
+            warn(f"`monitor` is {monitor!r}, which is NaN in epoch {at}; epochs without a score are not counted")
+        return score
+
+    def find_late_score(self, net: Net) -> None:
+        """Read a score again that was missing at ``on_epoch_end``; other callbacks have recorded theirs by now."""
+
+    def require_params(self, name: str = "") -> None:
         """Raise if a parameter is missing or invalid."""
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:

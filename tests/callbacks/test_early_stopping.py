@@ -174,7 +174,7 @@ def test_what_changes_the_weights_at_the_end_is_not_undone():
 def test_a_score_that_is_nan_is_warned_of_once():
     stopping = CallbackSetEarlyStopping(9, monitor="score")
     net = iris_net(Score([0.5, math.nan, math.nan]), stopping, max_epochs=3, batch_size=150)
-    with pytest.warns(UserWarning, match="`score` is NaN in epoch 2") as said:
+    with pytest.warns(UserWarning, match="`monitor` is 'score', which is NaN in epoch 2") as said:
         net.fit(X, y)
     assert len(said) == 1
 

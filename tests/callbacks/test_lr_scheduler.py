@@ -122,7 +122,7 @@ def test_one_cycle_continues_if_its_length_is_given():
 
     whole = run([4])
     assert run([1, 3], epochs=4) == run([2, 1, 1], total_steps=12) == whole
-    with pytest.raises(ValueError, match="made for 6 steps, .* comes to 9; give `total_steps` or `epochs`"):
+    with pytest.raises(ValueError, match="made for 6 steps, .* comes to 9; give `total_steps`, or `epochs` and"):
         run([2, 1])
     for params in ({"epochs": 4}, {"total_steps": 12}):
         with pytest.raises(ValueError, match="made for 12 steps, .* comes to 15"):
@@ -266,10 +266,12 @@ def test_wrong_parameters_are_refused():
         t_clbk("lr_step", step_sice=1)
     with pytest.raises(ValueError, match="`step_size` of CallbackSetLRScheduler_StepLR was never set"):
         iris_net(t_clbk("lr_step")).fit(X, y)
-    with pytest.raises(TypeError, match="`x` is 3; it must be a scheduler class"):
+    with pytest.raises(TypeError, match="`x` is 3; give a scheduler class"):
         as_lr_scheduler(3)
-    with pytest.raises(ValueError, match="`monitor` is 'vaild_loss', which no epoch of the history has"):
-        iris_net(t_clbk("lr_reduce_on_plateau", monitor="vaild_loss")).fit(X, y)
+    with pytest.raises(
+        ValueError, match="`monitor` is 'valid_los', which nothing in the net records; did you mean 'valid_loss'"
+    ):
+        iris_net(t_clbk("lr_reduce_on_plateau", monitor="valid_los")).fit(X, y)
 
 
 class NewOptimizer(Callback):

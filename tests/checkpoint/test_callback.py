@@ -154,7 +154,7 @@ def test_a_home_folder_and_a_function_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     run("~/kept", 1)
     assert "network1.pt" in files(tmp_path / "kept")
-    with pytest.raises(TypeError, match="`path`: <function .* returned None; it must return a folder"):
+    with pytest.raises(TypeError, match="`path` is None; give a function that returns a folder"):
         run(lambda: None, 1)
 
 

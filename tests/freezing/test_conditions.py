@@ -1,5 +1,6 @@
 """Rows that wait for a score to stop improving."""
 
+import math
 import pickle
 
 import pytest
@@ -74,6 +75,7 @@ def test_a_condition_may_freeze_and_stand_beside_times():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`monitor` is 'score', which is NaN")
 @settings(max_examples=30)
 @given(
     scores=st.lists(st.sampled_from([0.1, 0.2, 0.3, float("nan")]), min_size=2, max_size=8),
@@ -136,11 +138,21 @@ class Gaps(Score):
             net.history.record("score", score)
 
 
-def test_an_epoch_without_a_score_does_not_count_and_one_without_a_value_is_no_improvement():
+def test_an_epoch_without_a_score_is_no_evaluation():
     trace = Trace()
     unfreeze = CallbackSetUnfreeze(select_last(1), {"when": [Plateau("score", 2)], "weights": [select_all()]})
-    net = iris_net(unfreeze, Gaps([0.5, "left out", "left out", None, None, 0.1]), trace, batch_size=150, max_epochs=6)
-    net.fit(X, y)
+    net = iris_net(unfreeze, Gaps(["left out", 0.5, None, 0.6, "left out", None, 0.7, 0.1]), trace)
+    net.set_params(batch_size=150, max_epochs=8).fit(X, y)
+    assert trace.batches_ == [HEAD] * 7 + [ALL]
+
+
+def test_a_score_that_is_nan_is_warned_of_once_and_does_not_count():
+    trace = Trace()
+    unfreeze = CallbackSetUnfreeze(select_last(1), {"when": [Plateau("score", 2)], "weights": [select_all()]})
+    net = iris_net(unfreeze, Score([0.5, math.nan, math.nan, 0.6, 0.7, 0.1]), trace, batch_size=150, max_epochs=6)
+    with pytest.warns(UserWarning, match="`monitor` is 'score', which is NaN in epoch 2") as caught:
+        net.fit(X, y)
+    assert len(caught) == 1
     assert trace.batches_ == [HEAD] * 5 + [ALL]
 
 
@@ -172,7 +184,7 @@ def test_an_epoch_that_is_refused_does_not_count():
     for _ in range(2):
         with pytest.raises(ValueError, match="`monitor` is 'trian_loss'"):
             net.partial_fit(X, y)
-    assert len(net.history) == 1
+    assert len(net.history) == 0
 
 
 def test_a_second_fit_decides_anew():

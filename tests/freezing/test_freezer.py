@@ -331,7 +331,7 @@ def test_it_comes_by_its_key_and_clones():
         ({"names": 3}, "`names` is 3"),
         ({"name_starts_with": 3}, "`name_starts_with` is 3"),
         ({"name_starts_with": [["a", 3]]}, "`name_starts_with`"),
-        ({"names": "a", "until_epoch": -1}, "`until_epoch` is -1; it must be at least 0"),
+        ({"names": "a", "until_epoch": -1}, "`until_epoch` is -1; give a whole number of epochs, at least 0"),
         ({"names": "a", "until_step": 1.5}, "`until_step` is 1.5; give a whole number"),
         ({"names": "a", "until_step": True}, "`until_step` is True; give a whole number"),
         ({"name_starts_with": "a", "start_epoch": 1}, "`start_epoch` is given without `unfreeze_every_n_epochs`"),
@@ -341,7 +341,7 @@ def test_it_comes_by_its_key_and_clones():
         ),
         (
             {"name_starts_with": "a", "start_epoch": 1, "unfreeze_every_n_epochs": 0},
-            "`unfreeze_every_n_epochs` is 0; it must be at least 1",
+            "`unfreeze_every_n_epochs` is 0; give a whole number of epochs, at least 1",
         ),
         (
             {"names": "a", "start_epoch": 1, "unfreeze_every_n_epochs": 1},
