@@ -17,7 +17,7 @@ pytestmark = [
 LATER = {"epoch": [3], "weights": [select_all()]}
 OPTIMIZERS = {
     "SGD": (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
-    "SGD fused": (torch.optim.SGD, {"momentum": 0.9, "fused": True}),
+    "SGD fused": (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "fused": True}),
     "Adam fused": (torch.optim.Adam, {"fused": True, "weight_decay": 0.1}),
     "AdamW foreach": (torch.optim.AdamW, {"foreach": True}),
     "Adam capturable": (torch.optim.Adam, {"capturable": True}),
