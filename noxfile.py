@@ -1,6 +1,7 @@
 """What has to pass: ``nox`` runs it all, ``nox -s lint`` one part; CI runs the same sessions."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import nox
@@ -8,6 +9,7 @@ import nox
 README = Path(__file__).parent / "README.md"
 
 nox.options.reuse_venv = "yes"
+nox.options.sessions = ["locked", "lint", "types", "imports", "docs", "notebooks", "example", "newest"]
 
 
 def install(session, *packages):
@@ -24,7 +26,7 @@ def run_from_readme(session, purpose, *options):
 
 
 @nox.session
-def tests(session):
+def locked(session):
     """Run all tests, by the command of the README; options after ``--`` are passed to pytest."""
     run_from_readme(session, "pytest", *session.posargs)
 
@@ -70,3 +72,32 @@ def notebooks(session):
 def example(session):
     """Run the example by the command of the README, in an empty environment of its own."""
     run_from_readme(session, "python -m mlr3torch_py", "--png", str(Path(session.create_tmp()) / "timeline.png"))
+
+
+@nox.session(venv_backend="venv", reuse_venv=False)
+def newest(session):
+    """Run the quick tests, and those of real networks, with the newest torch that has a torchvision."""
+    session.install("torch==2.14.1", "torchvision==0.29.1", "timm", "transformers", "-e", ".[dev]")
+    session.run("pytest", "-m", "not slow or real_networks", "-n", "auto", *session.posargs)
+
+
+@nox.session(venv_backend="venv", reuse_venv=False)
+def lowest(session):
+    """Run the quick tests with the lowest releases that pyproject.toml admits."""
+    session.install("-c", "tests/lowest.txt", "-e", ".[dev]")
+    session.run("pytest", "-m", "not slow", "-n", "auto", *session.posargs)
+
+
+@nox.session(venv_backend="venv", reuse_venv=False)
+def wheel(session):
+    """Build the wheel and the sdist, and run the quick tests of the sdist on the wheel, in an empty environment."""
+    install(session, "build", "twine")
+    built = Path(session.create_tmp()).resolve()
+    session.run("python", "-m", "build", "--outdir", str(built))
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    install(session, f"{wheel}[dev]")
+    shutil.unpack_archive(sdist, built)
+    session.chdir(built / sdist.name.removesuffix(".tar.gz"))
+    shutil.rmtree("mlr3torch_py")  # so that the tests import the wheel
+    session.run("pytest", "-m", "not slow", "-n", "auto", "tests", "docs", *session.posargs)

@@ -4,11 +4,9 @@ from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
-from mlr3torch_py.callbacks.lr_scheduler import (
-    CallbackSetLRScheduler,
-    CallbackSetLRSchedulerOneCycle,
-    CallbackSetLRSchedulerReduceOnPlateau,
-)
+from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler
+from mlr3torch_py.callbacks.on_plateau import CallbackSetLRSchedulerReduceOnPlateau
+from mlr3torch_py.callbacks.one_cycle import CallbackSetLRSchedulerOneCycle
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
@@ -23,8 +21,8 @@ from mlr3torch_py.mlp import MLP
 from mlr3torch_py.network.parameters import trainable_names
 from mlr3torch_py.registry.conversion import as_lr_scheduler, as_torch_callback, as_torch_callbacks
 from mlr3torch_py.registry.dictionary import mlr3torch_callbacks, t_clbk, t_clbks
+from mlr3torch_py.registry.plain_data import from_dict, to_dict
 from mlr3torch_py.registry.torch_callback import TorchCallback, torch_callback
-from mlr3torch_py.schedule.plain_data import from_dict, to_dict
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.recipes import chain_thaw, gradual_unfreezing, head_first
 from mlr3torch_py.select.functions import (
@@ -44,8 +42,7 @@ from mlr3torch_py.select.functions import (
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.from_functions import callback_set
-
-__version__ = "0.1.0"
+from mlr3torch_py.version import __version__ as __version__
 
 __all__ = [
     "MLP",

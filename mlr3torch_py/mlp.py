@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_list, check_mapping, check_number, check_whole, plain, shown
 
 __all__ = ["MLP"]
 
@@ -59,26 +60,48 @@ class MLP(nn.Sequential):
         activation_args: Mapping[str, Any] | None = None,
         n_layers: int | None = None,
     ) -> None:
-        widths = list(neurons) if isinstance(neurons, Iterable) else [neurons]
-        check_whole("d_in", d_in, "features")
-        check_whole("d_out", d_out, "outputs")
-        for width in widths:
-            check_whole("neurons", width, "neurons in each layer")
-        if n_layers is not None:
-            if len(widths) != 1:
-                raise ValueError(f"`n_layers` is {n_layers}, but `neurons` holds {len(widths)} widths; give one width")
-            widths *= check_whole("n_layers", n_layers, "layers")
-        if not isinstance(p, Real) or not 0 <= p <= 1:
-            raise ValueError(f"`p` is {p!r}; give a probability from 0 to 1")
-        if not callable(activation) or isinstance(activation, nn.Module):
-            raise TypeError(
-                f"`activation` is {activation!r}; give a class, such as torch.nn.ReLU, since each layer has its own"
-            )
+        d_in, d_out = check_whole("d_in", d_in, "features"), check_whole("d_out", d_out, "outputs")
+        widths = [d_in, *_widths(neurons, n_layers), d_out]
+        p = check_number("p", p, "a probability from 0 to 1", least=0, most=1)
+        check_mapping("activation_args", activation_args, "names to arguments of `activation`")
         layers: list[nn.Module] = []
-        for width, following in zip([d_in, *widths], widths, strict=False):
-            layers += [nn.Linear(width, following), activation(**(activation_args or {})), nn.Dropout(float(p))]
-        super().__init__(*layers, nn.Linear(widths[-1] if widths else d_in, d_out))
+        for n_in, n_out in pairwise(widths):
+            layers += [_linear(n_in, n_out), _activation(activation, activation_args), nn.Dropout(p)]
+        super().__init__(*layers[:-2])
 
     def __getitem__(self, index: Any) -> Any:
         # Sequential makes a slice by calling its own class, which here has other arguments.
         return nn.Sequential(*self)[index]
+
+
+def _widths(neurons: Any, n_layers: int | None) -> list[int]:
+    neurons = plain(neurons)
+    given = [neurons] if isinstance(neurons, Integral) else check_list("neurons", neurons, "a list of widths")
+    widths = [check_whole("neurons", width, "neurons in each layer") for width in given]
+    if n_layers is None:
+        return widths
+    if len(widths) != 1:
+        raise ValueError(f"`n_layers` is {shown(n_layers)}, but `neurons` holds {len(widths)} widths; give one width")
+    return widths * check_whole("n_layers", n_layers, "layers", most=10_000)
+
+
+def _linear(n_in: int, n_out: int) -> nn.Linear:
+    try:
+        return nn.Linear(n_in, n_out)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(
+            f"a layer from {n_in} to {n_out} is too large ({error}); give a smaller `d_in`, `d_out` or `neurons`"
+        ) from error
+
+
+def _activation(activation: Any, arguments: Mapping[str, Any] | None) -> nn.Module:
+    remedy = "give a class, such as torch.nn.ReLU, since each layer has its own"
+    if not callable(activation) or isinstance(activation, nn.Module):
+        raise TypeError(f"`activation` is {shown(activation)}; {remedy}")
+    try:
+        made = activation(**(arguments or {}))
+    except Exception as error:
+        raise TypeError(f"`activation` takes other arguments than `activation_args` ({error}); {remedy}") from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"`activation` made {shown(made)}, which is no module; {remedy}")
+    return made

@@ -1,11 +1,11 @@
-"""Names: reading and listing them, suggesting the nearest ones, and the paths above them."""
+"""Names: listing them, suggesting the nearest ones, and the paths above them."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator
 
-__all__ = ["ancestors", "as_names", "listed", "nearest"]
+__all__ = ["ancestors", "listed", "nearest"]
 
 
 def ancestors(name: str) -> Iterator[str]:
@@ -21,32 +21,6 @@ def ancestors(name: str) -> Iterator[str]:
     while name:
         name = name.rpartition(".")[0]
         yield name
-
-
-def as_names(argument: str, value: object) -> tuple[str, ...]:
-    """Return one or several names as a tuple.
-
-    Parameters
-    ----------
-    argument : str
-        What the message calls it.
-    value : object
-
-    Raises
-    ------
-    TypeError
-        If `value` is neither.
-
-    Examples
-    --------
-    >>> as_names("names", "0.weight")
-    ('0.weight',)
-    """
-    is_list = isinstance(value, Iterable) and not isinstance(value, (str, Set, Mapping))
-    names = tuple(value) if is_list else (value,)  # type: ignore[arg-type]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`{argument}` is {value!r}; it must be a name or a list of names")
-    return tuple(map(str, names))
 
 
 def listed(items: Iterable[object], most: int = 10) -> str:

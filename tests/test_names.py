@@ -1,6 +1,6 @@
 import pytest
 
-from mlr3torch_py.names import as_names, listed, nearest
+from mlr3torch_py.names import listed, nearest
 
 
 @pytest.mark.parametrize("known", [["weight", "bias"], ["x"], []])
@@ -14,14 +14,6 @@ def test_a_suggestion_is_a_sentence_with_one_end_mark(unknown, known):
 def test_the_nearest_names_are_suggested_and_otherwise_all_listed():
     assert nearest(["wieght", "zzz", "bia"], ["weight", "bias", "scale"]) == "did you mean 'weight', 'bias'?"
     assert nearest(["zzz"], map(str, range(12))).endswith("'9' and 2 more.")
-
-
-def test_names_are_one_name_or_a_list():
-    assert as_names("names", "a") == ("a",)
-    assert as_names("names", iter("ab")) == ("a", "b")
-    for wrong in (3, {"a"}, {"a": 1}, ["a", 3]):
-        with pytest.raises(TypeError, match="`names` is .*; it must be a name or a list of names"):
-            as_names("names", wrong)
 
 
 def test_a_long_list_is_cut():

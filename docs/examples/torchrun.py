@@ -3,6 +3,8 @@
 Run it by ``torchrun --standalone --nproc_per_node 2 docs/examples/torchrun.py``.
 """
 
+import gc
+
 import torch
 from sklearn.datasets import load_iris
 from skorch import NeuralNetClassifier
@@ -20,8 +22,7 @@ class ParallelNet(NeuralNetClassifier):
         return self
 
 
-def main():
-    distributed.init_process_group("gloo")  # "nccl" where each process has a GPU
+def train():
     is_main = distributed.get_rank() == 0
     X, y = load_iris(return_X_y=True)
     sampler = DistributedSampler(X)
@@ -56,6 +57,12 @@ def main():
     distributed.all_gather(weights, own)
     if is_main:
         print("all processes have the same weights:", all(torch.equal(one, own) for one in weights))
+
+
+def main():
+    distributed.init_process_group("gloo")  # "nccl" where each process has a GPU
+    train()
+    gc.collect()  # frees the wrapper, which nets of skorch hold in cycles, before its process group
     distributed.destroy_process_group()
 
 

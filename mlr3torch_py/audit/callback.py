@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_choice, check_whole
 from mlr3torch_py.audit.causes import describe_changes, describe_moving_buffers
 from mlr3torch_py.audit.forward import ForwardWatch
 from mlr3torch_py.audit.frozen import FrozenTensors
@@ -125,8 +125,7 @@ class CallbackSetFreezeAudit(CallbackSet):
         return (self.report_ or AuditReport()).as_frame()
 
     def check_params(self) -> None:
-        if self.on_change not in ("raise", "warn"):
-            raise ValueError(f"`on_change` is {self.on_change!r}; give 'raise' or 'warn'")
+        check_choice("on_change", self.on_change, ("raise", "warn"))
         if self.sample is not None:
             check_whole("sample", self.sample, "values")
 
@@ -191,7 +190,7 @@ class CallbackSetFreezeAudit(CallbackSet):
             self.frozen_,
             epoch=len(net.history),
             batch=batch,
-            sample=self.sample,
+            sample=None if self.sample is None else int(self.sample),
             # DistributedDataParallel writes the buffers of the main process into those of all others.
             with_buffers=is_main_process(),
         )

@@ -11,12 +11,12 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.nn.modules import module as torch_module
 
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.rounding import largest_values, reproduces
 from mlr3torch_py.cache.rows import Call, NotCacheableError, OutputSpec
+from mlr3torch_py.network.internals import check_internals, internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
 __all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "is_fit_in_eval_mode", "is_transformed"]
@@ -25,6 +25,10 @@ NEEDS_GRADIENT: Final = "its input requires a gradient"
 
 _FIRST_TRIALS: Final = 4
 _MODE: Final = attrgetter("training")
+_GLOBAL_HOOKS: Final = [
+    internal("torch.nn.modules.module", name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
+]
+check_internals("torch.autograd.forward_ad", forward_ad)
 
 
 class Request(NamedTuple):
@@ -211,7 +215,7 @@ class Admission:
         why = "it has forward hooks, which would not run for a row from memory"
         if any(self._hooks):
             raise NotCacheableError(why, "remove them")
-        if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        if any(_GLOBAL_HOOKS):
             raise NotCacheableError(why, "remove them", may_fit_below=False)
 
     def _check_draws(self, moved: Mapping[str, Any], call: Call, output: Any) -> None:

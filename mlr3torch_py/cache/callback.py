@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_names, check_whole, shown
 from mlr3torch_py.cache.parts import CachedParts
-from mlr3torch_py.names import as_names, listed
+from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.protocols import Net, last_event, pinned_kinds
 from mlr3torch_py.training.callback_set import CallbackSet
@@ -99,8 +99,10 @@ class CallbackSetFrozenCache(CallbackSet):
         self.check = check
 
     def check_params(self) -> None:
-        if self.modules is not None:
-            as_names("modules", self.modules)
+        if self.modules is not None and not check_names("modules", self.modules):
+            raise ValueError(
+                f"`modules` is {shown(self.modules)}; name a module, or give None to cache all frozen ones"
+            )
         check_whole("max_bytes", self.max_bytes, "bytes")
         check_whole("check", self.check, "rows", least=0)
 
@@ -109,7 +111,7 @@ class CallbackSetFrozenCache(CallbackSet):
         norm_is_pinned, others_are_pinned = pinned_kinds(callbacks)
         return CachedParts(
             module,
-            None if self.modules is None else as_names("modules", self.modules),
+            None if self.modules is None else check_names("modules", self.modules),
             max_bytes=int(self.max_bytes),
             check=int(self.check),
             norm_is_pinned=norm_is_pinned,

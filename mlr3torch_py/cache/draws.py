@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from mlr3torch_py.network.bits import content_hash
+from mlr3torch_py.network.internals import TorchDispatchMode, tree_leaves, tree_map
 from mlr3torch_py.network.randomness import generators, random_states, set_random_states
 
 __all__ = ["draws_itself", "is_only_thread", "torch_generators"]

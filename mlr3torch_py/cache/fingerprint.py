@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._pytree import TreeSpec, tree_flatten
 
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
+from mlr3torch_py.network.internals import TreeSpec, tree_flatten
 
 __all__ = ["Fingerprint"]
 

@@ -178,7 +178,7 @@ class CachedParts:
         return tally
 
     def close(self) -> None:
-        """Restore the own calls of all modules, and forget all rows."""
+        """Call all modules directly again, and forget all rows."""
         for path in list(self._modules):
             self._release(path)
 

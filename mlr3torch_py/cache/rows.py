@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from xxhash import xxh3_128_digest
 
 from mlr3torch_py.network.bits import as_bytes, content_hash, version_of
+from mlr3torch_py.network.internals import TreeSpec, tree_flatten, tree_unflatten
 
 __all__ = ["Call", "NotCacheableError", "OutputSpec", "RowTensors"]
 

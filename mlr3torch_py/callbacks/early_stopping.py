@@ -7,12 +7,14 @@ import warnings
 from copy import deepcopy
 from typing import Any
 
+from mlr3torch_py.arguments import check_flag, check_whole
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process
+from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
 
 __all__ = ["CallbackSetEarlyStopping"]
 
@@ -25,30 +27,36 @@ class CallbackSetEarlyStopping(CallbackSet):
     Parameters
     ----------
     patience : int
-        The number of epochs without a better score after which training stops, at least 1.
+        The number of evaluations in a row that are no better than the best one, after which training stops. With 0 it
+        never stops.
     min_delta : float
         A score counts as better if it beats the best one by more than this.
     restore_best_weights : bool
-        Whether to restore the weights of the best epoch at the end.
+        Whether to restore the weights of the best epoch at the end, also when training ends by an error.
     monitor : str
         The key of the score in a row of ``net.history``.
-    lower_is_better : bool
-        Whether a smaller score is better, as for a loss.
+    lower_is_better : bool, optional
+        Whether a smaller score is better, as for a loss. By default the callback of the net that records the score is
+        asked, such as skorch's ``EpochScoring``; a score that no callback knows is minimised.
 
     Attributes
     ----------
     best_epoch, best_score, stagnation : int or float
-        The best epoch so far, its score, and the number of epochs since.
+        The best epoch so far, its score, and the number of scores since.
+    best_epochs : int
+        The best epoch so far, by R's name.
 
     Raises
     ------
     TypeError, ValueError
-        When training begins, if an argument is invalid; after the first epoch, if the history lacks the score.
+        When training begins, if an argument is invalid, or nothing records the score.
 
     Warns
     -----
     UserWarning
-        If `fit` is to continue a training that this callback has stopped; nothing is trained then.
+        When training begins, for a score whose direction nobody knows. Once for a score that is NaN. When training
+        ends, if no epoch had the score. If `fit` is to continue a training that this callback has stopped; nothing is
+        trained then.
 
     See Also
     --------
@@ -56,9 +64,11 @@ class CallbackSetEarlyStopping(CallbackSet):
 
     Notes
     -----
-    Ported from the early stopping of R's mlr3torch. Everything but the best weights is computed from the history of the
-    net, so counting continues across ``partial_fit`` and a loaded history. Its weight is 1000, so it runs late; give it
-    the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the restored weights.
+    Ported from the early stopping of R's mlr3torch. An epoch without the score, or with the score None or NaN, is no
+    evaluation, and counts neither for nor against `patience`. Everything but the best weights is computed from the
+    history of the net, so counting continues across ``partial_fit`` and a loaded history. Its weight is 1000, so it
+    runs late; give it the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the restored
+    weights.
 
     Examples
     --------
@@ -73,6 +83,7 @@ class CallbackSetEarlyStopping(CallbackSet):
     default_weight = 1000
     found_ = Stagnation()
     best_weights_: dict[str, Any] | None = None
+    is_restored_ = True
 
     def __init__(
         self,
@@ -80,7 +91,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         min_delta: float = 0.0,
         restore_best_weights: bool = False,
         monitor: str = "valid_loss",
-        lower_is_better: bool = True,
+        lower_is_better: bool | None = None,
     ) -> None:
         self.patience = patience
         self.min_delta = min_delta
@@ -93,6 +104,10 @@ class CallbackSetEarlyStopping(CallbackSet):
         return self.found_.best_epoch
 
     @property
+    def best_epochs(self) -> int | None:
+        return self.found_.best_epoch
+
+    @property
     def best_score(self) -> float | None:
         return self.found_.best_score
 
@@ -101,13 +116,16 @@ class CallbackSetEarlyStopping(CallbackSet):
         return self.found_.epochs_since
 
     def check_params(self) -> None:
+        check_whole("patience", self.patience, "evaluations", least=0)
         self._rule()
+        check_flag("restore_best_weights", self.restore_best_weights)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        self.is_restored_ = False
         if len(net.history) == 0:
             self.best_weights_ = None
         self._update(net)
-        if len(net.history) and self.stagnation >= self.patience:
+        if self._has_stagnated():
             warnings.warn(
                 f"`{self.monitor}` had stopped improving in an earlier call, so nothing is trained; "
                 "raise `patience` to continue",
@@ -116,19 +134,38 @@ class CallbackSetEarlyStopping(CallbackSet):
             if self.ctx is not None:
                 self.ctx.terminate = True
 
+    def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
+        if self.lower_is_better is None:
+            warn_of_unknown_direction(net, self.monitor, "`lower_is_better`")
+
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self._decide(net)
+
+    def find_late_score(self, net: Net) -> None:
+        if self.awaits_score_:
+            self._decide(net)
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        return (self.monitor,)
+
+    def _decide(self, net: Net) -> None:
+        if from_main_process(self.read_score(net, self.monitor)) is None:
+            return
         self._update(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):
             self.best_weights_ = deepcopy(bare(net.module_).state_dict())
-        if self.stagnation >= self.patience:
+        if self._has_stagnated():
             logger.info("`%s` has not improved for %d epochs: training stops", self.monitor, self.stagnation)
             if self.ctx is None:
                 raise KeyboardInterrupt
             self.ctx.terminate = True
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        if self.restore_best_weights and self.best_weights_ is not None:
-            bare(net.module_).load_state_dict(self.best_weights_)
+        self._restore(net)
+
+    def on_exit(self, net: Net, **kwargs: Any) -> None:
+        self._restore(net)  # unless the stage end has, after an error
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state.
@@ -162,7 +199,16 @@ class CallbackSetEarlyStopping(CallbackSet):
         self.found_ = Stagnation(**{name: state[name] for name in Stagnation._fields})
 
     def _rule(self) -> Plateau:
-        return Plateau(self.monitor, self.patience, self.min_delta, self.lower_is_better)
+        return Plateau(self.monitor, self.patience or 1, self.min_delta, self.lower_is_better)
+
+    def _has_stagnated(self) -> bool:
+        return 0 < self.patience <= self.stagnation
+
+    def _restore(self, net: Net) -> None:
+        if self.restore_best_weights and self.best_weights_ is not None and not self.is_restored_:
+            bare(net.module_).load_state_dict(self.best_weights_)
+        self.is_restored_ = True
 
     def _update(self, net: Net) -> None:
-        self.found_ = from_main_process(self._rule().stagnation(scores_by_epoch(net.history, self.monitor)))
+        rule = self._rule().directed(lower_is_better(net, self.monitor))
+        self.found_ = from_main_process(rule.stagnation(scores_by_epoch(net.history, self.monitor)))

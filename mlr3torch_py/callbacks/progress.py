@@ -59,7 +59,7 @@ class CallbackSetProgress(CallbackSet):
         self.digits = digits
 
     def check_params(self) -> None:
-        check_whole("digits", self.digits, "significant digits")
+        check_whole("digits", self.digits, "significant digits", most=100)
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._open(net, dataset_train, training=True)
@@ -75,7 +75,7 @@ class CallbackSetProgress(CallbackSet):
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         row = row_of(net.history, -1)
         scores = [
-            f"{part}.{name} {float(value):.{self.digits}g}"
+            f"{part}.{name} {float(value):.{int(self.digits)}g}"
             for part in ("train", "valid")
             for name, value in sorted(scores_of(row, f"{part}_").items())
             if isinstance(value, Real) and not isinstance(value, bool)

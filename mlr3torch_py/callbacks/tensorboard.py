@@ -8,14 +8,15 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from mlr3torch_py.arguments import check_flag
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import n_trainable
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.belonging import HistoryMark
-from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, row_of
 from mlr3torch_py.training.context import scores_of
-from mlr3torch_py.training.output_folder import check_path, folder_of
+from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import is_main_process, on_main_process
 
 __all__ = ["CallbackSetTB"]
@@ -37,6 +38,11 @@ class CallbackSetTB(CallbackSet):
         function if a net is cloned and trained many times, as in a grid search.
     log_train_loss : bool
         Whether to write the loss of each training batch as well.
+
+    Attributes
+    ----------
+    path_ : pathlib.Path or None
+        The folder of the latest run; None before the first.
 
     Raises
     ------
@@ -64,7 +70,7 @@ class CallbackSetTB(CallbackSet):
     >>> from tempfile import TemporaryDirectory
     >>> from mlr3torch_py import t_clbk
     >>> with TemporaryDirectory() as folder:
-    ...     net = iris_net(max_epochs=2, callbacks=[t_clbk("tb", path=folder, log_train_loss=False)]).fit(X, y)
+    ...     net = iris_net(max_epochs=2, callbacks=[t_clbk("tb", path=folder)]).fit(X, y)
     ...     len(list(Path(folder).glob("events.out.tfevents.*")))
     1
     """
@@ -76,14 +82,17 @@ class CallbackSetTB(CallbackSet):
     by_epoch_: Any = None
     by_batch_: Any = None
 
-    def __init__(self, path: str | os.PathLike[str] | Callable[[], Any], log_train_loss: bool) -> None:
+    def __init__(self, path: str | os.PathLike[str] | Callable[[], Any], log_train_loss: bool = False) -> None:
         self.path = path
         self.log_train_loss = log_train_loss
 
+    @property
+    def path_(self) -> Path | None:
+        return self.folder_
+
     def check_params(self) -> None:
-        check_path(self.path)
-        if self.log_train_loss is not REQUIRED and not isinstance(self.log_train_loss, bool):
-            raise TypeError(f"`log_train_loss` is {self.log_train_loss!r}; give True or False")
+        check_folder(self.path)
+        check_flag("log_train_loss", self.log_train_loss)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.folder_ = on_main_process(lambda: self._open(net))

@@ -6,9 +6,10 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from mlr3torch_py.arguments import check_flag, check_whole
+from mlr3torch_py.arguments import check_flag, check_path, check_text, check_whole, plain
 from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.data_record import record_of
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
@@ -23,8 +24,9 @@ from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.clock import row_of, score_of
 from mlr3torch_py.training.context import ContextTorch
-from mlr3torch_py.training.output_folder import check_path, folder_of
+from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import on_main_process
+from mlr3torch_py.training.scoring import lower_is_better
 
 __all__ = ["CallbackSetCheckpoint"]
 
@@ -57,8 +59,13 @@ class CallbackSetCheckpoint(CallbackSet):
         Whether to keep the checkpoint with the best score too.
     monitor : str, optional
         The key of that score in a row of ``net.history``.
-    lower_is_better : bool
-        Whether a smaller score is better, as for a loss.
+    lower_is_better : bool, optional
+        Whether a smaller score is better. By default, the callback that records the score says it.
+
+    Attributes
+    ----------
+    path_ : pathlib.Path or None
+        The folder of the latest run; None before the first.
 
     Raises
     ------
@@ -77,8 +84,8 @@ class CallbackSetCheckpoint(CallbackSet):
     Warns
     -----
     UserWarning
-        When training begins, for an incomplete checkpoint, for a state whose callback is missing, for other settings
-        than those of the run, and for what a checkpoint cannot keep.
+        When training begins, for an incomplete checkpoint, one that another version of this package wrote, a state
+        whose callback is missing, other settings than those of the run, and what a checkpoint cannot keep.
 
     See Also
     --------
@@ -128,7 +135,7 @@ class CallbackSetCheckpoint(CallbackSet):
         keep_last: int | None = None,
         keep_best: bool = False,
         monitor: str | None = None,
-        lower_is_better: bool = True,
+        lower_is_better: bool | None = None,
     ) -> None:
         self.path = path
         self.freq = freq
@@ -138,21 +145,30 @@ class CallbackSetCheckpoint(CallbackSet):
         self.monitor = monitor
         self.lower_is_better = lower_is_better
 
+    @property
+    def path_(self) -> Path | None:
+        return None if self.folder_ is None else self.folder_.path
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        return () if self.monitor is None else (self.monitor,)
+
     def check_params(self) -> None:
-        check_path(self.path)
+        check_folder(self.path)
         if self.freq is not REQUIRED:
             check_whole("freq", self.freq, "epochs")
-        if not isinstance(self.resume, bool | str | os.PathLike):
-            raise TypeError(f"`resume` is {self.resume!r}; give True, False, or the folder to resume from")
+        if not isinstance(plain(self.resume), bool):
+            check_path("resume", self.resume, "True, False, or the folder to resume from")
         if self.keep_last is not None:
             check_whole("keep_last", self.keep_last, "checkpoints")
         check_flag("keep_best", self.keep_best)
-        check_flag("lower_is_better", self.lower_is_better)
-        if self.monitor is not None and not isinstance(self.monitor, str):
-            raise TypeError(f"`monitor` is {self.monitor!r}; give the key of a score in a row of the history")
+        if self.lower_is_better is not None:
+            check_flag("lower_is_better", self.lower_is_better)
+        if self.monitor is not None:
+            check_text("monitor", self.monitor, "the key of a score in a row of the history")
 
-    def require_params(self) -> None:
-        super().require_params()
+    def require_params(self, name: str = "") -> None:
+        super().require_params(name)
         if self.keep_best != (self.monitor is not None):
             raise ValueError("`keep_best` and `monitor` belong together: give keep_best=True and the score to watch")
 
@@ -187,8 +203,9 @@ class CallbackSetCheckpoint(CallbackSet):
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         session = cast(Session, self.session_)
-        session.capture(cast(CheckpointFolder, self.folder_).rows.n_rows, is_due=len(net.history) % self.freq == 0)
-        if len(net.history) % self.freq == 0:
+        is_due = len(net.history) % int(self.freq) == 0
+        session.capture(cast(CheckpointFolder, self.folder_).rows.n_rows, is_due=is_due)
+        if is_due:
             self._save()
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
@@ -225,7 +242,9 @@ class CallbackSetCheckpoint(CallbackSet):
             written = folder.epochs()
             kept = {*written[: self.keep_last or 1], checkpoint.epoch, cast(Mapping[str, Any], self.call_)["begin"]}
             if self.monitor is not None:
-                kept |= best_epoch(net.history, written, self.monitor, lower_is_better=self.lower_is_better)
+                known = self.lower_is_better
+                is_loss = lower_is_better(net, self.monitor) if known is None else known
+                kept |= best_epoch(net.history, written, self.monitor, is_loss=is_loss)
             folder.keep_only(kept)
 
     def _check_comes_last(self, net: Net) -> None:
@@ -233,14 +252,14 @@ class CallbackSetCheckpoint(CallbackSet):
         later = [name for name, callback in net.callbacks_[position:] if is_stateful(callback)]
         if later:
             raise ValueError(
-                f"`callbacks`: the checkpoint callback, whose weight is {self.weight}, runs before "
+                f"`callbacks`: the checkpoint callback, whose `weight` is {self.weight}, runs before "
                 f"{listed(map(repr, later))} and would miss their final state; give it a larger weight, or list it last"
             )
 
 
-def best_epoch(history: History, epochs: Sequence[int], monitor: str, *, lower_is_better: bool) -> set[int]:
+def best_epoch(history: History, epochs: Sequence[int], monitor: str, *, is_loss: bool) -> set[int]:
     """Return the epoch with the best score among some epochs; nothing if none has a score."""
     scores = {epoch: score_of(row_of(history, epoch - 1), monitor) for epoch in epochs}
     known = {epoch: float(score) for epoch, score in scores.items() if score is not None and score == score}
-    sign = 1 if lower_is_better else -1
+    sign = 1 if is_loss else -1
     return {min(known, key=lambda epoch: (sign * known[epoch], epoch))} if known else set()

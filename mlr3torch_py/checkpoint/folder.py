@@ -17,6 +17,8 @@ from mlr3torch_py.checkpoint.contents import STATE_TENSORS, Checkpoint, check_pa
 from mlr3torch_py.checkpoint.row_file import RowFile
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError, SealedFiles, json_writer, reading
 from mlr3torch_py.names import listed
+from mlr3torch_py.version import __version__
+from mlr3torch_py.warn import warn
 
 __all__ = ["CheckpointFolder", "id_of"]
 
@@ -141,7 +143,7 @@ class CheckpointFolder:
 
         def sealed_state(hashes: Mapping[str, str]) -> dict[str, Any]:
             files = {name: {"part": part, "sha256": hashes[name]} for name, part in part_of.items()}
-            return {"epoch": epoch, "files": files, **state, **history}
+            return {"epoch": epoch, "version": __version__, "files": files, **state, **history}
 
         history = {"history": {**state["history"], **self._append(checkpoint)}} if "history" in state else {}
         writers = {name: partial(self._write_part, part, parts[part]) for name, part in part_of.items()}
@@ -154,9 +156,20 @@ class CheckpointFolder:
         ------
         ValueError
             If a file cannot be read, was changed, has a newer format, or is of another run or epoch.
+
+        Warns
+        -----
+        UserWarning
+            If another version of this package wrote it.
         """
         name = f"state{epoch}.json"
         state = self.files.read_json(name)
+        there = state.pop("version", None)
+        if there not in (None, __version__):
+            warn(
+                f"{self.path}: the checkpoint of epoch {epoch} was written by mlr3torch_py {there}, "
+                f"this is {__version__}; if the run does not continue as it should, install mlr3torch_py=={there}"
+            )
         with reading(self.path / name):
             self._check_belongs(name, state, epoch)
             files = {file: (str(entry["part"]), entry["sha256"]) for file, entry in state.pop("files").items()}

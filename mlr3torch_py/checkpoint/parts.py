@@ -15,6 +15,7 @@ from mlr3torch_py.network.holdings import GLOBALS, walk
 from mlr3torch_py.network.randomness import generators
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.run import own_callbacks
 
 __all__ = [
@@ -124,9 +125,10 @@ def is_stateful(callback: Any) -> bool:
 
 
 def has_state_dict(value: Any) -> bool:
-    """Whether an object can return and load a state."""
+    """Whether an object can return and load a state; a `CallbackSet` without one says so by the default methods."""
     # Of the class, since an object such as a Mock may answer every attribute.
-    return all(hasattr(type(value), method) for method in ("state_dict", "load_state_dict"))
+    methods = {name: getattr(type(value), name, None) for name in ("state_dict", "load_state_dict")}
+    return all(method not in (None, getattr(CallbackSet, name)) for name, method in methods.items())
 
 
 def attributes_of_skorch(callback: Any) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from mlr3torch_py.arguments import check_path, plain
 from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.folder import CheckpointFolder, id_of
 from mlr3torch_py.protocols import Net
@@ -58,7 +59,7 @@ class Place:
         self, folder: CheckpointFolder, resume: bool | str | os.PathLike[str], before: Mapping[str, Any] | None
     ) -> None:
         self._folder = folder
-        self._resume = resume
+        self._resume = plain(resume)
         self._before = before
 
     def open(self, net: Net) -> Plan:
@@ -67,7 +68,8 @@ class Place:
         n_epochs = len(net.history)
         if n_epochs and self._before is not None:
             return self._next_call(net, self._before)
-        source = self._folder if isinstance(self._resume, bool) else CheckpointFolder(self._resume)
+        resume = self._resume
+        source = self._folder if isinstance(resume, bool) else CheckpointFolder(check_path("resume", resume))
         if self._resume is False or (n_epochs and not _continues(source, n_epochs)):
             self._folder.clear_for_new_run()
             return Plan(_new_id(), {"n": 1, "begin": None})

@@ -14,10 +14,10 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_whole, shown
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_costs
-from mlr3torch_py.forecast.probe import NetProbe, is_one_of
+from mlr3torch_py.forecast.probe import NetProbe, is_one_of, split_pipeline, transformed
 from mlr3torch_py.forecast.report import FreezePlan, Phase
 from mlr3torch_py.freezing.advice import in_no_optimizer
 from mlr3torch_py.freezing.engine import modules_to_pin
@@ -48,10 +48,11 @@ def freeze_plan(
 
     Parameters
     ----------
-    net : skorch.NeuralNet or torch.nn.Module
-        A net, initialized or not, or a network. It is not modified.
+    net : skorch.NeuralNet, torch.nn.Module or sklearn.pipeline.Pipeline
+        A net, initialized or not, a network, or a pipeline that ends in a net. It is not modified.
     X, y : array-like, optional
-        The training data. They determine the number of batches in an epoch, and what frozen_cache will save.
+        The training data, which a pipeline transforms as in training. They determine the number of batches in an epoch,
+        and what frozen_cache will save.
     max_epochs : int, optional
         The number of epochs. By default that of the net, and for a network up to the last row of a table.
     batches_per_epoch : int, optional
@@ -92,16 +93,17 @@ def freeze_plan(
     2 + 3.weight, 3.bias
     3 + 0.weight, 0.bias
     """
-    for argument, value, what in (
-        ("max_epochs", max_epochs, "epochs"),
-        ("batches_per_epoch", batches_per_epoch, "batches"),
-    ):
-        if value is not None:
-            check_whole(argument, value, what)
+    if max_epochs is not None:
+        max_epochs = check_whole("max_epochs", max_epochs, "epochs")
+    if batches_per_epoch is not None:
+        batches_per_epoch = check_whole("batches_per_epoch", batches_per_epoch, "batches")
+    clones = _clones(callbacks)
     if isinstance(net, nn.Module):
-        subject = _Subject(bare(net), _clones(callbacks), max_epochs, batches_per_epoch)
+        subject = _Subject(bare(net), clones, max_epochs, batches_per_epoch)
+    elif clones:
+        raise TypeError("`callbacks` are given beside a net, which has its own; give only one of the two")
     else:
-        subject = _subject_of(net, X, y, max_epochs, batches_per_epoch, callbacks)
+        subject = _subject_of(net, X, y, max_epochs, batches_per_epoch)
     plan = _plan(subject)
     for cache in subject.callbacks:
         if isinstance(cache, CallbackSetFrozenCache):
@@ -135,16 +137,14 @@ class _Subject:
         return [callback for callback in self.callbacks if isinstance(callback, FreezingCallback)]
 
 
-def _subject_of(
-    net: Net, X: Any, y: Any, max_epochs: int | None, batches_per_epoch: int | None, callbacks: Sequence[Any]
-) -> _Subject:
-    if callbacks or not hasattr(net, "initialized_"):
-        what = "`callbacks` are given beside a net, which has its own" if callbacks else f"`net` is {net!r}"
-        raise TypeError(f"{what}; give a net of skorch, or a torch.nn.Module and `callbacks`")
+def _subject_of(net: Any, X: Any, y: Any, max_epochs: int | None, batches_per_epoch: int | None) -> _Subject:
+    steps, net = split_pipeline(net)
+    if isinstance(net, type) or not hasattr(net, "initialized_"):
+        raise TypeError(f"`net` is {shown(net)}; give a net of skorch, or a torch.nn.Module and `callbacks`")
     with kept_random_states():
         probe = NetProbe(net, _KINDS)
         if X is not None and batches_per_epoch is None:
-            probe.load(X, y)
+            probe.load(X if steps is None else transformed(steps, X, y), y)
             batches_per_epoch = probe.n_batches
     epochs = net.max_epochs if max_epochs is None else max_epochs
     return _Subject(bare(probe.module), probe.callbacks, epochs, batches_per_epoch, probe)
@@ -217,11 +217,12 @@ def _latest(plan: Plan) -> dict[int, int]:
 
 
 def _clones(callbacks: Sequence[Any]) -> list[Any]:
+    remedy = "give a list of freezing callbacks, as t_clbk('unfreeze') makes them"
+    if not isinstance(callbacks, Sequence) or isinstance(callbacks, (str, bytes)):
+        raise TypeError(f"`callbacks` is {shown(callbacks)}; {remedy}")
     for item in callbacks:
         if not is_one_of(item, _KINDS):
-            raise TypeError(
-                f"`callbacks` holds {item!r}; it takes freezing callbacks, as t_clbk('unfreeze') makes them"
-            )
+            raise TypeError(f"`callbacks` holds {shown(item)}; {remedy}")
     return [clone(item[1] if isinstance(item, tuple) else item) for item in callbacks]
 
 

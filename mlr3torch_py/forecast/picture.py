@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor, network_of
+from mlr3torch_py.arguments import check_network, shown
+from mlr3torch_py.forecast.probe import split_pipeline
+from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import Net
 
 if TYPE_CHECKING:
@@ -94,8 +96,8 @@ def plot_history(net: Net) -> Figure:
 
     Parameters
     ----------
-    net : skorch.NeuralNet
-        A net that was trained with a freezing callback.
+    net : skorch.NeuralNet or sklearn.pipeline.Pipeline
+        A net, or a pipeline that ends in a net, that was trained with a freezing callback.
 
     Returns
     -------
@@ -103,6 +105,8 @@ def plot_history(net: Net) -> Figure:
 
     Raises
     ------
+    TypeError
+        If `net` is no net.
     ValueError
         If the history has no finished epoch with `n_trainable`.
     ImportError
@@ -112,12 +116,17 @@ def plot_history(net: Net) -> Figure:
     --------
     freeze_plan : The same before training.
     """
-    plt = _pyplot()
-    rows = [row for row in net.history.to_list() if "n_trainable" in row and "train_loss" in row]
+    trained = split_pipeline(net)[1]
+    if isinstance(trained, type) or not hasattr(trained, "initialized_"):
+        raise TypeError(f"`net` is {shown(net)}; give a net of skorch that was trained with a freezing callback")
+    history = [] if trained.history is None else trained.history.to_list()
+    rows = [row for row in history if "n_trainable" in row and "train_loss" in row]
     if not rows:
         raise ValueError("`net` has no history of a finished epoch with a freezing callback; train it first")
-    tensors = named_parameters(network_of(net))
-    total = sum(tensors[names[0]].numel() for names in names_by_tensor(network_of(net)))
+    plt = _pyplot()
+    network = check_network("net", trained)
+    tensors = named_parameters(network)
+    total = sum(tensors[names[0]].numel() for names in names_by_tensor(network))
     epochs = [row["epoch"] for row in rows]
     figure: Figure
     figure, (losses, share) = plt.subplots(

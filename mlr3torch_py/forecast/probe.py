@@ -7,13 +7,14 @@ from copy import deepcopy
 from typing import Any
 
 from sklearn.base import clone
+from sklearn.pipeline import Pipeline
 from skorch.dataset import get_len, unpack_data
 from torch import nn
 from torch.optim import Optimizer
 
 from mlr3torch_py.protocols import Net
 
-__all__ = ["NetProbe", "is_one_of"]
+__all__ = ["NetProbe", "is_one_of", "split_pipeline", "transformed"]
 
 
 class NetProbe:
@@ -72,13 +73,17 @@ class NetProbe:
 
         Raises
         ------
-        ValueError
-            If the number of batches in an epoch cannot be known.
+        TypeError, ValueError
+            If the data does not fit the net, or the number of batches in an epoch cannot be known.
         """
         probe = _copied(self.net)
         probe.train_split = deepcopy(self.net.train_split)  # it may hold a random generator of its own
-        train, valid = probe.get_split_datasets(X, y)
-        self._batches = probe.get_iterator(train, training=True)
+        try:
+            train, valid = probe.get_split_datasets(X, y)
+            self._batches = probe.get_iterator(train, training=True)
+        except Exception as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"`X` and `y` cannot be split and loaded by the net: {error}") from error
         try:
             self.n_train, self.n_valid = len(train), 0 if valid is None else len(valid)
             self.n_batches = len(self._batches)
@@ -97,6 +102,34 @@ class NetProbe:
         return call, get_len(features)
 
 
+def split_pipeline(net: Any) -> tuple[Any, Any]:
+    """Return the steps of a pipeline before its last one, None without any, and the last one.
+
+    Examples
+    --------
+    >>> split_pipeline("net")
+    (None, 'net')
+    """
+    if not isinstance(net, Pipeline):
+        return None, net
+    steps = net[:-1]
+    return (steps if len(steps) else None), net.steps[-1][1]
+
+
+def transformed(steps: Any, X: Any, y: Any) -> Any:
+    """Transform data as a pipeline does when it is trained, without fitting its own steps.
+
+    Raises
+    ------
+    ValueError
+        If the steps cannot be fitted to the data.
+    """
+    try:
+        return clone(steps).fit_transform(X, y)
+    except Exception as error:
+        raise ValueError(f"`X` and `y` cannot be transformed by the pipeline: {error}") from error
+
+
 def _copied(net: Net) -> Net:
     """Copy a net without its attributes; copy.copy() would pickle its module."""
     copied: Net = object.__new__(type(net))
@@ -106,5 +139,5 @@ def _copied(net: Net) -> Net:
 
 def is_one_of(item: Any, types: tuple[type, ...]) -> bool:
     """Check whether a callback, a (name, callback) pair, or a class is of one of some types."""
-    callback = item[1] if isinstance(item, (tuple, list)) else item
+    callback = item[1] if isinstance(item, (tuple, list)) and len(item) == 2 else item
     return isinstance(callback, types) or (isinstance(callback, type) and issubclass(callback, types))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
+from mlr3torch_py.network.internals import internal
 from mlr3torch_py.network.unwrap import all_modules, bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Plan
@@ -19,9 +20,12 @@ from mlr3torch_py.training.clock import moment_of
 
 __all__ = ["warn_of_recompilation"]
 
+# Before it, torch compiled a network for the parameters that were trainable at first, and never again.
+_FIRST_TO_FOLLOW: Final = "2.12"
+
 
 def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any) -> None:
-    """Warn if a schedule needs more compilations than torch allows.
+    """Warn if a schedule needs more compilations than torch allows; raise if torch does not follow schedules.
 
     Beyond its limit torch runs the network uncompiled. Training and validation count for each set of trainable weights,
     and a last batch that is shorter counts once. Torch counts the criterion, which skorch compiles too, together with
@@ -29,8 +33,7 @@ def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, d
     """
     if not any(map(is_compiled, all_modules(net.module_))):
         return
-    config = torch._dynamo.config
-    limit = config.recompile_limit if hasattr(config, "recompile_limit") else config.cache_size_limit
+    limit = internal("torch._dynamo", "config").recompile_limit
     loaders = [
         net.get_iterator(dataset, training=dataset is dataset_train)
         for dataset in (dataset_train, dataset_valid)
@@ -38,6 +41,11 @@ def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, d
     ]
     is_shared = type(bare(net.module_)).forward.__module__.startswith("torch.")
     patterns = _n_patterns(net, plans, _length(loaders[0]))
+    if patterns > 1 and torch.__version__ < _FIRST_TO_FOLLOW:
+        raise ValueError(
+            f"torch {torch.__version__} never trains what is unfrozen after it has compiled the network; install torch "
+            f"{_FIRST_TO_FOLLOW} or later, or leave out compile=True"
+        )
     n_short = int(any(_has_short_batch(loader) for loader in loaders)) * (1 + is_shared)
     needed = len(loaders) * (patterns + is_shared) + n_short
     if needed > limit:

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mlr3torch_py.network.internals import check_internals
 from mlr3torch_py.protocols import AcceleratedNet, Net
 
 __all__ = ["check_wrappers", "reduce_what_trains"]
@@ -34,6 +35,8 @@ def check_wrappers(net: Net) -> None:
                 f"`{name}_` is sharded by FSDP, which assumes that the set of trainable parameters never changes; "
                 "use DistributedDataParallel, which follows the schedule"
             )
+        if isinstance(module, DistributedDataParallel):
+            check_internals("torch.nn.parallel.DistributedDataParallel", module)
         if isinstance(module, DistributedDataParallel) and (rigid := _rigid(module)):
             raise ValueError(
                 f"`{name}_` is wrapped in DistributedDataParallel with {rigid}, which assumes that the set of "
@@ -54,7 +57,8 @@ def reduce_what_trains(net: Net) -> None:
     """
     if not _is_distributed():
         return
-    if hasattr(net, "_initialize_accelerator"):
+    if hasattr(net, "accelerator"):
+        check_internals("skorch.hf.AccelerateMixin", net)
         _wrap_by_accelerator(cast(AcceleratedNet, net))
     for wrapper in _wrappers(net):
         trainable = [tensor for tensor in wrapper.parameters() if tensor.requires_grad]
@@ -84,9 +88,7 @@ def _rigid(wrapper: Any) -> str | None:
         "static_graph": wrapper.static_graph,
         "delay_all_reduce_named_params": wrapper._delay_all_reduce_params,
         "mixed_precision": wrapper.mixed_precision,
-        "a PowerSGD hook": any(
-            type(state).__name__ == "PowerSGDState" for _, state in getattr(wrapper, "_comm_hooks", ())
-        ),
+        "a PowerSGD hook": any(type(state).__name__ == "PowerSGDState" for _, state in wrapper._comm_hooks),
     }
     return next((name for name, value in arguments.items() if value), None)
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from mlr3torch_py.freezing.advice import in_no_optimizer, missing_from
 from mlr3torch_py.freezing.inventory import Inventory
+from mlr3torch_py.freezing.memory import complete_momentum, forget_directions
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
@@ -93,17 +94,17 @@ class FreezingEngine(Generic[_Host]):
 
     def begin_epoch(self, moment: Moment) -> None:
         """Apply the plans when an epoch begins."""
-        self.moment, is_first = moment, self.is_provisional
+        self.moment = moment
         fresh = self._follow()
-        if is_first:  # a history may have been loaded since training began
+        if self.is_provisional:  # a history may have been loaded since training began
             self._hold(replace(moment, epoch=moment.epoch - 1))
             if logger.isEnabledFor(logging.INFO):
                 for holder in self.holders:
                     logger.info(holder.opening())
-        has_changed = self._change(f"epoch {moment.epoch}", fresh)
+        self._change(f"epoch {moment.epoch}", fresh)
         self.host.record("n_trainable", n_trainable(self.network))
         self.batch = moment.batch
-        self._set_due(soon=has_changed or is_first)
+        self.due = self.batch + 1  # in case that others replace something when the epoch begins
 
     def begin_batch(self, moment: Moment) -> None:
         """Apply the plans before a training batch, and check that something trains."""
@@ -112,9 +113,10 @@ class FreezingEngine(Generic[_Host]):
         self.moment = replace(moment, batch=self.batch)
         self._change(f"batch {self.batch}", fresh)
         self._check_something_trains()
+        complete_momentum(self._optimizers())
         self._flags_before = None
         self._rates.watch(_movable(self.network))
-        self._set_due()
+        self.due = self.batch + 1 if self._rates.are_unproven else self._next_row(self.batch)
 
     def check_rates(self) -> None:
         """Check that the factors on learning rates had an effect on the last batch."""
@@ -127,9 +129,6 @@ class FreezingEngine(Generic[_Host]):
         if self._flags_before is not None:
             self._flags_before.restore(self.network)
             self._flags_before = None
-
-    def _set_due(self, *, soon: bool = False) -> None:
-        self.due = self.batch + 1 if soon or self._rates.are_unproven else self._next_row(self.batch)
 
     def _next_row(self, batch: int) -> float:
         return min((plan.next_batch(batch) for plan in self._plans()), default=math.inf)
@@ -205,7 +204,7 @@ class FreezingEngine(Generic[_Host]):
         before = self.held
         self._hold(self.moment)
         if freeze(self.network, self.held, governed=written, tensors=self._inventory.tensors):
-            self._clear_directions()
+            forget_directions(self._optimizers())
         held_by = [(holder, holder.held_) for holder in self.holders]
         has_other_pins = self._pins.set(modules_to_pin(self.network, held_by))
         if has_other_pins:
@@ -215,7 +214,7 @@ class FreezingEngine(Generic[_Host]):
         self._rates.scale(self._factors(), self.host.optimizers())
         self.host.flags_changed()
 
-    def _change(self, when: str, fresh: Held) -> bool:
+    def _change(self, when: str, fresh: Held) -> None:
         """Apply the plans, and log and record whether that has changed something."""
         before = self.held
         self._apply(written=fresh)
@@ -230,7 +229,6 @@ class FreezingEngine(Generic[_Host]):
                     ordered = (name for name in self._inventory.tensors if name in names)
                     logger.info("%s %s: %s", doing, when, listed(ordered))
         self.host.record("event_unfreeze", has_changed or bool(self.host.recorded("event_unfreeze")))
-        return has_changed
 
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
@@ -239,12 +237,6 @@ class FreezingEngine(Generic[_Host]):
             for name, factor in plan.lr_factors:
                 factors.setdefault(id(self._inventory.tensors[name]), factor)
         return factors
-
-    def _clear_directions(self) -> None:
-        """Reset LBFGS: its gradient memory would keep moving frozen weights."""
-        for optimizer in self._optimizers():
-            if isinstance(optimizer, torch.optim.LBFGS):
-                optimizer.state.clear()
 
     def _check_something_trains(self) -> None:
         groups = [group["params"] for optimizer in self._optimizers() for group in optimizer.param_groups]

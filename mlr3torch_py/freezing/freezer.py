@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from numbers import Integral
 
 from torch import nn
 
+from mlr3torch_py.arguments import check_list, check_names, check_whole
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.names import as_names, listed, nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import named_parameters, tied_names
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
@@ -125,12 +125,7 @@ class Freezer(FreezingCallback):
         for argument in ("except_names", "except_name_starts_with"):
             self._names(argument)
         for argument in ("until_step", "until_epoch", "start_epoch", "unfreeze_every_n_epochs"):
-            value = getattr(self, argument)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
-                raise TypeError(f"`{argument}` is {value!r}; give a whole number, such as 5")
-            least = 1 if argument == "unfreeze_every_n_epochs" else 0
-            if value is not None and value < least:
-                raise ValueError(f"`{argument}` is {value!r}; it must be at least {least}")
+            self._whole(argument)
         if (self.start_epoch is None) != (self.unfreeze_every_n_epochs is None):
             given, lacking = ("start_epoch", "unfreeze_every_n_epochs")[:: -1 if self.start_epoch is None else 1]
             raise ValueError(
@@ -150,20 +145,25 @@ class Freezer(FreezingCallback):
         }
         named = _matching("names", self._names("names"), known, exact=True)
         groups = [_matching("name_starts_with", prefixes, known) for prefixes in self._groups()]
-        if self.start_epoch is None or self.unfreeze_every_n_epochs is None:
-            held = [([*named, *(name for group in groups for name in group)], self.until_epoch)]
+        until_epoch, until_step = self._whole("until_epoch"), self._whole("until_step")
+        start, every = self._whole("start_epoch"), self._whole("unfreeze_every_n_epochs")
+        if start is None or every is None:
+            held = [([*named, *(name for group in groups for name in group)], until_epoch)]
         else:
-            held = [(named, self.until_epoch)]
+            held = [(named, until_epoch)]
             for k, group in enumerate(groups):
-                end = self.start_epoch + k * self.unfreeze_every_n_epochs
-                held.append((group, end if self.until_epoch is None else min(end, self.until_epoch)))
+                end = start + k * every
+                held.append((group, end if until_epoch is None else min(end, until_epoch)))
         plans = []
         for matched, n_epochs in held:
             chosen = set(matched) - excepted
             if chosen:
-                plans.append(_hold([name for name in known if name in chosen], n_epochs, self.until_step))
+                plans.append(_hold([name for name in known if name in chosen], n_epochs, until_step))
         if not plans:
-            raise ValueError("all that `names` and `name_starts_with` match is excepted; nothing is left to freeze")
+            raise ValueError(
+                "`except_names` and `except_name_starts_with` leave nothing of what `names` and `name_starts_with` "
+                "match; except less, or leave out the callback"
+            )
         return tuple(plans)
 
     def opening(self) -> str:
@@ -173,22 +173,29 @@ class Freezer(FreezingCallback):
         )
 
     def describe(self, moment: Moment) -> str:
-        return self.opening()
+        given = [f"`{argument}`" for argument in ("names", "name_starts_with") if getattr(self, argument) is not None]
+        return f"by {' and '.join(given)} {self.opening()}"
 
     def advise(self, net: Net) -> None:
         for sentence in partly_selected(tied_names(named_parameters(net.module_)), self.governed):
             warnings.warn(sentence, stacklevel=2)
 
+    def _whole(self, argument: str) -> int | None:
+        value, least = getattr(self, argument), 1 if argument == "unfreeze_every_n_epochs" else 0
+        what = "training batches" if argument == "until_step" else "epochs"
+        return None if value is None else check_whole(argument, value, what, least=least)
+
     def _names(self, argument: str) -> tuple[str, ...]:
         value = getattr(self, argument)
-        return () if value is None else as_names(argument, value)
+        return () if value is None else check_names(argument, value)
 
     def _groups(self) -> list[tuple[str, ...]]:
         value = self.name_starts_with
         if value is None:
             return []
-        entries: Iterable[object] = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else value
-        return [as_names("name_starts_with", entry) for entry in entries]
+        remedy = "a prefix, or a list of prefixes and of lists of prefixes"
+        entries = [value] if isinstance(value, str) else check_list("name_starts_with", value, remedy)
+        return [check_names("name_starts_with", entry) for entry in entries]
 
 
 def _hold(names: Sequence[str], n_epochs: int | None, n_batches: int | None) -> Plan:

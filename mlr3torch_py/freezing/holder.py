@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from mlr3torch_py.arguments import check_choice
 from mlr3torch_py.freezing.advice import advise_on_network
 from mlr3torch_py.freezing.compilation import warn_of_recompilation
 from mlr3torch_py.freezing.engine import FreezingEngine
@@ -72,12 +73,10 @@ class FreezingCallback(CallbackSet, ABC):
             ("frozen_norm", (None, "train", "eval")),
             ("frozen_dropout", (None, "train", "eval")),
         ):
-            value = getattr(self, argument)
-            if value not in known:
-                raise ValueError(
-                    f"`{argument}` is {value!r}; give 'train', or 'eval' to pin these modules in eval mode while they "
-                    f"are frozen{', or None to follow `frozen_mode`' if None in known else ''}"
-                )
+            remedy = "give 'train', or 'eval' to pin these modules in eval mode while they are frozen" + (
+                ", or None to follow `frozen_mode`" if None in known else ""
+            )
+            check_choice(argument, getattr(self, argument), known, remedy)
 
     def plans_for(self, network: nn.Module) -> tuple[Plan, ...]:
         """Make the plans, without what can never be trained, such as tensors of integers."""
@@ -107,6 +106,9 @@ class FreezingCallback(CallbackSet, ABC):
         """Forget the engine; the next step starts one with the current parameters."""
         self._drop_engine()
         return self
+
+    def renew(self) -> None:
+        """Keep everything: it is set when training begins, and a loaded state is used up by the next fit."""
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
         self._drop_engine()

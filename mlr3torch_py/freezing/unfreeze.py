@@ -12,19 +12,21 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from mlr3torch_py.arguments import check_names, shown
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.names import as_names, listed, nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
-from mlr3torch_py.protocols import History, Net
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import Row, as_select, read_table
-from mlr3torch_py.select.functions import Select
+from mlr3torch_py.schedule.table import read_table
+from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.training.callback_set import REQUIRED
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process
+from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
 
 __all__ = ["CallbackSetUnfreeze"]
 
@@ -148,7 +150,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     def check_params(self) -> None:
         self.check_modes()
         if self.starting_weights is not REQUIRED:
-            as_select("`starting_weights`", self.starting_weights)
+            check_select("starting_weights", self.starting_weights)
         read_table(self.unfreeze)
 
     def make_plans(self, module: nn.Module) -> tuple[Plan]:
@@ -182,10 +184,17 @@ class CallbackSetUnfreeze(FreezingCallback):
             self.loaded_ = _LoadedState(self.loaded_.names, epoch, weakref.ref(net))
         fired = self._fired_before(net)
         if keys := self._condition_keys(net):
-            fired = from_main_process(self._fired_by_now(net.history, fired))
+            for monitor in self.monitors if epoch > 1 else ():
+                self.read_score(net, monitor, epoch - 1)
+            fired = from_main_process(self._fired_by_now(net, fired))
             for position, key in keys.items():
                 net.history.record(key, fired.get(position) == epoch)
         self._resolve(net, fired)
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        times = (row.time for row in read_table(self.unfreeze))
+        return tuple(dict.fromkeys(time.monitor for time in times if isinstance(time, Plateau)))
 
     def advise(self, net: Net) -> None:
         (plan,) = self.declared_
@@ -205,6 +214,11 @@ class CallbackSetUnfreeze(FreezingCallback):
         for step in plan.steps:
             if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
                 logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `max_epochs`", step.row, last_epoch)
+
+    def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
+        undirected = [one for one in self._conditions().values() if one.lower_is_better is None]
+        for monitor in dict.fromkeys(condition.monitor for condition in undirected):
+            warn_of_unknown_direction(net, monitor, f"Plateau({monitor!r}, lower_is_better=...)")
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if self.engine_ is not None:
@@ -250,8 +264,10 @@ class CallbackSetUnfreeze(FreezingCallback):
             a name.
         """
         if not isinstance(state, Mapping) or set(state) != {"trainable"}:
-            raise ValueError(f"`state` is {state!r}; it must be what state_dict() returns: {{'trainable': [names]}}")
-        self.loaded_ = _LoadedState(as_names("trainable", state["trainable"]))
+            raise ValueError(
+                f"`state` is {shown(state)}; it must be what state_dict() returns: {{'trainable': [names]}}"
+            )
+        self.loaded_ = _LoadedState(check_names("trainable", state["trainable"]))
 
     def _check_loaded(self, names: Mapping[str, object]) -> None:
         """Check that a state that no net has adopted yet names parameters of the network."""
@@ -278,10 +294,12 @@ class CallbackSetUnfreeze(FreezingCallback):
             return {}
         waiting = [one for _, one in net.callbacks_ if isinstance(one, CallbackSetUnfreeze) and one._conditions()]
         number = "" if waiting[0] is self else 1 + waiting.index(self)
-        return {row.position: f"event_unfreeze{number}_row{row.position}" for row in conditions}
+        return {position: f"event_unfreeze{number}_row{position}" for position in conditions}
 
-    def _conditions(self) -> list[Row]:
-        return [step.row for plan in self.declared_ for step in plan.conditions]
+    def _conditions(self) -> dict[int, Plateau]:
+        """Map the positions of rows to their conditions."""
+        rows = [step.row for plan in self.declared_ for step in plan.conditions]
+        return {row.position: row.time for row in rows if isinstance(row.time, Plateau)}
 
     def _fired_before(self, net: Net) -> dict[int, int]:
         """Read from the history which conditions have been met, and at which epoch."""
@@ -292,18 +310,17 @@ class CallbackSetUnfreeze(FreezingCallback):
             if row.get(key)
         }
 
-    def _fired_by_now(self, history: History, fired: Mapping[int, int]) -> dict[int, int]:
+    def _fired_by_now(self, net: Net, fired: Mapping[int, int]) -> dict[int, int]:
         """Decide which conditions are met; the last row of the history is that of the epoch that begins."""
-        fired, epoch, since = dict(fired), len(history), 1
-        for row in self._conditions():
-            condition = row.time
-            assert isinstance(condition, Plateau)
-            if row.position not in fired:
-                scores = [score for at, score in scores_by_epoch(history, condition.monitor) if since <= at < epoch]
+        fired, epoch, since = dict(fired), len(net.history), 1
+        for position, condition in self._conditions().items():
+            if position not in fired:
+                by_epoch = scores_by_epoch(net.history, condition.monitor)
+                scores = [score for at, score in by_epoch if since <= at < epoch]
                 too_late = condition.no_later_than is not None and epoch >= condition.no_later_than
-                if too_late or condition.holds(scores):
-                    fired[row.position] = epoch
-            since = fired.get(row.position, epoch)
+                if too_late or condition.directed(lower_is_better(net, condition.monitor)).holds(scores):
+                    fired[position] = epoch
+            since = fired.get(position, epoch)
         return fired
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
+
+from mlr3torch_py.network.internals import internal
 
 __all__ = ["is_compiled"]
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module is compiled, by ``torch.compile(module)`` or by ``module.compile()``."""
-    is_wrapped = isinstance(module, torch._dynamo.eval_frame.OptimizedModule)
+    is_wrapped = isinstance(module, internal("torch._dynamo.eval_frame", "OptimizedModule"))
     call = vars(module).get("_compiled_call_impl")
     return is_wrapped or not (call is None or getattr(call, "is_cache", False))

@@ -8,16 +8,16 @@ from typing import Any
 from weakref import WeakSet
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from mlr3torch_py.names import ancestors
+from mlr3torch_py.network.internals import internal
 from mlr3torch_py.network.parameters import can_train
 from mlr3torch_py.network.unwrap import all_modules, bare, named_modules, named_parameters
 
 __all__ = ["NORMALISATION", "Pins", "frozen_modules", "overruled_pins", "pinned_modules"]
 
 # Of the normalisation layers, only those that keep statistics behave differently in eval mode.
-NORMALISATION: tuple[type[nn.Module], ...] = (_NormBase,)
+NORMALISATION: tuple[type[nn.Module], ...] = (internal("torch.nn.modules.batchnorm", "_NormBase"),)
 
 
 @dataclass(slots=True)

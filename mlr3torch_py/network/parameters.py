@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mlr3torch_py.arguments import check_network
 from mlr3torch_py.network.unwrap import all_modules, bare, named_parameters
+from mlr3torch_py.protocols import Net
 
 __all__ = [
     "Flags",
@@ -27,16 +29,22 @@ _FROZEN_BY_US = "_frozen_by_mlr3torch_py"
 _FROZEN_BEFORE_US = "_frozen_before_mlr3torch_py"
 
 
-def trainable_names(module: nn.Module) -> list[str]:
+def trainable_names(module: nn.Module | Net) -> list[str]:
     """List the names of the parameters that require a gradient.
 
     Parameters
     ----------
-    module : torch.nn.Module
+    module : torch.nn.Module or skorch.NeuralNet
+        A network, or an initialized net.
 
     Returns
     -------
     list of str
+
+    Raises
+    ------
+    TypeError
+        If `module` is neither.
 
     Examples
     --------
@@ -44,7 +52,8 @@ def trainable_names(module: nn.Module) -> list[str]:
     >>> trainable_names(nn.Linear(2, 1))
     ['weight', 'bias']
     """
-    return [name for name, tensor in named_parameters(module).items() if tensor.requires_grad]
+    network = check_network("module", module)
+    return [name for name, tensor in named_parameters(network).items() if tensor.requires_grad]
 
 
 def n_trainable(module: nn.Module) -> int:

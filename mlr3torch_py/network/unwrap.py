@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
 
 from torch import nn
 
-__all__ = ["all_modules", "bare", "named_modules", "named_parameters", "names_by_tensor", "network_of", "tied_names"]
+__all__ = ["all_modules", "bare", "named_modules", "named_parameters", "names_by_tensor", "tied_names"]
 
 # The attribute under which each wrapper keeps its module. Wrappers are listed by name so that none has to be imported:
 # an instance exists only if its class has been imported already.
@@ -54,28 +53,6 @@ def bare(module: nn.Module) -> nn.Module:
     while (attribute := _wrapped_under(type(module))) is not None:  # type: ignore[arg-type]
         module = getattr(module, attribute)
     return module
-
-
-def network_of(module: Any) -> nn.Module:
-    """Return the network of a net, or the network itself.
-
-    Parameters
-    ----------
-    module : torch.nn.Module or skorch.NeuralNet
-
-    Returns
-    -------
-    torch.nn.Module
-
-    Raises
-    ------
-    TypeError
-        If `module` is neither, or a net that has not been initialized.
-    """
-    network = module if isinstance(module, nn.Module) else getattr(module, "module_", None)
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"`module` is {module!r}; it must be a torch.nn.Module or a net after net.initialize()")
-    return network
 
 
 def named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

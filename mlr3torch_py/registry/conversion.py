@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from inspect import Parameter, isabstract, signature
 from typing import Any
 
+from torch import nn
 from torch.optim import lr_scheduler
 
-from mlr3torch_py.callbacks.lr_scheduler import lr_scheduler_class
+from mlr3torch_py.arguments import check_flag, shown
+from mlr3torch_py.callbacks.lr_scheduler import lr_scheduler_class, name_of
+from mlr3torch_py.callbacks.on_plateau import CallbackSetLRSchedulerReduceOnPlateau
+from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks, t_clbk
-from mlr3torch_py.registry.torch_callback import TorchCallback, parameters_of
+from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
+from mlr3torch_py.select.algebra import Select
 from mlr3torch_py.training.callback_set import CallbackSet
 
 __all__ = ["as_lr_scheduler", "as_torch_callback", "as_torch_callbacks"]
 
 
-def as_lr_scheduler(x: type, step_on_epoch: bool = True, **params: Any) -> TorchCallback:
-    """Make a callback from any learning-rate scheduler of torch.
+def as_lr_scheduler(x: Any, step_on_epoch: bool = True, **params: Any) -> TorchCallback:
+    """Make a callback from any learning-rate scheduler.
 
     Parameters
     ----------
-    x : type
-        A subclass of `torch.optim.lr_scheduler.LRScheduler`.
+    x : type or callable
+        A subclass of `torch.optim.lr_scheduler.LRScheduler`, or a function that takes an optimizer, and parameters of
+        its own, and returns a scheduler. Write a function for a scheduler that is made of others.
     step_on_epoch : bool
         Whether it steps at the end of each epoch; otherwise after each training batch.
     **params
@@ -29,12 +37,12 @@ def as_lr_scheduler(x: type, step_on_epoch: bool = True, **params: Any) -> Torch
     Returns
     -------
     TorchCallback
-        Its name is ``lr_`` and the name of the class.
+        Its name is ``lr_`` and the name of the class or function.
 
     Raises
     ------
-    TypeError
-        If `x` is not such a class, or a parameter is unknown.
+    TypeError, ValueError
+        If `x` is neither, or a parameter is unknown or wrong.
 
     See Also
     --------
@@ -49,22 +57,60 @@ def as_lr_scheduler(x: type, step_on_epoch: bool = True, **params: Any) -> Torch
     * Generator: CallbackSetLRScheduler_ExponentialLR
     * gamma: 0.9
     * last_epoch: -1
+
+    Some warm-up, then a cosine:
+
+    >>> from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+    >>> def warm_up(optimizer, epochs=2):
+    ...     parts = [LinearLR(optimizer, 0.1, total_iters=epochs), CosineAnnealingLR(optimizer, 3)]
+    ...     return SequentialLR(optimizer, parts, milestones=[epochs])
+    >>> as_lr_scheduler(warm_up).callback.simulate(5, initial_lr=1.0).round(2)
+    array([0.1 , 0.55, 1.  , 0.75, 0.25])
     """
-    if not (isinstance(x, type) and issubclass(x, lr_scheduler.LRScheduler)):
-        raise TypeError(f"`x` is {x!r}; it must be a scheduler class, such as torch.optim.lr_scheduler.ExponentialLR")
-    dictionary = CallbackDictionary()
-    key = f"lr_{x.__name__}"
-    dictionary.add(key, lr_scheduler_class(x, step_on_epoch=step_on_epoch, label=x.__name__))
+    _check_scheduler(x)
+    step_on_epoch = check_flag("step_on_epoch", step_on_epoch)
+    more: dict[str, Any] = {}
+    if isinstance(x, type) and issubclass(x, lr_scheduler.ReduceLROnPlateau):
+        more = {"base": CallbackSetLRSchedulerReduceOnPlateau, "monitor": "valid_loss"}
+    dictionary, name = CallbackDictionary(), name_of(x)
+    key = f"lr_{name}"
+    dictionary.add(key, lr_scheduler_class(x, step_on_epoch=step_on_epoch, label=name, **more))
     return dictionary.get(key, **params)
 
 
-def as_torch_callback(x: Any) -> TorchCallback:
+def _check_scheduler(x: Any) -> None:
+    """Check that something makes a scheduler for an optimizer."""
+    function = "a function of the optimizer that makes the scheduler"
+    if isinstance(x, type) and issubclass(x, lr_scheduler.LRScheduler):
+        if "schedulers" in signature(x).parameters:
+            raise TypeError(
+                f"`x` is {x.__name__}, which is made of other schedulers of one optimizer; give {function}, such as "
+                f"lambda optimizer: {x.__name__}(...)"
+            )
+        return
+    if isinstance(x, type) or not callable(x) or isinstance(x, (Select, nn.Module)):
+        raise TypeError(
+            f"`x` is {shown(x)}; give a scheduler class, such as torch.optim.lr_scheduler.ExponentialLR, or {function}"
+        )
+    try:
+        takes = list(signature(x).parameters.values())
+    except ValueError:
+        takes = []
+    if not takes or takes[0].kind not in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD):
+        raise TypeError(f"`x` is {shown(x)}, which takes no optimizer; give {function}")
+
+
+def as_torch_callback(x: Any, *, id: str | None = None, clone: bool = False) -> TorchCallback:
     """Convert a callback, a class or a key to a TorchCallback.
 
     Parameters
     ----------
     x : TorchCallback, CallbackSet, subclass of CallbackSet, or str
         A callback, its class, or a key of `mlr3torch_callbacks`.
+    id : str, optional
+        The name of the callback in a net; by default that of a TorchCallback, the key, or the name of the class.
+    clone : bool
+        Whether to make a new callback with the same parameters, which shares nothing with `x`.
 
     Returns
     -------
@@ -75,7 +121,7 @@ def as_torch_callback(x: Any) -> TorchCallback:
     KeyError
         If it is a string but not a key.
     TypeError
-        If it is none of these.
+        If it is none of these, or `id` or `clone` is invalid.
 
     See Also
     --------
@@ -86,25 +132,37 @@ def as_torch_callback(x: Any) -> TorchCallback:
     >>> as_torch_callback("history").id
     'history'
     """
+    made = _as_torch_callback(x)
+    if id is not None:
+        check_id("id", id)
+        made = TorchCallback(id, made.callback)
+    return TorchCallback(made.id, made.generate()) if check_flag("clone", clone) else made
+
+
+def _as_torch_callback(x: Any) -> TorchCallback:
     if isinstance(x, TorchCallback):
         return x
     if isinstance(x, str):
+        if x not in mlr3torch_callbacks:
+            raise KeyError(f"`x` is {shown(x)}, which is no key; {nearest([x], mlr3torch_callbacks)}")
         return t_clbk(x)
-    if isinstance(x, type) and issubclass(x, CallbackSet):
+    if isinstance(x, type) and issubclass(x, CallbackSet) and not isabstract(x):
         key = mlr3torch_callbacks.key_of(x)
         return TorchCallback(key, x(**parameters_of(x)))
     if isinstance(x, CallbackSet):
         return TorchCallback(mlr3torch_callbacks.key_of(type(x)), x)
-    raise TypeError(f"`x` is {x!r}; it must be a TorchCallback, a CallbackSet, a class of these, or a key")
+    raise TypeError(f"`x` is {shown(x)}; give a TorchCallback, a CallbackSet, a class of these, or a key")
 
 
-def as_torch_callbacks(x: Any) -> list[TorchCallback]:
+def as_torch_callbacks(x: Any, *, clone: bool = False) -> list[TorchCallback]:
     """Convert callbacks, classes or keys to a list of TorchCallbacks.
 
     Parameters
     ----------
     x : list or None
         Of what `as_torch_callback` takes; a single one makes a list of one.
+    clone : bool
+        Whether to make new callbacks, which share nothing with those in `x`.
 
     Returns
     -------
@@ -129,4 +187,5 @@ def as_torch_callbacks(x: Any) -> list[TorchCallback]:
     """
     if x is None:
         return []
-    return [as_torch_callback(entry) for entry in (x if type(x) in (list, tuple) else [x])]
+    is_list = isinstance(x, Sequence) and not isinstance(x, (str, bytes, TorchCallback))
+    return [as_torch_callback(entry, clone=clone) for entry in (x if is_list else [x])]

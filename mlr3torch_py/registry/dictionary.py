@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, overload
 
 import pandas as pd
 from torch.optim import lr_scheduler
 
+from mlr3torch_py.arguments import check_names, shown
 from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
-from mlr3torch_py.callbacks.lr_scheduler import (
-    CallbackSetLRSchedulerOneCycle,
-    CallbackSetLRSchedulerReduceOnPlateau,
-    lr_scheduler_class,
-)
+from mlr3torch_py.callbacks.lr_scheduler import lr_scheduler_class
+from mlr3torch_py.callbacks.on_plateau import CallbackSetLRSchedulerReduceOnPlateau
+from mlr3torch_py.callbacks.one_cycle import CallbackSetLRSchedulerOneCycle
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
-from mlr3torch_py.names import nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 
@@ -65,15 +65,18 @@ class CallbackDictionary:
         """
         check_id("key", key)
         if not (isinstance(generator, type) and issubclass(generator, CallbackSet)):
-            raise TypeError(f"`generator` is {generator!r}; it must be a subclass of CallbackSet")
+            raise TypeError(f"`generator` is {shown(generator)}; give a subclass of CallbackSet")
         self._generators[key] = generator
 
-    def get(self, key: str, *, weight: float | None = None, **params: Any) -> TorchCallback:
+    def get(self, key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback:
         """Make a callback by its key.
 
         Parameters
         ----------
         key : str
+            With a number at its end, such as ``"freezer_1"``, it is the name in the net as well.
+        id : str, optional
+            The name of the callback in a net; `key` by default.
         weight : float, optional
             Where it runs among the others, see `CallbackSet`.
         **params
@@ -90,20 +93,28 @@ class CallbackDictionary:
         TypeError, ValueError
             If a parameter is unknown or has the wrong type or value.
         """
-        if key not in self.keys():
-            raise KeyError(f"no callback has the key {key!r}; {nearest([str(key)], self._generators)}")
-        generator = self._generators[key]
+        name = key if id is None else id
+        plain = self._without_number(key)
+        generator = self._generators.get(plain) if isinstance(plain, str) else None
+        if generator is None:
+            near = nearest([key] if isinstance(key, str) else [], self._generators)
+            raise KeyError(f"`key` is {shown(key)}, which no callback has; {near}")
+        check_id("id", name)
         known = parameters_of(generator)
         unknown = [name for name in params if name not in known]
         if unknown:
             gone = [reason for name, reason in generator.gone_params.items() if name in unknown]
-            hint = gone[0] if gone else nearest(unknown, [*known, "weight"])
+            hint = gone[0] if gone else nearest(unknown, [*known, "id", "weight"])
             raise TypeError(f"callback {key!r} has no parameter {', '.join(map(repr, unknown))}; {hint}")
         callback = generator(**(known | params))
         callback.check_params()
         if weight is not None:
             callback.weight = weight
-        return TorchCallback(key, callback)
+        return TorchCallback(name, callback)
+
+    def _without_number(self, key: Any) -> Any:
+        """Return a key without the number that tells two callbacks of one kind apart."""
+        return key if not isinstance(key, str) or key in self else re.sub(r"_\d+$", "", key)
 
     def keys(self) -> list[str]:
         """Return the keys in alphabetical order.
@@ -157,7 +168,7 @@ class CallbackDictionary:
 
 
 _ONE_CYCLE: dict[str, Any] = {"base": CallbackSetLRSchedulerOneCycle, "step_on_epoch": False}
-_ON_PLATEAU: dict[str, Any] = {"base": CallbackSetLRSchedulerReduceOnPlateau, "monitor": "valid_loss"}
+_ON_PLATEAU: dict[str, Any] = {"base": CallbackSetLRSchedulerReduceOnPlateau, "mode": None, "monitor": "valid_loss"}
 
 mlr3torch_callbacks = CallbackDictionary()
 mlr3torch_callbacks.add("checkpoint", CallbackSetCheckpoint)
@@ -180,14 +191,23 @@ for _key, _scheduler, _label, _more in (
     mlr3torch_callbacks.add(_key, lr_scheduler_class(_scheduler, label=f"{_label} LR Scheduler", **_more))
 
 
-def t_clbk(key: str, *, weight: float | None = None, **params: Any) -> TorchCallback:
+@overload
+def t_clbk(key: None = None) -> list[str]: ...
+@overload
+def t_clbk(key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback: ...
+def t_clbk(
+    key: str | None = None, *, id: str | None = None, weight: float | None = None, **params: Any
+) -> TorchCallback | list[str]:
     """Make a callback by its key, ready for ``callbacks=[...]``.
 
     Parameters
     ----------
-    key : str
-        A key of `mlr3torch_callbacks`. It is the name of the callback in the net, where its parameters are
-        ``callbacks__<key>__<parameter>`` (in R ``cb.<key>.<parameter>``).
+    key : str, optional
+        A key of `mlr3torch_callbacks`; without one, all keys are listed. It is the name of the callback in the net,
+        where its parameters are ``callbacks__<key>__<parameter>`` (in R ``cb.<key>.<parameter>``). For two callbacks
+        of one kind, number them, ``"freezer_1"`` and ``"freezer_2"``, or give an `id`.
+    id : str, optional
+        Another name of the callback in the net.
     weight : float, optional
         Where it runs among the others, see `CallbackSet`.
     **params
@@ -196,8 +216,8 @@ def t_clbk(key: str, *, weight: float | None = None, **params: Any) -> TorchCall
 
     Returns
     -------
-    TorchCallback
-        A pair of the name and the callback. Where skorch expects a bare callback, as in
+    TorchCallback or list of str
+        A pair of the name and the callback; without a key, the keys. Where skorch expects a bare callback, as in
         ``set_params(callbacks__unfreeze=...)`` and in a grid over callbacks, give its `callback`.
 
     Raises
@@ -215,24 +235,36 @@ def t_clbk(key: str, *, weight: float | None = None, **params: Any) -> TorchCall
     --------
     >>> from mlr3torch_py import select_last
     >>> net = iris_net(callbacks=[t_clbk("unfreeze")], callbacks__unfreeze__starting_weights=select_last(1))
+    >>> head, encoder = t_clbk("freezer_1", names="3.bias"), t_clbk("freezer", id="encoder", names="0.bias")
+    >>> net = iris_net(callbacks=[head, encoder], callbacks__encoder__until_epoch=2)
     >>> t_clbk("unfreze")
     Traceback (most recent call last):
         ...
-    KeyError: "no callback has the key 'unfreze'; did you mean 'unfreeze', 'freezer'?"
+    KeyError: "`key` is 'unfreze', which no callback has; did you mean 'unfreeze', 'freezer'?"
     """
-    return mlr3torch_callbacks.get(key, weight=weight, **params)
+    if key is None:
+        given = [name for name, value in {"id": id, "weight": weight, **params}.items() if value is not None]
+        if given:
+            raise TypeError(f"{listed(f'`{name}`' for name in given)} came without a `key`; give the key first")
+        return mlr3torch_callbacks.keys()
+    return mlr3torch_callbacks.get(key, id=id, weight=weight, **params)
 
 
-def t_clbks(keys: Iterable[str]) -> list[TorchCallback]:
+@overload
+def t_clbks(keys: None = None) -> list[str]: ...
+@overload
+def t_clbks(keys: Iterable[str]) -> list[TorchCallback]: ...
+def t_clbks(keys: Iterable[str] | None = None) -> list[TorchCallback] | list[str]:
     """Make several callbacks by key.
 
     Parameters
     ----------
-    keys : iterable of str
+    keys : iterable of str, optional
+        Without any, all keys are listed.
 
     Returns
     -------
-    list of TorchCallback
+    list of TorchCallback, or of str
 
     Raises
     ------
@@ -246,6 +278,11 @@ def t_clbks(keys: Iterable[str]) -> list[TorchCallback]:
     >>> [callback.id for callback in t_clbks(["unfreeze", "history"])]
     ['unfreeze', 'history']
     """
-    if isinstance(keys, str) or not isinstance(keys, Iterable):
-        raise TypeError(f"`keys` is {keys!r}; give a list of keys, or use t_clbk({keys!r})")
-    return [t_clbk(key) for key in keys]
+    if keys is None:
+        return mlr3torch_callbacks.keys()
+    if isinstance(keys, str):
+        raise TypeError(f"`keys` is {shown(keys)}; give a list of keys, or use t_clbk({shown(keys)})")
+    wanted = check_names("keys", keys)
+    if unknown := [key for key in wanted if mlr3torch_callbacks._without_number(key) not in mlr3torch_callbacks]:
+        raise KeyError(f"`keys` has {listed(map(repr, unknown))}; {nearest(unknown, mlr3torch_callbacks)}")
+    return [t_clbk(key) for key in wanted]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from sklearn.base import clone
 
+from mlr3torch_py.arguments import check_mapping, check_names, check_text, shown
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.from_functions import callback_set
 
@@ -49,8 +52,8 @@ class TorchCallback(NamedTuple):
 
     @property
     def man(self) -> str:
-        """The full name of its class, under which it is documented."""
-        return f"{type(self.callback).__module__}.{type(self.callback).__qualname__}"
+        """Where the callback is documented: what was given, or the full name of its class."""
+        return type(self.callback).man or f"{type(self.callback).__module__}.{type(self.callback).__qualname__}"
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -73,6 +76,14 @@ class TorchCallback(NamedTuple):
         generated: CallbackSet = clone(self.callback)
         return generated
 
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the pair; explain the mistake when skorch finds the name twice in a net."""
+        # skorch unpacks the pairs before it says, without the remedy, that a name is there twice.
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "_yield_callbacks":
+            _check_unique(self.id, getattr(caller.f_locals.get("self"), "callbacks", None))
+        return tuple.__iter__(self)
+
     def set_params(self, **params: Any) -> NoReturn:
         """Explain the mistake when the pair is passed where skorch expects a bare callback.
 
@@ -90,6 +101,10 @@ class TorchCallback(NamedTuple):
         """Show the documentation of the callback."""
         help(type(self.callback))
 
+    def __radd__(self, callbacks: Any) -> Any:
+        """Join a list, so that a net takes ``callbacks=t_clbk(...)`` for ``callbacks=[t_clbk(...)]``."""
+        return [*callbacks, self] if isinstance(callbacks, list) else NotImplemented
+
     def __sklearn_clone__(self) -> TorchCallback:
         return TorchCallback(self.id, self.generate())
 
@@ -99,6 +114,15 @@ class TorchCallback(NamedTuple):
         return "\n".join(lines)
 
 
+def _check_unique(id: str, callbacks: Any) -> None:
+    pairs = [one for one in callbacks or () if isinstance(one, tuple | list) and len(one) == 2]
+    if sum(pair[0] == id for pair in pairs) > 1:
+        raise ValueError(
+            f"`callbacks` has two callbacks with the name {id!r}; give each its own, by t_clbk('<key>_1', ...) and "
+            "t_clbk('<key>_2', ...), or by t_clbk('<key>', id='<name>', ...)"
+        )
+
+
 def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
     """Map the parameters of a class to their defaults or REQUIRED."""
     parameters = inspect.signature(generator).parameters.values()
@@ -106,7 +130,13 @@ def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
 
 
 def torch_callback(
-    id: str, *, label: str | None = None, classname: str | None = None, **description: Any
+    id: str,
+    *,
+    label: str | None = None,
+    classname: str | None = None,
+    packages: str | Sequence[str] = (),
+    man: str | None = None,
+    **description: Any,
 ) -> TorchCallback:
     """Make a callback from functions, ready for ``callbacks=[...]``.
 
@@ -118,9 +148,13 @@ def torch_callback(
         Human-readable label.
     classname : str, optional
         The name of its class; derived from `id` by default.
+    packages : str or list of str
+        The packages that it needs beside those of the class that it derives from.
+    man : str, optional
+        Where it is documented; the full name of its class by default.
     **description
         The arguments of `callback_set`: functions for the stages, ``initialize``, ``state_dict``, ``load_state_dict``,
-        ``weight`` and ``public``. Set parameters of ``initialize`` without a default through the net.
+        ``weight``, ``public`` and ``inherit``. Set parameters of ``initialize`` without a default through the net.
 
     Returns
     -------
@@ -145,8 +179,13 @@ def torch_callback(
     * Generator: CallbackSetSay
     """
     check_id("id", id)
-    public = {**(description.pop("public", None) or {}), **({} if label is None else {"label": label})}
-    name = classname or "CallbackSet" + "".join(word.capitalize() for word in id.split("_"))
+    inherited = getattr(description.get("inherit", CallbackSet), "packages", ())
+    public = check_mapping("public", description.pop("public", None), "names to attributes and methods")
+    for argument, text in (("label", label), ("man", man)):
+        if text is not None:
+            public[argument] = check_text(argument, text)
+    public["packages"] = (*inherited, *check_names("packages", packages))
+    name = "CallbackSet" + "".join(word.capitalize() for word in id.split("_")) if classname is None else classname
     generator = callback_set(name, public=public, **description)
     return TorchCallback(id, generator(**parameters_of(generator)))
 
@@ -154,4 +193,4 @@ def torch_callback(
 def check_id(argument: str, value: object) -> None:
     """Check that a name is valid within ``callbacks__<name>__<parameter>``."""
     if not isinstance(value, str) or not value.isidentifier() or "__" in value:
-        raise TypeError(f"`{argument}` is {value!r}; it must be a name that fits into callbacks__<name>__<parameter>")
+        raise TypeError(f"`{argument}` is {shown(value)}; give a name that fits into callbacks__<name>__<parameter>")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from itertools import groupby
-from typing import Any
+from typing import Any, Final, TypeGuard
 
 import pandas as pd
 
+from mlr3torch_py.arguments import shown
 from mlr3torch_py.names import nearest
+from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.table import COLUMNS, TIMES, Row, read_table
-from mlr3torch_py.select.algebra import SELECTORS, Select, plain_name
+from mlr3torch_py.select.algebra import SELECTORS, Select, check_nesting, plain_name
 from mlr3torch_py.select.value import fields_of
 
-__all__ = ["from_dict", "to_dict"]
+__all__ = ["check_depth", "from_dict", "to_dict"]
+
+_DEEPEST: Final = 200
 
 
 def to_dict(value: Any) -> Any:
@@ -28,30 +32,22 @@ def to_dict(value: Any) -> Any:
     Returns
     -------
     dict or list
-        Only dictionaries, lists, strings, numbers, booleans and None. A selector has a key ``fn``, a condition a key
-        ``monitor``; a table maps its columns to lists, and several tables are a list.
 
     Raises
     ------
     TypeError, ValueError
-        If the value is none of these, or a selector holds what is no plain data, such as a type outside of
-        ``torch.nn``.
-
-    See Also
-    --------
-    from_dict
-
-    Examples
-    --------
-    >>> from mlr3torch_py import select_name
-    >>> to_dict({"epoch": [2], "weights": [~select_name("0.bias")]})["weights"]
-    [{'fn': 'invert', 'select': {'fn': 'name', 'param_names': ['0.bias'], 'assert_present': True}}]
+        If the value is none of these, or a selector holds what is no plain data.
     """
     if isinstance(value, Select):
+        check_nesting("value", value)
         return _select_to_dict(value)
     if isinstance(value, Plateau):
         return fields_of(value)
-    tables = [_table_to_dict(name, list(rows)) for name, rows in groupby(read_table(value), key=_time_column)]
+    try:
+        read = read_table(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("`unfreeze`", "`value`")) from error
+    tables = [_table_to_dict(name, list(rows)) for name, rows in groupby(read, key=_time_column)]
     return tables[0] if len(tables) == 1 else tables
 
 
@@ -70,30 +66,60 @@ def from_dict(data: Any) -> Any:
     ------
     TypeError, ValueError
         If the data is not what `to_dict` returns.
-
-    See Also
-    --------
-    to_dict
-
-    Examples
-    --------
-    >>> from_dict({"fn": "prefix", "prefixes": ["encoder"]})
-    select_prefix('encoder')
-    >>> from_dict({"epoch": [2], "weights": [{"fn": "all"}]})
-       epoch       weights
-    0      2  select_all()
     """
-    if isinstance(data, Sequence) and not isinstance(data, str):
-        is_records = data and all(isinstance(part, Mapping) and "fn" in part.get("weights", ()) for part in data)
-        return from_dict(pd.DataFrame(list(data)).to_dict("list")) if is_records else [from_dict(part) for part in data]
+    check_depth("data", data)
+    try:
+        return _from_plain(data)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        if "`data`" in str(error):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"`data` is {shown(data)}, which cannot be read: {error}") from error
+
+
+def check_depth(argument: str, data: object) -> None:
+    """Check that data is not nested too deeply to be read.
+
+    Parameters
+    ----------
+    argument : str
+        What the message calls it.
+    data : object
+        Of mappings and sequences, which may contain themselves.
+
+    Raises
+    ------
+    ValueError
+        If more than 200 of them are nested in each other, or there are more than a million.
+    """
+    if is_nested_beyond(_DEEPEST, data, _parts_of):
+        raise ValueError(f"`{argument}` is nested more than {_DEEPEST} deep, or endless; give what to_dict() returns")
+
+
+def _parts_of(data: object) -> Collection[Any]:
+    return data.values() if isinstance(data, Mapping) else data if _is_list(data) else ()
+
+
+def _is_list(data: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(data, Sequence) and not isinstance(data, (str, bytes))
+
+
+def _from_plain(data: Any) -> Any:
+    if _is_list(data):
+        is_records = data and all(isinstance(part, Mapping) and _is_select(part.get("weights")) for part in data)
+        return _from_plain(pd.DataFrame(list(data)).to_dict("list")) if is_records else list(map(_from_plain, data))
     if not isinstance(data, Mapping):
-        raise TypeError(f"`data` is {data!r}; it must be what to_dict() returns")
+        raise TypeError(f"`data` is {shown(data)}; give what to_dict() returns")
     try:
         return _from_mapping(data)
     except (AttributeError, KeyError) as error:
         raise ValueError(
-            f"`data` is {data!r}, which lacks or misnames {error}; it must be what to_dict() returns"
+            f"`data` is {shown(data)}, which lacks or misnames {error}; give what to_dict() returns"
         ) from error
+
+
+def _is_select(data: object) -> bool:
+    return isinstance(data, Mapping) and "fn" in data
 
 
 def _from_mapping(data: Mapping[str, Any]) -> Any:
@@ -102,10 +128,16 @@ def _from_mapping(data: Mapping[str, Any]) -> Any:
     if "monitor" in data:
         return Plateau(**_fields(Plateau, data))
     known = (*TIMES, *(column.name for column in COLUMNS))
+    for name, column in data.items():
+        if not _is_list(column):
+            raise TypeError(f"`data` has the column {shown(name)}, which is {shown(column)}; give a list")
     table = pd.DataFrame(
         {name: list(map(_read, column)) if name in known else list(column) for name, column in data.items()}
     )
-    read_table(table)
+    try:
+        read_table(table)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("`unfreeze`", "`data`")) from error
     return table
 
 
@@ -152,9 +184,9 @@ def _write(select: Select, name: str, cell: Any) -> Any:
 
 def _select_from_dict(data: Mapping[str, Any]) -> Select:
     fn = data["fn"]
-    if fn not in SELECTORS:
+    if not isinstance(fn, str) or fn not in SELECTORS:
         raise ValueError(
-            f"`fn` is {fn!r}; {nearest([str(fn)], SELECTORS)} "
+            f"`data`: `fn` is {shown(fn)}; {nearest([str(fn)], SELECTORS)} "
             "For a selector of your own, first import the module that defines it"
         )
     kind = SELECTORS[fn]
@@ -162,7 +194,7 @@ def _select_from_dict(data: Mapping[str, Any]) -> Select:
     try:
         return kind.from_plain(fields)
     except TypeError as error:
-        raise TypeError(f"`data` is {dict(data)!r}: {error}") from error
+        raise TypeError(f"`data` is {shown(dict(data))}: {error}") from error
 
 
 def _fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +204,7 @@ def _fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in fields if name not in known]
     if unknown:
         raise TypeError(
-            f"`data` is {dict(data)!r} with the unexpected keyword argument {unknown[0]!r}; "
+            f"`data` is {shown(dict(data))} with the unexpected keyword argument {unknown[0]!r}; "
             f"{nearest(map(str, unknown), known)}"
         )
     for name, parameter in known.items():
@@ -183,7 +215,7 @@ def _fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(cell: Any) -> Any:
     if isinstance(cell, Mapping):
-        return from_dict(cell)
-    if isinstance(cell, Sequence) and not isinstance(cell, str):
+        return _from_plain(cell)
+    if _is_list(cell):
         return tuple(map(_read, cell))
     return cell

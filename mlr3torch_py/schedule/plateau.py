@@ -6,10 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from mlr3torch_py.arguments import check_flag, check_whole
-from mlr3torch_py.select.value import value
+from mlr3torch_py.arguments import check_flag, check_number, check_text, check_whole, plain
+from mlr3torch_py.select.value import fields_of, value
 
 __all__ = ["Plateau", "Stagnation", "as_whole"]
 
@@ -19,20 +17,21 @@ class Plateau:
     """A condition: a score has stopped improving.
 
     In a table it takes the place of a time. It is checked when an epoch begins, on the epochs before. A score is better
-    if it beats the best one so far by more than `min_delta`; the condition holds after `patience` epochs without a
-    better one. Several conditions of a callback are met one after the other, in the order of the table: each sees only
-    the epochs since the previous one was met.
+    if it beats the best one so far by more than `min_delta`; the condition holds after `patience` evaluations without a
+    better one. An epoch without the score, or with NaN or None, is no evaluation. Several conditions of a callback are
+    met one after the other, in the order of the table: each sees only the epochs since the previous one was met.
 
     Parameters
     ----------
     monitor : str
         The key in a row of ``net.history``.
     patience : int
-        The number of epochs without a better score, at least 1.
+        The number of evaluations without a better score, at least 1.
     min_delta : float
         The least improvement of a better score, in the units of the score.
-    lower_is_better : bool
-        Whether smaller scores are better, as for a loss.
+    lower_is_better : bool, optional
+        Whether smaller scores are better, as for a loss. By default the callback of the net that records the score is
+        asked, see `CallbackSetEarlyStopping`; without a net, smaller ones are.
     no_later_than : int, optional
         The epoch from which the condition holds in any case.
 
@@ -52,19 +51,36 @@ class Plateau:
     monitor: str = "valid_loss"
     patience: int = 3
     min_delta: float = 0.0
-    lower_is_better: bool = True
+    lower_is_better: bool | None = None
     no_later_than: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.monitor, str):
-            raise TypeError(f"`monitor` is {self.monitor!r}; give the name of a score in the history")
+        check_text("monitor", self.monitor, "the name of a score in the history")
         object.__setattr__(self, "patience", check_whole("patience", as_whole(self.patience), "epochs"))
         if self.no_later_than is not None:
             latest = check_whole("no_later_than", as_whole(self.no_later_than), "epochs")
             object.__setattr__(self, "no_later_than", latest)
-        check_flag("lower_is_better", self.lower_is_better)
-        if isinstance(self.min_delta, bool) or not isinstance(self.min_delta, (int, float)) or not self.min_delta >= 0:
-            raise ValueError(f"`min_delta` is {self.min_delta!r}; give a number, at least 0")
+        if self.lower_is_better is not None:
+            object.__setattr__(self, "lower_is_better", check_flag("lower_is_better", self.lower_is_better))
+        min_delta = check_number("min_delta", self.min_delta, "a finite number, at least 0", least=0)
+        object.__setattr__(self, "min_delta", min_delta)
+
+    def directed(self, lower_is_better: bool) -> Plateau:
+        """Return the condition with a direction, which is its own if it has one.
+
+        Parameters
+        ----------
+        lower_is_better : bool
+
+        Returns
+        -------
+        Plateau
+        """
+        return (
+            self
+            if self.lower_is_better is not None
+            else Plateau(**{**fields_of(self), "lower_is_better": lower_is_better})
+        )
 
     def holds(self, scores: Sequence[float]) -> bool:
         """Return whether scores have stopped improving.
@@ -72,7 +88,7 @@ class Plateau:
         Parameters
         ----------
         scores : sequence of float
-            One score per epoch, the oldest first. A missing score (NaN) counts as no improvement.
+            One score per epoch, the oldest first. NaN is no evaluation, and does not count.
 
         Returns
         -------
@@ -94,7 +110,9 @@ class Plateau:
         """
         best_cost, found = math.inf, Stagnation()
         for epoch, score in scores:
-            cost = score if self.lower_is_better else -score
+            if math.isnan(score):
+                continue
+            cost = -score if self.lower_is_better is False else score
             if cost < best_cost - self.min_delta:
                 best_cost, found = cost, Stagnation(epoch, score, 0)
             else:
@@ -119,12 +137,12 @@ class Stagnation(NamedTuple):
 
 
 def as_whole(cell: Any) -> Any:
-    """Return whole numbers as int, and other values unchanged.
+    """Return whole numbers as int, and other values as plain Python objects.
 
     Examples
     --------
     >>> as_whole(2.0), as_whole(2.5)
     (2, 2.5)
     """
-    is_whole = isinstance(cell, np.integer) or (isinstance(cell, (float, np.floating)) and cell.is_integer())
-    return int(cell) if is_whole else cell
+    cell = plain(cell)
+    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell

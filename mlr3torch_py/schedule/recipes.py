@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import reduce
-from numbers import Real
 from operator import or_
-from typing import TypedDict, get_args
+from typing import Any, NoReturn, get_args
 
 import pandas as pd
 from torch import nn
 
-from mlr3torch_py.arguments import check_whole
-from mlr3torch_py.network.unwrap import bare, network_of
+from mlr3torch_py.arguments import check_choice, check_list, check_network, check_number, check_whole, shown
+from mlr3torch_py.network.evaluation import NORMALISATION
+from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.schedule.table import Unit, as_select
-from mlr3torch_py.select.algebra import Select
+from mlr3torch_py.schedule.table import Unit
+from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.select.functions import select_name, select_prefix
 
 __all__ = ["Schedule", "chain_thaw", "gradual_unfreezing", "head_first"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_NORMS = (*NORMALISATION, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-class Schedule(TypedDict):
+class Schedule(dict[str, Any]):
     """The arguments of `CallbackSetUnfreeze`, to pass on by ``**``."""
 
-    starting_weights: Select
-    unfreeze: pd.DataFrame
+    def __init__(self, starting_weights: Select, unfreeze: pd.DataFrame) -> None:
+        super().__init__(starting_weights=starting_weights, unfreeze=unfreeze)
+
+    def set_params(self, **params: Any) -> NoReturn:
+        """Explain the mistake when the schedule is passed where skorch expects a callback.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        raise TypeError("`callbacks` has a schedule in place of a callback; write t_clbk('unfreeze', **schedule)")
 
 
 def gradual_unfreezing(
@@ -98,13 +109,9 @@ def gradual_unfreezing(
     """
     *body, head = _blocks(network, groups, among)
     table = pd.DataFrame({unit: _times(start, every, unit, len(body)), "weights": body[::-1]})
-    if isinstance(lr_decay, bool) or not isinstance(lr_decay, Real):
-        raise TypeError(f"`lr_decay` is {lr_decay!r}; give a number, such as 2.6")
-    if not 0 < lr_decay < math.inf:
-        raise ValueError(f"`lr_decay` is {lr_decay!r}; give a number above 0, such as 2.6")
-    if lr_decay != 1:
-        table["lr_mult"] = [lr_decay**-i for i in range(1, len(body) + 1)]
-    return {"starting_weights": head, "unfreeze": table}
+    if (factors := _factors(lr_decay, len(body))) is not None:
+        table["lr_mult"] = factors
+    return Schedule(head, table)
 
 
 def chain_thaw(
@@ -165,7 +172,7 @@ def chain_thaw(
         rows += [(time, block, "unfreeze"), (time, before, "freeze")]
     if body:
         rows.append((last_time, reduce(or_, [*body[:-1], head]), "unfreeze"))
-    return {"starting_weights": head, "unfreeze": pd.DataFrame(rows, columns=[unit, "weights", "action"])}
+    return Schedule(head, pd.DataFrame(rows, columns=[unit, "weights", "action"]))
 
 
 def head_first(
@@ -213,24 +220,36 @@ def head_first(
     0      6  select_prefix('0') | select_prefix('3')
     """
     *body, head = _blocks(network, groups, among)
-    start = 1 + check_whole("epochs", epochs, "epochs")
+    start = 1 + check_whole("epochs", epochs, "epochs", most=sys.maxsize - 1)
     rows = [(start, reduce(or_, body))] if body else []
-    return {"starting_weights": head, "unfreeze": pd.DataFrame(rows, columns=["epoch", "weights"])}
+    return Schedule(head, pd.DataFrame(rows, columns=["epoch", "weights"]))
 
 
 def _blocks(network: nn.Module | Net, groups: Sequence[Select] | None, among: Select | None) -> list[Select]:
     if groups is not None:
-        blocks = [as_select(f"`groups`: entry {i}", group) for i, group in enumerate(groups)]
+        blocks = _given_blocks(groups)
     else:
-        blocks = _blocks_of(network_of(network))
-    if not blocks:
-        raise ValueError("there are no blocks: `groups` is empty, or the network has no parameters")
+        blocks = _blocks_of(check_network("network", network))
+        if not blocks:
+            raise ValueError("`network` has no parameters, and so no blocks; give one that has some")
     if among is None:
         return blocks
-    as_select("`among`", among)
-    blocks = [block & among for block in blocks if (block & among).expand(network)]
+    check_select("among", among)
+    module = check_network("network", network)
+    try:
+        blocks = [block & among for block in blocks if (block & among).expand(module)]
+    except ValueError as error:
+        raise ValueError(f"`among`, or `groups`, does not fit the network: {error}") from error
     if not blocks:
         raise ValueError(f"`among` is {among!r}, which selects nothing in any block; give one that does")
+    return blocks
+
+
+def _given_blocks(groups: object) -> list[Select]:
+    given = check_list("groups", groups, "a list of selectors, from the input to the head")
+    blocks = [check_select(f"`groups`: entry {i}", group) for i, group in enumerate(given)]
+    if not blocks:
+        raise ValueError("`groups` is empty; give one selector for each block, from the input to the head")
     return blocks
 
 
@@ -283,8 +302,19 @@ def _has_children(module: nn.Module) -> bool:
 
 def _times(start: int, every: int, unit: Unit, n: int) -> list[int]:
     """Return the `n` times after `start`."""
-    if unit not in get_args(Unit):
-        raise ValueError(f"`unit` is {unit!r}; give 'epoch' or 'batch'")
+    unit = check_choice("unit", unit, get_args(Unit))
     what = "epochs" if unit == "epoch" else "batches"
     start, every = check_whole("start", start, what), check_whole("every", every, what)
+    if start + every * n > sys.maxsize:
+        raise ValueError(f"`every` is {every}, with which the last block comes after {what} 2**63; give a smaller one")
     return [start + every * i for i in range(1, n + 1)]
+
+
+def _factors(lr_decay: float, n: int) -> list[float] | None:
+    """Return the factors on the learning rates of the `n` blocks below the head; None if all are 1."""
+    decay = check_number("lr_decay", lr_decay, "a number above 0, such as 2.6", above=0)
+    if decay == 1:
+        return None
+    if not math.log(sys.float_info.min) < -n * math.log(decay) < math.log(sys.float_info.max):
+        raise ValueError(f"`lr_decay` is {shown(lr_decay)}, too far from 1 for {n} blocks; give a number such as 2.6")
+    return [decay**-i for i in range(1, n + 1)]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import combinations
-from typing import Any, Final, Literal, NamedTuple, TypeGuard, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeGuard, cast, get_args
 
-import numpy as np
 import pandas as pd
 
+from mlr3torch_py.arguments import check_number, plain, shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.schedule.plateau import Plateau, as_whole
-from mlr3torch_py.select.algebra import Select
-from mlr3torch_py.select.functions import select_none
+from mlr3torch_py.select.algebra import Select, check_select
 
-__all__ = ["COLUMNS", "TIMES", "Action", "Column", "Row", "Unit", "as_select", "read_table"]
+__all__ = ["COLUMNS", "TIMES", "Action", "Column", "Row", "Unit", "read_table"]
 
 Action = Literal["unfreeze", "freeze"]
 Unit = Literal["epoch", "batch"]
@@ -50,23 +50,18 @@ class Column(NamedTuple):
 
 
 def _as_weights(place: str, cell: Any) -> Select:
-    return as_select(f"{place}, column `weights`,", cell)
+    return check_select(f"{place}, column `weights`,", cell)
 
 
 def _as_action(place: str, cell: Any) -> Action:
-    if cell not in get_args(Action):
-        raise ValueError(f"{place} has the action {cell!r}; {nearest([str(cell)], get_args(Action))}")
-    return cell  # type: ignore[no-any-return]
+    if not isinstance(cell, str) or cell not in get_args(Action):
+        raise ValueError(f"{place} has the action {shown(cell)}; {nearest([str(cell)], get_args(Action))}")
+    return cast(Action, cell)
 
 
 def _as_factor(place: str, cell: Any) -> float:
-    if not _is_number(cell):
-        raise TypeError(
-            f"{place} has the lr_mult {cell!r} ({type(cell).__name__}); give a factor on the learning rate, such as 0.1"
-        )
-    if not 0 < cell < math.inf:
-        raise ValueError(f"{place} has the lr_mult {cell!r}; give a factor above 0, or freeze the weights")
-    return float(cell)
+    factor = "a factor on the learning rate above 0, such as 0.1, or freeze the weights"
+    return check_number(f"{place}, column `lr_mult`,", cell, factor, above=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,42 +107,6 @@ class Row:
 COLUMNS: Final = tuple(
     Column(one.name, one.metadata["read"], one.default) for one in fields(Row) if "read" in one.metadata
 )
-
-
-def as_select(argument: str, given: object) -> Select:
-    """Return a selector as it is.
-
-    Parameters
-    ----------
-    argument : str
-        What the message calls it.
-    given : object
-
-    Returns
-    -------
-    Select
-
-    Raises
-    ------
-    TypeError
-        If `given` is no selector; the message says how to write one.
-
-    Examples
-    --------
-    >>> as_select("`starting_weights`", "0.weight")
-    Traceback (most recent call last):
-        ...
-    TypeError: `starting_weights` is '0.weight' (str); it must be a selector: write select_name('0.weight')
-    """
-    if isinstance(given, Select):
-        return given
-    if isinstance(given, str) or (isinstance(given, Sequence) and all(isinstance(name, str) for name in given)):
-        remedy = f"write select_name({given!r})"
-    elif callable(given) and (_is_selector_class(given) or getattr(given, "__module__", "") == select_none.__module__):
-        remedy = f"call it: {getattr(given, '__name__', given)}(...)"
-    else:
-        remedy = f"such as {select_none()!r} or select_name('0.weight')"
-    raise TypeError(f"{argument} is {given!r} ({type(given).__name__}); it must be a selector: {remedy}")
 
 
 def read_table(unfreeze: object) -> tuple[Row, ...]:
@@ -196,10 +155,6 @@ def read_table(unfreeze: object) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _is_selector_class(given: object) -> bool:
-    return isinstance(given, type) and issubclass(given, Select)
-
-
 def _tables(unfreeze: object) -> Sequence[object]:
     if _is_list(unfreeze) and not all(_is_record(part) for part in unfreeze):
         return unfreeze
@@ -221,14 +176,20 @@ def _as_frame(table: object) -> pd.DataFrame:
         return table
     data: Any
     if isinstance(table, Mapping):
+        if "starting_weights" in table:
+            raise TypeError("`unfreeze` is a whole schedule; give its parts: t_clbk('unfreeze', **schedule)")
         data = {name: list(column) if isinstance(column, Sequence) else column for name, column in table.items()}
     elif _is_list(table) and all(isinstance(record, Mapping) for record in table):
         data = [dict(record) for record in table]
     else:
-        raise TypeError(f"`unfreeze` is {table!r} ({type(table).__name__}); it must be {_FORM}")
+        if hasattr(table, "to_pandas"):
+            remedy = "give its columns: table.to_dict(as_series=False) in polars, table.to_pydict() in Arrow"
+        else:
+            remedy = f"it must be {_FORM}"
+        raise TypeError(f"`unfreeze` is {shown(table)} ({type(table).__name__}); {remedy}")
     try:
         return pd.DataFrame(data)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"`unfreeze` is not a table ({error}); give every column a list of the same length, "
             "as in {'epoch': [2], 'weights': [select_all()]}"
@@ -264,7 +225,7 @@ def _check_columns(present: list[Any]) -> None:
             raise ValueError(f"`unfreeze` has the column {name!r}; did you mean {meant[0]!r}?")
     for column in COLUMNS:
         if column.default is MISSING and column.name not in present:
-            raise ValueError(f"`unfreeze` has the columns {present} and no `{column.name}`; it must be {_FORM}")
+            raise ValueError(f"`unfreeze` has the columns {shown(present)} and no `{column.name}`; it must be {_FORM}")
 
 
 def _unit_of(present: list[Any]) -> Unit:
@@ -274,34 +235,31 @@ def _unit_of(present: list[Any]) -> Unit:
             f"`unfreeze` has both `epoch` and `batch`: drop one, or give two tables in a list; each must be {_FORM}"
         )
     if not units and "when" not in present:
-        raise ValueError(f"`unfreeze` has neither `epoch` nor `batch`, but {present}: add one; it must be {_FORM}")
+        raise ValueError(
+            f"`unfreeze` has neither `epoch` nor `batch`, but {shown(present)}: add one; it must be {_FORM}"
+        )
     return units[0] if units else "epoch"
 
 
 def _as_time(place: str, unit: Unit, at: Any, when: Any) -> int | Plateau:
     if not _is_missing(when):
         if not isinstance(when, Plateau):
-            raise TypeError(f"{place}, column `when`, is {when!r}; it must be a Plateau, such as {Plateau()!r}")
+            raise TypeError(f"{place}, column `when`, is {shown(when)}; it must be a Plateau, such as {Plateau()!r}")
         if not _is_missing(at):
-            raise ValueError(f"{place} has {unit} {at!r} and the condition {when!r}; keep one of them")
+            raise ValueError(f"{place} has {unit} {shown(at)} and the condition {when!r}; keep one of them")
         return when
     if _is_missing(at):
         raise ValueError(f"{place} has no {unit}; drop the row or fill in a whole number")
-    if not _is_number(at):
-        raise TypeError(f"{place} has {unit} {at!r} ({type(at).__name__}); give a whole number, such as 2")
     time = as_whole(at)
-    if not isinstance(time, int):
-        raise ValueError(f"{place} has {unit} {at!r}; give a whole number, such as 2")
+    if isinstance(time, bool) or not isinstance(time, (int, float)):
+        raise TypeError(f"{place} has {unit} {shown(at)} ({type(at).__name__}); give a whole number, such as 2")
+    if not isinstance(time, int) or time > sys.maxsize:
+        raise ValueError(f"{place} has {unit} {shown(at)}; give a whole number, such as 2")
     if time < 0:
         raise ValueError(f"{place} has {unit} {at!r}; {_PLURAL[unit]} count from 1, so give a later one")
     return time
 
 
-def _is_number(cell: Any) -> bool:
-    return isinstance(cell, (int, float, np.integer, np.floating)) and not isinstance(cell, bool)
-
-
 def _is_missing(cell: Any) -> bool:
-    return (
-        cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, (float, np.floating)) and math.isnan(cell))
-    )
+    cell = plain(cell)
+    return cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import reduce
 from inspect import signature
 from typing import Any, ClassVar, Final, TypeVar, dataclass_transform
 
 from torch import nn
 
-from mlr3torch_py.network.unwrap import bare, named_parameters, network_of
+from mlr3torch_py.arguments import check_network, shown
+from mlr3torch_py.nesting import is_nested_beyond
+from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.select.value import fields_of, value
 
-__all__ = ["SELECTORS", "Select", "plain_name", "selector"]
+__all__ = ["SELECTORS", "Select", "check_nesting", "check_select", "plain_name", "selector"]
+
+_DEEPEST: Final = 100
 
 
 class Select(ABC):
@@ -64,15 +68,17 @@ class Select(ABC):
         ValueError
             If a required name is missing, or the selector needs a module.
         TypeError
-            If `names` is a single string.
+            If `names` is not a list of names.
         """
+        check_nesting("select", self)
         if isinstance(names, str):
-            raise TypeError(f"`names` is the single string {names!r}; pass a list: [{names!r}]")
-        names = list(names)
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError(f"`names` is {names!r}; pass a list of names, or use {self!r}.expand(module)")
-        selected = self.matches(dict.fromkeys(names).keys())
-        return [name for name in names if name in selected]
+            raise TypeError(f"`names` is the single string {shown(names)}; pass a list: [{shown(names)}]")
+        is_list = isinstance(names, Iterable) and not isinstance(names, type)
+        listed: list[Any] = list(names) if is_list else [names]
+        if not all(isinstance(name, str) for name in listed):
+            raise TypeError(f"`names` is {shown(names)}; pass a list of names, or use {shown(self)}.expand(module)")
+        selected = self.matches(dict.fromkeys(listed).keys())
+        return [name for name in listed if name in selected]
 
     def expand(self, module: nn.Module | Net) -> list[str]:
         """Return the names of the selected parameters of a network.
@@ -94,7 +100,8 @@ class Select(ABC):
         ValueError
             If a required name is missing.
         """
-        network = network_of(module)
+        check_nesting("select", self)
+        network = check_network("module", module)
         names = named_parameters(network).keys()
         selected = self.matches(names, bare(network))
         return [name for name in names if name in selected]
@@ -188,6 +195,81 @@ class Select(ABC):
         )
 
 
+def check_nesting(argument: str, select: Select) -> None:
+    """Check that a selector is not nested too deeply to be worked out.
+
+    Parameters
+    ----------
+    argument : str
+        What the message calls it: a name, or a phrase with names in backticks.
+    select : Select
+
+    Raises
+    ------
+    ValueError
+        If more than 100 selectors are nested in each other, or there are more than a million.
+    """
+    place = argument if "`" in argument else f"`{argument}`"
+    if is_nested_beyond(_DEEPEST, select, _parts_of):
+        raise ValueError(
+            f"{place} nests more than {_DEEPEST} selectors in each other, or repeats them too often; join them by one "
+            "operator, as in a | b | c"
+        )
+
+
+def _parts_of(select: Select) -> list[Select]:
+    names: Iterable[str] = type(select).__slots__
+    cells = [getattr(select, name, None) for name in names]
+    parts = [part for cell in cells for part in (cell if isinstance(cell, (tuple, list)) else (cell,))]
+    return [part for part in parts if isinstance(part, Select)]
+
+
+def check_select(argument: str, value: object) -> Select:
+    """Return a selector.
+
+    Parameters
+    ----------
+    argument : str
+        What the message calls it: a name, or a phrase with names in backticks.
+    value : object
+
+    Raises
+    ------
+    TypeError
+        If `value` is no selector; the message says how to write one.
+    ValueError
+        If it is nested too deeply.
+
+    Examples
+    --------
+    >>> check_select("starting_weights", "0.weight")
+    Traceback (most recent call last):
+        ...
+    TypeError: `starting_weights` is '0.weight' (str); it must be a selector: write select_name('0.weight')
+    """
+    place = argument if "`" in argument else f"`{argument}`"
+    if isinstance(value, Select):
+        check_nesting(argument, value)
+        return value
+    if isinstance(value, str) or (
+        isinstance(value, Sequence) and value and all(isinstance(name, str) for name in value)
+    ):
+        remedy = f"write select_name({shown(value)})"
+    elif isinstance(value, Mapping) and "starting_weights" in value:
+        remedy = "this is a whole schedule, so write t_clbk('unfreeze', **schedule)"
+    elif callable(value) and (_is_selector_class(value) or getattr(value, "__module__", "") == _FUNCTIONS):
+        remedy = f"call it: {getattr(value, '__name__', value)}(...)"
+    else:
+        remedy = "such as select_all() or select_name('0.weight')"
+    raise TypeError(f"{place} is {shown(value)} ({type(value).__name__}); it must be a selector: {remedy}")
+
+
+def _is_selector_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Select)
+
+
+_FUNCTIONS: Final = f"{__package__}.functions"
+
 _SelectClass = TypeVar("_SelectClass", bound=type[Select])
 
 SELECTORS: Final[dict[str, type[Select]]] = {}
@@ -244,8 +326,8 @@ class Invert(Select):
     select: Select
 
     def __post_init__(self) -> None:
-        if not isinstance(self.select, Select):
-            raise TypeError(f"`select` is {self.select!r}; give a selector, such as select_name('0.weight')")
+        if not isinstance(self.select, Select):  # nesting is checked where the selector is used
+            check_select("select", self.select)
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         return names - self.select.matches(names, module)
@@ -323,6 +405,6 @@ def _combine(
 ) -> Select:
     if not isinstance(right, Select):
         raise TypeError(
-            f"`{left!r} {kind.fn} {right!r}` does not combine two selectors; make the right side a selector"
+            f"`{shown(left)} {kind.fn} {shown(right)}` does not combine two selectors; make the right side a selector"
         )
     return kind((*(left.parts if isinstance(left, kind) else (left,)), right))

@@ -6,19 +6,23 @@ import fnmatch
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
 import regex
 import torch
 from torch import nn
 
-from mlr3torch_py.arguments import check_flag, check_whole
-from mlr3torch_py.names import ancestors, as_names, listed, nearest
+from mlr3torch_py.arguments import check_flag, check_names, check_text, check_whole, shown
+from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.unwrap import named_modules
 from mlr3torch_py.select.algebra import Select, selector
 
 __all__ = ["All", "First", "Glob", "Grep", "Last", "Name", "Nothing", "Prefix", "Trainable", "Type"]
+
+# The longest time that a pattern may take for all names of a network.
+_SECONDS: Final = 2
 
 
 @selector
@@ -53,10 +57,10 @@ class Name(Select):
     assert_present: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "param_names", as_names("param_names", self.param_names))
+        object.__setattr__(self, "param_names", check_names("param_names", self.param_names))
         if isinstance(self.assert_present, str):
-            raise TypeError(f"`assert_present` is {self.assert_present!r}; pass several names as one list")
-        check_flag("assert_present", self.assert_present)
+            raise TypeError(f"`assert_present` is {shown(self.assert_present)}; pass several names as one list")
+        object.__setattr__(self, "assert_present", check_flag("assert_present", self.assert_present))
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         missing = [name for name in self.param_names if name not in names]
@@ -84,9 +88,9 @@ class Grep(Select):
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        _check_text("pattern", self.pattern)
+        check_text("pattern", self.pattern)
         for flag in ("ignore_case", "perl", "fixed"):
-            check_flag(flag, getattr(self, flag))
+            object.__setattr__(self, flag, check_flag(flag, getattr(self, flag)))
         if self.fixed and self.ignore_case:
             # The level of the caller of select_grep.
             warnings.warn("`ignore_case=True` is ignored, because `fixed=True` compares letter by letter", stacklevel=4)
@@ -94,16 +98,23 @@ class Grep(Select):
         if not self.fixed:
             try:
                 compiled(self.pattern, self.ignore_case)
-            except regex.error as error:
+            except (regex.error, RecursionError, OverflowError) as error:
                 raise ValueError(
-                    f"`pattern` is {self.pattern!r}, which does not compile: {error}; for plain text pass fixed=True"
+                    f"`pattern` is {shown(self.pattern)}, which does not compile: {error}; "
+                    "for plain text pass fixed=True"
                 ) from error
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         if self.fixed:
             return {name for name in names if self.pattern in name}
-        found = compiled(self.pattern, self.ignore_case).search
-        return {name for name in names if found(name)}
+        search, end = compiled(self.pattern, self.ignore_case).search, monotonic() + _SECONDS
+        try:
+            return {name for name in names if search(name, timeout=max(end - monotonic(), 1e-3))}
+        except TimeoutError as error:
+            raise ValueError(
+                f"`pattern` is {shown(self.pattern)}, which takes more than {_SECONDS} s to match; leave out nested "
+                "repetitions, such as (a+)+"
+            ) from error
 
 
 @selector
@@ -114,7 +125,7 @@ class Glob(Select):
     pattern: str
 
     def __post_init__(self) -> None:
-        _check_text("pattern", self.pattern)
+        check_text("pattern", self.pattern)
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         return {name for name in names if fnmatch.fnmatchcase(name, self.pattern)}
@@ -130,9 +141,13 @@ class Prefix(Select):
     def __post_init__(self) -> None:
         if not self.prefixes:
             raise TypeError("`prefixes` is empty; name at least one path, as in select_prefix('encoder')")
-        paths = tuple(_check_text("prefixes", prefix).rstrip(".") for prefix in self.prefixes)
+        given = self.prefixes[0] if len(self.prefixes) == 1 else ()
+        if isinstance(given, (list, tuple)) and given and all(isinstance(path, str) for path in given):
+            code = ", ".join(map(repr, given))
+            raise TypeError(f"`prefixes` is a list; give its paths one after the other: select_prefix({code})")
+        paths = tuple(check_text("prefixes", prefix, "paths").rstrip(".") for prefix in self.prefixes)
         if not all(paths):
-            raise ValueError(f"`prefixes` is {self.prefixes!r}; leave out empty paths, or use select_all()")
+            raise ValueError(f"`prefixes` is {shown(self.prefixes)}; leave out empty paths, or use select_all()")
         object.__setattr__(self, "prefixes", paths)
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
@@ -144,7 +159,7 @@ class Prefix(Select):
 
     @classmethod
     def from_plain(cls, fields: Mapping[str, Any]) -> Select:
-        return cls(as_names("prefixes", fields["prefixes"]))
+        return cls(check_names("prefixes", fields["prefixes"]))
 
     def __repr__(self) -> str:
         return f"{self.fn}({', '.join(map(repr, self.prefixes))})"
@@ -175,7 +190,7 @@ class Type(Select):
             raise TypeError("`module_types` is empty; name at least one type, as in select_type(nn.Linear)")
         for module_type in self.module_types:
             if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
-                raise TypeError(f"`module_types` holds {module_type!r}; give subclasses of torch.nn.Module")
+                raise TypeError(f"`module_types` holds {shown(module_type)}; give subclasses of torch.nn.Module")
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         network = _needed(module, self)
@@ -189,7 +204,7 @@ class Type(Select):
 
     @classmethod
     def from_plain(cls, fields: Mapping[str, Any]) -> Select:
-        return cls(tuple(getattr(nn, name) for name in as_names("module_types", fields["module_types"])))
+        return cls(tuple(getattr(nn, name) for name in check_names("module_types", fields["module_types"])))
 
     def __repr__(self) -> str:
         return f"{self.fn}({', '.join(map(_type_name, self.module_types))})"
@@ -251,12 +266,6 @@ def compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
 
 def _block(name: str) -> str:
     return name.partition(".")[0]
-
-
-def _check_text(argument: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"`{argument}` is {value!r}; give a string")
-    return value
 
 
 def _needed(module: nn.Module | None, select: Select) -> nn.Module:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from enum import Enum
 from functools import wraps
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -13,6 +16,7 @@ import pandas as pd
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, StagedCallback
@@ -52,7 +56,8 @@ class CallbackSet(StagedCallback):
     The stages that skorch has are its hooks, with its signatures: ``on_train_begin``, ``on_epoch_begin``,
     ``on_batch_begin``, ``on_grad_computed``, ``on_batch_end``, ``on_epoch_end``, ``on_train_end``. The others are
     ``on_before_valid(net)``, ``on_batch_valid_begin(net, batch)``, ``on_batch_valid_end(net, batch)``,
-    ``on_valid_end(net)``, and ``on_exit(net)``, which runs last and always, also when training raises.
+    ``on_valid_end(net)``, and ``on_exit(net)``, which runs last and always, also when training raises. A method whose
+    name looks like one of these, such as R's ``on_begin`` or ``on_epch_end``, is refused when the class is defined.
 
     Attributes
     ----------
@@ -63,7 +68,7 @@ class CallbackSet(StagedCallback):
         skorch have the weight 0, but its PrintLog runs after all finite weights. Only at ``on_train_begin``, skorch
         callbacks listed before the first CallbackSet have already run.
     keeps_outputs : bool
-        Set it to True in a class that reads ``ctx.y_hats``, all outputs of the network in an epoch.
+        Set it to True in a class that reads ``ctx.epoch_outputs``, all outputs of the network in an epoch.
 
     See Also
     --------
@@ -73,7 +78,8 @@ class CallbackSet(StagedCallback):
     -----
     Ported from ``CallbackSet`` of R's mlr3torch. While a net trains, ``net.callbacks_`` is sorted by weight; afterwards
     it is in skorch's order again. A CallbackSet that is added to it during training takes part from then on, and one
-    that is removed still exits.
+    that is removed still exits. A ``fit`` from scratch starts with the callback as it was given: attributes that
+    earlier trainings have set are undone, and what its constructor makes is made again. In ``partial_fit`` they stay.
 
     Examples
     --------
@@ -85,13 +91,19 @@ class CallbackSet(StagedCallback):
     """
 
     label: ClassVar[str] = ""
+    man: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("mlr3torch_py", "skorch", "torch")
     gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _check_stages(cls, CallbackSet)
         if not getattr(cls.on_train_begin, "starts_run", False):
             cls.on_train_begin = _starting_run(cls.on_train_begin)  # type: ignore[method-assign]
+        if taken := [name for name in inspect.signature(cls).parameters if name in ("ctx", "weight")]:
+            raise TypeError(
+                f"{cls.__name__} has the parameter {taken[0]!r}, which every callback has already; give it another name"
+            )
 
     @property
     def stages(self) -> list[str]:
@@ -102,6 +114,32 @@ class CallbackSet(StagedCallback):
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Stage ``begin``."""
 
+    def state_dict(self) -> Any:
+        """Return the state of the callback.
+
+        Returns
+        -------
+        object
+            None for a callback without a state. One with a state overrides this method and `load_state_dict`.
+        """
+        return None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Restore a state.
+
+        Parameters
+        ----------
+        state : object
+            As `state_dict` returns it.
+
+        Raises
+        ------
+        ValueError
+            If the callback has no state, and `state` is not None.
+        """
+        if state is not None:
+            raise ValueError(f"`state` is {state!r}, but {type(self).__name__} has no state; define load_state_dict()")
+
     def check_params(self) -> None:
         """Check the parameters that are set.
 
@@ -111,20 +149,31 @@ class CallbackSet(StagedCallback):
             If one has the wrong type or value.
         """
 
-    def require_params(self) -> None:
-        """Check that all parameters are set and valid.
+    def require_params(self, name: str = "<name of the callback>") -> None:
+        """Check that all packages are there, and all parameters set and valid.
+
+        Parameters
+        ----------
+        name : str
+            The name of the callback in its net, for the message.
 
         Raises
         ------
         TypeError, ValueError
-            If one has the wrong type or value, or was never set.
+            If a parameter has the wrong type or value, or was never set.
+        ImportError
+            If a package is not installed.
         """
         self.check_params()
-        for name, value in self.get_params(deep=False).items():
+        if missing := [package for package in type(self).packages if not _is_installed(package)]:
+            raise ImportError(
+                f"{type(self).__name__} needs {listed(missing)}, not installed here; run `pip install {missing[0]}`"
+            )
+        for parameter, value in self.get_params(deep=False).items():
             if value is REQUIRED:
                 raise ValueError(
-                    f"`{name}` of {type(self).__name__} was never set; pass it to t_clbk(), "
-                    f"or to the net as callbacks__<name of the callback>__{name}"
+                    f"`{parameter}` of {type(self).__name__} was never set; pass it to t_clbk(), "
+                    f"or to the net as callbacks__{name}__{parameter}"
                 )
 
     def require_module(self, net: Net) -> None:
@@ -138,6 +187,40 @@ class CallbackSet(StagedCallback):
         if not hasattr(net, "module_"):
             raise TypeError(f"{type(self).__name__} governs parts of `module_`, which {type(net).__name__} lacks")
 
+    def _get_param_names(self) -> list[str]:
+        parameters = inspect.signature(type(self)).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            names: list[str] = super()._get_param_names()
+            return names
+        return [name for name in parameters if name in vars(self)]
+
+    def set_params(self, **params: Any) -> CallbackSet:
+        """Set parameters of the callback.
+
+        Parameters
+        ----------
+        **params
+
+        Returns
+        -------
+        CallbackSet
+
+        Raises
+        ------
+        ValueError
+            If one does not exist; the message names the nearest.
+        """
+        known = self.get_params(deep=False)
+        unknown = [name for name in params if name.partition("__")[0] not in known]
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is no parameter of {type(self).__name__}; {nearest(unknown[:1], known)}")
+        super().set_params(**params)
+        return self
+
+    def __radd__(self, callbacks: Any) -> Any:
+        """Join a list, so that a net takes ``callbacks=callback`` for ``callbacks=[callback]``."""
+        return [*callbacks, self] if isinstance(callbacks, list) else NotImplemented
+
     def __sklearn_clone__(self) -> CallbackSet:
         cloned = type(self)(**{name: clone(value, safe=False) for name, value in self.get_params(deep=False).items()})
         cloned.weight_ = self.weight_
@@ -150,6 +233,29 @@ class CallbackSet(StagedCallback):
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
         given = {name: value for name, value in self.get_params(deep=False).items() if value is not defaults[name]}
         return f"{type(self).__name__}({', '.join(f'{name}={_code(value)}' for name, value in given.items())})"
+
+
+def _is_installed(package: str) -> bool:
+    """Check whether there is a module, or a distribution, of this name."""
+    if find_spec(package.partition(".")[0]) is not None:
+        return True
+    try:
+        return bool(distribution(package))
+    except PackageNotFoundError:
+        return False
+
+
+def _check_stages(cls: type, base: type) -> None:
+    """Check that methods of a class that look like stages are stages."""
+    for name, member in vars(cls).items():
+        if not name.startswith("on_") or hasattr(base, name) or not callable(member):
+            continue
+        hook = HOOK_OF_STAGE.get(name.removeprefix("on_"))
+        near = [hook] if hook else get_close_matches(name.replace("start", "begin"), HOOK_OF_STAGE.values(), n=1)
+        if near:
+            raise TypeError(
+                f"`{name}` of {cls.__name__} is no hook of skorch, so nobody calls it; call the method {near[0]}"
+            )
 
 
 def _defines(cls: type[CallbackSet], hook: str) -> bool:

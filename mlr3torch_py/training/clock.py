@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, overload
 
-from mlr3torch_py.names import nearest
+from mlr3torch_py.arguments import shown
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment
 
@@ -120,33 +120,38 @@ def take_back_epoch(net: Net) -> None:
         net.history.pop()
 
 
-def score_of(row: Mapping[str, Any], monitor: str) -> Any:
+def score_of(row: Mapping[str, Any], monitor: str) -> float | None:
     """Return a score from a row of a history.
+
+    Returns
+    -------
+    float or None
+        None if the epoch was not evaluated: if the row lacks the score, or it is None or NaN.
 
     Raises
     ------
-    ValueError
-        If the row lacks it; the message names the nearest.
+    TypeError
+        If it is no number.
+
+    Examples
+    --------
+    >>> score_of({"valid_loss": 0.5}, "valid_loss"), score_of({}, "valid_loss")
+    (0.5, None)
     """
-    if monitor not in row:
-        known = [key for key, value in row.items() if isinstance(value, float)]
-        raise ValueError(f"`monitor` is {monitor!r}, which no epoch of the history has; {nearest([monitor], known)}")
-    return row[monitor]
+    value = row.get(monitor)
+    if value is None:
+        return None
+    try:
+        score = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`monitor` is {monitor!r}, and the history has {shown(value)}; record a number") from error
+    return None if math.isnan(score) else score
 
 
 def scores_by_epoch(history: History, monitor: str) -> list[tuple[int, float]]:
     """List the scores of a history with their epochs.
 
-    Epochs without the score are left out; the score None becomes NaN.
-
-    Raises
-    ------
-    ValueError
-        If epochs are finished but none of them has the score; the message names the nearest.
+    Epochs that were not evaluated are left out.
     """
-    rows = history.to_list()
-    scores = [(i, row[monitor]) for i, row in enumerate(rows, start=1) if monitor in row]
-    finished = [row for row in rows if "train_batch_count" in row]
-    if finished and not scores:
-        score_of(finished[-1], monitor)
-    return [(epoch, math.nan if score is None else score) for epoch, score in scores]
+    scores = [(epoch, score_of(row, monitor)) for epoch, row in enumerate(history.to_list(), start=1)]
+    return [(epoch, score) for epoch, score in scores if score is not None]

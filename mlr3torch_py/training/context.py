@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
+from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import row_of, rows_of
+from mlr3torch_py.training.scoring import work_out_scores
 
 __all__ = ["ContextTorch", "scores_of"]
 
@@ -42,11 +45,14 @@ class ContextTorch:
         The loaders that skorch iterates over in this call, that of the training data first.
     batch : object
         The current batch, of training or validation; None between batches.
+    y_hats : object
+        The latest output of the network, detached from its graph: a tensor, or whatever the network returns. From the
+        stage ``after_backward`` on it is that of the current batch.
     y_hat : torch.Tensor or None
-        The latest output of the network, detached from its graph.
-    y_hats : list of torch.Tensor
-        The outputs of the training, or validation, batches of this epoch so far. Recorded only if `keeps_outputs` is
-        True, since they may need much memory.
+        The first tensor of `y_hats`.
+    epoch_outputs : list
+        The outputs of the training, or validation, batches of this epoch so far, detached. Recorded only if
+        `keeps_outputs` is True, since they may need much memory.
     keeps_outputs : bool
         Whether a callback of the net has the attribute ``keeps_outputs = True``.
 
@@ -79,8 +85,11 @@ class ContextTorch:
         self.ended_epoch = 0
         self.total_epochs = len(net.history) + net.max_epochs
         self.batch: Any = None
-        self.y_hat: Any = None
-        self.y_hats: list[Any] = []
+        self.y_hat: torch.Tensor | None = None
+        self.y_hats: Any = None
+        self.epoch_outputs: list[Any] = []
+        self._worked_out: dict[str, dict[str, Any]] = {}
+        self._finished: set[str] = set()
 
     @property
     def network(self) -> nn.Module:
@@ -125,18 +134,40 @@ class ContextTorch:
 
     @property
     def last_scores_train(self) -> dict[str, float]:
-        """The training scores in the last row of the history, without the prefix ``train_``."""
-        return self._last_scores("train_")
+        """The latest training scores, without the prefix ``train_``.
+
+        From the stage ``before_valid`` on they are those of the current epoch, before it those of the epoch before.
+        Until skorch records them, when the epoch ends, they are worked out from the outputs of the epoch: of
+        ``EpochScoring`` with caching, ``BatchScoring`` and ``PassthroughScoring``, and not of other callbacks, nor of
+        an ``EpochScoring`` without caching. Its scoring function is then called once more.
+        """
+        return self._last_scores("train")
 
     @property
     def last_scores_valid(self) -> dict[str, float]:
-        """The validation scores in the last row of the history, without the prefix ``valid_``."""
-        return self._last_scores("valid_")
+        """The latest validation scores, without the prefix ``valid_``.
+
+        From the stage ``valid_end`` on they are those of the current epoch; see `last_scores_train`.
+        """
+        return self._last_scores("valid")
 
     @property
     def callbacks(self) -> dict[str, Any]:
-        """All callbacks of the net by name, in the order in which they run."""
-        return dict(self.net.callbacks_)
+        """The callbacks that the user gave, by name, in the order in which they run."""
+        own = {name for name, _ in self.net.get_default_callbacks()}
+        given = [(name, one) for name, one in self.net.callbacks_ if not getattr(type(one), "adapts_a_run", False)]
+        return {name: one for name, one in given if name not in own}
+
+    def _begin_epoch(self, dataset_train: Any, dataset_valid: Any) -> None:
+        """Forget the outputs and scores of the epoch before."""
+        self.dataset_train, self.dataset_valid = dataset_train, dataset_valid
+        self.epoch_outputs = []
+        self._worked_out.clear()
+        self._finished.clear()
+
+    def _finish(self, part: str) -> None:
+        """Note that all batches of a part of the epoch, "train" or "valid", are finished."""
+        self._finished.add(part)
 
     def epochs_left(self, epochs: int | None = None) -> int:
         """Count the remaining epochs, and set `total_epochs`.
@@ -154,9 +185,26 @@ class ContextTorch:
         self.total_epochs = asked + (self.epochs_before or 0 if self.is_resumed else self.epoch)
         return 0 if self.terminate else self.total_epochs - self.epoch
 
-    def _last_scores(self, prefix: str) -> dict[str, float]:
-        row = row_of(self.net.history, -1) if len(self.net.history) else {}
-        return scores_of(row, prefix)
+    def _last_scores(self, part: str) -> dict[str, float]:
+        worked_out: dict[str, Any] = {}
+        rows = rows_of(self.net.history)
+        if part in self._finished:
+            if part not in self._worked_out:
+                self._worked_out[part] = work_out_scores(self.net, part, self.dataset_train, self.dataset_valid)
+            worked_out = self._worked_out[part] | row_of(self.net.history, -1)
+        scores = (scores_of(row, f"{part}_") for row in chain([worked_out], reversed(rows)))
+        return _Scores(part, next((found for found in scores if found), {}))
+
+
+class _Scores(dict[str, float]):
+    """Scores by name; a missing one is explained."""
+
+    def __init__(self, part: str, scores: Mapping[str, float]) -> None:
+        super().__init__(scores)
+        self.part = part
+
+    def __missing__(self, name: str) -> float:
+        raise KeyError(f"the last epoch has no {self.part} score {name!r}; {nearest([str(name)], self)}")
 
 
 def scores_of(row: Mapping[str, Any], prefix: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from mlr3torch_py.arguments import check_callable, check_mapping, check_number, check_text, shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
@@ -24,8 +25,9 @@ def callback_set(
     initialize: Callable[..., None] | None = None,
     state_dict: Callable[[Any], Any] | None = None,
     load_state_dict: Callable[[Any, Any], None] | None = None,
-    weight: float = 0,
+    weight: float | None = None,
     public: Mapping[str, Any] | None = None,
+    inherit: type[CallbackSet] = CallbackSet,
     **stages: Callable[[Any], None],
 ) -> type[CallbackSet]:
     """Make a class of callbacks from functions.
@@ -35,13 +37,16 @@ def callback_set(
     classname : str
         The name of the class.
     initialize : callable, optional
-        The constructor. It takes the callback and the parameters, and stores each under its name.
+        The constructor. It takes the callback and the parameters, and stores each under its name. It is called again
+        for a later ``fit`` from scratch, so that nothing is left of an earlier one.
     state_dict, load_state_dict : callable, optional
         Return the state of the callback, and restore it. Give both or neither.
-    weight : float
-        Where the callback runs among the others, see `CallbackSet`.
+    weight : float, optional
+        Where the callback runs among the others, see `CallbackSet`; as `inherit` by default.
     public : mapping, optional
         Further attributes and methods.
+    inherit : type
+        The class to derive from, `CallbackSet` or a subclass. The functions replace its methods.
     **stages : callable
         The functions to call at ``on_begin``, ``on_epoch_begin``, ``on_batch_begin``, ``on_after_backward``,
         ``on_batch_end``, ``on_before_valid``, ``on_batch_valid_begin``, ``on_batch_valid_end``, ``on_valid_end``,
@@ -51,12 +56,13 @@ def callback_set(
     Returns
     -------
     type
-        A subclass of `CallbackSet`. Its instances are picklable if the functions are.
+        A subclass of `inherit`. Its instances are picklable if the functions and that class are.
 
     Raises
     ------
     TypeError, ValueError
-        If a stage does not exist, a function takes other arguments, or only one of the two for the state is given.
+        If a stage does not exist, a function takes other arguments, only one of the two for the state is given, or a
+        parameter is called ``weight`` or ``ctx``, as every callback has these.
 
     See Also
     --------
@@ -71,15 +77,34 @@ def callback_set(
     <CallbackSetSay>
     * Stages: epoch_end
     """
+    if "\0" in check_text("classname", classname, "the name of the class"):
+        raise ValueError(f"`classname` is {shown(classname)}; give the name of the class")
     states = {"state_dict": state_dict, "load_state_dict": load_state_dict}
     _check_functions(stages, states)
-    CallbackSet().weight = weight
+    if not (isinstance(inherit, type) and issubclass(inherit, CallbackSet)):
+        raise TypeError(f"`inherit` is {shown(inherit)}; give CallbackSet or a subclass of it")
+    if initialize is not None and not _takes_callback(initialize):
+        raise TypeError(f"`initialize` is {shown(initialize)}; give a function that takes the callback and parameters")
+    weight = inherit.default_weight if weight is None else weight
+    weight = check_number("weight", weight, "a number, or math.inf to run last", finite=False)
+    public = check_mapping("public", public, "names to attributes and methods")
     constructor = {} if initialize is None else {"__init__": initialize}
     methods = {name: function for name, function in states.items() if function is not None}
     hooks = {HOOK_OF_STAGE[name.removeprefix("on_")]: _hook(name, function) for name, function in stages.items()}
-    given: dict[str, Any] = {"initialize": initialize, "weight": weight, "public": public, **states, **stages}
-    namespace = {"default_weight": weight, **(public or {}), **constructor, **methods, **hooks}
-    return recipe_class(classname, CallbackSet, namespace, partial(callback_set, classname, **given))
+    given: dict[str, Any] = {"weight": weight, "public": public, "inherit": inherit, **states, **stages}
+    given["initialize"] = initialize
+    namespace = {"default_weight": weight, **public, **constructor, **methods, **hooks}
+    return recipe_class(classname, inherit, namespace, partial(callback_set, classname, **given))
+
+
+def _takes_callback(initialize: Any) -> bool:
+    if isinstance(initialize, type) or not callable(initialize):
+        return False
+    try:
+        first = next(iter(inspect.signature(initialize).parameters.values()), None)
+    except ValueError:  # some functions written in C have no signature
+        return False
+    return first is not None and first.kind in (first.POSITIONAL_OR_KEYWORD, first.VAR_POSITIONAL)
 
 
 def _hook(name: str, function: Callable[[Any], None]) -> Callable[..., None]:
@@ -102,17 +127,7 @@ def _check_functions(stages: Mapping[str, Any], states: Mapping[str, Any]) -> No
         (missing,) = states.keys() - given
         raise ValueError(f"`{given[0]}` is given without `{missing}`; give both")
     for name, function in stages.items():
-        _check_function(name, function, "the callback")
+        check_callable(name, function, "the callback")
     if given:
-        _check_function("state_dict", states["state_dict"], "the callback")
-        _check_function("load_state_dict", states["load_state_dict"], "the callback", "a state")
-
-
-def _check_function(name: str, function: Any, *takes: str) -> None:
-    arguments = " and ".join(takes)
-    if not callable(function):
-        raise TypeError(f"`{name}` is {function!r}; give a function that takes {arguments}")
-    try:
-        inspect.signature(function).bind(*takes)
-    except TypeError as error:
-        raise TypeError(f"`{name}` must be a function that takes {arguments}: {error}") from error
+        check_callable("state_dict", states["state_dict"], "the callback")
+        check_callable("load_state_dict", states["load_state_dict"], "the callback", "a state")

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from mlr3torch_py.arguments import check_callable, check_path, shown
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED
 
-__all__ = ["check_path", "folder_of"]
+__all__ = ["check_folder", "folder_of"]
 
 
-def check_path(path: object) -> None:
+_FOLDER: Final = "a folder, or a function without arguments that returns one"
+
+
+def check_folder(path: object) -> None:
     """Check the argument ``path`` of a callback.
 
     Raises
     ------
-    TypeError
+    TypeError, ValueError
         If it is set, and neither a path nor a function.
     """
-    if path is not REQUIRED and not (callable(path) or isinstance(path, str | os.PathLike)):
-        raise TypeError(f"`path` is {path!r}; give a folder, or a function without arguments that returns one")
+    if callable(path) and not isinstance(path, type):
+        check_callable("path", path)
+    elif path is not REQUIRED:
+        check_path("path", path, _FOLDER)
 
 
 def folder_of(net: Net, path: Any, previous: Path | None) -> Path:
@@ -37,13 +42,15 @@ def folder_of(net: Net, path: Any, previous: Path | None) -> Path:
 
     Raises
     ------
-    TypeError
+    TypeError, ValueError
         If a function returns something else than a path.
     """
     if callable(path):
         if previous is not None and len(net.history):
             return previous
-        function, path = path, path()
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"`path`: {function!r} returned {path!r}; it must return a folder")
-    return Path(path).expanduser().resolve()
+        try:
+            folder = path()
+        except Exception as error:
+            raise ValueError(f"`path` is {shown(path)}, which fails: {error!r}; give a function that works") from error
+        return check_path("path", folder, "a function that returns a folder")
+    return check_path("path", path, _FOLDER)

@@ -8,14 +8,15 @@ and when training raises it tells no callback. A `Run` adds that, in four steps:
    skorch is iterating over, which ends skorch's loop, and calls ``on_train_begin`` of the remaining callbacks itself.
    So it notices when one of them raises.
 2. Training. ``net.callbacks_`` is sorted by weight, between two callbacks of the run. `_First` updates ``ctx`` and
-   calls the stages that skorch lacks. `_Last` stops training if ``ctx.terminate`` is set, and sorts again if somebody
+   calls the stages that skorch lacks. `_Scored`, after all finite weights, lets callbacks read the scores that others
+   have recorded after them. `_Last` stops training if ``ctx.terminate`` is set, and sorts again if somebody
    has changed the list. For one call, `Run.fit_loop` stands in for ``net.fit_loop``, to notice when training raises.
 3. End. `_First` lets the run end: it empties skorch's list once more, and calls every ``on_train_end`` itself.
 4. Exit. After the end, or when anything above raises, the run puts ``net.callbacks_`` back in skorch's order, and calls
    the stage ``exit`` of each CallbackSet.
 
-Copies of a net that are made during training are not part of the run: pickle and deepcopy turn `_First` and `_Last`
-into a mere `_Adaptor`, which starts a run of its own when the copy is trained.
+Copies of a net that are made during training are not part of the run: pickle and deepcopy turn these three into a mere
+`_Adaptor`, which starts a run of its own when the copy is trained.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from typing import Any, TypeAlias
 
 from skorch.callbacks import Callback, PrintLog
 
+from mlr3torch_py.network.internals import check_internals
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.monitors import check_monitor, warn_of_missing_scores
+from mlr3torch_py.training.outputs import OutputRecorder
 from mlr3torch_py.training.stages import StagedCallback, is_staged
 
 __all__ = ["Run", "must_start_run", "own_callbacks"]
@@ -53,6 +57,7 @@ class Run:
     """
 
     def __init__(self, net: Net) -> None:
+        check_internals("skorch.NeuralNet", net)
         self.net = net
         self.ctx = ContextTorch(net)
         self.in_order: list[NamedCallback] = []
@@ -61,12 +66,14 @@ class Run:
         self._n_batches = 0
         self._in_validation = False
         self._beginning = 0
+        self._acts_after_backward = False
+        self._outputs = OutputRecorder(self.ctx)
 
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_begin`` of `caller` and of all callbacks after it."""
-        for _, callback in self.net.callbacks_:
+        for name, callback in self.net.callbacks_:
             if is_staged(callback):
-                callback.require_params()
+                callback.require_params(name)
         called = [callback for _, callback in takewhile(lambda item: item[1] is not caller, self.net.callbacks_)]
         self._end_skorchs_loop()
         try:
@@ -99,13 +106,22 @@ class Run:
             return
         callbacks = _in_skorchs_order(self.net.callbacks_)
         names = [name for name, _ in callbacks]
-        first, last = _First(self, names), _Last(self, names)
-        self.in_order = [("context_begin", first), *sorted(callbacks, key=_rank), ("context_end", last)]
+        first, scored, last = _First(self, names), _Scored(self, names), _Last(self, names)
+        finite, infinite = _split(sorted(callbacks, key=_rank))
+        self.in_order = [
+            ("context_begin", first),
+            *finite,
+            ("context_scores", scored),
+            *infinite,
+            ("context_end", last),
+        ]
         self.net.callbacks_ = list(self.in_order)
         self.staged = [callback for _, callback in self.in_order if is_staged(callback)]
         self.joined = [*self.staged, *(callback for callback in self.joined if not _has(self.staged, callback))]
+        hooks = [type(callback).on_grad_computed for callback in self.staged]
+        self._acts_after_backward = any(hook is not Callback.on_grad_computed for hook in hooks)
         for callback in self.staged:
-            callback.ctx_ = self.ctx
+            callback.join(self.ctx)
             self.ctx.keeps_outputs |= callback.keeps_outputs
 
     def fit_loop(self, *args: Any, epochs: int | None = None, **kwargs: Any) -> Any:
@@ -154,9 +170,10 @@ class Run:
         self._release_get_iterator()
         if self.ctx.dataset_train is None:
             self.ctx.global_step = moment_of(self.net.history).batch  # LoadInitState may have loaded another history
+            self._check_monitors(has_valid=dataset_valid is not None)
             for callback in self.staged:
                 callback.before_first_epoch(self.net, dataset_train, dataset_valid)
-        self.ctx.dataset_train, self.ctx.dataset_valid, self.ctx.y_hats = dataset_train, dataset_valid, []
+        self.ctx._begin_epoch(dataset_train, dataset_valid)
         self._n_batches, self._in_validation = 0, False
 
     def epoch_has_begun(self) -> None:
@@ -171,29 +188,47 @@ class Run:
             self._n_batches += 1
             self.ctx.step = self._n_batches
             self.ctx.global_step += 1
+            self._outputs.begin_step()
             return
         if not self._in_validation:
             self._in_validation = True
-            self.ctx.y_hats = []
-            self._call("on_before_valid")
+            self._end_training()
+            self.ctx.epoch_outputs = []  # of validation from now on
         self._call("on_batch_valid_begin", batch=batch)
+
+    def watch_step(self) -> None:
+        """Prepare to see the output of the next training step before the stage after the backward pass."""
+        if self._acts_after_backward:
+            self._outputs.watch()
+
+    def end_backward(self) -> None:
+        """Update ``ctx``."""
+        self._outputs.end_backward()
 
     def end_batch(self, batch: Any, training: bool | None, y_pred: Any) -> None:
         """Update ``ctx``; call the stage after a validation batch."""
-        self.ctx.y_hat = y_pred.detach() if hasattr(y_pred, "detach") else y_pred
-        if self.ctx.keeps_outputs:
-            self.ctx.y_hats.append(self.ctx.y_hat)
+        self._outputs.end_batch(y_pred)
         if not training:
             self._call("on_batch_valid_end", batch=batch)
 
     def end_epoch(self) -> None:
         """Call the stage after the last validation batch, or after the last training batch."""
         self.ctx.ended_epoch = len(self.net.history)
-        self._call("on_valid_end" if self._in_validation else "on_before_valid")
+        if self._in_validation:
+            self.ctx._finish("valid")
+            self._call("on_valid_end")
+        else:
+            self._end_training()
+
+    def find_late_scores(self) -> None:
+        """Let callbacks read the scores that others have recorded after them."""
+        for callback in self.staged:
+            callback.find_late_score(self.net)
 
     def end(self, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_end`` of all callbacks, then exit."""
         self._end_skorchs_loop()
+        warn_of_missing_scores(self.net, self.staged)
         try:
             for _, callback in self.in_order[1:]:
                 callback.on_train_end(self.net, X=X, y=y, **kwargs)
@@ -212,6 +247,7 @@ class Run:
             raised after all callbacks have exited.
         """
         vars(self.net).pop("fit_loop", None)
+        self._outputs.unwatch()
         self.net.callbacks_ = _in_skorchs_order(self.net.callbacks_)
         errors: list[BaseException] = []
         joined, self.joined = self.joined, []
@@ -242,6 +278,21 @@ class Run:
                     continue
             return
 
+    def _end_training(self) -> None:
+        self.ctx._finish("train")
+        self._call("on_before_valid")
+
+    def _check_monitors(self, has_valid: bool) -> None:
+        """Check that the scores that callbacks read can come."""
+        try:
+            for callback in self.staged:
+                callback.has_warned_of_nan_ = False
+                for monitor in callback.monitors:
+                    check_monitor(self.net, monitor, has_valid=has_valid)
+        except Exception:
+            take_back_epoch(self.net)
+            raise
+
     def _call(self, hook: str, **kwargs: Any) -> None:
         for callback in self.staged:
             getattr(callback, hook)(self.net, **kwargs)
@@ -258,6 +309,8 @@ class _Adaptor(Callback):  # type: ignore[misc]
 
     In a copy of a net, and after a run without an end, skorch calls its ``on_train_begin`` first.
     """
+
+    adapts_a_run = True
 
     def __init__(self, names: list[str]) -> None:
         self.names_ = names
@@ -287,6 +340,9 @@ class _First(_LiveAdaptor):
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         self.run_.begin_batch(batch, training)
 
+    def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
+        self.run_.end_backward()
+
     def on_batch_end(
         self, net: Net, batch: Any = None, training: bool | None = None, y_pred: Any = None, **kwargs: Any
     ) -> None:
@@ -299,11 +355,28 @@ class _First(_LiveAdaptor):
         self.run_.end(X, y, **kwargs)
 
 
+class _Scored(_LiveAdaptor):
+    """Stand after all callbacks of finite weight."""
+
+    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Do nothing: the run has started."""
+
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self.run_.find_late_scores()
+
+
 class _Last(_LiveAdaptor):
     """Stand after all other callbacks."""
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self.run_.epoch_has_begun()
+
+    def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if training:
+            self.run_.watch_step()
+
+    def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
+        self.run_.watch_step()  # an optimizer such as LBFGS takes the same batch several times
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         self.run_.ctx.batch = None
@@ -346,6 +419,12 @@ def _rank(item: NamedCallback) -> tuple[float, int]:
     if isinstance(callback, PrintLog):  # it prints what the others have recorded
         return math.inf, 0
     return callback.weight if is_staged(callback) else 0, 1
+
+
+def _split(callbacks: list[NamedCallback]) -> tuple[list[NamedCallback], list[NamedCallback]]:
+    """Split sorted callbacks into those of finite weight, and those that run last."""
+    n_finite = sum(_rank(item)[0] < math.inf for item in callbacks)
+    return callbacks[:n_finite], callbacks[n_finite:]
 
 
 def _has(objects: list[Any], wanted: object) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
+import inspect
 from typing import Any, ClassVar, Final, TypeGuard
 
 from skorch.callbacks import Callback
 
+from mlr3torch_py.arguments import check_number
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.clock import score_of
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.warn import warn
 
 __all__ = ["HOOK_OF_STAGE", "StagedCallback", "is_staged"]
 
@@ -36,7 +38,10 @@ class StagedCallback(Callback):  # type: ignore[misc]
     keeps_outputs: ClassVar[bool] = False
     lost_on_resume: ClassVar[str] = ""
     weight_: float | None = None
+    awaits_score_ = False
+    has_warned_of_nan_ = False
     ctx_: ContextTorch | None = None
+    given_: dict[str, tuple[Any, ...]] | None = None
 
     @property
     def ctx(self) -> ContextTorch | None:
@@ -48,11 +53,59 @@ class StagedCallback(Callback):  # type: ignore[misc]
 
     @weight.setter
     def weight(self, weight: float) -> None:
-        if isinstance(weight, bool) or not isinstance(weight, Real) or math.isnan(weight):
-            raise TypeError(f"`weight` is {weight!r}; give a number, or math.inf to run last")
-        self.weight_ = float(weight)
+        self.weight_ = check_number("weight", weight, "a number, or math.inf to run last", finite=False)
 
-    def require_params(self) -> None:
+    def join(self, ctx: ContextTorch) -> None:
+        """Take part in a run; in that of a ``fit`` from scratch, as the callback was given."""
+        if self.ctx_ is None and len(ctx.net.history) == 0:
+            self.renew()
+        if self.given_ is None:
+            self.__dict__["given_"] = {}
+        self.ctx_ = ctx
+
+    def renew(self) -> None:
+        """Undo what earlier runs have set on the callback."""
+        if self.given_ is None:
+            return
+        attributes = self.__dict__
+        for name, value in attributes.pop("given_").items():
+            if value:
+                attributes[name] = value[0]
+            else:
+                attributes.pop(name, None)
+        parameters = inspect.signature(type(self)).parameters
+        if all(name in attributes and p.kind is not p.VAR_KEYWORD for name, p in parameters.items()):
+            made = type(self)(**{name: attributes[name] for name in parameters})
+            attributes |= {name: value for name, value in vars(made).items() if name not in parameters}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.given_ is not None and name != "ctx_":
+            if self.ctx_ is None:
+                self.given_.pop(name, None)
+            else:
+                self.given_.setdefault(name, (vars(self)[name],) if name in vars(self) else ())
+        super().__setattr__(name, value)
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The scores of the history that the callback reads."""
+        return ()
+
+    def read_score(self, net: Net, monitor: str, epoch: int = 0) -> float | None:
+        """Return a score of an epoch, by default the last one; None if it was not evaluated, or not yet."""
+        row = net.history.to_list()[epoch - 1]
+        self.awaits_score_ = monitor not in row
+        score = score_of(row, monitor)
+        if score is None and row.get(monitor) is not None and not self.has_warned_of_nan_:
+            self.has_warned_of_nan_ = True
+            at = epoch or len(net.history)
+            warn(f"`monitor` is {monitor!r}, which is NaN in epoch {at}; epochs without a score are not counted")
+        return score
+
+    def find_late_score(self, net: Net) -> None:
+        """Read a score again that was missing at ``on_epoch_end``; other callbacks have recorded theirs by now."""
+
+    def require_params(self, name: str = "") -> None:
         """Raise if a parameter is missing or invalid."""
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:

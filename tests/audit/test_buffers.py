@@ -7,22 +7,11 @@ import torch
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk
+from tests.freezing.modes import OwnNorm
 from tests.helpers import X, iris_net, y
 from tests.network.test_evaluation import Normed
 
-SCRIPTING = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
-
-class OwnNorm(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4))
-        self.register_buffer("mean", torch.zeros(4))
-
-    def forward(self, x):
-        if self.training:
-            self.mean.lerp_(x.detach().mean(0), 0.1)
-        return (x - self.mean) * self.weight
+SCRIPTING = pytest.mark.filterwarnings("ignore:`torch.jit.script")
 
 
 class Codebook(nn.Module):

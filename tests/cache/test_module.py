@@ -152,7 +152,7 @@ def test_the_check_recomputes_some_rows_of_each_epoch():
         parts = cached(part, check=check)
         part(ROWS)
         checked = set()
-        for _ in range(20):
+        for _ in range(100):
             parts.begin_epoch()
             computed.clear()
             for i, rows in enumerate(ROWS.split(3)):

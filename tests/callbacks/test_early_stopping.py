@@ -1,35 +1,43 @@
 """Early stopping: what R recorded, and what a user of skorch expects."""
 
+import math
 import pickle
 import warnings
 
 import pytest
-from skorch.callbacks import Callback
+import torch
+from skorch.callbacks import Callback, EpochScoring
 
-from mlr3torch_py import CallbackSetEarlyStopping, t_clbk
+from mlr3torch_py import CallbackSet, CallbackSetEarlyStopping, t_clbk, torch_callback
 from tests.helpers import X, golden, iris_net, moved, weights, y
 
 STOPPING = golden("early_stopping")["runs"]
 
 
 class Score(Callback):
-    """Writes given scores into the history, one per epoch."""
+    """Writes given scores into the history, one per epoch, and knows which are better."""
 
-    def __init__(self, scores):
+    name = "score"
+
+    def __init__(self, scores, lower_is_better=True):
         self.scores = scores
+        self.lower_is_better = lower_is_better
 
     def on_epoch_end(self, net, **kwargs):
         net.history.record("score", self.scores[len(net.history) - 1])
 
 
+@pytest.mark.parametrize("who_knows", ["the callback that records it", "early stopping"])
 @pytest.mark.parametrize("run", STOPPING, ids=[run["id"] for run in STOPPING])
-def test_training_ends_when_it_does_in_r(run):
+def test_training_ends_when_it_does_in_r(run, who_knows):
+    is_asked = who_knows != "early stopping"
     stopping = CallbackSetEarlyStopping(
-        run["patience"], run["min_delta"], monitor="score", lower_is_better=run["minimize"]
+        run["patience"], run["min_delta"], monitor="score", lower_is_better=None if is_asked else run["minimize"]
     )
-    net = iris_net(Score(run["scores"]), stopping, max_epochs=run["max_epochs"], batch_size=150).fit(X, y)
+    score = Score(run["scores"], run["minimize"] if is_asked else None)
+    net = iris_net(score, stopping, max_epochs=run["max_epochs"], batch_size=150).fit(X, y)
     assert len(net.history) == run["epochs_trained"]
-    assert stopping.best_epoch == run["best_epochs"]
+    assert stopping.best_epoch == stopping.best_epochs == run["best_epochs"]
     assert stopping.best_score == run["best_score"]
     assert stopping.stagnation == run["stagnation"]
 
@@ -85,11 +93,93 @@ def test_a_state_goes_through_save_and_load():
 
 
 def test_a_score_that_is_missing_is_named():
-    with pytest.raises(ValueError, match="`monitor` is 'train_los', .* did you mean 'train_loss'"):
-        iris_net(CallbackSetEarlyStopping(monitor="train_los")).fit(X, y)
+    with pytest.raises(ValueError, match="`monitor` is 'trian_loss', .* did you mean 'train_loss'"):
+        iris_net(CallbackSetEarlyStopping(monitor="trian_loss")).fit(X, y)
 
 
-@pytest.mark.parametrize("arguments", [{"patience": 0}, {"min_delta": -1}, {"monitor": 3}])
+RISING = [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_a_rising_accuracy_ends_no_training_and_its_best_weights_are_the_last():
+    stopping = t_clbk("early_stopping", patience=1, monitor="score", restore_best_weights=True)
+    net = iris_net(Score(RISING, lower_is_better=False), stopping, max_epochs=5, batch_size=150).fit(X, y)
+    assert (len(net.history), stopping.callback.best_epoch) == (5, 5)
+
+
+def test_a_score_of_unknown_direction_is_minimised_with_a_warning():
+    stopping = CallbackSetEarlyStopping(2, monitor="score")
+    net = iris_net(Score(RISING, lower_is_better=None), stopping, max_epochs=5, batch_size=150)
+    with pytest.warns(UserWarning, match="`monitor` is 'score', which is minimised, .* give `lower_is_better`") as said:
+        net.fit(X, y)
+    assert (len(net.history), stopping.best_epoch, len(said)) == (3, 1, 1)
+
+
+def test_skorchs_default_direction_of_a_scorer_by_name_is_not_believed():
+    scoring = EpochScoring("accuracy", on_train=True, name="train_accuracy")
+    with pytest.warns(UserWarning, match="`monitor` is 'train_accuracy', which is minimised"):
+        iris_net(scoring, CallbackSetEarlyStopping(monitor="train_accuracy"), max_epochs=1).fit(X, y)
+
+
+def test_without_patience_training_never_stops():
+    stopping = CallbackSetEarlyStopping(0, monitor="score")
+    net = iris_net(Score(RISING), stopping, max_epochs=5, batch_size=150).fit(X, y)
+    assert (len(net.history), stopping.best_epoch, stopping.stagnation) == (5, 1, 4)
+
+
+def test_the_best_weights_are_restored_when_training_ends_by_an_error():
+    kept = []
+
+    def keep(self):
+        kept.append(weights(self.ctx.net))
+
+    def fail(self):
+        if self.ctx.epoch == 4:
+            raise RuntimeError("disk full")
+
+    stopping = t_clbk("early_stopping", patience=9, monitor="score", restore_best_weights=True)
+    others = torch_callback("keep", on_epoch_end=keep), torch_callback("fail", on_batch_end=fail)
+    net = iris_net(Score([0.5, 0.4, 0.6, 0.7]), stopping, *others, batch_size=150)
+    with pytest.raises(RuntimeError, match="disk full"):
+        net.fit(X, y)
+    assert not moved(kept[1], weights(net))
+
+
+def test_an_error_before_training_restores_nothing():
+    def fail(self):
+        raise RuntimeError("no")
+
+    trained, loaded = (CallbackSetEarlyStopping(monitor="score", restore_best_weights=True) for _ in range(2))
+    iris_net(Score(SCORES), trained, batch_size=150, max_epochs=3).fit(X, y)
+    loaded.load_state_dict(trained.state_dict())
+    net = iris_net(torch_callback("fails", on_begin=fail), Score(SCORES), loaded).initialize()
+    before = weights(net)
+    with pytest.raises(RuntimeError, match="no"):
+        net.partial_fit(X, y)
+    assert not moved(before, weights(net))
+
+
+def test_what_changes_the_weights_at_the_end_is_not_undone():
+    class Doubles(CallbackSet):
+        default_weight = 2000
+
+        def on_train_end(self, net, **kwargs):
+            with torch.no_grad():
+                net.module_[0].bias.fill_(2.0)
+
+    stopping = t_clbk("early_stopping", monitor="score", restore_best_weights=True)
+    net = iris_net(Score(RISING), stopping, Doubles(), batch_size=150).fit(X, y)
+    assert net.module_[0].bias.tolist() == [2.0] * 3
+
+
+def test_a_score_that_is_nan_is_warned_of_once():
+    stopping = CallbackSetEarlyStopping(9, monitor="score")
+    net = iris_net(Score([0.5, math.nan, math.nan]), stopping, max_epochs=3, batch_size=150)
+    with pytest.warns(UserWarning, match="`monitor` is 'score', which is NaN in epoch 2") as said:
+        net.fit(X, y)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"patience": -1}, {"min_delta": -1}, {"monitor": 3}])
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises((TypeError, ValueError), match=f"`{next(iter(arguments))}`"):
         t_clbk("early_stopping", **arguments)

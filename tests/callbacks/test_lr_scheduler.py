@@ -71,6 +71,22 @@ def test_the_rates_are_those_of_r(run):
     assert rates.epochs_ == pytest.approx(run["lr_at_epoch_end"], abs=1e-12, rel=1e-12)
 
 
+def rates_of_rising_score(lower_is_better, **params):
+    rates = Rates()
+    reduce = t_clbk("lr_reduce_on_plateau", monitor="score", patience=0, factor=0.5, **params)
+    iris_net(Score([0.1, 0.2, 0.3], lower_is_better), reduce, rates, max_epochs=3, lr=0.8).fit(X, y)
+    return rates.epochs_
+
+
+def test_a_rising_accuracy_lowers_no_rate_unless_the_mode_says_so():
+    assert rates_of_rising_score(lower_is_better=False) == [0.8, 0.8, 0.8]
+    assert rates_of_rising_score(lower_is_better=True) == [0.8, 0.4, 0.2]
+    assert rates_of_rising_score(lower_is_better=False, mode="min") == [0.8, 0.4, 0.2]
+    assert rates_of_rising_score(lower_is_better=None, mode="max") == [0.8, 0.8, 0.8]
+    with pytest.warns(UserWarning, match="`monitor` is 'score', which is minimised, .*; give `mode`"):
+        assert rates_of_rising_score(lower_is_better=None) == [0.8, 0.4, 0.2]
+
+
 STOPPED = [run for run in RUNS if run["key"] != "lr_one_cycle"]
 
 
@@ -106,7 +122,7 @@ def test_one_cycle_continues_if_its_length_is_given():
 
     whole = run([4])
     assert run([1, 3], epochs=4) == run([2, 1, 1], total_steps=12) == whole
-    with pytest.raises(ValueError, match="made for 6 steps, .* comes to 9; give `total_steps` or `epochs`"):
+    with pytest.raises(ValueError, match="made for 6 steps, .* comes to 9; give `total_steps`, or `epochs` and"):
         run([2, 1])
     for params in ({"epochs": 4}, {"total_steps": 12}):
         with pytest.raises(ValueError, match="made for 12 steps, .* comes to 15"):
@@ -250,9 +266,11 @@ def test_wrong_parameters_are_refused():
         t_clbk("lr_step", step_sice=1)
     with pytest.raises(ValueError, match="`step_size` of CallbackSetLRScheduler_StepLR was never set"):
         iris_net(t_clbk("lr_step")).fit(X, y)
-    with pytest.raises(TypeError, match="`x` is 3; it must be a scheduler class"):
+    with pytest.raises(TypeError, match="`x` is 3; give a scheduler class"):
         as_lr_scheduler(3)
-    with pytest.raises(ValueError, match="`monitor` is 'valid_los', which no epoch of the history has"):
+    with pytest.raises(
+        ValueError, match="`monitor` is 'valid_los', which nothing in the net records; did you mean 'valid_loss'"
+    ):
         iris_net(t_clbk("lr_reduce_on_plateau", monitor="valid_los")).fit(X, y)
 
 

@@ -53,6 +53,14 @@ def test_the_losses_are_not_written_unless_asked_for(tmp_path):
     assert not (tmp_path / "batches").exists()
 
 
+def test_a_path_is_enough_and_the_folder_is_public(tmp_path):
+    writes = t_clbk("tb", path=lambda: tmp_path / "chosen")
+    assert writes.callback.path_ is None
+    iris_net(writes, max_epochs=1).fit(X, y)
+    assert writes.callback.path_ == tmp_path / "chosen"
+    assert not (tmp_path / "chosen" / "batches").exists()
+
+
 def test_partial_fit_continues_in_the_same_folder(tmp_path):
     net = iris_net(tb(tmp_path), max_epochs=2).fit(X, y)
     net.partial_fit(X, y)

@@ -1,3 +1,5 @@
+import json
+import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, mlr3torch_callbacks, t_clbk, torch_callback
+from mlr3torch_py.checkpoint import folder as checkpoint_folder
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from tests.checkpoint.runs import CrashError, Crashes, Folders, checkpoint, files, run
 from tests.helpers import Trace, X, golden, iris_net, moved, selector, table, weights, y
@@ -151,7 +154,7 @@ def test_a_home_folder_and_a_function_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     run("~/kept", 1)
     assert "network1.pt" in files(tmp_path / "kept")
-    with pytest.raises(TypeError, match="`path`: <function .* returned None; it must return a folder"):
+    with pytest.raises(TypeError, match="`path` is None; give a function that returns a folder"):
         run(lambda: None, 1)
 
 
@@ -172,6 +175,30 @@ def test_fit_and_partial_fit_continue_in_their_own_folder(tmp_path):
     net.fit(X, y)
     assert len(made) == 2
     assert files(made[1])[:2] == ["network1.pt", "network2.pt"]
+
+
+def test_the_folder_that_a_function_has_chosen_is_public(tmp_path):
+    saves = checkpoint(Folders(tmp_path))
+    assert saves.callback.path_ is None
+    iris_net(saves, max_epochs=1).fit(X, y)
+    assert saves.callback.path_.parent == tmp_path
+    assert "network1.pt" in files(saves.callback.path_)
+
+
+def test_a_checkpoint_of_another_version_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_folder, "__version__", "9.8.7")
+    run(tmp_path, 1)
+    assert json.loads((tmp_path / "state1.json").read_text())["version"] == "9.8.7"
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="epoch 1 was written by mlr3torch_py 9.8.7, this is .*==9.8.7") as said:
+        net = run(tmp_path, 2, resume=True)
+    assert (len(net.history), len(said)) == (2, 1)
+    run(tmp_path, 3, resume=True)
+
+
+def test_a_callback_without_a_state_is_left_out_of_the_files(tmp_path):
+    run(tmp_path, 1, torch_callback("stateless", weight=math.inf), t_clbk("history"))
+    assert list(json.loads((tmp_path / "state1.json").read_text())["callbacks"])[-1] == "history"
 
 
 def test_a_pickled_net_continues_in_its_folder(tmp_path):

@@ -67,10 +67,8 @@ def test_wrong_arguments_are_refused(arguments, error, tmp_path):
         t_clbk("checkpoint", path=tmp_path, freq=1, **arguments).callback.require_params()
 
 
-def test_a_score_that_no_epoch_has_is_an_error(tmp_path):
-    with pytest.raises(
-        ValueError, match="`monitor` is 'scores', which no epoch of the history has; did you mean 'score'"
-    ):
+def test_a_score_that_no_epoch_has_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="`monitor` is 'scores', which no epoch has recorded; did you mean 'score'"):
         stay(tmp_path, keep_best=True, monitor="scores")
 
 

@@ -1,5 +1,6 @@
 """Rows that wait for a score to stop improving."""
 
+import math
 import pickle
 
 import pytest
@@ -19,10 +20,13 @@ ALL = ["0.weight", "0.bias", *MORE]
 
 
 class Score(Callback):
-    """Writes given scores into the history, one per epoch."""
+    """Writes given scores into the history, one per epoch, and knows which are better."""
 
-    def __init__(self, scores):
+    name = "score"
+
+    def __init__(self, scores, lower_is_better=True):
         self.scores = scores
+        self.lower_is_better = lower_is_better
 
     def on_epoch_end(self, net, **kwargs):
         net.history.record("score", self.scores[len(net.history) - 1])
@@ -71,6 +75,7 @@ def test_a_condition_may_freeze_and_stand_beside_times():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`monitor` is 'score', which is NaN")
 @settings(max_examples=30)
 @given(
     scores=st.lists(st.sampled_from([0.1, 0.2, 0.3, float("nan")]), min_size=2, max_size=8),
@@ -98,6 +103,24 @@ def test_resuming_anywhere_equals_never_stopping(scores, patience, stop, way):
     assert trace.batches_ == whole_trace.batches_
 
 
+def test_the_callback_that_records_a_score_knows_which_are_better():
+    net, trace = run(two(), [0.1, 0.2, 0.3, 0.3])
+    net.set_params(callbacks__score__lower_is_better=False).fit(X, y)
+    assert trace.batches_ == [HEAD] * 4
+    net, trace = run(two(lower_is_better=True), [0.1, 0.2, 0.3, 0.3])
+    net.set_params(callbacks__score__lower_is_better=False).fit(X, y)
+    assert trace.batches_ == [HEAD] * 2 + [MORE] * 2
+
+
+def test_a_score_of_unknown_direction_is_minimised_with_one_warning():
+    net, trace = run(two(), [0.1, 0.2, 0.3, 0.3])
+    net.set_params(callbacks__score__lower_is_better=None)
+    with pytest.warns(UserWarning, match=r"give Plateau\('score', lower_is_better=...\)") as said:
+        net.fit(X, y)
+    assert len(said) == 1
+    assert trace.batches_ == [HEAD] * 2 + [MORE] * 2
+
+
 def test_a_later_condition_looks_only_at_the_epochs_since_the_one_before_it():
     first, second = Plateau("score", 1), Plateau("score", 2)
     table = {"when": [first, second], "weights": [select_prefix("3"), select_all()]}
@@ -115,11 +138,21 @@ class Gaps(Score):
             net.history.record("score", score)
 
 
-def test_an_epoch_without_a_score_does_not_count_and_one_without_a_value_is_no_improvement():
+def test_an_epoch_without_a_score_is_no_evaluation():
     trace = Trace()
     unfreeze = CallbackSetUnfreeze(select_last(1), {"when": [Plateau("score", 2)], "weights": [select_all()]})
-    net = iris_net(unfreeze, Gaps([0.5, "left out", "left out", None, None, 0.1]), trace, batch_size=150, max_epochs=6)
-    net.fit(X, y)
+    net = iris_net(unfreeze, Gaps(["left out", 0.5, None, 0.6, "left out", None, 0.7, 0.1]), trace)
+    net.set_params(batch_size=150, max_epochs=8).fit(X, y)
+    assert trace.batches_ == [HEAD] * 7 + [ALL]
+
+
+def test_a_score_that_is_nan_is_warned_of_once_and_does_not_count():
+    trace = Trace()
+    unfreeze = CallbackSetUnfreeze(select_last(1), {"when": [Plateau("score", 2)], "weights": [select_all()]})
+    net = iris_net(unfreeze, Score([0.5, math.nan, math.nan, 0.6, 0.7, 0.1]), trace, batch_size=150, max_epochs=6)
+    with pytest.warns(UserWarning, match="`monitor` is 'score', which is NaN in epoch 2") as caught:
+        net.fit(X, y)
+    assert len(caught) == 1
     assert trace.batches_ == [HEAD] * 5 + [ALL]
 
 
@@ -147,11 +180,11 @@ def test_two_callbacks_decide_for_themselves():
 
 
 def test_an_epoch_that_is_refused_does_not_count():
-    net, _ = run({"when": [Plateau("train_los")], "weights": [select_all()]}, [0.9] * 3)
+    net, _ = run({"when": [Plateau("trian_loss")], "weights": [select_all()]}, [0.9] * 3)
     for _ in range(2):
-        with pytest.raises(ValueError, match="`monitor` is 'train_los'"):
+        with pytest.raises(ValueError, match="`monitor` is 'trian_loss'"):
             net.partial_fit(X, y)
-    assert len(net.history) == 1
+    assert len(net.history) == 0
 
 
 def test_a_second_fit_decides_anew():
@@ -162,8 +195,8 @@ def test_a_second_fit_decides_anew():
 
 
 def test_a_score_that_nobody_records_is_an_error_with_the_nearest():
-    net, _ = run({"when": [Plateau("train_los")], "weights": [select_all()]}, [0.9, 0.9])
-    with pytest.raises(ValueError, match="`monitor` is 'train_los', .* did you mean 'train_loss'"):
+    net, _ = run({"when": [Plateau("trian_loss")], "weights": [select_all()]}, [0.9, 0.9])
+    with pytest.raises(ValueError, match="`monitor` is 'trian_loss', .* did you mean 'train_loss'"):
         net.fit(X, y)
 
 

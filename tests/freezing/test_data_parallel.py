@@ -217,6 +217,9 @@ def test_while_nothing_but_the_criterion_trains_the_network_is_left_alone(tmp_pa
 class Score(Callback):
     """Writes other scores in every process."""
 
+    name = "score"
+    lower_is_better = True
+
     def __init__(self, scores):
         self.scores = scores
 

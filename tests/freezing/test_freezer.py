@@ -312,7 +312,10 @@ def test_it_goes_on_where_it_was(stops):
 
 
 def test_nothing_trainable_is_explained():
-    with pytest.raises(ValueError, match=r"nothing trains at batch 1 .*Freezer: freezing backbone.weight.* for good"):
+    with pytest.raises(
+        ValueError,
+        match=r"nothing trains at batch 1 .*Freezer: by `name_starts_with` freezing backbone.weight.* for good",
+    ):
         train(Freezer(name_starts_with=""))
 
 
@@ -331,7 +334,7 @@ def test_it_comes_by_its_key_and_clones():
         ({"names": 3}, "`names` is 3"),
         ({"name_starts_with": 3}, "`name_starts_with` is 3"),
         ({"name_starts_with": [["a", 3]]}, "`name_starts_with`"),
-        ({"names": "a", "until_epoch": -1}, "`until_epoch` is -1; it must be at least 0"),
+        ({"names": "a", "until_epoch": -1}, "`until_epoch` is -1; give a whole number of epochs, at least 0"),
         ({"names": "a", "until_step": 1.5}, "`until_step` is 1.5; give a whole number"),
         ({"names": "a", "until_step": True}, "`until_step` is True; give a whole number"),
         ({"name_starts_with": "a", "start_epoch": 1}, "`start_epoch` is given without `unfreeze_every_n_epochs`"),
@@ -341,7 +344,7 @@ def test_it_comes_by_its_key_and_clones():
         ),
         (
             {"name_starts_with": "a", "start_epoch": 1, "unfreeze_every_n_epochs": 0},
-            "`unfreeze_every_n_epochs` is 0; it must be at least 1",
+            "`unfreeze_every_n_epochs` is 0; give a whole number of epochs, at least 1",
         ),
         (
             {"names": "a", "start_epoch": 1, "unfreeze_every_n_epochs": 1},
@@ -367,7 +370,7 @@ def test_wrong_arguments_are_refused_at_once_by_the_key_and_else_when_training_b
         ({"names": "backbone.wieght"}, "did you mean 'backbone.weight'"),
         ({"name_starts_with": "encoder", "except_names": "x"}, "`except_names` has 'x'"),
         ({"name_starts_with": "encoder", "except_name_starts_with": ["x"]}, "`except_name_starts_with` has 'x'"),
-        ({"name_starts_with": "encoder", "except_name_starts_with": "enc"}, "nothing is left to freeze"),
+        ({"name_starts_with": "encoder", "except_name_starts_with": "enc"}, "`except_names` and .* leave nothing"),
     ],
 )
 def test_what_matches_nothing_is_refused_before_anything_is_frozen(arguments, message):

@@ -320,7 +320,7 @@ def test_lbfgs_is_refused():
 @pytest.mark.parametrize("factor", [0, -0.1, float("inf"), "0.1", True, [0.1]])
 def test_what_is_no_factor_is_refused(factor):
     table = {"epoch": [2], "weights": [select_all()], "lr_mult": [factor]}
-    with pytest.raises((TypeError, ValueError), match="`unfreeze`: row 0 has the lr_mult .*; give a factor"):
+    with pytest.raises((TypeError, ValueError), match="`unfreeze`: row 0, column `lr_mult`, is .*; give a factor"):
         iris_net(unfreeze(table)).fit(X, y)
 
 

@@ -1,5 +1,7 @@
 """What is replaced while a net trains gets the flags, pins, rates and scheduler of what was there before."""
 
+import copy
+
 import pytest
 import torch
 from skorch import NeuralNetClassifier
@@ -314,6 +316,22 @@ def test_an_optimizer_that_holds_less_is_warned_of():
         with pytest.warns(UserWarning, match=NO_OPTIMIZER.format("slow")) as caught:
             net.fit(X, y)
         assert len(caught) == 1
+
+
+@pytest.mark.parametrize("path", ["frozen.0", "frozen.0.weight", "frozen.1", "head"])
+def test_what_a_later_callback_replaces_when_an_epoch_begins_is_followed_in_that_epoch(path):
+    class Replaces(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            if len(net.history) == 2:
+                new(net, path)
+                before.update(weights(net))
+                statistics.append(copy.deepcopy(net.module_.frozen[1].running_mean))
+
+    before, statistics = {}, []
+    net = iris_net(schedule(), Replaces(), module=Network, max_epochs=2, audited=False).fit(X, y)
+    assert moved(before, weights(net)) == {name for name in before if name.startswith(("slow", "head"))}
+    assert torch.equal(net.module_.frozen[1].running_mean, statistics[0])
+    assert not net.module_.frozen[0].weight.requires_grad
 
 
 def test_what_is_replaced_and_stays_frozen_is_not_warned_of():

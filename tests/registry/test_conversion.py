@@ -32,3 +32,19 @@ def test_everything_that_describes_a_callback_is_taken():
     for wrong in (3, CallbackSet.__init__, int):
         with pytest.raises(TypeError, match="`x` is"):
             as_torch_callback(wrong)
+
+
+def test_a_conversion_may_give_another_name_and_a_new_callback():
+    made = t_clbk("early_stopping", patience=3)
+    named = as_torch_callback(made, id="stops")
+    assert (named.id, named.callback) == ("stops", made.callback)
+    for x in (CallbackSetHistory, "history", CallbackSetHistory()):
+        assert as_torch_callback(x, id="scores").id == "scores"
+    cloned = as_torch_callback(made, clone=True)
+    assert (cloned.id, cloned.callback.patience) == ("early_stopping", 3)
+    assert cloned.callback is not made.callback
+    assert as_torch_callbacks([made], clone=True)[0].callback is not made.callback
+    with pytest.raises(TypeError, match="`id` is 'a b'"):
+        as_torch_callback(made, id="a b")
+    with pytest.raises(TypeError, match="`clone` is 1"):
+        as_torch_callback(made, clone=1)

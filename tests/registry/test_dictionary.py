@@ -7,6 +7,7 @@ import pytest
 from sklearn.base import clone
 
 from mlr3torch_py import (
+    CallbackSetHistory,
     CallbackSetUnfreeze,
     mlr3torch_callbacks,
     select_all,
@@ -30,11 +31,11 @@ class Custom(CallbackSet):
 
 
 def test_an_unknown_key_is_named_with_the_nearest():
-    with pytest.raises(KeyError, match="no callback has the key 'unfreez'; did you mean 'unfreeze'"):
+    with pytest.raises(KeyError, match="`key` is 'unfreez', which no callback has; did you mean 'unfreeze'"):
         t_clbk("unfreez")
-    with pytest.raises(KeyError, match="no callback has the key 3; choose from"):
+    with pytest.raises(KeyError, match="`key` is 3, which no callback has; choose from"):
         t_clbk(3)
-    with pytest.raises(KeyError, match=r"no callback has the key \['unfreeze'\]"):
+    with pytest.raises(KeyError, match=r"`key` is \['unfreeze'\], which no callback has"):
         t_clbk(["unfreeze"])
 
 
@@ -78,6 +79,52 @@ def test_several_callbacks_come_by_a_list_of_keys():
         t_clbks("unfreeze")
     with pytest.raises(TypeError, match="`keys` is 5"):
         t_clbks(5)
+
+
+def test_without_a_key_all_keys_are_listed():
+    assert t_clbk() == t_clbks() == mlr3torch_callbacks.keys()
+    with pytest.raises(TypeError, match="`id`, `lr_mult` came without a `key`; give the key first"):
+        t_clbk(id="encoder", lr_mult=2)
+
+
+def test_two_callbacks_of_one_kind_have_names_of_their_own():
+    first, second = t_clbk("freezer_1", names="0.weight"), t_clbk("freezer", id="encoder", names="0.bias")
+    assert (first.id, second.id) == ("freezer_1", "encoder")
+    assert [made.id for made in t_clbks(["unfreeze_1", "unfreeze_12", "lr_step_3"])] == [
+        "unfreeze_1",
+        "unfreeze_12",
+        "lr_step_3",
+    ]
+    net = iris_net(first, second, callbacks__encoder__until_epoch=1, max_epochs=1).fit(X, y)
+    assert trainable_names(net.module_) == ["3.weight", "3.bias", "6.weight", "6.bias"]
+    net.partial_fit(X, y)
+    assert "0.bias" in trainable_names(net.module_)
+
+
+@pytest.mark.parametrize("key", ["freezer_", "freezer_1_2", "freezer_x", "_1", "1"])
+def test_only_a_number_may_follow_a_key(key):
+    with pytest.raises(KeyError, match="`key` is .*, which no callback has"):
+        t_clbk(key)
+
+
+def test_a_key_that_ends_in_a_number_goes_before_a_number_after_a_key():
+    dictionary = CallbackDictionary()
+    dictionary.add("custom", Custom)
+    dictionary.add("custom_1", CallbackSetUnfreeze)
+    assert isinstance(dictionary.get("custom_1").callback, CallbackSetUnfreeze)
+    assert isinstance(dictionary.get("custom_2").callback, Custom)
+
+
+def test_an_id_must_fit_into_a_parameter_name():
+    with pytest.raises(TypeError, match="`id` is 'a b'"):
+        t_clbk("freezer", id="a b")
+
+
+@pytest.mark.parametrize("first", [t_clbk("history"), ("history", CallbackSetHistory())], ids=["made", "pair"])
+def test_two_callbacks_with_one_name_are_refused_with_the_remedy(first):
+    net = iris_net(first, t_clbk("history"))
+    with pytest.raises(ValueError, match="two callbacks with the name 'history'; give each its own, .*id='<name>'"):
+        net.initialize()
 
 
 def test_it_is_a_dictionary():
@@ -145,5 +192,5 @@ def test_the_dictionary_agrees_with_r(entry):
     assert row["weight"] == float(entry["weight"])
     wanted = [name for name in entry["params"] if name != "verbose"]  # which torch's schedulers no longer have
     assert [name for name in row["params"] if name in wanted] == wanted
-    optional_here = {"unfreeze"} if entry["key"] == "unfreeze" else set()
+    optional_here = {"unfreeze": {"unfreeze"}, "tb": {"log_train_loss"}}.get(entry["key"], set())
     assert set(row["required"]) == set(entry["required"]) - optional_here

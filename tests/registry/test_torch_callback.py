@@ -2,7 +2,8 @@
 
 import pytest
 
-from mlr3torch_py import t_clbk, torch_callback
+from mlr3torch_py import CallbackSetTB, t_clbk, torch_callback
+from tests.helpers import X, iris_net, y
 
 
 def test_callbacks_are_described_for_people(capsys):
@@ -19,6 +20,22 @@ def test_callbacks_are_described_for_people(capsys):
     ]
     made.help()
     assert "Stop training when a score has not improved" in capsys.readouterr().out
+
+
+def test_a_custom_callback_says_what_it_needs_and_where_it_is_documented():
+    made = torch_callback("a", packages=["scikit-learn", "pandas"], man="mypackage::a")
+    assert made.packages == ["mlr3torch_py", "skorch", "torch", "scikit-learn", "pandas"]
+    assert made.man == "mypackage::a"
+    iris_net(made, max_epochs=1).fit(X, y)
+    derived = torch_callback("tb_of_mine", inherit=CallbackSetTB, packages="pandas")
+    assert derived.packages == [*t_clbk("tb").packages, "pandas"]
+    with pytest.raises(TypeError, match="`packages` is 3"):
+        torch_callback("a", packages=3)
+
+
+def test_a_package_that_is_missing_is_named_before_training():
+    with pytest.raises(ImportError, match="CallbackSetA needs nosuchpackage, .* `pip install nosuchpackage`"):
+        iris_net(torch_callback("a", packages=["pandas", "nosuchpackage"])).fit(X, y)
 
 
 def test_a_name_must_fit_into_a_parameter():

@@ -145,8 +145,8 @@ def test_two_actions_at_one_time_may_not_touch_the_same_weight():
         ([1.0], False),
         ([1.0, 0.9, 0.9, 0.95], True),
         ([1.0, 0.9, 0.95, 0.8], False),
-        ([1.0, math.nan, math.nan], True),
-        ([math.nan, math.nan], True),
+        ([1.0, math.nan, 1.1, math.nan, 1.2], True),
+        ([math.nan, 1.0, math.nan, math.nan, 1.1], False),
         ([1.0, 0.9, 0.8], False),
     ],
 )

@@ -202,9 +202,12 @@ def test_groups_of_the_user_take_the_place_of_blocks(make):
     ("arguments", "message"),
     [
         ({"groups": ["0"]}, "`groups`: entry 0 is '0'"),
-        ({"groups": []}, "there are no blocks"),
-        ({"network": nn.ReLU()}, "there are no blocks"),
-        ({"network": 3}, "`module` is 3"),
+        ({"groups": []}, "`groups` is empty"),
+        ({"network": nn.ReLU()}, "`network` has no parameters"),
+        ({"network": 3}, "`network` is 3"),
+        ({"groups": select_last(1)}, r"`groups` is select_last\(1\); give a list of selectors"),
+        ({"groups": "0"}, "`groups` is '0'; give a list"),
+        ({"groups": [select_name("x")], "among": select_last(1)}, "`among`, or `groups`, does not fit .*'x'"),
     ],
 )
 def test_wrong_blocks_are_refused(make, arguments, message):

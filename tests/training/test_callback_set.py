@@ -43,11 +43,30 @@ def test_it_prints_the_parameters_that_differ_from_the_defaults():
     assert repr(CallbackSetEarlyStopping(patience=3)) == "CallbackSetEarlyStopping(patience=3)"
 
 
-@pytest.mark.parametrize("weight", [math.nan, "1", None, True])
+def test_a_callback_is_stateless_unless_it_says_otherwise():
+    assert CallbackSet().state_dict() is None
+    CallbackSet().load_state_dict(None)
+    with pytest.raises(ValueError, match="`state` is {'a': 1}, but Seen has no state"):
+        Seen().load_state_dict({"a": 1})
+
+
+@pytest.mark.parametrize("taken", ["weight", "ctx"])
+def test_a_parameter_may_not_have_the_name_of_what_every_callback_has(taken):
+    scope = {}
+    exec(f"def initialize(self, {taken}): pass", scope)
+    with pytest.raises(TypeError, match=f"CallbackSetA has the parameter '{taken}', which every callback has already"):
+        torch_callback("a", initialize=scope["initialize"])
+    with pytest.raises(TypeError, match=f"Mine has the parameter '{taken}'"):
+        type("Mine", (CallbackSet,), {"__init__": scope["initialize"]})
+
+
+@pytest.mark.parametrize("weight", [math.nan, "1", True])
 def test_a_weight_is_a_number(weight):
-    with pytest.raises(TypeError, match="`weight` is .*; give a number, or math.inf to run last"):
+    with pytest.raises((TypeError, ValueError), match="`weight` is .*; give a number, or math.inf to run last"):
         CallbackSet().weight = weight
     with pytest.raises(TypeError, match="`weight` is"):
+        CallbackSet().weight = None
+    with pytest.raises((TypeError, ValueError), match="`weight` is"):
         torch_callback("a", weight=weight, on_begin=print)
 
 

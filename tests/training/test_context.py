@@ -28,8 +28,8 @@ def test_the_context_shows_the_training():
             "acc": ctx.net.history[-1, "valid_acc"],
             "loss": ctx.net.history[-1, "valid_loss"],
         }
-        assert list(ctx.callbacks)[-2:] == ["print_log", "context_end"]
-        assert [len(y_hat) for y_hat in ctx.y_hats] == [50]
+        assert list(ctx.callbacks) == ["looks", "freeze_audit"]
+        assert [len(y_hat) for y_hat in ctx.epoch_outputs] == [50]
         assert ctx.batch is None
         assert not ctx.is_starting
 
@@ -37,7 +37,7 @@ def test_the_context_shows_the_training():
         ctx = self.ctx
         assert ctx.y_hat.shape == (50, 3)
         assert ctx.last_loss == ctx.net.history[-1, "batches", -1, "train_loss"]
-        assert len(ctx.y_hats) == ctx.step
+        assert len(ctx.epoch_outputs) == ctx.step
         assert len(ctx.batch[0]) == 50
 
     def look_at_begin(self):
@@ -79,7 +79,7 @@ def test_the_last_loss_is_that_of_the_last_training_batch():
 
 def test_outputs_are_recorded_only_if_a_callback_asks():
     def look(self):
-        assert self.ctx.y_hats == []
+        assert self.ctx.epoch_outputs == []
         assert not self.ctx.y_hat.requires_grad
 
     iris_net(torch_callback("look", on_batch_end=look), max_epochs=1).fit(X, y)

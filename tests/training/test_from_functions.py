@@ -6,7 +6,7 @@ import pickle
 import pytest
 from sklearn.base import clone
 
-from mlr3torch_py import callback_set, torch_callback
+from mlr3torch_py import CallbackSetEarlyStopping, callback_set, torch_callback
 from tests.helpers import X, iris_net, y
 
 
@@ -72,6 +72,29 @@ def test_a_described_callback_gets_its_parameters_through_the_net():
         iris_net(described).fit(X, y)
     iris_net(described, callbacks__say__step=3, max_epochs=2).fit(X, y)
     assert said == [3, 3]
+
+
+def count_epochs(self):
+    self.n_epochs = self.ctx.epoch
+
+
+CallbackSetCounted = callback_set("CallbackSetCounted", inherit=CallbackSetEarlyStopping, on_epoch_begin=count_epochs)
+
+
+def test_a_class_may_derive_from_another():
+    counted = CallbackSetCounted(patience=1, monitor="train_loss", min_delta=100.0)
+    assert isinstance(counted, CallbackSetEarlyStopping)
+    assert counted.weight == 1000
+    assert callback_set("Light", inherit=CallbackSetEarlyStopping, weight=2)().weight == 2
+    net = iris_net(("counted", counted), max_epochs=5).fit(X, y)
+    assert len(net.history) == counted.n_epochs == 2
+    again = pickle.loads(pickle.dumps(counted))
+    assert (again.patience, again.best_epoch) == (1, 1)
+    total = torch_callback("more", inherit=CallbackSetTotal, on_end=count_epochs, initialize=set_step)
+    assert total.callback.stages == ["batch_end", "end"]
+    for wrong in (int, "history", CallbackSetCounted(1)):
+        with pytest.raises(TypeError, match="`inherit` is"):
+            callback_set("A", inherit=wrong)
 
 
 @pytest.mark.parametrize(

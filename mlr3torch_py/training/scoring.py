@@ -1,0 +1,112 @@
+"""Ask the scoring callbacks of a net which direction is better, and for scores before an epoch ends."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+from skorch.callbacks import BatchScoring, EpochScoring, PassthroughScoring
+from skorch.history import History
+
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.warn import warn
+
+__all__ = ["lower_is_better", "warn_of_unknown_direction", "work_out_scores"]
+
+
+def lower_is_better(net: Net, monitor: str) -> bool:
+    """Return whether a lower score is better.
+
+    The callback that records the score knows: ``EpochScoring`` and its kin have ``lower_is_better``. Where no callback
+    knows, lower is taken to be better.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+    monitor : str
+        The key of the score in a row of ``net.history``.
+
+    Examples
+    --------
+    >>> net = iris_net().initialize()
+    >>> lower_is_better(net, "valid_loss"), lower_is_better(net, "valid_acc")
+    (True, False)
+    """
+    said = _said_by_callbacks(net, monitor)
+    return True if said is None else said
+
+
+def warn_of_unknown_direction(net: Net, monitor: str, remedy: str) -> None:
+    """Warn of a score that is minimised although neither a callback nor its name says so.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+    monitor : str
+    remedy : str
+        What to give.
+
+    Warns
+    -----
+    UserWarning
+    """
+    if _said_by_callbacks(net, monitor) is None and not monitor.endswith("_loss"):
+        warn(
+            f"`monitor` is {monitor!r}, which is minimised, since no callback of the net says that higher is better; "
+            f"give {remedy}"
+        )
+
+
+def work_out_scores(net: Net, part: str, dataset_train: Any, dataset_valid: Any) -> dict[str, Any]:
+    """Work out the scores that skorch's scoring callbacks will record when the epoch ends.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        All batches of the part are finished.
+    part : {"train", "valid"}
+    dataset_train, dataset_valid : torch.utils.data.Dataset
+
+    Returns
+    -------
+    dict
+        The entries that the last row of the history lacks. Scorings that need another pass through the data are left
+        out.
+    """
+    history, rows = net.history, net.history.to_list()
+    pending = [
+        one for _, one in net.callbacks_ if _scores_from_outputs(one, net, part) and _name_of(one) not in rows[-1]
+    ]
+    if not pending:
+        return {}
+    draft = History([*rows[:-1], dict(rows[-1])])
+    net.history = draft
+    try:
+        for callback in pending:
+            copy(callback).on_epoch_end(net, dataset_train=dataset_train, dataset_valid=dataset_valid)
+    finally:
+        net.history = history
+    return {key: value for key, value in draft[-1].items() if key not in rows[-1]}
+
+
+def _scores_from_outputs(callback: object, net: Net, part: str) -> bool:
+    if not isinstance(callback, EpochScoring | BatchScoring | PassthroughScoring):
+        return False
+    if callback.on_train != (part == "train"):
+        return False
+    is_cached = getattr(callback, "use_caching", None) if net.use_caching == "auto" else net.use_caching
+    return bool(is_cached) or not isinstance(callback, EpochScoring)
+
+
+def _name_of(callback: object) -> Any:
+    """Return the key of the score that a scoring callback records."""
+    return getattr(callback, "name_", getattr(callback, "name", None))
+
+
+def _said_by_callbacks(net: Net, monitor: str) -> bool | None:
+    for _, callback in net.callbacks_:
+        said = getattr(callback, "lower_is_better", None)
+        if _name_of(callback) == monitor and isinstance(said, bool):
+            # Of scikit-learn's scorers, which are given by name, higher is better; True is only skorch's default.
+            return None if said and isinstance(getattr(callback, "scoring", None), str) else said
+    return None
