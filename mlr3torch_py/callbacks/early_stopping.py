@@ -75,9 +75,9 @@ class CallbackSetEarlyStopping(CallbackSet):
     Ported from the early stopping of R's mlr3torch. An epoch without the score, or with the score None or NaN, is no
     evaluation, and counts neither for nor against `patience`. Everything but the best weights is computed from the
     history of the net, so counting continues across ``partial_fit`` and a loaded history. The best weights belong to
-    their epoch: they are not restored once the history lacks that epoch, as after ``load_params``. Its weight is 1000, so it
-    runs late; give it the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the restored
-    weights.
+    their epoch: they are not restored once the history lacks that epoch, as after ``load_params``. Its weight is 1000,
+    so it runs late; give it the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the
+    restored weights.
 
     Examples
     --------
@@ -255,9 +255,13 @@ class CallbackSetEarlyStopping(CallbackSet):
         if cause is not None:
             self.best_ = None
             warn(
-                f"`restore_best_weights`: the best epoch is {epoch}, whose weights {cause}; so none are restored unless "
-                "a later epoch is better. To restore them, load the state of the callback too, or a pickle of the net"
+                f"`restore_best_weights`: the best epoch is {epoch}, whose weights {cause}; so none are restored "
+                "unless a later epoch is better. To restore them, load the callback's state too, or a pickle of the net"
             )
+
+    def _update(self, net: Net) -> None:
+        rule = self._rule().directed(lower_is_better(net, self.monitor))
+        self.found_ = from_main_process(rule.stagnation(scores_by_epoch(net.history, self.monitor)))
 
 
 class _Weights(NamedTuple):
