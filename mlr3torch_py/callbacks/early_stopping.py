@@ -291,11 +291,12 @@ class _Weights(NamedTuple):
     def differences(self, net: Net) -> list[str]:
         """List the tensors that the net lacks, or has in another shape."""
         here = {name: module.state_dict() for name, module in modules_of(net).items()}
+        trained = {name for name, module in modules_of(net).items() if any(True for _ in module.parameters())}
         return [
             f"{part}_.{key}"
-            for part, kept in self.parts.items()
-            for key in kept.keys() | here.get(part, {}).keys()
-            if _shape(kept.get(key)) != _shape(here.get(part, {}).get(key))
+            for part in sorted(self.parts.keys() | trained)
+            for key in sorted(self.parts.get(part, {}).keys() | here.get(part, {}).keys())
+            if _shape(self.parts.get(part, {}).get(key)) != _shape(here.get(part, {}).get(key))
         ]
 
 
