@@ -92,6 +92,7 @@ class CallbackSetEarlyStopping(CallbackSet):
     default_weight = 1000
     found_ = Stagnation()
     best_: _Weights | None = None
+    missed_: int | None = None
     is_restored_ = True
 
     def __init__(
@@ -208,7 +209,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         Parameters
         ----------
         state : dict
-            As `state_dict` returns it, or as it did in version 0.1: with the best weights of ``module_`` alone.
+            As `state_dict` returns it, or as earlier versions did, with the best weights of ``module_`` alone.
 
         Raises
         ------
@@ -252,8 +253,11 @@ class CallbackSetEarlyStopping(CallbackSet):
             cause = f"were not kept: with the former arguments epoch {kept.mark.n_rows} was the best"
         elif different := kept.differences(net):
             cause = f"do not fit the net, which has another {listed(different, most=3)}"
-        if cause is not None:
-            self.best_ = None
+        if cause is None:
+            return
+        self.best_ = None
+        if self.missed_ != epoch:
+            self.missed_ = epoch
             warn(
                 f"`restore_best_weights`: the best epoch is {epoch}, whose weights {cause}; so none are restored "
                 "unless a later epoch is better. To restore them, load the callback's state too, or a pickle of the net"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import partial
 from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
@@ -15,22 +13,17 @@ import numpy as np
 from torch.optim import lr_scheduler
 
 from mlr3torch_py.arguments import check_number, check_whole
-from mlr3torch_py.callbacks.lr_arguments import ThrowAway, Trial, check_arguments, is_of_torch
+from mlr3torch_py.callbacks.lr_arguments import ThrowAway, Trial, check_arguments, copied, name_of
+from mlr3torch_py.callbacks.lr_groups import continue_group, kept_rates, point_at, rates_of, reset_rates, set_rates
 from mlr3torch_py.callbacks.lr_state import RATE, Progress, merged, n_updates
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.clock import rows_of, take_back_epoch
-from mlr3torch_py.training.recipe import recipe_class
 from mlr3torch_py.warn import warn
 
-__all__ = [
-    "CallbackSetLRScheduler",
-    "lr_scheduler_class",
-    "name_of",
-]
+__all__ = ["CallbackSetLRScheduler"]
 
-_RATES: Final[tuple[str, ...]] = ("lr", "initial_lr", "momentum", "betas")
 _OWN: Final = "callback"
 
 
@@ -194,22 +187,21 @@ class CallbackSetLRScheduler(CallbackSet):
         self.is_alone_ = not others
         self.has_rates_ = all("initial_lr" in group for group in groups) and not self._are_rates_left_over(net)
         if self.state_ is None and not self.has_rates_:
-            for group in groups:
-                group["lr"] = group.get("initial_lr", group["lr"])
+            reset_rates(net.optimizer_)
 
     def _are_rates_left_over(self, net: Net) -> bool:
         """Whether the rates are those of epochs that were taken back: the history was loaded, but no optimizer."""
         if self.owner_ is None or self.owner_.fits(net) or not self.owner_.may_be(net):
             return False
-        return self.left_ == _rates(net)
+        return self.left_ == rates_of(net)
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.scheduler_ is not None:
             self._follow(net)
             return
-        groups = net.optimizer_.param_groups
         if self.state_ is None:
-            self.rates_ = tuple(group["lr"] for group in groups)
+            is_scheduled = self.is_in_history_ and self.has_rates_
+            self.rates_ = rates_of(net, "initial_lr" if is_scheduled else "lr")
         try:
             arguments = self._arguments_in(net, dataset_train)
         except ValueError:
@@ -229,7 +221,8 @@ class CallbackSetLRScheduler(CallbackSet):
         for group in groups:
             group.pop("initial_lr", None)
         with kept_random_states():
-            return deepcopy(self.build(ThrowAway(groups, getattr(optimizer, "defaults", {})), arguments).state_dict())
+            scheduler = self.build(ThrowAway(groups, getattr(optimizer, "defaults", {})), copied(arguments))
+            return deepcopy(scheduler.state_dict())
 
     def _start(self, net: Net, arguments: dict[str, Any], why: str = "") -> None:
         """Start the schedule."""
@@ -242,24 +235,22 @@ class CallbackSetLRScheduler(CallbackSet):
 
     def _continue(self, state: dict[str, Any], optimizer: Any, arguments: dict[str, Any]) -> None:
         """Continue from a state, with the arguments and the rates of now."""
-        current = _kept(optimizer)
         kept = {key: value for key, value in state.items() if key != _OWN}
         loaded = merged(kept, state.get(_OWN, {}).get("first_state"), self.first_state_, arguments)
+        current = kept_rates(optimizer)
         if loaded is not kept:  # other arguments may say where the rates begin
-            for group in optimizer.param_groups:
-                group["lr"] = group.pop("initial_lr", group["lr"])
+            current = kept_rates(optimizer, "lr", "momentum", "betas")
+            reset_rates(optimizer)
         self.scheduler_ = self.build(optimizer, arguments)
         self.scheduler_.load_state_dict(loaded)
-        for group, values in zip(optimizer.param_groups, current, strict=True):
-            group.update({key: value for key, value in values.items() if loaded is kept or key != "initial_lr"})
+        set_rates(optimizer, current)
 
     def _work_out(self, net: Net, arguments: dict[str, Any]) -> None:
         """Step over the epochs of the history; keep the rates of now, if they are of that history."""
-        groups = net.optimizer_.param_groups
-        current, whole = _kept(net.optimizer_), [dict(group) for group in groups]
+        optimizer = net.optimizer_
+        current, keys = kept_rates(optimizer), [list(group) for group in optimizer.param_groups]
         if self.has_rates_:
-            for group in groups:
-                group["lr"] = group["initial_lr"]
+            set_rates(optimizer, [{"lr": group["initial_lr"]} for group in optimizer.param_groups])
         self.scheduler_ = self.build(net.optimizer_, arguments)
         progress = Progress(self.scheduler_, net)
         for row in rows_of(net.history)[:-1]:
@@ -267,14 +258,14 @@ class CallbackSetLRScheduler(CallbackSet):
         differs = self.is_alone_ and progress.differs
         found = f"{progress.rate:g} for epoch {progress.epoch}, where the history has {progress.recorded:g}"
         if differs and self.owner_ is None:
-            for group, values in zip(groups, whole, strict=True):
-                group.clear()
-                group.update(values)
+            set_rates(optimizer, current)
+            for group, before in zip(optimizer.param_groups, keys, strict=True):
+                for key in group.keys() - set(before):
+                    del group[key]
             self._start(net, arguments, f", whose rates are not those of this schedule: it gives {found}")
             return
         if self.has_rates_:
-            for group, values in zip(groups, current, strict=True):
-                group.update(values)
+            set_rates(optimizer, current)
         if differs and self.is_stale_:
             warn(
                 f"{type(self).__name__} was stepped over the epochs of the history, since its state is of another net "
@@ -305,7 +296,7 @@ class CallbackSetLRScheduler(CallbackSet):
     def note_owner(self, net: Net) -> None:
         if self.scheduler_ is not None:  # otherwise no epoch has begun
             super().note_owner(net)
-            self.left_ = _rates(net)
+            self.left_ = rates_of(net)
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self.state_, self.scheduler_ = self.state_dict(), None
@@ -327,8 +318,8 @@ class CallbackSetLRScheduler(CallbackSet):
             )
         if getattr(now, "optimizer", now) is not getattr(before, "optimizer", before):  # accelerate wraps it again
             for old, new, rate in zip_longest(before.param_groups, now.param_groups, self.rates_ or ()):
-                _continue(old, new, rate)
-        _point_at(self.scheduler_, now)
+                continue_group(old, new, rate)
+        point_at(self.scheduler_, now)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the state of the scheduler; None before any training.
@@ -359,64 +350,8 @@ class CallbackSetLRScheduler(CallbackSet):
         self.state_, self.owner_ = state, None
 
     def __getstate__(self) -> dict[str, Any]:
-        left = self.left_ if self.ctx is None else _rates(self.ctx.net)
+        left = self.left_ if self.ctx is None else rates_of(self.ctx.net)
         return super().__getstate__() | {"scheduler_": None, "state_": self.state_dict(), "left_": left}
-
-
-def lr_scheduler_class(
-    scheduler_class: Any,
-    *,
-    step_on_epoch: bool = True,
-    base: type[CallbackSetLRScheduler] = CallbackSetLRScheduler,
-    label: str = "",
-    **more: Any,
-) -> type[CallbackSetLRScheduler]:
-    """Make the callback class of a scheduler class, or of a function that makes a scheduler for an optimizer.
-
-    `more` are further parameters, and other defaults of those of the scheduler.
-    """
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = {
-        p.name: p.replace(kind=p.KEYWORD_ONLY, annotation=p.empty)
-        for p in list(inspect.signature(scheduler_class).parameters.values())[1:]
-        if p.kind in named and (p.name != "verbose" or not is_of_torch(scheduler_class))
-    }
-    for name, value in more.items():
-        parameters[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
-    name = name_of(scheduler_class)
-    namespace = {
-        "__doc__": f"``{name}`` as a callback, see `CallbackSetLRScheduler`.",
-        "__signature__": inspect.Signature(list(parameters.values())),
-        "scheduler_class": scheduler_class if isinstance(scheduler_class, type) else staticmethod(scheduler_class),
-        "step_on_epoch": step_on_epoch,
-        "label": label,
-    }
-    given = {"step_on_epoch": step_on_epoch, "base": base, "label": label, **more}
-    recipe = partial(lr_scheduler_class, scheduler_class, **given)
-    return recipe_class(f"CallbackSetLRScheduler_{name}", base, namespace, recipe)
-
-
-def name_of(scheduler: Any) -> str:
-    """Return the name of a scheduler class, or of a function that makes a scheduler, as part of an identifier.
-
-    Examples
-    --------
-    >>> name_of(partial(lr_scheduler_class, base=None))
-    'lr_scheduler_class'
-    """
-    while isinstance(scheduler, partial):
-        scheduler = scheduler.func
-    name = getattr(scheduler, "__name__", type(scheduler).__name__)
-    return re.sub(r"_+", "_", re.sub(r"\W", "", name)).strip("_") or "function"
-
-
-def _kept(optimizer: Any) -> list[dict[str, Any]]:
-    """Return what schedulers set in the groups of an optimizer."""
-    return [{key: group[key] for key in _RATES if key in group} for group in optimizer.param_groups]
-
-
-def _rates(net: Net) -> tuple[float, ...]:
-    return tuple(float(group["lr"]) for group in net.optimizer_.param_groups)
 
 
 def _rate(net: Net) -> float:
@@ -429,31 +364,3 @@ def _was_step_left_out(net: Net) -> bool:
     return accelerator is not None and (
         bool(accelerator.optimizer_step_was_skipped) or getattr(accelerator, "sync_gradients", True) is False
     )
-
-
-def _continue(old: dict[str, Any], new: dict[str, Any], rate: float | None) -> None:
-    """Bring a group of a new optimizer to the same point of a schedule.
-
-    Parameters
-    ----------
-    old, new : dict
-        The groups of the two optimizers.
-    rate : float, optional
-        The rate of the old one before the schedule.
-    """
-    rate = old.get("initial_lr", old["lr"]) if rate is None else rate
-    is_absolute = old.get("initial_lr", rate) != rate  # the schedule itself says where the rate begins
-    factor = 1 if is_absolute or not rate else new["lr"] / rate
-    new.update({key: value for key, value in old.items() if key not in new})
-    new.update({key: old[key] * factor for key in ("lr", "initial_lr") if key in old})
-
-
-def _point_at(scheduler: Any, optimizer: Any) -> None:
-    """Let a scheduler, and those that it consists of, set the rates of another optimizer."""
-    scheduler.optimizer = optimizer
-    if hasattr(scheduler, "base_lrs"):
-        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-    if getattr(scheduler, "_step_count", None) == 1:
-        scheduler._step_count = 2  # at its first step torch would warn of an optimizer that it did not see before
-    for part in getattr(scheduler, "_schedulers", ()):
-        _point_at(part, optimizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from operator import is_
 from typing import Any, Final
 
 from mlr3torch_py.protocols import Net
@@ -72,7 +73,9 @@ def accumulation(net: Net) -> int:
     return steps if isinstance(steps, int) else 1
 
 
-def merged(kept: Any, before: Any, now: Any, arguments: Iterable[str] = ()) -> Any:
+def merged(
+    kept: dict[Any, Any], before: dict[Any, Any] | None, now: dict[Any, Any], arguments: Iterable[str] = ()
+) -> dict[Any, Any]:
     """Return a state with what other arguments have changed.
 
     Parameters
@@ -81,7 +84,7 @@ def merged(kept: Any, before: Any, now: Any, arguments: Iterable[str] = ()) -> A
         The state of a scheduler.
     before, now : dict
         The states in which it, and a scheduler with other arguments, start. Where they are equal, `kept` counts,
-        elsewhere `now`. `before` is None for a state of version 0.1.
+        elsewhere `now`. `before` is None for a state of an earlier version.
     arguments : iterable of str
         The names of the arguments.
 
@@ -95,21 +98,26 @@ def merged(kept: Any, before: Any, now: Any, arguments: Iterable[str] = ()) -> A
     >>> merged({"gamma": 0.5, "step": 7}, {"gamma": 0.5, "step": 0}, {"gamma": 0.1, "step": 0})
     {'gamma': 0.1, 'step': 7}
     """
-    if type(kept) is dict and type(now) is dict and before is None:
+    if before is None:
         constant = set(arguments) - {"last_epoch"}
         before = {key: kept.get(key) if key in constant else value for key, value in now.items()}
-    if type(kept) is type(before) is type(now) is dict:
-        whole = {
-            key: merged(kept[key], before[key], value) if key in kept and key in before else value
-            for key, value in now.items()
-        }
-        whole |= {key: value for key, value in kept.items() if key not in now and key not in before}
-        is_kept = whole.keys() == kept.keys() and all(whole[key] is kept[key] for key in kept)
-        return kept if is_kept else whole
-    if type(kept) is type(before) is type(now) is list and len(kept) == len(before) == len(now):
-        entries = [merged(*three) for three in zip(kept, before, now, strict=True)]
-        return kept if all(a is b for a, b in zip(entries, kept, strict=True)) else entries
-    return kept if _are_equal(before, now) else now
+    whole = {key: value for key, value in kept.items() if key in now or key not in before}
+    whole |= {key: _entry(kept, before, key, value) for key, value in now.items()}
+    is_kept = whole.keys() == kept.keys() and all(whole[key] is kept[key] for key in kept)
+    return kept if is_kept else whole
+
+
+def _entry(kept: dict[Any, Any], before: dict[Any, Any], key: Any, now: Any) -> Any:
+    """Return what a key of a merged state has."""
+    if key not in kept or key not in before:
+        return now
+    three = kept[key], before[key], now
+    if all(type(one) is dict for one in three):
+        return merged(*three)
+    if all(type(one) is list and one and all(type(entry) is dict for entry in one) for one in three):
+        parts = [merged(*entries) for entries in zip(*three, strict=False)]  # the schedulers of a SequentialLR
+        return kept[key] if all(map(is_, parts, kept[key])) else parts
+    return kept[key] if _are_equal(before[key], now) else now
 
 
 def _are_equal(a: Any, b: Any) -> bool:

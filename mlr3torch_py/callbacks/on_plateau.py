@@ -61,6 +61,8 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
 
     def build(self, optimizer: Any, arguments: dict[str, Any]) -> Any:
         own = {name: value for name, value in arguments.items() if name != "monitor"}
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # as all other schedulers of torch do
         return super().build(optimizer, own | {"mode": own["mode"] or "min"})
 
     def _arguments_in(self, net: Net, dataset_train: Any) -> dict[str, Any]:
