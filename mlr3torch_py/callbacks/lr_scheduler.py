@@ -293,9 +293,9 @@ class CallbackSetLRScheduler(CallbackSet):
             self._follow(net)
             self.scheduler_.step()
 
-    def note_owner(self, net: Net) -> None:
+    def epochs_have_ended(self, net: Net) -> None:
         if self.scheduler_ is not None:  # otherwise no epoch has begun
-            super().note_owner(net)
+            super().epochs_have_ended(net)
             self.left_ = rates_of(net)
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:

@@ -207,12 +207,16 @@ class CallbackSetCheckpoint(CallbackSet):
         if is_due:
             self._save()
 
+    def epochs_have_ended(self, net: Net) -> None:
+        super().epochs_have_ended(net)
+        if self.session_ is not None and self.folder_ is not None:
+            self.session_.capture_unseen(self.folder_.rows.n_rows)  # before on_train_end, which may change the weights
+
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         session = self.session_
         if self.folder_ is not None:
             try:
                 if session is not None:
-                    session.capture_unseen(self.folder_.rows.n_rows)
                     self._save()
             finally:
                 self.folder_.files.release()

@@ -130,16 +130,16 @@ class Run:
         kept = vars(self.net).get("get_iterator")
         vars(self.net)["get_iterator"] = self._get_iterator
         try:
-            fitted = self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
-            for callback in self.staged:
-                callback.after_last_epoch(self.net)
-            self._end_epochs()
+            try:
+                fitted = self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
+                for callback in self.staged:
+                    callback.after_last_epoch(self.net)
+            finally:
+                self._end_epochs()
         except KeyboardInterrupt:  # skorch catches it, then calls on_train_end
-            self._end_epochs()
             self.arrange()
             raise
         except BaseException as error:
-            self._end_epochs()
             self.exit(error)
             raise
         finally:
@@ -168,7 +168,7 @@ class Run:
             take_back_epoch(self.net)
         self._beginning = 0
         for callback in self.joined:
-            callback.note_owner(self.net)
+            callback.epochs_have_ended(self.net)
 
     def begin_epoch(self, dataset_train: Any, dataset_valid: Any) -> None:
         """Update ``ctx``; before the first epoch of the run, let the callbacks prepare."""

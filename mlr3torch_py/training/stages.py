@@ -95,8 +95,8 @@ class StagedCallback(Callback):  # type: ignore[misc]
         """
         return self.owner_ is None or self.owner_.fits(net)
 
-    def note_owner(self, net: Net) -> None:
-        """Note the net and history to which the callback belongs, after the last epoch of a call of ``fit``."""
+    def epochs_have_ended(self, net: Net) -> None:
+        """Note the net and history to which the callback belongs: after the last epoch, however it has ended."""
         self.owner_ = Owner(net)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -4,7 +4,10 @@ import functools
 import pickle
 
 import pytest
+import torch
+from skorch import NeuralNet
 from skorch.callbacks import Callback, Checkpoint
+from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, SequentialLR
 
 from mlr3torch_py import as_lr_scheduler, select_all, select_last, t_clbk, trainable_names
@@ -289,6 +292,75 @@ def test_weights_of_another_network_are_not_restored():
         UserWarning, match="the best epoch is 2, whose weights do not fit the net, .* another module_.0.b"
     ):
         net.partial_fit(X, y)
+
+
+class Encoder(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+
+
+class Parts(NeuralNet):
+    """A net with two modules, of any names, and a criterion with weights."""
+
+    names = ("module_", "head_")
+
+    def initialize_module(self):
+        for name in self.names:
+            setattr(self, name, Encoder())
+        return self
+
+    def infer(self, x, **kwargs):
+        return getattr(self, self.names[1])(getattr(self, self.names[0])(x))
+
+
+class WithoutModule(Parts):
+    names = ("encoder_", "decoder_")
+
+
+class Scaled(nn.MSELoss):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, y_pred, y_true):
+        return self.scale * super().forward(y_pred, y_true)
+
+
+@pytest.mark.parametrize("cls", [Parts, WithoutModule])
+def test_the_best_weights_are_those_of_all_modules_and_criteria(cls):
+    class KeepsAll(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            states.append(all_of(net))
+
+    def all_of(net):
+        parts = [getattr(net, name) for name in (*cls.names, "criterion_")]
+        return {f"{i}.{key}": value.clone() for i, part in enumerate(parts) for key, value in part.state_dict().items()}
+
+    states, data = [], torch.randn(12, 3)
+    more = {"criterion": Scaled, "max_epochs": 4, "lr": 0.1, "verbose": 0, "train_split": None}
+    net = cls(Encoder, callbacks=[("score", Score(SCORES)), stopping(), KeepsAll()], **more).fit(data, data)
+    assert [i for i, kept in enumerate(states, 1) if not moved(kept, all_of(net))] == [2]
+    assert (dict(net.callbacks_)["early_stopping"].best_weights_ is None) == (cls is WithoutModule)
+    state = pickle.loads(pickle.dumps(dict(net.callbacks_)["early_stopping"].state_dict()))
+    again = cls(Encoder, callbacks=[("score", Score(SCORES)), ("stopping", stopping().callback), KeepsAll()], **more)
+    again.initialize()
+    again.history = net.history
+    dict(again.callbacks_)["stopping"].load_state_dict(state)
+    again.partial_fit(data, data)
+    best = dict(again.callbacks_)["stopping"].best_epoch
+    assert (best, moved(states[4], all_of(again))) == (5, set())
+
+
+def test_a_state_of_an_earlier_version_restores_the_weights_of_its_epoch():
+    net = stopped(max_epochs=4).fit(X, y)
+    state = dict(net.callbacks_)["early_stopping"].state_dict()
+    old = {name: state[name] for name in ("monitor", "best_epoch", "best_score", "epochs_since", "best_weights")}
+    second = stopping(patience=3).callback
+    second.load_state_dict(old)
+    net.set_params(callbacks__early_stopping=second, max_epochs=1)
+    with pytest.warns(UserWarning, match="`score` had stopped improving"):
+        net.set_params(callbacks__early_stopping__patience=2).partial_fit(X, y)
+    assert epoch_held(net) == [2]
 
 
 def tb(folders):
