@@ -22,7 +22,8 @@ from mlr3torch_py.registry.dictionary import mlr3torch_callbacks, t_clbk, t_clbk
 from mlr3torch_py.registry.plain_data import from_dict, to_dict
 from mlr3torch_py.registry.torch_callback import TorchCallback, torch_callback
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.recipes import chain_thaw, gradual_unfreezing, head_first
+from mlr3torch_py.schedule.recipes import Schedule, chain_thaw, gradual_unfreezing, head_first
+from mlr3torch_py.schedule.table import Table
 from mlr3torch_py.select.functions import (
     Select,
     select_all,
@@ -60,7 +61,9 @@ __all__ = [
     "FreezePlan",
     "Freezer",
     "Plateau",
+    "Schedule",
     "Select",
+    "Table",
     "TorchCallback",
     "as_lr_scheduler",
     "as_torch_callback",

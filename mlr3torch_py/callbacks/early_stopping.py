@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 from mlr3torch_py.arguments import check_flag, check_whole
 from mlr3torch_py.network.unwrap import bare
@@ -18,7 +18,7 @@ from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direc
 
 __all__ = ["CallbackSetEarlyStopping"]
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
 class CallbackSetEarlyStopping(CallbackSet):
@@ -80,10 +80,10 @@ class CallbackSetEarlyStopping(CallbackSet):
     """
 
     label = "Early Stopping"
-    default_weight = 1000
-    found_ = Stagnation()
+    default_weight: ClassVar[float] = 1000
+    found_: Stagnation = Stagnation()
     best_weights_: dict[str, Any] | None = None
-    is_restored_ = True
+    is_restored_: bool = True
 
     def __init__(
         self,

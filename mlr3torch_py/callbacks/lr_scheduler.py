@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from itertools import zip_longest
 from types import MappingProxyType
@@ -70,7 +71,7 @@ class CallbackSetLRScheduler(CallbackSet):
 
     scheduler_class: ClassVar[Any] = lr_scheduler.LRScheduler
     step_on_epoch: ClassVar[bool] = True
-    gone_params = MappingProxyType({"verbose": "torch's schedulers no longer have it"})
+    gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({"verbose": "torch's schedulers no longer have it"})
     scheduler_: Any = None
     state_: dict[str, Any] | None = None
     rates_: tuple[float, ...] | None = None

@@ -10,6 +10,7 @@ from torch import nn
 from mlr3torch_py.arguments import check_list, check_names, check_whole
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import named_parameters, tied_names
 from mlr3torch_py.protocols import Net
@@ -101,9 +102,9 @@ class Freezer(FreezingCallback):
         start_epoch: int | None = None,
         unfreeze_every_n_epochs: int | None = None,
         *,
-        frozen_mode: str = "train",
-        frozen_norm: str | None = None,
-        frozen_dropout: str | None = None,
+        frozen_mode: Mode = "train",
+        frozen_norm: Mode | None = None,
+        frozen_dropout: Mode | None = None,
     ) -> None:
         self.names = names
         self.name_starts_with = name_starts_with

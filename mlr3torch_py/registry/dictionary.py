@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, overload
+from typing import Any, Final, overload
 
 import pandas as pd
 from torch.optim import lr_scheduler
@@ -170,7 +170,7 @@ class CallbackDictionary:
 _ONE_CYCLE: dict[str, Any] = {"base": CallbackSetLRSchedulerOneCycle, "step_on_epoch": False}
 _ON_PLATEAU: dict[str, Any] = {"base": CallbackSetLRSchedulerReduceOnPlateau, "mode": None, "monitor": "valid_loss"}
 
-mlr3torch_callbacks = CallbackDictionary()
+mlr3torch_callbacks: Final = CallbackDictionary()
 mlr3torch_callbacks.add("checkpoint", CallbackSetCheckpoint)
 mlr3torch_callbacks.add("early_stopping", CallbackSetEarlyStopping)
 mlr3torch_callbacks.add("freeze_audit", CallbackSetFreezeAudit)

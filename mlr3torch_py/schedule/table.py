@@ -17,10 +17,15 @@ from mlr3torch_py.names import nearest
 from mlr3torch_py.schedule.plateau import Plateau, as_whole
 from mlr3torch_py.select.algebra import Select, check_select
 
-__all__ = ["COLUMNS", "TIMES", "Action", "Column", "Row", "Unit", "read_table"]
+__all__ = ["COLUMNS", "TIMES", "Action", "Column", "Row", "Table", "Unit", "read_table"]
 
 Action = Literal["unfreeze", "freeze"]
 Unit = Literal["epoch", "batch"]
+
+_Columns = Mapping[str, Any]
+_Records = Sequence[Mapping[str, Any]]
+Table = pd.DataFrame | _Columns | _Records | Sequence[pd.DataFrame | _Columns | _Records | None]
+"""What `unfreeze` accepts: a table as a DataFrame, a mapping of columns or a list of records, or several of them."""
 
 _PLURAL: Final[dict[Unit, str]] = {"epoch": "epochs", "batch": "batches"}
 TIMES: Final = ("when", *_PLURAL)

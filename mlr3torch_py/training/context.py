@@ -72,7 +72,7 @@ class ContextTorch:
         self.is_resumed = False
         self.is_starting = False
         self.keeps_outputs = False
-        self.total_epochs = len(net.history) + net.max_epochs
+        self.total_epochs: int = len(net.history) + net.max_epochs
         self.batch: Any = None
         self.y_hat: torch.Tensor | None = None
         self.y_hats: Any = None
