@@ -18,9 +18,9 @@ from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.select.functions import select_name
 
-__all__ = ["Freezer"]
+__all__ = ["Freezer", "Names"]
 
-_Names = str | Sequence[str] | None
+Names = str | Sequence[str] | None
 
 
 class Freezer(FreezingCallback):
@@ -93,10 +93,10 @@ class Freezer(FreezingCallback):
 
     def __init__(
         self,
-        names: _Names = None,
+        names: Names = None,
         name_starts_with: str | Sequence[str | Sequence[str]] | None = None,
-        except_names: _Names = None,
-        except_name_starts_with: _Names = None,
+        except_names: Names = None,
+        except_name_starts_with: Names = None,
         until_step: int | None = None,
         until_epoch: int | None = None,
         start_epoch: int | None = None,
@@ -114,9 +114,9 @@ class Freezer(FreezingCallback):
         self.until_epoch = until_epoch
         self.start_epoch = start_epoch
         self.unfreeze_every_n_epochs = unfreeze_every_n_epochs
-        self.frozen_mode = frozen_mode
-        self.frozen_norm = frozen_norm
-        self.frozen_dropout = frozen_dropout
+        self.frozen_mode: Mode = frozen_mode
+        self.frozen_norm: Mode | None = frozen_norm
+        self.frozen_dropout: Mode | None = frozen_dropout
 
     def check_params(self) -> None:
         self.check_modes()

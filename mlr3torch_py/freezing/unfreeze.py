@@ -145,9 +145,9 @@ class CallbackSetUnfreeze(FreezingCallback):
     ) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
-        self.frozen_mode = frozen_mode
-        self.frozen_norm = frozen_norm
-        self.frozen_dropout = frozen_dropout
+        self.frozen_mode: Mode = frozen_mode
+        self.frozen_norm: Mode | None = frozen_norm
+        self.frozen_dropout: Mode | None = frozen_dropout
 
     def check_params(self) -> None:
         self.check_modes()
