@@ -194,6 +194,8 @@ def _as_frame(table: object) -> pd.DataFrame:
         raise TypeError(f"`unfreeze` is {shown(table)} ({type(table).__name__}); {remedy}")
     try:
         return pd.DataFrame(data)
+    except OverflowError:  # pandas 2 has no whole numbers beyond 64 bits
+        return pd.DataFrame(data, dtype=object)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"`unfreeze` is not a table ({error}); give every column a list of the same length, "
