@@ -20,7 +20,8 @@ _DEPTH = 3
 def generators(**roots: object) -> dict[str, Any]:
     """Find the global generators and those inside objects.
 
-    The global generators are those of torch, of each CUDA device once CUDA is in use, of numpy and of Python.
+    The global generators are those of torch, of each CUDA device once CUDA is in use, of numpy and of Python. Those of
+    other devices, such as MPS and XPU, are left out: nobody has run this package there.
 
     Parameters
     ----------
