@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -85,7 +85,7 @@ class CallbackSetFrozenCache(CallbackSet):
     """
 
     label = "Frozen Cache"
-    default_weight = 400
+    default_weight: ClassVar[float] = 400
     lost_on_resume = (
         "the rows of frozen_cache, which are computed again in other batches and so may be rounded differently: leave "
         "out frozen_cache where every bit matters"

@@ -102,9 +102,9 @@ class CachedModule:
         self.module = module
         self.check = check
         self.reject = reject
-        self.rows = RowCache(budget)
-        self.tally = Tally()
-        self.is_called = False
+        self.rows: RowCache = RowCache(budget)
+        self.tally: Tally = Tally()
+        self.is_called: bool = False
         self._n_rows_before = 0
         self._hits_until_check = 0
         self._seconds_computing = 0.0

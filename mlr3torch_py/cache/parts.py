@@ -20,7 +20,7 @@ from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
 __all__ = ["CachedParts"]
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
 class CachedParts:
@@ -73,7 +73,7 @@ class CachedParts:
         self._names = None if names is None else frozenset(names)
         self._check = check
         self._mode_remedy = partial(mode_remedy, norm_is_pinned=norm_is_pinned, others_are_pinned=others_are_pinned)
-        self.budget = Budget(max_bytes)
+        self.budget: Budget = Budget(max_bytes)
         self._modules: dict[str, CachedModule] = {}
         self._past_tallies: list[Tally] = []
         self._rejections = Rejections()

@@ -74,12 +74,13 @@ class Call:
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.args, self.kwargs = args, kwargs
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
         self._leaves, self._structure = _flatten(args, kwargs)
         for leaf in self._leaves:
             if not isinstance(leaf, _LEAF):
                 raise NotCacheableError(f"it is given a {type(leaf).__name__}, whose content cannot be read")
-        self.tensors = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
+        self.tensors: list[torch.Tensor] = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
         self._n_rows = next((tensor.shape[0] for tensor in self.tensors if tensor.ndim), 0)
         self._versions = [version_of(tensor) for tensor in self.tensors]
 

@@ -33,8 +33,8 @@ class Budget:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.used = 0
-        self.is_short = False
+        self.used: int = 0
+        self.is_short: bool = False
 
     def take(self, n_bytes: int) -> bool:
         """Take some bytes, if so many are left."""

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from mlr3torch_py.cache.admission import NEEDS_GRADIENT
 from tests.cache.helpers import ROWS, Pair, Part, cached, counts, frozen, told
+from tests.helpers import KEEPS_INSTANCE_NORM
 
 
 def noisy(f, x):
@@ -177,6 +178,8 @@ IN_TRAINING_MODE = {
 
 @pytest.mark.parametrize("kind", IN_TRAINING_MODE)
 def test_what_depends_on_its_mode_needs_eval_mode(kind):
+    if kind == "InstanceNorm" and not KEEPS_INSTANCE_NORM:
+        pytest.skip("InstanceNorm of this torch changes its statistics in eval mode")
     layer, reason = IN_TRAINING_MODE[kind]
     network = frozen(nn.Sequential(nn.Linear(4, 3), copy.deepcopy(layer)))
     parts, messages = cached(network), []
