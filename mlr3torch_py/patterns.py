@@ -53,7 +53,7 @@ def patterns(paths: Iterable[str]) -> list[str]:
     >>> patterns(["embed", "layer.0.fc", "layer.0.norm", "layer.1.fc", "layer.1.norm", "block1", "block2", "block3"])
     ['embed', 'layer.{0,1}.{fc,norm}', 'block{1..3}']
     """
-    found = [tuple((part,) for part in path.split(".")) for path in paths]
+    found: list[tuple[tuple[str, ...], ...]] = [tuple((part,) for part in path.split(".")) for path in paths]
     for position in range(max(map(len, found), default=0) - 1, -1, -1):
         joined: list[tuple[tuple[str, ...], ...]] = []
         for parts in found:

@@ -11,7 +11,7 @@ from mlr3torch_py.network.flow import Flow
 from mlr3torch_py.network.tree import Level, Module, Tree, is_slight
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters, tied_names
 
-__all__ = ["Block", "find_blocks"]
+__all__ = ["Block", "find_blocks", "without_slight"]
 
 
 class Block(NamedTuple):
@@ -79,7 +79,7 @@ def find_blocks(network: nn.Module, flow: Flow | None = None, level: Level = "la
     """
     network = bare(network)
     tree = Tree(network, level, flow)
-    return _without_slight(_blocks(network, _parts(tree)))
+    return without_slight(_blocks(network, _parts(tree)))
 
 
 def _parts(tree: Tree) -> list[_Part]:
@@ -91,9 +91,9 @@ def _parts(tree: Tree) -> list[_Part]:
         tail = [_Part(siblings[first:], [], is_slight=False)]
     else:
         tail = [part for sibling in siblings[first:] for part in _parts_in(tree, sibling)]
-    if not (parts := _without_slight(body + tail)):
+    if not (parts := without_slight(body + tail)):
         return _with_own(tree.top, [])
-    *body, head = parts
+    *body, head = _side_by_side_joined(tree, parts)
     while body and _are_heads(tree, body[-1], head):
         head = body.pop().joined(head)
     return _with_own(tree.top, [*body, head])
@@ -113,7 +113,7 @@ def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
     else:
         while first > 0 and tree.are_side_by_side(siblings[first - 1], siblings[first]):
             first -= 1
-    return first, first < layers[-1]
+    return first, first < layers[-1] or tree.has_own_forward(siblings[first])
 
 
 def _after_shared(flow: Flow, siblings: list[Module], layers: list[int]) -> int:
@@ -125,6 +125,21 @@ def _after_shared(flow: Flow, siblings: list[Module], layers: list[int]) -> int:
     if len(ends) < 2 or not shared:
         return layers[-1]
     return min((i for i in layers if i > shared[-1]), default=layers[-1])
+
+
+def _side_by_side_joined(tree: Tree, parts: list[_Part]) -> list[_Part]:
+    """Join neighbouring single layers that take the same, such as the embeddings of words and of positions."""
+    joined: list[_Part] = []
+    for part in parts:
+        is_beside = joined and all(_is_single_layer(tree, one) for one in (joined[-1], part))
+        if is_beside and tree.are_side_by_side(joined[-1].modules[-1], part.modules[0]):
+            part = joined.pop().joined(part)
+        joined.append(part)
+    return joined
+
+
+def _is_single_layer(tree: Tree, part: _Part) -> bool:
+    return all(not tree.children(one) and tree.n_layers(one) == 1 for one in part.modules)
 
 
 def _are_heads(tree: Tree, part: _Part, head: _Part) -> bool:
@@ -147,7 +162,7 @@ def _with_own(at: Module, parts: list[_Part]) -> list[_Part]:
     return parts
 
 
-def _without_slight(parts: Iterable[_Joinable]) -> list[_Joinable]:
+def without_slight(parts: Iterable[_Joinable]) -> list[_Joinable]:
     """Join what only scales or shifts, such as a norm, to what is before it; at the beginning, to what follows."""
     joined: list[_Joinable] = []
     for part in parts:
@@ -162,10 +177,15 @@ def _blocks(network: nn.Module, parts: list[_Part]) -> list[Block]:
     aliases = {name: names for names in tied_names(tensors) for name in names}
     found: list[Block] = []
     taken: set[str] = set()
+
+    def around(name: str) -> str:
+        return name.rpartition(".")[0]
+
     for part in reversed(parts):
         own = [name for name in tensors if name not in taken and part.holds(name)]
         names = {alias for name in own for alias in aliases.get(name, [name])}
-        main = (name for name in own if not is_slight(owners[name.rpartition(".")[0]], tensors[name]))
+        layers = {around(name) for name in own if not is_slight(owners[around(name)], tensors[name])}
+        main = (name for name in own if around(name) in layers)
         taken |= names
         if names:
             found.insert(0, Block(frozenset(names), frozenset(main)))

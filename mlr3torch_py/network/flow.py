@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import all_modules, named_modules
@@ -38,32 +40,41 @@ class Flow:
         """Return the number of the first call of a module, or of one below it; None without any."""
         return min((number for one, number in self.order.items() if _is_within(one, path)), default=None)
 
+    def knows(self, path: str, other: str) -> bool:
+        """Check whether it is known what each of two modules has read."""
+        return self.is_complete and self.first_call(path) is not None and self.first_call(other) is not None
+
     def reads(self, path: str, other: str) -> bool:
         """Check whether a module, or one below it, reads what another module has computed."""
         seen = (names for one, names in self._reads.items() if _is_within(one, path))
         return any(_is_within(name, other) for names in seen for name in names)
 
+    def reads_inside(self, path: str, other: str) -> bool:
+        """Check whether a module reads what another one has computed, but not what that returns."""
+        seen = [names for one, names in self._reads.items() if _is_within(one, path)]
+        return self.reads(path, other) and not any(other in names for names in seen)
+
     def are_side_by_side(self, path: str, other: str) -> bool:
         """Check whether two modules were called and neither of them reads what the other has computed."""
-        was_called = self.first_call(path) is not None and self.first_call(other) is not None
-        return self.is_complete and was_called and not self.reads(path, other) and not self.reads(other, path)
+        return self.knows(path, other) and not self.reads(path, other) and not self.reads(other, path)
 
     def _add(self, path: str, sources: set[str]) -> None:
         self.order.setdefault(path, len(self.order))
         self._reads.setdefault(path, set()).update(sources)
 
 
-def flow_of(network: nn.Module, X: Any) -> Flow:
-    """Run a network on a batch in eval mode, and watch it.
+def flow_of(network: nn.Module, batch: Any) -> Flow:
+    """Run a network on a batch, and watch it.
 
     Every module's output is replaced by a copy that torch's graph leads back to, so that what a module reads is known
-    also where functions, slices and sums lie between. Modes and random states are restored; nothing else is written.
+    also where functions, slices and sums lie between. The network runs in the mode that it has, or in eval mode if that
+    fails. Buffers and random states are restored.
 
     Parameters
     ----------
     network : torch.nn.Module
-    X : object
-        A batch: a mapping of keyword arguments, a tuple of positional ones, or the only argument. Arrays are turned
+    batch : object
+        A mapping of keyword arguments, a tuple of positional ones, or the only argument. Arrays are turned
         into tensors.
 
     Returns
@@ -80,18 +91,19 @@ def flow_of(network: nn.Module, X: Any) -> Flow:
     >>> network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     >>> flow = flow_of(network, torch.zeros(3, 2))
     >>> list(flow.order), flow.reads("1", "0"), flow.reads("0", "1")
-    (['0', '1'], True, False)
+    (['', '0', '1'], True, False)
     """
-    try:
-        return _watched(network, X, is_complete=True)
-    except Exception:  # a network that, for example, turns what it has computed into an array
-        try:
-            return _watched(network, X, is_complete=False)
-        except Exception as error:
-            raise ValueError(f"`X` is no batch that the network can be called with: {error}") from error
+    errors: list[Exception] = []
+    for is_complete in (True, False):  # a network may turn what it has computed into an array
+        for keeps_mode in (True, False):
+            try:
+                return _watched(network, batch, is_complete, keeps_mode)
+            except Exception as error:
+                errors.append(error)
+    raise ValueError(f"`X` is no batch that the network can be called with: {errors[-1]}") from errors[-1]
 
 
-def _watched(network: nn.Module, X: Any, *, is_complete: bool) -> Flow:
+def _watched(network: nn.Module, batch: Any, is_complete: bool, keeps_mode: bool) -> Flow:
     flow, marks = Flow(is_complete), _Marks()
     paths: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
@@ -104,16 +116,19 @@ def _watched(network: nn.Module, X: Any, *, is_complete: bool) -> Flow:
         for path in paths[id(module)]:
             flow._add(path, sources)
 
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
+    def after(module: nn.Module, _: Any, output: Any) -> Any:
         return marks.marked(output, paths[id(module)]) if is_complete else None
 
-    handles = []
+    handles: list[RemovableHandle] = []
     try:
         for module in modules.values():
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after))
-        with _in_eval_mode(network), kept_random_states(), torch.set_grad_enabled(is_complete):
-            _call(network, X)
+        with _kept_state(network), kept_random_states(), torch.set_grad_enabled(is_complete), catch_warnings():
+            simplefilter("ignore")  # what it has to say, it says in training
+            if not keeps_mode:
+                network.eval()
+            _call(network, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -140,7 +155,12 @@ class _Marks:
         """Return the modules whose outputs a value was computed from."""
         found: set[str] = set()
         tensors: list[torch.Tensor] = []
-        _mapped(value, lambda tensor: tensors.append(tensor) or tensor)
+
+        def collect(tensor: torch.Tensor) -> torch.Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        _mapped(value, collect)
         nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
         seen = set(nodes)
         while nodes:
@@ -169,20 +189,30 @@ def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 @contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+def _kept_state(network: nn.Module) -> Iterator[None]:
+    """Restore the modes and the buffers of a network."""
     modes = [(module, module.training) for module in all_modules(network) if hasattr(module, "training")]
-    network.eval()
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in all_modules(network)
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta
+    ]
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, name, buffer, before in buffers:
+            module._buffers[name] = buffer
+            with torch.no_grad():
+                buffer.copy_(before)
 
 
-def _call(network: nn.Module, X: Any) -> None:
+def _call(network: nn.Module, batch: Any) -> None:
     tensor = next(network.parameters(), None)
     device = torch.device("cpu") if tensor is None else tensor.device
-    batch = _on_device(X, device)
+    batch = _on_device(batch, device)
     if isinstance(batch, Mapping):
         network(**batch)
     elif isinstance(batch, tuple):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Final, Literal, NamedTuple
 
 from torch import nn
@@ -49,7 +50,7 @@ class Tree:
     def __init__(self, network: nn.Module, level: Level, flow: Flow | None) -> None:
         self.level = level
         self.flow = flow
-        self._kind: Callable[[nn.Module], Hashable] = cache(_kind)
+        self._kind: Callable[[nn.Module], object] = cache(_kind)
         self._n = Counter(self._kind(one) for one in {id(one): one for _, one in named_modules(network)}.values())
         self._modules = dict(named_modules(network))
         self.top = self._top(Module("", bare(network)))
@@ -72,57 +73,67 @@ class Tree:
 
     def opens(self, at: Module) -> bool:
         """Check whether the blocks of a module are found in it, so that it is no block itself."""
-        children = self.children(at)
-        if not children or is_parametrized(at.module):
+        if not self._holds_blocks(at):
             return False
-        if _is_container(at.module):
-            is_open = self._is_chain(children) and not self._is_repeated_layer(at)
-        else:
-            lists = list(self._lists(at))
-            is_deep = any(map(self._holds_layers, lists))
-            is_one = self._n[self._kind(at.module)] == 1
-            is_open = is_deep or (is_one and (len(lists) == 1 or self._is_backbone(at)))
-        return is_open and not (self.level == "stage" and self._is_stage(at, children))
+        return not (self.level == "stage" and self._is_stage(at))
 
     def n_layers(self, at: Module) -> int:
         """Count the modules at or below one that hold a matrix, or a tensor of more dimensions."""
         return _n_layers(at.module)
 
+    def has_own_forward(self, at: Module) -> bool:
+        """Check whether a module does more than to hold others, or to run them one after the other."""
+        return not _is_container(at.module)
+
     def is_network_of_its_own(self, at: Module) -> bool:
         """Check whether a module is opened although it has a forward pass of its own, as the backbone of a network."""
-        return not _is_container(at.module) and self.opens(at)
+        return self.has_own_forward(at) and self._holds_blocks(at)
 
     def are_side_by_side(self, one: Module, other: Module) -> bool:
         """Check whether the later of two modules takes what the earlier takes, and not what it returns."""
-        if self.flow is not None and self.flow.is_complete:
-            if self.flow.first_call(one.path) is not None and self.flow.first_call(other.path) is not None:
-                return self.flow.are_side_by_side(one.path, other.path)
+        if self.flow is not None and self.flow.knows(one.path, other.path):
+            return self.flow.are_side_by_side(one.path, other.path)
         return not self._run_in_turn(one.path, other.path) and self._take_the_same(one.module, other.module)
 
     def _run_in_turn(self, path: str, other: str) -> bool:
         """Check whether the innermost module around two others runs what it holds one after the other."""
         paths = set(ancestors(other))
         around = self._modules[next(one for one in ancestors(path) if one in paths)]
-        return getattr(type(around), "forward", None) is nn.Sequential.forward
+        return _runs_in_sequence(around)
 
     def _top(self, at: Module) -> Module:
-        """Look through modules that hold one other module and no more."""
+        """Look through modules that hold one other module and nothing else."""
         while len(children := self.children(at)) == 1 and not any(True for _ in at.module._parameters.values()):
             if not self.children(children[0]) or is_parametrized(children[0].module):
                 break
             at = children[0]
         return at
 
-    def _is_backbone(self, at: Module) -> bool:
-        """Check whether a module and a head are all that the network has, and most layers are in the module."""
-        *backbone, _ = [one for one in self.children(self.top) if _n_layers(one.module)] or [self.top]
-        return backbone == [at] and 2 * _n_layers(at.module) > _n_layers(self.top.module)
+    def _holds_blocks(self, at: Module) -> bool:
+        children = self.children(at)
+        if not children or is_parametrized(at.module):
+            return False
+        if _is_container(at.module):
+            return self._is_chain(children) and not self._is_one_layer(at)
+        lists = list(self._lists(at))
+        is_one_of_its_kind = self._n[self._kind(at.module)] == 1
+        return any(map(self._holds_layers, lists)) or (is_one_of_its_kind and len(lists) == 1) or self._branches(at)
 
-    def _is_stage(self, at: Module, children: list[Module]) -> bool:
-        """Check whether a module that is opened is a stage: a list of blocks, or one of several of its kind."""
+    def _is_stage(self, at: Module) -> bool:
+        """Check whether a module that holds blocks is a stage: a list of them, or one of several of its kind."""
         if not _is_container(at.module):
             return self._n[self._kind(at.module)] > 1
-        return self._repeats(children) and not any(map(self.opens, children))
+        children = self.children(at)
+        return self._repeats(children) and not any(map(self._holds_blocks, children))
+
+    def _branches(self, at: Module) -> bool:
+        """Check whether another module reads what lies inside of a child of the network, and not what that returns."""
+        siblings = self.children(self.top) if self.flow is not None and self.flow.is_complete else []
+        return (
+            self.flow is not None
+            and at in siblings
+            and any(self.flow.reads_inside(one.path, at.path) for one in siblings if one != at)
+        )
 
     def _lists(self, at: Module) -> Iterator[Module]:
         """Yield the lists of repeated layers in a module."""
@@ -142,7 +153,7 @@ class Tree:
 
     def _is_chain(self, children: list[Module]) -> bool:
         """Check whether the elements of a list run one after the other, as far as can be known."""
-        return not any(self.are_side_by_side(one, other) for one, other in zip(children, children[1:], strict=False))
+        return not any(self.are_side_by_side(one, other) for one, other in pairwise(children))
 
     def _repeats(self, children: list[Module]) -> bool:
         kinds = [self._kind(child.module) for child in children]
@@ -154,23 +165,41 @@ class Tree:
         kinds = Counter(self._kind(child.module) for child in children)
         return any(kinds[self._kind(child.module)] > 1 and _n_layers(child.module) > 1 for child in children)
 
-    def _is_repeated_layer(self, at: Module) -> bool:
-        """Check whether a container is one of many of its kind and holds single layers, as convolution and norm."""
-        has_layers = any(_n_layers(child.module) > 1 for child in self.children(at))
-        return self._n[self._kind(at.module)] >= _MANY and not has_layers
+    def _is_one_layer(self, at: Module) -> bool:
+        """Check whether a container is a layer: one of many that hold single layers, or as large as those around it."""
+        children = self.children(at)
+        if _n_layers(children[0].module) == 0 and _n_layers(at.module) == 1:
+            return False  # a norm in front of a layer belongs to what is before both of them
+        has_single_layers = all(_n_layers(child.module) <= 1 for child in children)
+        if has_single_layers and self._n[self._kind(at.module)] >= _MANY:
+            return True
+        around = Module(at.path.rpartition(".")[0], self._modules.get(at.path.rpartition(".")[0], at.module))
+        if len(children) == 1 or not isinstance(around.module, _CONTAINERS) or not self._holds_layers(around):
+            return False
+        neighbours = (_n_layers(one.module) for one in self.children(around) if not _is_container(one.module))
+        return not any(self._lists(at)) and _n_layers(at.module) <= max(neighbours, default=0)
 
     def _take_the_same(self, one: nn.Module, other: nn.Module) -> bool:
-        first, last, (following, *_) = None, None, (*_layers(other), None)
-        for layer in _layers(one):
-            first, last = first or layer, layer
-        if first is None or last is None or following is None:
+        """Check whether the widths of two modules tell that both take the same, so that neither follows the other."""
+        layers, following = list(_layers(one)), next(_layers(other), None)
+        # Which of several layers returns the output of a module is known of a sequence, and guessed in its like.
+        if not layers or following is None or (len(layers) > 1 and self._kind(one) != self._kind(other)):
             return False
-        # The last layer of a module may not be the one that returns its output, unless there is one layer alone.
-        are_comparable = first is last or self._kind(one) == self._kind(other)
-        if not are_comparable or type(first) is not type(following) or type(last) is not type(first):
+        if any(type(layer) is not type(following) for layer in (layers[0], layers[-1])):
             return False
-        taken, returned, follows = _width(first)[1], _width(last)[0], _width(following)[1]
-        return taken == follows and returned != follows
+        widths, follows = [_widths(layer) for layer in layers], _widths(following)
+        if follows is None or widths[0] is None or widths[0].taken != follows.taken:
+            return False
+        last = widths[-1:] if _runs_in_sequence(one) else widths
+        # Gates, maxima and shuffled pixels make one number of several, and so a width that divides the one before.
+        return all(width is not None and width.returned % follows.taken for width in last)
+
+
+class _Widths(NamedTuple):
+    """How many numbers a layer returns, and how many it takes."""
+
+    returned: int
+    taken: int
 
 
 def is_slight(module: nn.Module, tensor: nn.Parameter) -> bool:
@@ -198,7 +227,7 @@ def _is_container(module: nn.Module) -> bool:
     return type(module) is nn.Module or (isinstance(module, _CONTAINERS) and not has_own_forward)
 
 
-def _kind(module: nn.Module) -> Hashable:
+def _kind(module: nn.Module) -> object:
     """Return what modules of one make have in common; for a container, also what it holds."""
     module = bare(module)
     if not _is_container(module):
@@ -217,12 +246,19 @@ def _n_layers(module: nn.Module) -> int:
     return sum(1 for _ in _layers(module))
 
 
-def _width(layer: nn.Module) -> tuple[int, int]:
-    """Return the first two dimensions of the weight of a layer, what it returns and what it takes."""
-    for tensor in layer._parameters.values():
-        if tensor is not None and not is_lazy(tensor) and not is_slight(layer, tensor):
-            return tensor.shape[0], tensor.shape[1]
-    return -1, -1
+def _widths(layer: nn.Module) -> _Widths | None:
+    """Return the widths of a layer with one weight; None for others, such as recurrent ones."""
+    tensors = [one for one in layer._parameters.values() if one is not None]
+    weights = [one for one in tensors if not is_slight(layer, one)]
+    if len(weights) != 1 or any(map(is_lazy, tensors)):
+        return None
+    returned, taken = weights[0].shape[:2]
+    is_transposed = returned != taken and any(one.shape == (taken,) for one in tensors)  # as its bias tells
+    return _Widths(taken, returned) if is_transposed else _Widths(returned, taken)
+
+
+def _runs_in_sequence(module: nn.Module) -> bool:
+    return getattr(type(module), "forward", None) is nn.Sequential.forward
 
 
 def _has_parameters(module: nn.Module) -> bool:

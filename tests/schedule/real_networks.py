@@ -107,8 +107,12 @@ class DoubleConv(nn.Module):
     def __init__(self, n_in, n_out):
         super().__init__()
         self.double_conv = nn.Sequential(
-            nn.Conv2d(n_in, n_out, 3, padding=1), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True),
-            nn.Conv2d(n_out, n_out, 3, padding=1), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True),
+            nn.Conv2d(n_in, n_out, 3, padding=1),
+            nn.BatchNorm2d(n_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(n_out, n_out, 3, padding=1),
+            nn.BatchNorm2d(n_out),
+            nn.ReLU(inplace=True),
         )
 
     def forward(self, x):
