@@ -18,6 +18,7 @@ from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
+from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
@@ -173,8 +174,9 @@ class CallbackSetUnfreeze(FreezingCallback):
         return (Plan.resolve(starting_weights, read_table(unfreeze), names, module),)
 
     def opening(self) -> str:
-        trainable = self.governed - self.held_
-        return f"training the following weights at the start: {listed(in_order(self.plans_, trainable)) or 'none'}"
+        (plan,) = self.plans_
+        trainable = summarized(self.governed - self.held_, plan.names, most=10)
+        return f"training the following weights at the start: {trainable or 'none'}"
 
     def describe(self, moment: Moment) -> str:
         (plan,) = self.plans_
@@ -182,7 +184,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         name = "starting_weights" if self.schedule is None else "schedule"
         return (
             f"`{name}` is {getattr(self, name)!r} and selects "
-            f"{listed(in_order(self.plans_, plan.starting)) or 'nothing'}; "
+            f"{summarized(plan.starting, plan.names, most=10) or 'nothing'}; "
             f"rows of `unfreeze` still pending: {listed(rows, most=3) or 'none'}; "
             f"parameters of the network: {listed(plan.names)}"
         )

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_choice, check_names, check_network, check_whole
+from mlr3torch_py.arguments import check_choice, check_names, check_network, check_whole, shown
 from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.blocks import Block, find_blocks, without_slight
 from mlr3torch_py.network.flow import flow_of
@@ -24,7 +24,7 @@ from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.select.functions import select_name, select_prefix
 from mlr3torch_py.select.nodes import joined
 
-__all__ = ["Head", "check_choice_of_blocks", "make_blocks", "network_blocks", "selector_of"]
+__all__ = ["Head", "check_head", "make_blocks", "network_blocks", "selector_of"]
 
 Head = str | Sequence[str] | Select | None
 
@@ -115,7 +115,10 @@ def network_blocks(
     0      2  select_prefix('0', '3')
     """
     module = bare(check_network("network", network))
-    head, n_groups, level = check_choice_of_blocks(head, n_groups, level)
+    head = check_head(head)
+    if n_groups is not None:
+        n_groups = check_whole("n_groups", n_groups, "groups")
+    level = check_choice("level", level, get_args(Level))
     blocks = make_blocks(module, X, head=head, n_groups=n_groups, level=level)
     names, sizes = list(named_parameters(module)), _sizes(module)
     rows = []
@@ -126,21 +129,20 @@ def network_blocks(
     return BlockTable(rows, columns=["name", "holds", "tensors", "weights"])
 
 
-def check_choice_of_blocks(head: Head, n_groups: int | None, level: Level) -> tuple[Select | None, int | None, Level]:
-    """Return what was said about blocks, once it has been checked, with the head as a selector."""
-    if head is not None and not isinstance(head, Select):
-        head = select_prefix(*check_names("head", head))
-    if head is not None:
-        check_select("head", head)
-    if n_groups is not None:
-        n_groups = check_whole("n_groups", n_groups, "groups")
-    return head, n_groups, check_choice("level", level, get_args(Level))
+def check_head(head: object) -> str | tuple[str, ...] | Select | None:
+    """Return what was said about the head: a path, several, or a selector."""
+    if head is None or isinstance(head, Select):
+        return None if head is None else check_select("head", head)
+    paths = check_names("head", head)
+    if not paths or not all(path.strip(".") for path in paths):
+        raise ValueError(f"`head` is {shown(head)}; give the paths of its modules, such as 'classifier', or a selector")
+    return str(head) if isinstance(head, str) else paths
 
 
 def make_blocks(
-    module: nn.Module, X: Any = None, *, head: Select | None = None, n_groups: int | None = None, level: Level = "layer"
+    module: nn.Module, X: Any = None, *, head: Head = None, n_groups: int | None = None, level: Level = "layer"
 ) -> list[Block]:
-    """Find the blocks of a bare network, with the head that was chosen, and join them to groups.
+    """Find the blocks of a bare network for arguments that have been checked.
 
     Raises
     ------
@@ -151,7 +153,8 @@ def make_blocks(
     if not blocks:
         raise ValueError("`network` has no parameters, and so no blocks; give one that has some")
     if head is not None:
-        blocks = _with_head(blocks, head, module)
+        select = head if isinstance(head, Select) else select_prefix(*([head] if isinstance(head, str) else head))
+        blocks = _with_head(blocks, select, module)
     return blocks if n_groups is None else _grouped(blocks, n_groups, _sizes(module))
 
 
@@ -165,10 +168,13 @@ def selector_of(block: Block, names: Sequence[str]) -> Select:
 
 def _with_head(blocks: list[Block], head: Select, module: nn.Module) -> list[Block]:
     names = named_parameters(module).keys()
-    for part in head.unmatched(names, module):
-        paths = {path for name in names for path in [name, *ancestors(name)]}
-        raise ValueError(f"`head`: {part!r} matches no weight of the network; {nearest([*_paths(part)], paths)}")
-    selected = frozenset(head.expand(module))
+    try:
+        selected = frozenset(head.matches(names, module))
+    except ValueError as error:
+        raise ValueError(f"`head` is {shown(head)}, which does not fit the network: {error}") from error
+    if unknown := [one for part in head.unmatched(names, module) for one in getattr(part, "prefixes", [repr(part)])]:
+        paths = dict.fromkeys(path for name in names for path in [name, *ancestors(name)] if path)
+        raise ValueError(f"`head` has {shown(unknown[0])}, which matches no weight; {nearest(unknown, paths)}")
     if not selected:
         raise ValueError(f"`head` is {head!r}, which selects nothing; give the paths of the head")
     selected = selected.union(*(tied for tied in names_by_tensor(module) if not selected.isdisjoint(tied)))
@@ -209,8 +215,3 @@ def _sizes(module: nn.Module) -> dict[str, int]:
     tensors = named_parameters(module)
     firsts = {tied[0]: tensors[tied[0]] for tied in names_by_tensor(module)}
     return {name: 0 if is_lazy(tensor) else tensor.numel() for name, tensor in firsts.items()}
-
-
-def _paths(select: Select) -> Sequence[str]:
-    paths: Sequence[str] = getattr(select, "prefixes", ())
-    return paths

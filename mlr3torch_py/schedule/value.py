@@ -5,17 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from inspect import signature
-from types import NoneType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, get_args
 
 import pandas as pd
 from torch import nn
 
-from mlr3torch_py.arguments import check_list, check_network
+from mlr3torch_py.arguments import check_choice, check_list, check_network, check_whole
 from mlr3torch_py.network.tree import Level
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.schedule.blocks import Head, check_choice_of_blocks, make_blocks, selector_of
+from mlr3torch_py.schedule.blocks import Head, check_head, make_blocks, selector_of
 from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.select.value import fields_of
 
@@ -87,10 +86,10 @@ class Schedule(ABC):
                 )
         if self.among is not None:
             check_select("among", self.among)
-        _, n_groups, level = check_choice_of_blocks(self.head, self.n_groups, self.level)
-        head = self.head if isinstance(self.head, (str, Select, NoneType)) else tuple(self.head)
-        for name, value in (("head", head), ("n_groups", n_groups), ("level", level)):
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "head", check_head(self.head))
+        if self.n_groups is not None:
+            object.__setattr__(self, "n_groups", check_whole("n_groups", self.n_groups, "groups"))
+        check_choice("level", self.level, get_args(Level))
 
     def resolve(self, network: nn.Module | Net) -> UnfreezeArguments:
         """Make the arguments of `CallbackSetUnfreeze` for a network.
@@ -125,8 +124,7 @@ class Schedule(ABC):
             blocks = list(groups)
         else:
             names = list(named_parameters(module))
-            head, n_groups, level = check_choice_of_blocks(self.head, self.n_groups, self.level)
-            found = make_blocks(module, head=head, n_groups=n_groups, level=level)
+            found = make_blocks(module, head=self.head, n_groups=self.n_groups, level=self.level)
             blocks = [selector_of(block, names) for block in found]
         return blocks if self.among is None else _those_among(self.among, blocks, module)
 
