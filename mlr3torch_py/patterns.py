@@ -145,6 +145,8 @@ def _differ_only_at(position: int, one: Sequence[tuple[str, ...]], other: Sequen
         return False
     if one[:position] != other[:position] or one[position + 1 :] != other[position + 1 :]:
         return False
+    if any(set(text) & set("{},") for text in (*one[position], *other[position])):
+        return False
     # Names at the top are joined only if they are numbered: `layer{1..4}`, but not `{conv1,fc}`.
     return position > 0 or _stem([*one[0], *other[0]]) is not None
 

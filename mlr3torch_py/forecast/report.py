@@ -225,8 +225,9 @@ class FreezePlan:
         return "\n".join([frame.to_string(), *self._changes(), *self.warnings(), *self.notes])
 
     def _repr_html_(self) -> str:
-        formats = {"share": _percent, "trainable": "{:,}".format, "total": "{:,}".format}
-        table: str = self.summary().to_html(formatters=formats)
+        frame = self.summary()
+        frame["share"] = frame["share"].map(_percent)
+        table: str = frame.to_html(formatters={"trainable": "{:,}".format, "total": "{:,}".format})
         for lines in (list(self._changes()), [*self.warnings(), *self.notes]):
             items = "".join(f"<li>{escape(line, quote=False)}</li>" for line in lines)
             table += f"<ul>{items}</ul>" if items else ""
