@@ -124,8 +124,7 @@ def network_blocks(
     rows = []
     for block in blocks:
         own = [sizes[name] for name in names if name in block.names and name in sizes]
-        called = listed(patterns(cover(block.main or block.names, names)), most=4)
-        rows.append((called, selector_of(block, names), len(own), sum(own)))
+        rows.append((_name(block, names), selector_of(block, names), len(own), sum(own)))
     return BlockTable(rows, columns=["name", "holds", "tensors", "weights"])
 
 
@@ -164,6 +163,14 @@ def selector_of(block: Block, names: Sequence[str]) -> Select:
     known = set(names)
     own, modules = [path for path in paths if path in known], [path for path in paths if path not in known]
     return joined([*([select_name(own)] if own else []), *([select_prefix(*modules)] if modules else [])])
+
+
+def _name(block: Block, names: Sequence[str]) -> str:
+    """Name a block by its modules, without norms and further names of tied tensors where there is something else."""
+    paths = cover(block.names, names)
+    main = [path for path in paths if any(f"{name}.".startswith(f"{path}.") for name in block.main)]
+    modules = [path for path in main if path not in block.names]
+    return listed(patterns(modules or main or paths), most=4)
 
 
 def _with_head(blocks: list[Block], head: Select, module: nn.Module) -> list[Block]:
