@@ -96,7 +96,8 @@ def _parts(tree: Tree) -> list[_Part]:
     *body, head = _side_by_side_joined(tree, parts)
     while body and _are_heads(tree, body[-1], head):
         head = body.pop().joined(head)
-    return _with_own(tree.top, [*body, head])
+    # Where nothing lies before them, they are no heads, and all would be one block.
+    return _with_own(tree.top, [*body, head] if body else parts)
 
 
 def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
@@ -104,16 +105,25 @@ def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
     layers = [i for i, one in enumerate(siblings) if tree.n_layers(one)]
     if not layers:
         return max(0, len(siblings) - 1), False
-    backbones = [i for i in layers[:-1] if tree.is_network_of_its_own(siblings[i])]
+    *before, first = layers
+    backbones = [i for i in before if tree.is_backbone(siblings[i])]
+    if tree.is_deep(siblings[first]) and _is_as_large(tree, siblings[first], [siblings[i] for i in backbones]):
+        return first, False
     if backbones:
         return next(i for i in layers if i > backbones[-1]), True
-    first = layers[-1]
     if tree.flow is not None and tree.flow.is_complete:
         first = _after_shared(tree.flow, siblings, layers)
     else:
         while first > 0 and tree.are_side_by_side(siblings[first - 1], siblings[first]):
             first -= 1
+    if first == 0:
+        return layers[-1], False
     return first, first < layers[-1] or tree.has_own_forward(siblings[first])
+
+
+def _is_as_large(tree: Tree, last: Module, backbones: list[Module]) -> bool:
+    """Check whether a module is a backbone itself, such as a decoder, and no head of those before it."""
+    return all(2 * tree.n_layers(last) >= tree.n_layers(one) for one in backbones)
 
 
 def _after_shared(flow: Flow, siblings: list[Module], layers: list[int]) -> int:

@@ -53,10 +53,17 @@ class Tree:
         self._kind: Callable[[nn.Module], object] = cache(_kind)
         self._n = Counter(self._kind(one) for one in {id(one): one for _, one in named_modules(network)}.values())
         self._modules = dict(named_modules(network))
+        self._children: dict[str, list[Module]] = {}
+        self._lists_in: dict[str, list[Module]] = {}
         self.top = self._top(Module("", bare(network)))
 
     def children(self, at: Module) -> list[Module]:
         """List the children that hold parameters, in the order in which they run."""
+        if at.path not in self._children:
+            self._children[at.path] = self._in_order(at)
+        return self._children[at.path]
+
+    def _in_order(self, at: Module) -> list[Module]:
         found = [
             Module(f"{at.path}.{name}" if at.path else name, bare(child))
             for name, child in at.module._modules.items()
@@ -85,9 +92,13 @@ class Tree:
         """Check whether a module does more than to hold others, or to run them one after the other."""
         return not _is_container(at.module)
 
-    def is_network_of_its_own(self, at: Module) -> bool:
-        """Check whether a module is opened although it has a forward pass of its own, as the backbone of a network."""
+    def is_backbone(self, at: Module) -> bool:
+        """Check whether a module is opened although it has a forward pass of its own."""
         return self.has_own_forward(at) and self._holds_blocks(at)
+
+    def is_deep(self, at: Module) -> bool:
+        """Check whether a module holds a list that repeats what is made of several layers, as residual blocks are."""
+        return any(map(self._holds_layers, self._lists(at)))
 
     def are_side_by_side(self, one: Module, other: Module) -> bool:
         """Check whether the later of two modules takes what the earlier takes, and not what it returns."""
@@ -115,9 +126,8 @@ class Tree:
             return False
         if _is_container(at.module):
             return self._is_chain(children) and not self._is_one_layer(at)
-        lists = list(self._lists(at))
         is_one_of_its_kind = self._n[self._kind(at.module)] == 1
-        return any(map(self._holds_layers, lists)) or (is_one_of_its_kind and len(lists) == 1) or self._branches(at)
+        return self.is_deep(at) or (is_one_of_its_kind and len(self._lists(at)) == 1) or self._branches(at)
 
     def _is_stage(self, at: Module) -> bool:
         """Check whether a module that holds blocks is a stage: a list of them, or one of several of its kind."""
@@ -128,25 +138,25 @@ class Tree:
 
     def _branches(self, at: Module) -> bool:
         """Check whether another module reads what lies inside of a child of the network, and not what that returns."""
-        siblings = self.children(self.top) if self.flow is not None and self.flow.is_complete else []
-        return (
-            self.flow is not None
-            and at in siblings
-            and any(self.flow.reads_inside(one.path, at.path) for one in siblings if one != at)
-        )
+        if self.flow is None or not self.flow.is_complete or at not in (siblings := self.children(self.top)):
+            return False
+        return any(self.flow.reads_inside(one.path, at.path) for one in siblings if one != at)
 
-    def _lists(self, at: Module) -> Iterator[Module]:
-        """Yield the lists of repeated layers in a module."""
-        children = self.children(at)
-        if isinstance(at.module, _CONTAINERS) and self._repeats(children) and self._is_chain(children):
-            yield at
-            return
+    def _lists(self, at: Module) -> list[Module]:
+        """List the lists of repeated layers in a module."""
+        if at.path not in self._lists_in:
+            children = self.children(at)
+            is_list = isinstance(at.module, _CONTAINERS) and self._repeats(children) and self._is_chain(children)
+            self._lists_in[at.path] = [at] if is_list else [*self._lists_below(children)]
+        return self._lists_in[at.path]
+
+    def _lists_below(self, children: list[Module]) -> Iterator[Module]:
         for child in children:
             is_layer = not isinstance(child.module, _CONTAINERS) and self._n[self._kind(child.module)] > 1
-            if not is_layer or any(map(self._holds_layers, self._lists(child))):
-                for found in self._lists(child):
-                    if not any(self._runs_beside(found, other) for other in children if other is not child):
-                        yield found
+            others = [other for other in children if other is not child]
+            for found in self._lists(child) if not is_layer or self.is_deep(child) else ():
+                if not any(self._runs_beside(found, other) for other in others):
+                    yield found
 
     def _runs_beside(self, one: Module, other: Module) -> bool:
         return self.flow is not None and self.flow.are_side_by_side(one.path, other.path)
@@ -177,7 +187,7 @@ class Tree:
         if len(children) == 1 or not isinstance(around.module, _CONTAINERS) or not self._holds_layers(around):
             return False
         neighbours = (_n_layers(one.module) for one in self.children(around) if not _is_container(one.module))
-        return not any(self._lists(at)) and _n_layers(at.module) <= max(neighbours, default=0)
+        return not self._lists(at) and _n_layers(at.module) <= max(neighbours, default=0)
 
     def _take_the_same(self, one: nn.Module, other: nn.Module) -> bool:
         """Check whether the widths of two modules tell that both take the same, so that neither follows the other."""
@@ -188,11 +198,11 @@ class Tree:
         if any(type(layer) is not type(following) for layer in (layers[0], layers[-1])):
             return False
         widths, follows = [_widths(layer) for layer in layers], _widths(following)
-        if follows is None or widths[0] is None or widths[0].taken != follows.taken:
+        if not follows or not follows.taken or not widths[0] or widths[0].taken != follows.taken:
             return False
         last = widths[-1:] if _runs_in_sequence(one) else widths
-        # Gates, maxima and shuffled pixels make one number of several, and so a width that divides the one before.
-        return all(width is not None and width.returned % follows.taken for width in last)
+        # Gates, maxima and shuffled pixels make one number of several, and so a width that divides the one before them.
+        return all(width and width.returned % follows.taken for width in last)
 
 
 class _Widths(NamedTuple):

@@ -223,3 +223,25 @@ def test_a_network_that_leaves_the_graph_still_tells_its_order():
     assert [path for path in flow.order if path] == ["first", "second", "head"]
     with pytest.raises(ValueError, match="`X` is no batch that the network can be called with"):
         flow_of(ThroughNumpy(), torch.zeros(2, 5))
+
+
+def test_a_backbone_without_a_head_is_opened():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    network = nn.ModuleDict({"embed": nn.Embedding(9, 8), "encoder": encoder})
+    assert found(network) == ["embed", *(f"encoder.layers.{i}" for i in range(3))]
+    transformer = nn.Transformer(8, 2, 2, 2, 16, batch_first=True)
+    assert [name.split(" + ")[0] for name in found(transformer)] == [
+        f"{part}.layers.{i}" for part in ("encoder", "decoder") for i in range(2)
+    ]
+
+
+def test_layers_without_width_are_no_reason_to_fail():
+    network = nn.ModuleDict({"a": nn.Linear(1, 4), "b": nn.Linear(4, 2)})
+    network["a"].weight = nn.Parameter(torch.zeros(4, 0))
+    network["b"].weight = nn.Parameter(torch.zeros(4, 0))
+    assert found(network) == ["a", "b"]
+
+
+def test_layers_side_by_side_with_nothing_before_them_are_no_heads():
+    assert found(nn.ModuleDict({name: nn.Linear(4, 3) for name in "abc"})) == ["a", "b", "c"]
