@@ -173,11 +173,15 @@ def _with_own(at: Module, parts: list[_Part]) -> list[_Part]:
 
 
 def without_slight(parts: Iterable[_Joinable]) -> list[_Joinable]:
-    """Join what only scales or shifts, such as a norm, to what is before it; at the beginning, to what follows."""
+    """Join what only scales or shifts, such as a norm, to what is before it.
+
+    At the beginning it is joined to what follows, unless that is the head.
+    """
     joined: list[_Joinable] = []
     for part in parts:
-        is_with_before = bool(joined) and (part.is_slight or joined[-1].is_slight)
-        joined.append(joined.pop().joined(part) if is_with_before else part)
+        joined.append(joined.pop().joined(part) if joined and part.is_slight else part)
+    if len(joined) > 2 and joined[0].is_slight:
+        joined[:2] = [joined[0].joined(joined[1])]
     return joined
 
 

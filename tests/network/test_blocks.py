@@ -68,6 +68,11 @@ def test_a_norm_of_any_make_belongs_to_the_block_before(norm):
     assert sorted(blocks[-1].names) == ["1.2.bias", "1.2.weight"]
 
 
+def test_a_norm_of_the_inputs_belongs_to_the_first_layer_but_not_to_the_head():
+    assert found(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))) == ["{0,1}", "2"]
+    assert found(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))) == ["0", "1"]
+
+
 def test_a_norm_over_several_dimensions_is_a_norm():
     blocks = find_blocks(nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm((2, 4, 4)), nn.Conv2d(2, 2, 3)))
     assert [len(block.names) for block in blocks] == [4, 2]
