@@ -90,7 +90,7 @@ def network_blocks(
 
     Notes
     -----
-    Nothing is decided by names or classes. Sequential containers and lists are opened, and so is a module of one's own
+    Apart from the containers of torch, nothing is decided by names or classes. These are opened, and so is a module
     that holds a list of repeated layers, also inside of another, as in ``nn.Sequential(backbone, head)``. A module that
     runs its children side by side is one block; so are embeddings side by side, and heads. A norm, which is known by
     the shape of its tensors, belongs to the block before, and the parameters of a module that is opened to its first
