@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -13,8 +15,9 @@ from typing import Any, Final
 import pandas as pd
 import torch
 from sklearn.base import clone
+from skorch import NeuralNet
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_whole, shown
 from mlr3torch_py.checkpoint.rehearsal import STOPPED, Ending, Rehearsal
 from mlr3torch_py.checkpoint.resume_report import ResumeReport
 from mlr3torch_py.names import listed
@@ -31,9 +34,9 @@ _LOST: Final = "a checkpoint cannot keep "
 def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeReport:
     """Check that a net resumes from a checkpoint as if it had never stopped.
 
-    A clone of the net is trained without a stop, twice, to see whether the training repeats itself at all. Another
-    clone is stopped after each epoch, as by ``kill -9``, and resumed in a new process. The net, the random states and
-    the folders of its callbacks stay as they are.
+    A clone of the net is trained without a stop. Another one is stopped after each epoch, as by ``kill -9``, and
+    resumed in a new process. If they differ, a third one is trained without a stop, to see whether the training repeats
+    itself at all. The net, the random states and the folders of its callbacks stay as they are.
 
     Parameters
     ----------
@@ -67,16 +70,23 @@ def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeR
     * weights: 6 values are equal, bit for bit
     ...
     """
+    if not isinstance(net, NeuralNet):
+        raise TypeError(f"`net` is {shown(net)}; give a net of skorch")
     check_whole("epochs", epochs, "epochs", least=2)
     with kept_random_states(), TemporaryDirectory() as folder:
         job = Path(folder) / "job"
         job.write_bytes(_pickled(net, X, y, epochs))
-        whole, again = (_started(job, Path(folder) / name, epochs) for name in ("whole", "again"))
-        for epoch in range(1, epochs + 1):
-            _wait(_started(job, Path(folder) / "stopped", epoch), STOPPED if epoch < epochs else 0)
-        for process in (whole, again):
+        with _running(job, Path(folder) / "whole", epochs) as process:
+            for epoch in range(1, epochs + 1):
+                with _running(job, Path(folder) / "stopped", epoch) as stopped:
+                    _wait(stopped, STOPPED if epoch < epochs else 0)
             _wait(process, 0)
-        return _compare(*(_ending(Path(folder) / name) for name in ("whole", "again", "stopped")))
+        whole, resumed = _ending(Path(folder) / "whole"), _ending(Path(folder) / "stopped")
+        if _without_durations(whole) == _without_durations(resumed):
+            return _compare(whole, whole, resumed)
+        with _running(job, Path(folder) / "again", epochs) as process:
+            _wait(process, 0)
+        return _compare(whole, _ending(Path(folder) / "again"), resumed)
 
 
 def _pickled(net: Any, X: Any, y: Any, epochs: int) -> bytes:
@@ -100,13 +110,19 @@ def _pickled(net: Any, X: Any, y: Any, epochs: int) -> bytes:
         raise TypeError(f"`net` or its data cannot be sent to a new process: {error}") from error
 
 
-def _started(job: Path, folder: Path, stop_after: int) -> subprocess.Popen[str]:
+@contextmanager
+def _running(job: Path, folder: Path, stop_after: int) -> Iterator[subprocess.Popen[str]]:
+    """Train in a process, which ends with the block."""
     folder.mkdir(exist_ok=True)
     code = _CHILD.format(path=sys.path, argv=[str(job), str(folder), str(stop_after)])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _wait(process: subprocess.Popen[str], expected: int) -> None:
@@ -121,13 +137,24 @@ def _ending(folder: Path) -> Ending:
     return ending
 
 
+def _without_durations(ending: Ending) -> dict[str, dict[str, str]]:
+    return {
+        part: {key: one for key, one in held.items() if not _is_duration(key)} for part, held in ending.parts.items()
+    }
+
+
+def _is_duration(key: str) -> bool:
+    return key.endswith((": dur", ": cache_saved"))
+
+
 def _compare(whole: Ending, again: Ending, stopped: Ending) -> ResumeReport:
     rows = []
     for part, values in whole.parts.items():
         names = [*values, *(name for name in stopped.parts[part] if name not in values)]
         changing = {name for name in names if values.get(name) != again.parts[part].get(name)}
         if part == "history":  # of which durations differ from run to run
-            names = [name for name in names if name not in changing or not name.endswith(("dur", "_saved", "time"))]
+            is_left_out = [_is_duration(name) or (name in changing and name.endswith("time")) for name in names]
+            names = [name for name, is_out in zip(names, is_left_out, strict=True) if not is_out]
         different = [name for name in names if values.get(name) != stopped.parts[part].get(name)]
         cause = _cause(whole, again, stopped, is_repeatable=not changing.intersection(different)) if different else ""
         rows.append((part, len(names), not different, listed(different, most=3), cause))
