@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -139,7 +139,7 @@ class CheckpointFolder:
             If it cannot be written; then nothing of it is kept.
         """
         epoch, parts, state = checkpoint[:3]
-        part_of = {_FILE_OF_PART.get(part, part + "-{}.pt").format(epoch): part for part in parts}
+        part_of = _file_names(parts, epoch)
 
         def sealed_state(hashes: Mapping[str, str]) -> dict[str, Any]:
             files = {name: {"part": part, "sha256": hashes[name]} for name, part in part_of.items()}
@@ -194,15 +194,24 @@ class CheckpointFolder:
         return call
 
     def keep_only(self, epochs: Container[int]) -> None:
-        """Remove the checkpoints of all other epochs, each of them from its seal on."""
+        """Remove the checkpoints of all other epochs, each of them from its seal on.
+
+        Warns
+        -----
+        UserWarning
+            If a file cannot be removed, as on Windows while somebody reads it.
+        """
         names = self.files.names()
         for epoch in self._epochs():
-            if epoch not in epochs:
-                self.files.remove(f"state{epoch}.json")
-                for name in names:
-                    match = _IN_CHECKPOINT.fullmatch(name)
-                    if match and epoch == int(match[1] or match[2]):
-                        self.files.remove(name)
+            if epoch in epochs:
+                continue
+            matches = [(name, _IN_CHECKPOINT.fullmatch(name)) for name in names]
+            others = [name for name, match in matches if match and epoch == int(match[1] or match[2])]
+            try:
+                for name in sorted(others, key=lambda name: name != f"state{epoch}.json"):
+                    self.files.remove(name)
+            except OSError as error:
+                warn(f"{self.path}: the checkpoint of epoch {epoch} stays until the next one is written ({error})")
 
     def epochs(self) -> list[int]:
         """List the epochs of the complete checkpoints, newest first."""
@@ -294,6 +303,17 @@ class CheckpointFolder:
                     "keep; leave the rest out of get_extra_state() or state_dict()"
                 ) from error
             self._loadable.add(part)
+
+
+def _file_names(parts: Iterable[str], epoch: int) -> dict[str, str]:
+    """Map file names to parts; no two of them differ by case alone, which some file systems do not tell apart."""
+    names: dict[str, str] = {}
+    for part in sorted(parts):
+        name = _FILE_OF_PART.get(part, part + "-{}.pt").format(epoch)
+        while name.lower() in map(str.lower, names):
+            name = f"_{name}"
+        names[name] = part
+    return names
 
 
 def id_of(run: Mapping[str, Any]) -> str:
