@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import mlr3torch_py
@@ -11,14 +12,23 @@ sys.path.insert(0, str(HERE))
 
 from site_support import inventories, linkcode_resolve_at, setup  # noqa: E402, F401
 
-# Where the repository lies, without a slash at its end. What needs it is left out while it is empty.
-REPOSITORY = ""
+PYPROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+REPOSITORY = PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
 
 project = "mlr3torch_py"
 author = "the mlr3torch_py developers"
 copyright = "2026, the mlr3torch_py developers"  # noqa: A001
 version = release = mlr3torch_py.__version__
-exclude_patterns = ["_lines.md", "_inventories", "examples", "gallery", "pictures", "auto_examples/*.ipynb", "**/sg_execution_times.rst", "sg_execution_times.rst"]
+exclude_patterns = [
+    "_inventories",
+    "_lines.md",
+    "auto_examples/*.ipynb",
+    "examples",
+    "gallery",
+    "pictures",
+    "**/sg_execution_times.rst",
+    "sg_execution_times.rst",
+]
 extensions = [
     "myst_nb",
     "numpydoc",
@@ -44,6 +54,7 @@ autodoc_inherit_docstrings = False
 autosummary_generate = True
 autosummary_ignore_module_all = False
 templates_path = ["_templates"]
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = True
 numpydoc_xref_ignore = "all"

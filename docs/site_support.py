@@ -1,4 +1,4 @@
-"""What the site needs beyond the extensions of Sphinx: inventories from text files, and links from names to their pages."""
+"""What the site needs beyond Sphinx: inventories from text files, and links from names to their pages."""
 
 import inspect
 import re
@@ -12,7 +12,10 @@ from sphinx.transforms import SphinxTransform
 
 import mlr3torch_py
 
-HEADER = b"# Sphinx inventory version 2\n# Project: %s\n# Version: \n# The remainder of this file is compressed using zlib.\n"
+HEADER = (
+    b"# Sphinx inventory version 2\n# Project: %s\n# Version: \n"
+    b"# The remainder of this file is compressed using zlib.\n"
+)
 NAME = re.compile(r"(?:mlr3torch_py\.)?(\w+)(?:\(.*\))?", flags=re.DOTALL)
 
 
@@ -34,7 +37,7 @@ def inventories(folder):
     return mapping
 
 
-class LinkNames(SphinxTransform):
+class NamesOfCode(SphinxTransform):
     """Link every public name in monospace to its page: `freeze_plan`, and calls such as ``t_clbk("unfreeze")``.
 
     What stands between single backticks in a docstring is a name of code, too.
@@ -43,6 +46,8 @@ class LinkNames(SphinxTransform):
     default_priority = 5
 
     def apply(self, **kwargs):
+        for block in self.document.findall(nodes.literal_block):  # a doctest ends in an empty line
+            block[:] = [nodes.Text(block.astext().rstrip("\n"))]
         for kind in (nodes.literal, nodes.title_reference):
             for node in list(self.document.findall(kind)):
                 text = node.astext()
@@ -62,7 +67,7 @@ class LinkNames(SphinxTransform):
 def linkcode_resolve_at(repository):
     """Return the function that tells sphinx.ext.linkcode where an object is defined."""
 
-    def linkcode_resolve(domain, info):
+    def linkcode_resolve(domain, info):  # noqa: ARG001
         thing = sys.modules[info["module"]]
         for part in info["fullname"].split("."):
             thing = getattr(thing, part, None)
@@ -77,5 +82,5 @@ def linkcode_resolve_at(repository):
 
 
 def setup(app):
-    app.add_transform(LinkNames)
+    app.add_transform(NamesOfCode)
     return {"parallel_read_safe": True}

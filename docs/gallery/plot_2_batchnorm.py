@@ -2,7 +2,8 @@
 What freezing does to BatchNorm
 ===============================
 
-A frozen BatchNorm layer keeps its weights and goes on learning its running statistics, unless it is pinned in eval mode.
+A frozen BatchNorm layer keeps its weights and continues to update its running statistics, unless it is pinned in eval
+mode.
 """
 
 # %%
@@ -21,9 +22,8 @@ y = (X[:, 0] > 3).long()
 
 def network():
     torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)
-    )
+    first = [nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU()]
+    return nn.Sequential(*first, nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
 
 
 # %%

@@ -75,7 +75,9 @@ def transfer(schedule, seed):
 
 
 rows = [
-    (name, transfer(schedule, seed).score(X[rest], y[rest] - 5)) for name, schedule in schedules.items() for seed in (0, 1, 2)
+    (name, transfer(schedule, seed).score(X[rest], y[rest] - 5))
+    for name, schedule in schedules.items()
+    for seed in (0, 1, 2)
 ]
 scores = pd.DataFrame(rows, columns=["schedule", "accuracy"])
 print(scores.groupby("schedule", sort=False)["accuracy"].agg(["mean", "min", "max"]).round(3))

@@ -85,7 +85,8 @@ class Classifier(nn.Module):
 print(network_blocks(Classifier(path)))
 
 # %%
-# The head trains for four epochs, then one group of layers more every two epochs, each at half the rate of the one above it.
+# The head trains for four epochs, then one group of layers more every two epochs, each at half the rate of the one
+# above it.
 # ``frozen_mode="eval"`` silences the dropout of what is frozen, so that ``frozen_cache`` can keep its outputs.
 net = NeuralNetClassifier(
     Classifier,
