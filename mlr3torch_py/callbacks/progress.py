@@ -12,12 +12,15 @@ from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import row_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.processes import is_main_process
+from mlr3torch_py.training.trained import EVENT
 
 __all__ = ["CallbackSetProgress"]
 
 
 class CallbackSetProgress(CallbackSet):
     """Show a progress bar over the batches of an epoch, then its scores.
+
+    The line of an epoch also says what was unfrozen and frozen in it, shortened by blocks.
 
     In a terminal and in a notebook the bar moves over the training batches, then over the validation batches. If the
     output is a file, only the lines with the scores are written.
@@ -80,7 +83,8 @@ class CallbackSetProgress(CallbackSet):
             for name, value in sorted(scores_of(row, f"{part}_").items())
             if isinstance(value, Real) and not isinstance(value, bool)
         ]
-        self._print(f"{self._epoch(net)}: {', '.join(scores)} ({_seconds([row])})")
+        changes = "; " + row[EVENT].replace("+ ", "unfroze ").replace("- ", "froze ") if row.get(EVENT) else ""
+        self._print(f"{self._epoch(net)}: {', '.join(scores)} ({_seconds([row])}){changes}")
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         rows = [row for row in net.history.to_list() if "train_batch_count" in row]

@@ -19,12 +19,12 @@ from mlr3torch_py.freezing.advice import in_no_optimizer, missing_from
 from mlr3torch_py.freezing.inventory import Inventory
 from mlr3torch_py.freezing.memory import complete_momentum, forget_directions
 from mlr3torch_py.freezing.rates import Rates
+from mlr3torch_py.freezing.record import Record
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import all_modules
-from mlr3torch_py.patterns import summarized
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
@@ -81,6 +81,7 @@ class FreezingEngine(Generic[_Host]):
         self._flags_before: Flags | None = None
         self._pins = Pins()
         self._rates = Rates(host.record_rate)
+        self._record = Record(host)
 
     @property
     def is_provisional(self) -> bool:
@@ -116,6 +117,8 @@ class FreezingEngine(Generic[_Host]):
         self._change(f"batch {self.batch}", fresh)
         self._check_something_trains()
         complete_momentum(self._optimizers())
+        n_finished = self.batch - self.moment.first_batch(self.moment.epoch)
+        self._record.batch(n_finished, self._inventory.tensors)
         self._flags_before = None
         self._rates.watch(_movable(self.network))
         self.due = self.batch + 1 if self._rates.are_unproven else self._next_row(self.batch)
@@ -221,16 +224,7 @@ class FreezingEngine(Generic[_Host]):
         """Apply the plans, and log and record whether that has changed something."""
         before = self.held
         self._apply(written=fresh)
-        has_changed = self.held != before
-        if (has_changed or fresh) and logger.isEnabledFor(logging.INFO):
-            for doing, names in (
-                ("unfreezing at", before - self.held),
-                ("freezing at", self.held - before),
-                ("freezing what was replaced at", fresh & before & self.held),
-            ):
-                if names:
-                    logger.info("%s %s: %s", doing, when, summarized(names, self._inventory.tensors, most=10))
-        self.host.record("event_unfreeze", has_changed or bool(self.host.recorded("event_unfreeze")))
+        self._record.changed(when, before, self.held, fresh, self._inventory.tensors)
 
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""

@@ -13,6 +13,7 @@ from mlr3torch_py.freezing.data_parallel import check_wrappers, reduce_what_trai
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import take_back_epoch
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.trained import last_entry
 
 __all__ = ["SkorchHost"]
 
@@ -61,6 +62,9 @@ class SkorchHost:
 
     def recorded(self, key: str) -> Any:
         return self.net.history[-1].get(key)
+
+    def last_recorded(self, key: str, part: str) -> object:
+        return last_entry(self.net.history, key, part)
 
     def record_rate(self, name: str, rate: float) -> None:
         if self.ctx is not None and self.ctx.batch is not None:  # a step may be taken between batches

@@ -1,0 +1,88 @@
+"""Record: what an engine says, in the log and to its host, about what is trainable when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from mlr3torch_py.freezing.roles import Host
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.unwrap import tied_names
+from mlr3torch_py.patterns import summarized
+from mlr3torch_py.schedule.plan import Held
+from mlr3torch_py.training.trained import EVENT, TRAINABLE, change, packed
+
+__all__ = ["Record"]
+
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
+
+
+class Record:
+    """The log of one engine, and what the host keeps of it.
+
+    Parameters
+    ----------
+    host : Host
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._changes: list[str] = []  # of the epoch
+        self._last: tuple[Sequence[str], Held] | None = None
+
+    def changed(self, when: str, before: Held, held: Held, replaced: Held, tensors: Mapping[str, nn.Parameter]) -> None:
+        """Log a change, and record it in the epoch.
+
+        Parameters
+        ----------
+        when : str
+        before, held : set of str
+            The frozen names before and after.
+        replaced : set of str
+            The names whose tensors were replaced.
+        tensors : mapping of str to torch.nn.Parameter
+            All parameters of the network.
+        """
+        unfrozen, frozen = before - held, held - before
+        if logger.isEnabledFor(logging.INFO):
+            for doing, names in (
+                ("unfreezing at", unfrozen),
+                ("freezing at", frozen),
+                ("freezing what was replaced at", replaced & before & held),
+            ):
+                if names:
+                    logger.info("%s %s: %s", doing, when, summarized(names, tensors, most=10))
+        so_far = self._host.recorded(EVENT)
+        if not so_far or not self._changes:
+            self._changes = [so_far] if so_far else []
+        has_changed = bool(unfrozen or frozen)
+        if has_changed:
+            further = {name for names in tied_names(tensors) for name in names[1:]}
+            known = [name for name in tensors if name not in further]
+            text = change(unfrozen - further, frozen - further, known)
+            self._changes.append(f"{text} at {when}" if when.startswith("batch") else text)
+        self._host.record("event_unfreeze", has_changed or bool(self._host.recorded("event_unfreeze")))
+        self._host.record(EVENT, listed(self._changes, most=3) or None)
+
+    def batch(self, n_finished: int, tensors: Mapping[str, nn.Parameter]) -> None:
+        """Record what is trainable before a batch, if that is other than before.
+
+        Parameters
+        ----------
+        n_finished : int
+            The training batches of the epoch before it.
+        tensors : mapping of str to torch.nn.Parameter
+            All parameters of the network.
+        """
+        names, trainable = list(tensors), {name for name, tensor in tensors.items() if tensor.requires_grad}
+        if (names, trainable) == self._last:
+            return
+        are_known = self._last is not None and self._last[0] == names
+        entry = packed(trainable, names, n_finished, with_names=not are_known)
+        if entry.get("names") == self._host.last_recorded(TRAINABLE, "names"):
+            del entry["names"]
+        if "names" in entry or entry["trainable"] != self._host.last_recorded(TRAINABLE, "trainable"):
+            self._host.record(TRAINABLE, [*(self._host.recorded(TRAINABLE) or ()), entry])
+        self._last = names, trainable

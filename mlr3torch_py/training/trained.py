@@ -1,0 +1,175 @@
+"""What the history of a net says about what trained when: its format, written and read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mlr3torch_py.names import ancestors, listed
+from mlr3torch_py.patterns import cover, expanded, patterns, summarized
+from mlr3torch_py.protocols import History
+from mlr3torch_py.training.clock import n_batches_of, rows_of
+
+__all__ = ["EVENT", "TRAINABLE", "Span", "change", "known_names", "last_entry", "packed", "spans_of"]
+
+EVENT: Final = "event_unfrozen"
+"""The key of the names of what was unfrozen (+) and frozen (-) in an epoch, for people; None if nothing was."""
+
+# skorch prints no key that ends so, and none of its loggers takes it.
+TRAINABLE: Final = "trainable_from_batch_count"
+"""The key of what is trainable, for programs: entries as `packed` makes them, in the epochs in which it changes."""
+
+_MOST_CHARACTERS: Final = 40
+
+
+def change(unfrozen: Collection[str], frozen: Collection[str], known: Sequence[str]) -> str:
+    """Describe in few words what was unfrozen and what was frozen.
+
+    Parameters
+    ----------
+    unfrozen, frozen : collection of str
+    known : sequence of str
+        All names of the network, in its order.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> known = [f"layers.{i}.{name}" for i in range(9) for name in ("weight", "bias")]
+    >>> change(["layers.1.weight"], known[8:], known)
+    '+ layers.1.weight, - layers.{4..8} (10 tensors)'
+    """
+    return ", ".join(f"{sign} {_short(names, known)}" for sign, names in (("+", unfrozen), ("-", frozen)) if names)
+
+
+def _short(names: Collection[str], known: Sequence[str]) -> str:
+    text = summarized(names, known)
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    paths = patterns(cover(names, known))
+    for most in range(min(len(paths), 6), 0, -1):
+        text = f"{listed(paths, most=most)} ({len(names)} tensor{'s' * (len(names) != 1)})"
+        if len(text) <= _MOST_CHARACTERS:
+            break
+    return text
+
+
+def packed(trainable: Collection[str], names: Sequence[str], n_finished: int, *, with_names: bool) -> dict[str, Any]:
+    """Return the entry of the history that says what trains from some batch of an epoch on.
+
+    Parameters
+    ----------
+    trainable : collection of str
+    names : sequence of str
+        All names of the network, in its order.
+    n_finished : int
+        The training batches of the epoch that are finished.
+    with_names : bool
+        Whether the names themselves are kept, which later entries refer to.
+
+    Returns
+    -------
+    dict
+        Of numbers and texts.
+
+    Examples
+    --------
+    >>> packed(["1.bias"], ["0.weight", "0.bias", "1.weight", "1.bias"], 3, with_names=True)
+    {'after': 3, 'trainable': ['1.bias'], 'names': ['{0,1}.{weight,bias}']}
+    """
+    entry = {"after": n_finished, "trainable": _written(cover(trainable, names))}
+    return entry | {"names": _written(names)} if with_names else entry
+
+
+def last_entry(history: History, key: str, part: str) -> object:
+    """Return a part of the last entry of lists with a key; None if no entry has it."""
+    entries = (entry for row in reversed(rows_of(history)) for entry in reversed(row.get(key) or ()))
+    return next((entry[part] for entry in entries if part in entry), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Batches of one epoch in which the same parameters were trainable.
+
+    Parameters
+    ----------
+    epoch : int
+    first : int
+        The first of the batches, over the whole life of the net.
+    start, end : int
+        The same within the epoch: the batches that were finished before and after them.
+    n_batches : int
+        The batches of the epoch.
+    trainable : frozenset of str
+    names : tuple of str
+        All names of the network, in its order.
+    """
+
+    epoch: int
+    first: int
+    start: int
+    end: int
+    n_batches: int
+    trainable: frozenset[str]
+    names: tuple[str, ...]
+
+    @property
+    def batches(self) -> range:
+        """The batches, over the whole life of the net."""
+        return range(self.first, self.first + self.end - self.start)
+
+
+def spans_of(rows: Sequence[Mapping[str, Any]], n_ranks: int = 1) -> Iterator[Span]:
+    """Read from a history what was trainable in which batches.
+
+    Epochs without a freezing callback, and those of earlier versions, are left out.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+    n_ranks : int
+        The number of processes whose batches are in the history.
+
+    Yields
+    ------
+    Span
+        In the order of time, at least one for each epoch that has batches.
+    """
+    before, names, trainable = 0, tuple[str, ...](), frozenset[str]()
+    for epoch, row in enumerate(rows, start=1):
+        n_batches = n_batches_of(row, n_ranks)
+        entries = row.get(TRAINABLE) or []
+        starts = [int(entry["after"]) for entry in entries]
+        if names and "n_trainable" in row and min([*starts, n_batches]) > 0:
+            yield Span(epoch, before + 1, 0, min([*starts, n_batches]), n_batches, trainable, names)
+        for entry, start, end in zip(entries, starts, [*starts, n_batches][1:], strict=True):
+            if "names" in entry:
+                names = tuple(_read(entry["names"]))
+            paths = set(_read(entry["trainable"]))
+            trainable = frozenset(name for name in names if not paths.isdisjoint((name, *ancestors(name))))
+            if end > start:
+                yield Span(epoch, before + start + 1, start, end, n_batches, trainable, names)
+        before += n_batches
+
+
+def known_names(spans: Sequence[Span]) -> list[str]:
+    """Return the names of all networks that a net has had, in their order."""
+    return list(dict.fromkeys(name for names in dict.fromkeys(span.names for span in spans) for name in names))
+
+
+def _written(paths: Sequence[str]) -> list[str | list[str]]:
+    """Write paths as patterns; as a list of lists if their names look like patterns."""
+    found = patterns(paths)
+    try:
+        is_exact = [path for pattern in found for path in expanded(pattern)] == list(paths)
+    except ValueError:  # too many for one pattern
+        is_exact = False
+    return [*found] if is_exact else [[path] for path in paths]
+
+
+def _read(written: Sequence[str | list[str]]) -> Iterator[str]:
+    for one in written:
+        yield from expanded(one) if isinstance(one, str) else one
