@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
@@ -16,7 +15,7 @@ from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
-from mlr3torch_py.training.trained import Span, change, spans_of
+from mlr3torch_py.training.trained import RATE, Span, change, spans_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +25,6 @@ __all__ = ["plot_history"]
 
 _Row = Mapping[str, Any]
 
-_RATE: Final = re.compile(r"event_lr|lr_(?:.+_)?\d+(?:_x.+)?")
 _MOST_LABELS: Final = 8
 _LOSSES: Final = {"train_loss": "-", "valid_loss": "--"}
 
@@ -123,7 +121,7 @@ def _checked(scores: Any, rows: Sequence[_Row]) -> list[str]:
     if not isinstance(given, Sequence) or not all(isinstance(score, str) for score in given):
         raise TypeError(f"`scores` is {shown(scores)}; give names of scores, such as 'valid_acc'")
     if unknown := [score for score in given if score not in known]:
-        raise ValueError(f"`scores` has {shown(unknown[0])}, which the history lacks; {nearest(unknown, known)}")
+        raise ValueError(f"`scores` has {shown(unknown[0])}, which no epoch has; {nearest(unknown, known)}")
     return list(dict.fromkeys(given))
 
 
@@ -147,7 +145,8 @@ def _rates(rows: Sequence[tuple[int, _Row]]) -> Iterator[tuple[str, list[tuple[f
         points = [
             (key, epoch + i / len(entries), float(entry[key]))
             for i, entry in enumerate(entries)
-            for key in filter(_RATE.fullmatch, entry)
+            for key in entry
+            if key == "event_lr" or RATE.fullmatch(key)
         ]
         if not points and row.get("event_lr") is not None:
             points = [("event_lr", epoch, float(row["event_lr"]))]

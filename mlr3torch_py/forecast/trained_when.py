@@ -102,7 +102,7 @@ def history_of(net: Any) -> tuple[list[dict[str, Any]], int]:
     subject = split_pipeline(net)[1]
     is_net = not isinstance(subject, type) and hasattr(subject, "initialized_")
     history = subject.history if is_net else subject
-    if history is None:
+    if is_net and history is None:
         return [], 1
     rows = history.to_list() if hasattr(type(history), "to_list") else history
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):

@@ -206,6 +206,7 @@ def t_clbk(
     weight: float | None = None,
     path: str | os.PathLike[str] | Callable[[], Any] = ...,
     log_train_loss: bool = False,
+    r_tags: bool = True,
 ) -> TorchCallback[CallbackSetTB]: ...
 @overload
 def t_clbk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,7 +12,7 @@ from mlr3torch_py.patterns import cover, expanded, patterns, summarized
 from mlr3torch_py.protocols import History
 from mlr3torch_py.training.clock import n_batches_of, rows_of
 
-__all__ = ["EVENT", "TRAINABLE", "Span", "change", "known_names", "last_entry", "packed", "spans_of"]
+__all__ = ["EVENT", "RATE", "TRAINABLE", "Span", "change", "known_names", "last_entry", "packed", "spans_of"]
 
 EVENT: Final = "event_unfrozen"
 """The key of the names of what was unfrozen (+) and frozen (-) in an epoch, for people; None if nothing was."""
@@ -19,6 +20,9 @@ EVENT: Final = "event_unfrozen"
 # skorch prints no key that ends so, and none of its loggers takes it.
 TRAINABLE: Final = "trainable_from_batch_count"
 """The key of what is trainable, for programs: entries as `packed` makes them, in the epochs in which it changes."""
+
+RATE: Final = re.compile(r"lr_(?:.+_)?\d+(?:_x.+)?")
+"""The keys of the learning rates of param groups, and of their parts with factors, in the entries of batches."""
 
 _MOST_CHARACTERS: Final = 40
 
