@@ -49,7 +49,7 @@ def main():
         ],
     )
     freeze_plan(net, max_epochs=6).plot().figure.savefig(HERE / "plan_8.png", dpi=90)
-    plot_history(net.fit(X.astype("float32"), y)).savefig(HERE / "history.png", dpi=90)
+    plot_history(net.fit(X.astype("float32"), y), "valid_acc").savefig(HERE / "history.png", dpi=90)
     network = transformer(100)
     schedule = gradual_unfreezing(network, every=3, unit="batch")
     plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **schedule)], max_epochs=30, batches_per_epoch=12)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from mlr3torch_py.arguments import check_flag, check_network, shown
-from mlr3torch_py.forecast.picture import TRAINABLE, draw_epochs, pyplot
+from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, draw_epochs, pyplot
 from mlr3torch_py.forecast.probe import split_pipeline
+from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
@@ -30,13 +31,17 @@ _LOSSES: Final = {"train_loss": "-", "valid_loss": "--"}
 
 
 def plot_history(
-    net: NetOfUser | PipelineOfUser, scores: str | Sequence[str] = (), *, rates: bool = True, names: bool = True
+    net: NetOfUser | PipelineOfUser,
+    scores: str | Sequence[str] = (),
+    *,
+    rates: bool = True,
+    names: bool = True,
+    plan: FreezePlan | None = None,
 ) -> Figure:
     """Draw the losses of a training, and what was unfrozen when.
 
     The time axis is that of a plan: epoch 3 goes from 3 to 4, and a change before the second of its four batches is
-    marked at 3.25. So a plan may be drawn into the axes of this picture, or beside it with a shared axis. What belongs
-    to a whole epoch, such as its losses, is drawn in its middle.
+    marked at 3.25. What belongs to a whole epoch, such as its losses, is drawn in its middle.
 
     Parameters
     ----------
@@ -50,12 +55,14 @@ def plot_history(
     names : bool
         Whether to name what was unfrozen (+) and frozen (-), up to four tensors or the blocks that hold them. Names
         that would cover the one before are left out.
+    plan : FreezePlan, optional
+        What `freeze_plan` returned, to be drawn below, on the same time axis.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Its axes, from top to bottom: the losses, the scores if asked for, the rates if there are any, and the share of
-        trainable weights.
+        Its axes, from top to bottom: the losses, the scores if asked for, the rates if there are any, the share of
+        trainable weights, and the plan if given.
 
     Raises
     ------
@@ -74,8 +81,8 @@ def plot_history(
     >>> from mlr3torch_py import freeze_plan, gradual_unfreezing, t_clbk
     >>> unfreeze = t_clbk("unfreeze", schedule=gradual_unfreezing(every=2))
     >>> net = iris_net(module__neurons=(8,), max_epochs=4, callbacks=[unfreeze]).fit(X, y)
-    >>> losses, accuracy, share = plot_history(net, "valid_acc").axes
-    >>> losses.get_xlim() == freeze_plan(net).plot().get_xlim()
+    >>> losses, accuracy, share, planned = plot_history(net, "valid_acc", plan=freeze_plan(net)).axes
+    >>> losses.get_xlim() == planned.get_xlim() == (1, 5)
     True
     """
     trained = split_pipeline(net)[1]
@@ -88,13 +95,20 @@ def plot_history(
     further = _checked(scores, [row for _, row in rows])
     series = dict(_rates(rows)) if check_flag("rates", rates) else {}
     check_flag("names", names)
+    if not isinstance(plan, FreezePlan | None):
+        raise TypeError(f"`plan` is {shown(plan)}; give what freeze_plan returned")
     spans = list(spans_of(history, getattr(trained.history, "world_size", 1)))
     plt = pyplot()
-    heights = [3, *[2] * bool(further), *[2] * bool(series), 1]
+    heights = [3.0, *[2.0] * bool(further), *[2.0] * bool(series), 1.0]
+    if plan is not None:
+        heights.append(1.5 + min(len(plan.sizes), MOST_ROWS) / 3)
     figure: Figure
     figure, axes = plt.subplots(
         len(heights), 1, sharex=True, figsize=(7, 2.5 + 0.5 * sum(heights)), height_ratios=heights, layout="constrained"
     )
+    if plan is not None:
+        plan.plot(axes[-1])
+        axes = axes[:-1]
     _draw_scores(axes[0], rows, _LOSSES)
     if further:
         _draw_scores(axes[1], rows, dict.fromkeys(further, "-"))
@@ -105,10 +119,11 @@ def plot_history(
     for ax in axes:
         _mark(ax, [x for x, _ in changes])
         ax.spines[["top", "right"]].set_visible(False)
-    draw_epochs(axes[-1], len(history))
-    axes[-1].set_xlim(1, len(history) + 1)
+    n_epochs = max(len(history), 0 if plan is None else plan.max_epochs)
+    draw_epochs(figure.axes[-1], n_epochs)
+    figure.axes[-1].set_xlim(1, n_epochs + 1)
     if names:
-        _name(axes[0], changes, len(history))
+        _name(axes[0], changes, n_epochs)
     axes[0].legend(frameon=False, loc="upper right")
     return figure
 

@@ -13,7 +13,7 @@ from mlr3torch_py.names import listed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["TRAINABLE", "draw_epochs", "plot_plan", "pyplot"]
+__all__ = ["MOST_ROWS", "TRAINABLE", "draw_epochs", "plot_plan", "pyplot"]
 
 # Light grey and dark blue differ in lightness as well as in hue, so everybody can tell them apart.
 FROZEN, TRAINABLE = "#d9d9d9", "#0b5394"

@@ -75,6 +75,14 @@ def test_a_plan_and_a_history_lie_over_each_other():
     assert edges[1] == pytest.approx(2 + 1 / 3)
 
 
+def test_a_plan_is_drawn_below_with_epochs_that_are_still_to_come():
+    net = iris_net(in_two_epochs(), max_epochs=3).fit(X, y)
+    losses, share, planned = plot_history(net, plan=freeze_plan(net, X, y, max_epochs=6)).axes
+    assert losses.get_xlim() == share.get_xlim() == planned.get_xlim() == (1, 7)
+    assert planned.get_yticklabels()[0].get_text() == "0.weight"
+    assert share.get_lines()[0].get_xdata()[-1] == 4
+
+
 def test_names_may_be_left_out_and_do_not_cover_each_other():
     often = CallbackSetUnfreeze(select_last(1), {"batch": [5, 6], "weights": [select_prefix("3"), select_all()]})
     net = iris_net(often, batch_size=2, max_epochs=2, audited=False).fit(X, y)
@@ -144,6 +152,7 @@ def test_a_net_without_a_history_cannot_be_drawn():
         ({"scores": "valid_ac"}, "`scores` has 'valid_ac', which no epoch has; did you mean 'valid_acc'"),
         ({"scores": 3}, "`scores` is 3; give names of scores"),
         ({"rates": 1}, "`rates` is 1; give True or False"),
+        ({"plan": "0.weight"}, "`plan` is '0.weight'; give what freeze_plan returned"),
         ({"names": None}, "`names` is None; give True or False"),
     ],
 )

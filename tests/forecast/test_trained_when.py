@@ -122,8 +122,8 @@ def test_flags_set_by_hand_count_from_the_next_epoch_on():
 
 def test_epochs_without_a_freezing_callback_are_left_out():
     net = iris_net(Freezer("0.weight"), max_epochs=1).fit(X, y)
-    net.set_params(callbacks=[]).partial_fit(X, y)
-    net.set_params(callbacks=[Freezer("3.weight")]).partial_fit(X, y)
+    net.set_params(callbacks=[]).initialize_callbacks().partial_fit(X, y)
+    net.set_params(callbacks=[Freezer("3.weight")]).initialize_callbacks().partial_fit(X, y)
     table = trained_when(net, "batch")
     assert [*table.columns] == [(1, 1), (1, 2), (1, 3), (3, 7), (3, 8), (3, 9)]
     assert [*table.loc["3.weight"]] == [True] * 3 + [False] * 3
