@@ -103,7 +103,7 @@ RIGHT = {
 TRAINED = {
     "n_trainable": 1,
     "train_batch_count": 1,
-    "trainable_from_batch_count": [{"after": 0, "trainable": ["a"], "names": ["a"]}],
+    "trainable_from_batch_count": [{"after": 0, "trainable": [0, 1], "names": ["a"]}],
 }
 MORE = {
     "as_lr_scheduler": {"x": StepLR},

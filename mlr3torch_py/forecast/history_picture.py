@@ -226,5 +226,6 @@ def _name(ax: Axes, changes: Sequence[tuple[float, str]], n_epochs: int) -> None
     for x, text in changes:
         if text and x - last >= 0.03 * n_epochs:
             style: dict[str, Any] = {"rotation": 90, "va": "top", "ha": "right", "fontsize": "x-small"}
+            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
             ax.annotate(text, (x, 0.98), (-2, 0), ("data", "axes fraction"), "offset points", **style)
             last = x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -30,7 +30,7 @@ class Record:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._changes: list[str] = []  # of the epoch
-        self._last: tuple[Sequence[str], Held] | None = None
+        self._last: tuple[list[str], list[bool]] | None = None
 
     def changed(self, when: str, before: Held, held: Held, replaced: Held, tensors: Mapping[str, nn.Parameter]) -> None:
         """Log a change, and record it in the epoch.
@@ -76,12 +76,12 @@ class Record:
         tensors : mapping of str to torch.nn.Parameter
             All parameters of the network.
         """
-        names, trainable = list(tensors), {name for name, tensor in tensors.items() if tensor.requires_grad}
+        names, trainable = list(tensors), [tensor.requires_grad for tensor in tensors.values()]
         if (names, trainable) == self._last:
             return
         are_known = self._last is not None and self._last[0] == names
-        entry = packed(trainable, names, n_finished, with_names=not are_known)
-        if entry.get("names") == self._host.last_recorded(TRAINABLE, "names"):
+        entry = packed(trainable, n_finished, None if are_known else names)
+        if not are_known and entry["names"] == self._host.last_recorded(TRAINABLE, "names"):
             del entry["names"]
         if "names" in entry or entry["trainable"] != self._host.last_recorded(TRAINABLE, "trainable"):
             self._host.record(TRAINABLE, [*(self._host.recorded(TRAINABLE) or ()), entry])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any, Final
 
-from mlr3torch_py.names import ancestors, listed
+from mlr3torch_py.names import listed
 from mlr3torch_py.patterns import cover, expanded, patterns, summarized
 from mlr3torch_py.protocols import History
 from mlr3torch_py.training.clock import n_batches_of, rows_of
@@ -24,6 +25,8 @@ TRAINABLE: Final = "trainable_from_batch_count"
 RATE: Final = re.compile(r"lr_(?:.+_)?\d+(?:_x.+)?")
 """The keys of the learning rates of param groups, and of their parts with factors, in the entries of batches."""
 
+_MOST_NAMES: Final = 4
+_MOST_PATHS: Final = 200
 _MOST_CHARACTERS: Final = 40
 
 
@@ -50,42 +53,42 @@ def change(unfrozen: Collection[str], frozen: Collection[str], known: Sequence[s
 
 
 def _short(names: Collection[str], known: Sequence[str]) -> str:
-    text = summarized(names, known)
-    if len(text) <= _MOST_CHARACTERS:
+    if len(names) <= _MOST_NAMES and len(text := summarized(names, known, _MOST_NAMES)) <= _MOST_CHARACTERS:
         return text
-    paths = patterns(cover(names, known))
-    for most in range(min(len(paths), 6), 0, -1):
-        text = f"{listed(paths, most=most)} ({len(names)} tensor{'s' * (len(names) != 1)})"
-        if len(text) <= _MOST_CHARACTERS:
-            break
-    return text
+    paths, count = cover(names, known), f" ({len(names)} tensor{'s' * (len(names) != 1)})"
+    if len(paths) > _MOST_PATHS:  # which takes long to join, and tells nobody anything
+        return f"{patterns(paths[:_MOST_PATHS])[0]} and more{count}"
+    joined = patterns(paths)
+    texts = [listed(joined, most=most) + count for most in range(min(len(joined), 6), 0, -1)]
+    return next((text for text in texts if len(text) <= _MOST_CHARACTERS), texts[-1])
 
 
-def packed(trainable: Collection[str], names: Sequence[str], n_finished: int, *, with_names: bool) -> dict[str, Any]:
+def packed(trainable: Sequence[bool], n_finished: int, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the entry of the history that says what trains from some batch of an epoch on.
 
     Parameters
     ----------
-    trainable : collection of str
-    names : sequence of str
-        All names of the network, in its order.
+    trainable : sequence of bool
+        For each parameter, in the order of the network.
     n_finished : int
         The training batches of the epoch that are finished.
-    with_names : bool
-        Whether the names themselves are kept, which later entries refer to.
+    names : sequence of str, optional
+        The names of all parameters, if they are not known from an earlier entry.
 
     Returns
     -------
     dict
-        Of numbers and texts.
+        Of numbers and texts: the positions of the trainable parameters as those at which runs begin and end, and the
+        names as patterns.
 
     Examples
     --------
-    >>> packed(["1.bias"], ["0.weight", "0.bias", "1.weight", "1.bias"], 3, with_names=True)
-    {'after': 3, 'trainable': ['1.bias'], 'names': ['{0,1}.{weight,bias}']}
+    >>> packed([False, True, True, False], 3, ["0.weight", "0.bias", "1.weight", "1.bias"])
+    {'after': 3, 'trainable': [1, 3], 'names': ['{0,1}.{weight,bias}']}
     """
-    entry = {"after": n_finished, "trainable": _written(cover(trainable, names))}
-    return entry | {"names": _written(names)} if with_names else entry
+    borders = [i for i, (before, now) in enumerate(pairwise([False, *trainable, False])) if before != now]
+    entry = {"after": n_finished, "trainable": borders}
+    return entry if names is None else entry | {"names": _written(names)}
 
 
 def last_entry(history: History, key: str, part: str) -> object:
@@ -152,8 +155,10 @@ def spans_of(rows: Sequence[Mapping[str, Any]], n_ranks: int = 1) -> Iterator[Sp
         for entry, start, end in zip(entries, starts, [*starts, n_batches][1:], strict=True):
             if "names" in entry:
                 names = tuple(_read(entry["names"]))
-            paths = set(_read(entry["trainable"]))
-            trainable = frozenset(name for name in names if not paths.isdisjoint((name, *ancestors(name))))
+            borders = iter(entry["trainable"])
+            trainable = frozenset(
+                chain.from_iterable(names[begin:end] for begin, end in zip(borders, borders, strict=True))
+            )
             if end > start:
                 yield Span(epoch, before + start + 1, start, end, n_batches, trainable, names)
         before += n_batches
