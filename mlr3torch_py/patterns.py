@@ -31,15 +31,15 @@ def cover(names: Collection[str], known: Iterable[str]) -> list[str]:
     ['0', '1.bias']
     """
     known, wanted, mixed = list(known), set(names), {""}
-    for name in known:
-        if name not in wanted:
-            while (name := name.rpartition(".")[0]) not in mixed:  # noqa: PLW2901
-                mixed.add(name)
+    for path in known:
+        if path not in wanted:
+            while (path := path.rpartition(".")[0]) not in mixed:
+                mixed.add(path)
     found: dict[str, None] = {}
     for path in known:
         if path in wanted:
             while (above := path.rpartition(".")[0]) not in mixed:
-                path = above  # noqa: PLW2901
+                path = above
             found[path] = None
     return list(found)
 

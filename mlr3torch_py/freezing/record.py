@@ -60,7 +60,7 @@ class Record:
         has_changed = bool(unfrozen or frozen)
         if has_changed:
             further = {name for names in tied_names(tensors) for name in names[1:]}
-            known = [name for name in tensors if name not in further]
+            known = [name for name in tensors if name not in further] if further else list(tensors)
             text = change(unfrozen - further, frozen - further, known)
             self._changes.append(f"{text} at {when}" if when.startswith("batch") else text)
         self._host.record("event_unfreeze", has_changed or bool(self._host.recorded("event_unfreeze")))

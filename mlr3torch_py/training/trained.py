@@ -26,7 +26,7 @@ RATE: Final = re.compile(r"lr_(?:.+_)?\d+(?:_x.+)?")
 """The keys of the learning rates of param groups, and of their parts with factors, in the entries of batches."""
 
 _MOST_NAMES: Final = 4
-_MOST_PATHS: Final = 200
+_MOST_PATHS: Final = 50
 _MOST_CHARACTERS: Final = 40
 
 
