@@ -126,7 +126,7 @@ class CallbackSetTB(CallbackSet):
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and self.by_batch_ is not None and self.ctx is not None:
             step = self.ctx.global_step
-            for tag in ("loss/batch", *["last_loss"] * self.r_tags):
+            for tag in ("loss/batch", *["last_loss"] * bool(self.r_tags)):
                 self.by_batch_.add_scalar(tag, self.ctx.last_loss, step)
             for name, rate in self._rates_used(net).items():
                 self.by_batch_.add_scalar(f"lr/batch_{name}", rate, step)
@@ -138,7 +138,7 @@ class CallbackSetTB(CallbackSet):
         for part in ("train", "valid"):
             for name, value in scores_of(row, f"{part}_").items():
                 if isinstance(value, Real) and not isinstance(value, bool):
-                    for tag in (f"{name}/{part}", *[f"{part}.{name}"] * self.r_tags):
+                    for tag in (f"{name}/{part}", *[f"{part}.{name}"] * bool(self.r_tags)):
                         self.by_epoch_.add_scalar(tag, float(value), epoch)
         self.by_epoch_.add_scalar("n_trainable", _n_trainable(net), epoch)
         for name, rate in self._rates_used(net).items():

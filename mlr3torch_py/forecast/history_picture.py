@@ -85,27 +85,15 @@ def plot_history(
     >>> losses.get_xlim() == planned.get_xlim() == (1, 5)
     True
     """
-    trained = split_pipeline(net)[1]
-    if isinstance(trained, type) or not hasattr(trained, "initialized_"):
-        raise TypeError(f"`net` is {shown(net)}; give a net of skorch that was trained with a freezing callback")
-    history = [] if trained.history is None else trained.history.to_list()
-    rows = [(epoch, row) for epoch, row in enumerate(history, 1) if "n_trainable" in row and "train_loss" in row]
-    if not rows:
-        raise ValueError("`net` has no history of a finished epoch with a freezing callback; train it first")
+    trained, history, rows = _finished(net)
     further = _checked(scores, [row for _, row in rows])
     series = dict(_rates(rows)) if check_flag("rates", rates) else {}
     check_flag("names", names)
     if not isinstance(plan, FreezePlan | None):
         raise TypeError(f"`plan` is {shown(plan)}; give what freeze_plan returned")
     spans = list(spans_of(history, getattr(trained.history, "world_size", 1)))
-    plt = pyplot()
-    heights = [3.0, *[2.0] * bool(further), *[2.0] * bool(series), 1.0]
-    if plan is not None:
-        heights.append(1.5 + min(len(plan.sizes), MOST_ROWS) / 3)
     figure: Figure
-    figure, axes = plt.subplots(
-        len(heights), 1, sharex=True, figsize=(7, 2.5 + 0.5 * sum(heights)), height_ratios=heights, layout="constrained"
-    )
+    figure, axes = _panels(n_more=bool(further) + bool(series), plan=plan)
     if plan is not None:
         plan.plot(axes[-1])
         axes = axes[:-1]
@@ -128,6 +116,18 @@ def plot_history(
     return figure
 
 
+def _finished(net: Any) -> tuple[Any, list[dict[str, Any]], list[tuple[int, _Row]]]:
+    """Return the net itself, its history, and the finished epochs with a freezing callback."""
+    trained = split_pipeline(net)[1]
+    if isinstance(trained, type) or not hasattr(trained, "initialized_"):
+        raise TypeError(f"`net` is {shown(net)}; give a net of skorch that was trained with a freezing callback")
+    history = [] if trained.history is None else trained.history.to_list()
+    rows = [(epoch, row) for epoch, row in enumerate(history, 1) if "n_trainable" in row and "train_loss" in row]
+    if not rows:
+        raise ValueError("`net` has no history of a finished epoch with a freezing callback; train it first")
+    return trained, history, rows
+
+
 def _checked(scores: Any, rows: Sequence[_Row]) -> list[str]:
     known = {
         key for row in rows for key, value in row.items() if isinstance(value, Real) and not isinstance(value, bool)
@@ -138,6 +138,14 @@ def _checked(scores: Any, rows: Sequence[_Row]) -> list[str]:
     if unknown := [score for score in given if score not in known]:
         raise ValueError(f"`scores` has {shown(unknown[0])}, which no epoch has; {nearest(unknown, known)}")
     return list(dict.fromkeys(given))
+
+
+def _panels(n_more: int, plan: FreezePlan | None) -> Any:
+    heights = [3.0, *[2.0] * n_more, 1.0]
+    if plan is not None:
+        heights.append(1.5 + min(len(plan.sizes), MOST_ROWS) / 3)
+    size = 7, 2.5 + 0.5 * sum(heights)
+    return pyplot().subplots(len(heights), 1, sharex=True, figsize=size, height_ratios=heights, layout="constrained")
 
 
 def _draw_scores(ax: Axes, rows: Sequence[tuple[int, _Row]], styles: Mapping[str, str]) -> None:

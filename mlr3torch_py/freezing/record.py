@@ -47,21 +47,15 @@ class Record:
         """
         unfrozen, frozen = before - held, held - before
         if logger.isEnabledFor(logging.INFO):
-            for doing, names in (
-                ("unfreezing at", unfrozen),
-                ("freezing at", frozen),
-                ("freezing what was replaced at", replaced & before & held),
-            ):
-                if names:
-                    logger.info("%s %s: %s", doing, when, summarized(names, tensors, most=10))
+            _log("unfreezing at", when, unfrozen, tensors)
+            _log("freezing at", when, frozen, tensors)
+            _log("freezing what was replaced at", when, replaced & before & held, tensors)
         so_far = self._host.recorded(EVENT)
         if not so_far or not self._changes:
             self._changes = [so_far] if so_far else []
         has_changed = bool(unfrozen or frozen)
         if has_changed:
-            further = {name for names in tied_names(tensors) for name in names[1:]}
-            known = [name for name in tensors if name not in further] if further else list(tensors)
-            text = change(unfrozen - further, frozen - further, known)
+            text = _told(unfrozen, frozen, tensors)
             self._changes.append(f"{text} at {when}" if when.startswith("batch") else text)
         self._host.record("event_unfreeze", has_changed or bool(self._host.recorded("event_unfreeze")))
         self._host.record(EVENT, listed(self._changes, most=3) or None)
@@ -86,3 +80,15 @@ class Record:
         if "names" in entry or entry["trainable"] != self._host.last_recorded(TRAINABLE, "trainable"):
             self._host.record(TRAINABLE, [*(self._host.recorded(TRAINABLE) or ()), entry])
         self._last = names, trainable
+
+
+def _log(doing: str, when: str, names: Held, tensors: Mapping[str, nn.Parameter]) -> None:
+    if names:
+        logger.info("%s %s: %s", doing, when, summarized(names, tensors, most=10))
+
+
+def _told(unfrozen: Held, frozen: Held, tensors: Mapping[str, nn.Parameter]) -> str:
+    """Describe a change, with one name for each tensor."""
+    further = {name for names in tied_names(tensors) for name in names[1:]}
+    known = [name for name in tensors if name not in further] if further else list(tensors)
+    return change(unfrozen - further, frozen - further, known)

@@ -282,7 +282,7 @@ def t_clbk(
       cooldown=0, min_lr=0, eps=1e-08, monitor='valid_loss'
     - ``lr_step``: step_size, gamma=0.1, last_epoch=-1
     - ``progress``: digits=2
-    - ``tb``: path, log_train_loss=False
+    - ``tb``: path, log_train_loss=False, r_tags=True
     - ``unfreeze``: starting_weights, unfreeze=None, schedule=None, frozen_mode='train', frozen_norm=None,
       frozen_dropout=None
 
