@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
@@ -24,14 +25,16 @@ __all__ = ["warn_of_recompilation"]
 _FIRST_TO_FOLLOW: Final = "2.12"
 
 
-def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any) -> None:
+def warn_of_recompilation(
+    net: Net, network: nn.Module, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any
+) -> None:
     """Warn if a schedule needs more compilations than torch allows; raise if torch does not follow schedules.
 
     Beyond its limit torch runs the network uncompiled. Training and validation count for each set of trainable weights,
     and a last batch that is shorter counts once. Torch counts the criterion, which skorch compiles too, together with
     a network whose ``forward`` is torch's own, such as ``nn.Sequential``.
     """
-    if not any(map(is_compiled, all_modules(net.module_))):
+    if not any(map(is_compiled, all_modules(network))):
         return
     limit = internal("torch._dynamo", "config").recompile_limit
     loaders = [
@@ -39,7 +42,7 @@ def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, d
         for dataset in (dataset_train, dataset_valid)
         if dataset is not None
     ]
-    is_shared = type(bare(net.module_)).forward.__module__.startswith("torch.")
+    is_shared = type(bare(network)).forward.__module__.startswith("torch.")
     patterns = _n_patterns(net, plans, _length(loaders[0]))
     if patterns > 1 and torch.__version__ < _FIRST_TO_FOLLOW:
         raise ValueError(

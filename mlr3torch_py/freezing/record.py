@@ -25,9 +25,13 @@ class Record:
     Parameters
     ----------
     host : Host
+    place : str
+        What messages call the network.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, place: str) -> None:
+        self.place = place
+        self.prefix: str = "" if place == "module_" else f"{place}: "
         self._host = host
         self._changes: list[str] = []  # of the epoch
         self._last: tuple[list[str], list[bool]] | None = None
@@ -47,9 +51,9 @@ class Record:
         """
         unfrozen, frozen = before - held, held - before
         if logger.isEnabledFor(logging.INFO):
-            _log("unfreezing at", when, unfrozen, tensors)
-            _log("freezing at", when, frozen, tensors)
-            _log("freezing what was replaced at", when, replaced & before & held, tensors)
+            self._log("unfreezing at", when, unfrozen, tensors)
+            self._log("freezing at", when, frozen, tensors)
+            self._log("freezing what was replaced at", when, replaced & before & held, tensors)
         so_far = self._host.recorded(EVENT)
         if not so_far or not self._changes:
             self._changes = [so_far] if so_far else []
@@ -81,10 +85,9 @@ class Record:
             self._host.record(TRAINABLE, [*(self._host.recorded(TRAINABLE) or ()), entry])
         self._last = names, trainable
 
-
-def _log(doing: str, when: str, names: Held, tensors: Mapping[str, nn.Parameter]) -> None:
-    if names:
-        logger.info("%s %s: %s", doing, when, summarized(names, tensors, most=10))
+    def _log(self, doing: str, when: str, names: Held, tensors: Mapping[str, nn.Parameter]) -> None:
+        if names:
+            logger.info("%s%s %s: %s", self.prefix, doing, when, summarized(names, tensors, most=10))
 
 
 def _told(unfrozen: Held, frozen: Held, tensors: Mapping[str, nn.Parameter]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Final
@@ -13,7 +13,19 @@ from mlr3torch_py.patterns import cover, expanded, patterns, summarized
 from mlr3torch_py.protocols import History
 from mlr3torch_py.training.clock import n_batches_of, rows_of
 
-__all__ = ["EVENT", "RATE", "TRAINABLE", "Span", "change", "known_names", "last_entry", "packed", "spans_of"]
+__all__ = [
+    "EVENT",
+    "RATE",
+    "TRAINABLE",
+    "Span",
+    "change",
+    "governed_modules",
+    "key_of",
+    "known_names",
+    "last_entry",
+    "packed",
+    "spans_of",
+]
 
 EVENT: Final = "event_unfrozen"
 """The key of the names of what was unfrozen (+) and frozen (-) in an epoch, for people; None if nothing was."""
@@ -25,9 +37,46 @@ TRAINABLE: Final = "trainable_from_batch_count"
 RATE: Final = re.compile(r"lr_(?:.+_)?\d+(?:_x.+)?")
 """The keys of the learning rates of param groups, and of their parts with factors, in the entries of batches."""
 
+_HIDDEN: Final = "_from_batch_count"
 _MOST_NAMES: Final = 4
 _MOST_PATHS: Final = 50
 _MOST_CHARACTERS: Final = 40
+
+
+def key_of(key: str, module: str) -> str:
+    """Return the key by which the history tells of a module of the net what `key` tells of ``module_``.
+
+    Parameters
+    ----------
+    key : str
+    module : str
+        Its name, without the trailing underscore.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> [key_of(key, "decoder") for key in ("n_trainable", EVENT, TRAINABLE)]
+    ['n_trainable_decoder', 'event_unfrozen_decoder', 'trainable_decoder_from_batch_count']
+    """
+    if module == "module":
+        return key
+    stem = key.removesuffix(_HIDDEN)
+    return f"{stem}_{module}{key[len(stem) :]}"
+
+
+def governed_modules(keys: Iterable[str]) -> list[str]:
+    """List the modules of which keys of a history tell what was unfrozen.
+
+    Examples
+    --------
+    >>> governed_modules(["epoch", "event_unfrozen", "event_unfrozen_decoder"])
+    ['module', 'decoder']
+    """
+    found = (key.removeprefix(EVENT) for key in keys if key == EVENT or key.startswith(f"{EVENT}_"))
+    return [name.removeprefix("_") or "module" for name in found]
 
 
 def change(unfrozen: Collection[str], frozen: Collection[str], known: Sequence[str]) -> str:
@@ -129,7 +178,7 @@ class Span:
         return range(self.first, self.first + self.end - self.start)
 
 
-def spans_of(rows: Sequence[Mapping[str, Any]], n_ranks: int = 1) -> Iterator[Span]:
+def spans_of(rows: Sequence[Mapping[str, Any]], n_ranks: int = 1, module: str = "module") -> Iterator[Span]:
     """Read from a history what was trainable in which batches.
 
     Epochs without a freezing callback, and those of earlier versions, are left out.
@@ -139,6 +188,8 @@ def spans_of(rows: Sequence[Mapping[str, Any]], n_ranks: int = 1) -> Iterator[Sp
     rows : sequence of mapping
     n_ranks : int
         The number of processes whose batches are in the history.
+    module : str
+        The module of the net.
 
     Yields
     ------
@@ -148,9 +199,9 @@ def spans_of(rows: Sequence[Mapping[str, Any]], n_ranks: int = 1) -> Iterator[Sp
     before, names, trainable = 0, tuple[str, ...](), frozenset[str]()
     for epoch, row in enumerate(rows, start=1):
         n_batches = n_batches_of(row, n_ranks)
-        entries = row.get(TRAINABLE) or []
+        entries = row.get(key_of(TRAINABLE, module)) or []
         starts = [int(entry["after"]) for entry in entries]
-        if names and "n_trainable" in row and min([*starts, n_batches]) > 0:
+        if names and key_of("n_trainable", module) in row and min([*starts, n_batches]) > 0:
             yield Span(epoch, before + 1, 0, min([*starts, n_batches]), n_batches, trainable, names)
         for entry, start, end in zip(entries, starts, [*starts, n_batches][1:], strict=True):
             if "names" in entry:
