@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from mlr3torch_py.training.clock import moment_of, row_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import is_main_process, on_main_process
-from mlr3torch_py.training.trained import EVENT, RATE
+from mlr3torch_py.training.trained import EVENT, RATE, governed_modules, key_of
 
 __all__ = ["CallbackSetTB"]
 
@@ -67,7 +67,8 @@ class CallbackSetTB(CallbackSet):
     are ``<measure>/train`` and ``<measure>/valid``, as ``loss/train``, and ``lr/<i>``, the learning rate of each param
     group in the last batch of the epoch, with ``lr/0_x0.1`` for the part of a group that has the factor 0.1, and
     ``lr/<optimizer>_<i>`` for further optimizers. `n_trainable` is the number of trainable weights of ``module_``, or
-    of all modules of a net without one, and the text ``events`` names what was unfrozen (+) and frozen (-).
+    of all modules of a net without one, and the text ``events`` names what was unfrozen (+) and frozen (-). For a
+    further module that freezing callbacks govern they are ``n_trainable/<module>`` and ``events/<module>``.
 
     The subfolder ``batches`` has ``loss/batch`` and ``lr/batch_<i>``, by training batch over the whole life of the net.
     The tags of R are ``train.<measure>``, ``valid.<measure>`` and, by batch, ``last_loss``.
@@ -143,10 +144,17 @@ class CallbackSetTB(CallbackSet):
         self.by_epoch_.add_scalar("n_trainable", _n_trainable(net), epoch)
         for name, rate in self._rates_used(net).items():
             self.by_epoch_.add_scalar(f"lr/{name}", rate, epoch)
-        if row.get(EVENT):
-            self.by_epoch_.add_text("events", f"`{row[EVENT]}`", epoch)
+        for module in governed_modules(row):
+            self._write_events(row, module, epoch)
         for writer in self._writers():
             writer.flush()
+
+    def _write_events(self, row: Mapping[str, Any], module: str, epoch: int) -> None:
+        group = "" if module == "module" else f"/{module}"
+        if group:
+            self.by_epoch_.add_scalar(f"n_trainable{group}", row[key_of("n_trainable", module)], epoch)
+        if text := row[key_of(EVENT, module)]:
+            self.by_epoch_.add_text(f"events{group}", f"`{text}`", epoch)
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         for writer in self._writers():

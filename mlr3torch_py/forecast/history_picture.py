@@ -8,15 +8,17 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_network, shown
 from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, draw_epochs, pyplot
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.forecast.report import FreezePlan
+from mlr3torch_py.forecast.trained_when import module_in
 from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
-from mlr3torch_py.training.trained import RATE, Span, change, spans_of
+from mlr3torch_py.training.trained import RATE, Span, change, key_of, spans_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +39,7 @@ def plot_history(
     rates: bool = True,
     names: bool = True,
     plan: FreezePlan | None = None,
+    module: str | None = None,
 ) -> Figure:
     """Draw the losses of a training, and what was unfrozen when.
 
@@ -57,6 +60,8 @@ def plot_history(
         that would cover the one before are left out.
     plan : FreezePlan, optional
         What `freeze_plan` returned, to be drawn below, on the same time axis.
+    module : str, optional
+        The module of the net, as for `trained_when`.
 
     Returns
     -------
@@ -85,13 +90,14 @@ def plot_history(
     >>> losses.get_xlim() == planned.get_xlim() == (1, 5)
     True
     """
-    trained, history, rows = _finished(net)
+    trained, history, module, rows = _finished(net, module)
+    network = check_network("net", trained if module == "module" else getattr(trained, f"{module}_", None))
     further = _checked(scores, [row for _, row in rows])
     series = dict(_rates(rows)) if check_flag("rates", rates) else {}
     check_flag("names", names)
     if not isinstance(plan, FreezePlan | None):
         raise TypeError(f"`plan` is {shown(plan)}; give what freeze_plan returned")
-    spans = list(spans_of(history, getattr(trained.history, "world_size", 1)))
+    spans = list(spans_of(history, getattr(trained.history, "world_size", 1), module))
     figure: Figure
     figure, axes = _panels(n_more=bool(further) + bool(series), plan=plan)
     if plan is not None:
@@ -102,8 +108,8 @@ def plot_history(
         _draw_scores(axes[1], rows, dict.fromkeys(further, "-"))
     if series:
         _draw_rates(axes[-2], series)
-    _draw_share(axes[-1], rows, spans, trained)
-    changes = list(_changes(rows, spans, names_by_tensor(check_network("net", trained))))
+    _draw_share(axes[-1], rows, spans, network)
+    changes = list(_changes(rows, spans, names_by_tensor(network)))
     for ax in axes:
         _mark(ax, [x for x, _ in changes])
         ax.spines[["top", "right"]].set_visible(False)
@@ -116,16 +122,25 @@ def plot_history(
     return figure
 
 
-def _finished(net: Any) -> tuple[Any, list[dict[str, Any]], list[tuple[int, _Row]]]:
-    """Return the net itself, its history, and the finished epochs with a freezing callback."""
+def _finished(net: Any, module: str | None) -> tuple[Any, list[dict[str, Any]], str, list[tuple[int, _Row]]]:
+    """Return the net itself, its history, the module, and the finished epochs with a freezing callback for it.
+
+    Their keys are those of ``module_``.
+    """
     trained = split_pipeline(net)[1]
     if isinstance(trained, type) or not hasattr(trained, "initialized_"):
         raise TypeError(f"`net` is {shown(net)}; give a net of skorch that was trained with a freezing callback")
     history = [] if trained.history is None else trained.history.to_list()
-    rows = [(epoch, row) for epoch, row in enumerate(history, 1) if "n_trainable" in row and "train_loss" in row]
+    module = module_in(history, module)
+    keys = {key: key_of(key, module) for key in ("n_trainable", "event_unfreeze")}
+    rows: list[tuple[int, _Row]] = [
+        (epoch, row | {key: row.get(own) for key, own in keys.items()})
+        for epoch, row in enumerate(history, 1)
+        if keys["n_trainable"] in row and "train_loss" in row
+    ]
     if not rows:
         raise ValueError("`net` has no history of a finished epoch with a freezing callback; train it first")
-    return trained, history, rows
+    return trained, history, module, rows
 
 
 def _checked(scores: Any, rows: Sequence[_Row]) -> list[str]:
@@ -192,8 +207,7 @@ def _draw_rates(ax: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) -
         ax.legend(frameon=False, fontsize="x-small")
 
 
-def _draw_share(ax: Axes, rows: Sequence[tuple[int, _Row]], spans: Sequence[Span], net: Any) -> None:
-    network = check_network("net", net)
+def _draw_share(ax: Axes, rows: Sequence[tuple[int, _Row]], spans: Sequence[Span], network: nn.Module) -> None:
     tensors, tied = named_parameters(network), names_by_tensor(network)
     sizes = [(set(names), tensors[names[0]].numel()) for names in tied]
     total = sum(size for _, size in sizes) or 1

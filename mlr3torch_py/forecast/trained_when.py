@@ -8,16 +8,20 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from mlr3torch_py.arguments import check_choice, shown
+from mlr3torch_py.arguments import check_choice, check_text, shown
 from mlr3torch_py.forecast.probe import split_pipeline
+from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import History, NetOfUser, PipelineOfUser
-from mlr3torch_py.training.trained import known_names, spans_of
+from mlr3torch_py.training.trained import governed_modules, known_names, spans_of
 
-__all__ = ["history_of", "trained_when"]
+__all__ = ["history_of", "module_in", "trained_when"]
 
 
 def trained_when(
-    net: NetOfUser | PipelineOfUser | History | Sequence[Mapping[str, Any]], by: Literal["epoch", "batch"] = "epoch"
+    net: NetOfUser | PipelineOfUser | History | Sequence[Mapping[str, Any]],
+    by: Literal["epoch", "batch"] = "epoch",
+    *,
+    module: str | None = None,
 ) -> pd.DataFrame:
     """Tabulate which parameters trained when, from a history alone.
 
@@ -27,6 +31,9 @@ def trained_when(
         A net that was trained with a freezing callback, or has loaded the history of one; a pipeline that ends in one;
         or a history.
     by : {"epoch", "batch"}
+    module : str, optional
+        The module of the net, by the name that freezing callbacks have as `module`. It need not be given if the history
+        tells of one module only.
 
     Returns
     -------
@@ -40,7 +47,7 @@ def trained_when(
     TypeError
         If `net` is none of these.
     ValueError
-        If `by` is wrong, or the history does not say what trained.
+        If `by` or `module` is wrong, or the history does not say what trained.
 
     See Also
     --------
@@ -72,7 +79,7 @@ def trained_when(
     """
     check_choice("by", by, ("epoch", "batch"))
     rows, n_ranks = history_of(net)
-    spans = list(spans_of(rows, n_ranks))
+    spans = list(spans_of(rows, n_ranks, module_in(rows, module)))
     if not spans:
         raise ValueError(
             "`net` has no history that says what trained; train it with a freezing callback, such as t_clbk('unfreeze')"
@@ -89,6 +96,22 @@ def trained_when(
         return pd.DataFrame(np.repeat(trained, lengths, axis=1), index, columns)
     epochs, starts = np.unique([span.epoch for span in spans], return_index=True)
     return pd.DataFrame(np.logical_or.reduceat(trained, starts, axis=1), index, pd.Index(epochs, name="epoch"))
+
+
+def module_in(rows: Sequence[Mapping[str, Any]], module: str | None) -> str:
+    """Return the module that is asked for, or the only one of which a history tells what was unfrozen.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does not tell of that module, or of several and none is asked for.
+    """
+    known = list(dict.fromkeys(name for row in rows for name in governed_modules(row)))
+    if module is not None and (check_text("module", module, "the name of a module") in known or not known):
+        return module
+    if module is None and len(known) < 2:
+        return known[0] if known else "module"
+    raise ValueError(f"`module` is {module!r}, but the history tells of {listed(map(repr, known))}; give one of them")
 
 
 def history_of(net: Any) -> tuple[list[dict[str, Any]], int]:
