@@ -130,7 +130,7 @@ class CallbackSetProgress(CallbackSet):
 
 def _changes(row: Mapping[str, Any]) -> Iterator[str]:
     for module in governed_modules(row):
-        if text := row[key_of(EVENT, module)]:
+        if text := row.get(key_of(EVENT, module)):
             place = "" if module == "module" else f"{module}_: "
             yield f"; {place}{text.replace('+ ', 'unfroze ').replace('- ', 'froze ')}"
 

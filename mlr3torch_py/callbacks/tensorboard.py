@@ -153,7 +153,7 @@ class CallbackSetTB(CallbackSet):
         group = "" if module == "module" else f"/{module}"
         if group:
             self.by_epoch_.add_scalar(f"n_trainable{group}", row[key_of("n_trainable", module)], epoch)
-        if text := row[key_of(EVENT, module)]:
+        if text := row.get(key_of(EVENT, module)):
             self.by_epoch_.add_text(f"events{group}", f"`{text}`", epoch)
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:

@@ -68,15 +68,15 @@ def key_of(key: str, module: str) -> str:
 
 
 def governed_modules(keys: Iterable[str]) -> list[str]:
-    """List the modules of which keys of a history tell what was unfrozen.
+    """List the modules that freezing callbacks govern, by the keys of a history.
 
     Examples
     --------
-    >>> governed_modules(["epoch", "event_unfrozen", "event_unfrozen_decoder"])
+    >>> governed_modules(["epoch", "n_trainable", "n_trainable_decoder"])
     ['module', 'decoder']
     """
-    found = (key.removeprefix(EVENT) for key in keys if key == EVENT or key.startswith(f"{EVENT}_"))
-    return [name.removeprefix("_") or "module" for name in found]
+    found = (key.partition("n_trainable") for key in keys)
+    return [name.removeprefix("_") or "module" for before, key, name in found if key and not before]
 
 
 def change(unfrozen: Collection[str], frozen: Collection[str], known: Sequence[str]) -> str:

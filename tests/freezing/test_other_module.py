@@ -1,13 +1,18 @@
 """Modules of a net beside ``module_``: callbacks that name one of them govern it, and nothing else."""
 
+import os
 import pickle
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from skorch import NeuralNet
+from skorch.hf import AccelerateMixin
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
 
 from mlr3torch_py import (
     CallbackSetUnfreeze,
@@ -25,6 +30,8 @@ from mlr3torch_py import (
     trainable_names,
     trained_when,
 )
+from mlr3torch_py.network.unwrap import bare
+from tests.parallel import in_processes
 
 ALL = ["0.weight", "0.bias", "2.weight", "2.bias"]
 HEAD = ALL[2:]
@@ -75,8 +82,8 @@ class GAN(NeuralNet):
 
 
 def gan(*callbacks, cls=GAN, **params):
-    given = {"max_epochs": 4, "batch_size": 20, "train_split": None, "verbose": 0} | params
-    return cls(nn.Identity, criterion=nn.MSELoss, callbacks=list(callbacks), **given)
+    given = {"criterion": nn.MSELoss, "max_epochs": 4, "batch_size": 20, "train_split": None, "verbose": 0} | params
+    return cls(nn.Identity, callbacks=list(callbacks), **given)
 
 
 def fitted(net, y=None):
@@ -417,3 +424,49 @@ def test_a_copy_of_a_callback_governs_the_same_module():
     callback = Freezer("0.bias", module="discriminator")
     for copy in (deepcopy(callback), pickle.loads(pickle.dumps(callback)), callback.__sklearn_clone__()):
         assert repr(copy) == "Freezer(names='0.bias', module='discriminator')"
+
+
+class ParallelPair(Pair):
+    def initialize_module(self):
+        super().initialize_module()
+        self.module_ = DistributedDataParallel(self.module_)
+        self.decoder_ = DistributedDataParallel(self.decoder_)
+        return self
+
+
+class AcceleratedPair(AccelerateMixin, Pair):
+    pass
+
+
+def mean_squares():
+    """A criterion that is no module, which accelerate can leave as it is."""
+    return nn.functional.mse_loss
+
+
+def share(cls, per_batch):
+    rows = {"epoch": [3], "weights": [select_prefix("0")]}
+    callbacks = [
+        ("encoder", CallbackSetUnfreeze(select_last(1), {"batch": [4], "weights": [select_all()]})),
+        ("decoder", CallbackSetUnfreeze(select_last(1), rows, module="decoder")),
+        t_clbk("freeze_audit"),
+    ]
+    params = {"batch_size": per_batch, "criterion": mean_squares}
+    if cls is ParallelPair:
+        params["iterator_train__sampler"] = DistributedSampler(REAL, shuffle=False)
+    if cls is AcceleratedPair:
+        params["accelerator"] = Accelerator(cpu=True)
+    net = gan(*callbacks, cls=cls, **params).initialize()
+    bare(net.decoder_)[1].p = 0.0  # dropout draws other numbers in each process
+    net.partial_fit(REAL, REAL)
+    return [bits(bare(net.module_), bare(net.decoder_)), net.history[:, ("n_trainable", "n_trainable_decoder")]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX, to start processes by a forkserver")
+@pytest.mark.parametrize("cls", [ParallelPair, AcceleratedPair])
+def test_processes_that_share_batches_agree_on_both_modules(tmp_path, cls):
+    weights, trainable = share(Pair, 20)
+    ours, theirs = in_processes(tmp_path, share, cls, 10)
+    assert same(ours[0], theirs[0])
+    assert ours[1] == theirs[1] == trainable == [(5, 20), (25, 20), (25, 32), (25, 32)]
+    assert all(map(torch.allclose, ours[0], weights))
