@@ -159,9 +159,11 @@ class FreezingEngine(Generic[_Host]):
             self._flags_before = None
 
     def _next_row(self, batch: int) -> float:
-        return min((plan.next_batch(batch) for plan in self._plans()), default=math.inf)
+        return min((plan.next_batch(batch) for plan in self.plans), default=math.inf)
 
-    def _plans(self) -> Iterator[Plan]:
+    @property
+    def plans(self) -> Iterator[Plan]:
+        """The plans of all holders."""
         return (plan for holder in self.holders for plan in holder.plans_)
 
     def _governed(self) -> Held:
@@ -213,7 +215,7 @@ class FreezingEngine(Generic[_Host]):
 
     def warn_of_missing(self) -> None:
         """Warn about parameters of the plans that no optimizer holds, apart from those that were missing before."""
-        will_train = frozenset[str]().union(*(plan.ever_trainable for plan in self._plans()))
+        will_train = frozenset[str]().union(*(plan.ever_trainable for plan in self.plans))
         optimizers = self._optimizers()
         missing = frozenset(missing_from(self.network, will_train, optimizers))
         if message := in_no_optimizer(self.network, missing - self.driver.missing_, optimizers):
@@ -259,7 +261,7 @@ class FreezingEngine(Generic[_Host]):
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
         factors: dict[int, float] = {}
-        for plan in self._plans():
+        for plan in self.plans:
             for name, factor in plan.lr_factors:
                 factors.setdefault(id(self._inventory.tensors[name]), factor)
         return factors

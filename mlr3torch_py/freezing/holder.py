@@ -139,8 +139,8 @@ class FreezingCallback(CallbackSet, ABC):
             for callback in callbacks:
                 callback.decide(net)
             if engine.is_provisional:
-                plans = [plan for callback in callbacks for plan in callback.plans_]
-                warn_of_recompilation(net, engine.network, plans, dataset_train, dataset_valid)
+                plans_of = {peer.host.module: [*peer.plans] for peer in engine.peers}
+                warn_of_recompilation(net, plans_of, self.module, dataset_train, dataset_valid)
             engine.begin_epoch(moment_of(net.history))
         except Exception:
             take_back_epoch(net)

@@ -1,18 +1,12 @@
 """Modules of a net beside ``module_``: callbacks that name one of them govern it, and nothing else."""
 
-import os
 import pickle
 from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from skorch import NeuralNet
-from skorch.hf import AccelerateMixin
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DistributedSampler
 
 from mlr3torch_py import (
     CallbackSetUnfreeze,
@@ -30,84 +24,21 @@ from mlr3torch_py import (
     trainable_names,
     trained_when,
 )
-from mlr3torch_py.network.unwrap import bare
-from tests.parallel import in_processes
-
-ALL = ["0.weight", "0.bias", "2.weight", "2.bias"]
-HEAD = ALL[2:]
-REAL = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
-judged = nn.functional.binary_cross_entropy_with_logits
-
-
-def networks():
-    torch.manual_seed(0)
-    return (
-        nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 4)),
-        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)),
-    )
-
-
-def take_turns(generator, discriminator, make, judge, batch):
-    """Take a step with either optimizer, each of whose backward passes also reaches the other network."""
-    noise = torch.randn(len(batch), 2)
-    judge.zero_grad()
-    of_real, of_made = discriminator(batch), discriminator(generator(noise))
-    loss = judged(of_real, torch.ones_like(of_real)) + judged(of_made, torch.zeros_like(of_made))
-    loss.backward()
-    judge.step()
-    make.zero_grad()
-    of_made = discriminator(generator(noise))
-    loss = judged(of_made, torch.ones_like(of_made))
-    loss.backward()
-    make.step()
-    return loss.detach()
-
-
-class GAN(NeuralNet):
-    """Two networks that take turns, and no ``module_``."""
-
-    def initialize_module(self):
-        self.generator_, self.discriminator_ = networks()
-        return self
-
-    def initialize_optimizer(self):
-        self.make_ = torch.optim.Adam(self.generator_.parameters(), lr=0.01)
-        self.judge_ = torch.optim.SGD(self.discriminator_.parameters(), lr=0.1, momentum=0.9)
-        return self
-
-    def train_step(self, batch, **fit_params):
-        self._set_training(True)
-        loss = take_turns(self.generator_, self.discriminator_, self.make_, self.judge_, batch[0])
-        return {"loss": loss, "y_pred": batch[0]}
-
-
-def gan(*callbacks, cls=GAN, **params):
-    given = {"criterion": nn.MSELoss, "max_epochs": 4, "batch_size": 20, "train_split": None, "verbose": 0} | params
-    return cls(nn.Identity, callbacks=list(callbacks), **given)
-
-
-def fitted(net, y=None):
-    net.initialize()
-    torch.manual_seed(1)
-    return net.partial_fit(REAL, y)
-
-
-def batches():
-    torch.manual_seed(1)
-    for _ in range(4):
-        yield from torch.utils.data.DataLoader(torch.as_tensor(REAL), batch_size=20)
-
-
-def bits(*modules):
-    return [tensor.detach().clone() for module in modules for tensor in module.state_dict().values()]
-
-
-def same(some, others):
-    return len(some) == len(others) and all(map(torch.equal, some, others))
-
-
-def weights_of(net):
-    return bits(net.generator_, net.discriminator_)
+from tests.freezing.turns import (
+    ALL,
+    GAN,
+    HEAD,
+    REAL,
+    Pair,
+    batches,
+    bits,
+    fitted,
+    gan,
+    networks,
+    same,
+    take_turns,
+    weights_of,
+)
 
 
 def both(**judge):
@@ -179,17 +110,6 @@ def test_the_flags_and_modes_of_the_other_modules_stay_as_they_are():
     assert watch.seen == [(ALL[:3], HEAD)] * 12
     assert modes == [[True, False]] * 12
     assert net.discriminator_.train()[0].training
-
-
-class Pair(NeuralNet):
-    """An encoder and a decoder with the optimizer, and the step, of skorch."""
-
-    def initialize_module(self):
-        self.decoder_, self.module_ = networks()
-        return self
-
-    def infer(self, x, **fit_params):
-        return self.decoder_(self.module_(x).repeat(1, 2))
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -424,49 +344,3 @@ def test_a_copy_of_a_callback_governs_the_same_module():
     callback = Freezer("0.bias", module="discriminator")
     for copy in (deepcopy(callback), pickle.loads(pickle.dumps(callback)), callback.__sklearn_clone__()):
         assert repr(copy) == "Freezer(names='0.bias', module='discriminator')"
-
-
-class ParallelPair(Pair):
-    def initialize_module(self):
-        super().initialize_module()
-        self.module_ = DistributedDataParallel(self.module_)
-        self.decoder_ = DistributedDataParallel(self.decoder_)
-        return self
-
-
-class AcceleratedPair(AccelerateMixin, Pair):
-    pass
-
-
-def mean_squares():
-    """A criterion that is no module, which accelerate can leave as it is."""
-    return nn.functional.mse_loss
-
-
-def share(cls, per_batch):
-    rows = {"epoch": [3], "weights": [select_prefix("0")]}
-    callbacks = [
-        ("encoder", CallbackSetUnfreeze(select_last(1), {"batch": [4], "weights": [select_all()]})),
-        ("decoder", CallbackSetUnfreeze(select_last(1), rows, module="decoder")),
-        t_clbk("freeze_audit"),
-    ]
-    params = {"batch_size": per_batch, "criterion": mean_squares}
-    if cls is ParallelPair:
-        params["iterator_train__sampler"] = DistributedSampler(REAL, shuffle=False)
-    if cls is AcceleratedPair:
-        params["accelerator"] = Accelerator(cpu=True)
-    net = gan(*callbacks, cls=cls, **params).initialize()
-    bare(net.decoder_)[1].p = 0.0  # dropout draws other numbers in each process
-    net.partial_fit(REAL, REAL)
-    return [bits(bare(net.module_), bare(net.decoder_)), net.history[:, ("n_trainable", "n_trainable_decoder")]]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="needs POSIX, to start processes by a forkserver")
-@pytest.mark.parametrize("cls", [ParallelPair, AcceleratedPair])
-def test_processes_that_share_batches_agree_on_both_modules(tmp_path, cls):
-    weights, trainable = share(Pair, 20)
-    ours, theirs = in_processes(tmp_path, share, cls, 10)
-    assert same(ours[0], theirs[0])
-    assert ours[1] == theirs[1] == trainable == [(5, 20), (25, 20), (25, 32), (25, 32)]
-    assert all(map(torch.allclose, ours[0], weights))
