@@ -13,8 +13,9 @@ from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
 from mlr3torch_py.checkpoint.check_resume import check_resume
 from mlr3torch_py.checkpoint.resume_report import ResumeReport
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
-from mlr3torch_py.forecast.picture import plot_history
+from mlr3torch_py.forecast.history_picture import plot_history
 from mlr3torch_py.forecast.report import FreezePlan
+from mlr3torch_py.forecast.trained_when import trained_when
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.mlp import MLP
@@ -100,4 +101,5 @@ __all__ = [
     "to_dict",
     "torch_callback",
     "trainable_names",
+    "trained_when",
 ]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from mlr3torch_py.names import ancestors, listed
+from mlr3torch_py.names import listed
 
 __all__ = ["cover", "expanded", "patterns", "summarized"]
 
@@ -30,10 +30,18 @@ def cover(names: Collection[str], known: Iterable[str]) -> list[str]:
     >>> cover(["0.weight", "0.bias", "1.bias"], ["0.weight", "0.bias", "1.weight", "1.bias"])
     ['0', '1.bias']
     """
-    known, wanted = list(known), set(names)
-    mixed = {path for name in known if name not in wanted for path in ancestors(name)} | {""}
-    whole = ([name, *ancestors(name)] for name in known if name in wanted)
-    return list(dict.fromkeys(next(path for path in [*paths][::-1] if path not in mixed) for paths in whole))
+    known, wanted, mixed = list(known), set(names), {""}
+    for path in known:
+        if path not in wanted:
+            while (path := path.rpartition(".")[0]) not in mixed:
+                mixed.add(path)
+    found: dict[str, None] = {}
+    for path in known:
+        if path in wanted:
+            while (above := path.rpartition(".")[0]) not in mixed:
+                path = above
+            found[path] = None
+    return list(found)
 
 
 def patterns(paths: Iterable[str]) -> list[str]:
@@ -55,13 +63,13 @@ def patterns(paths: Iterable[str]) -> list[str]:
     """
     found: list[tuple[tuple[str, ...], ...]] = [tuple((part,) for part in path.split(".")) for path in paths]
     for position in range(max(map(len, found), default=0) - 1, -1, -1):
-        joined: list[tuple[tuple[str, ...], ...]] = []
+        runs: list[tuple[tuple[tuple[str, ...], ...], list[str]]] = []  # the first of some paths, and where they differ
         for parts in found:
-            if joined and _differ_only_at(position, joined[-1], parts):
-                before = joined.pop()
-                parts = (*before[:position], before[position] + parts[position], *before[position + 1 :])
-            joined.append(parts)
-        found = joined
+            if runs and _differ_only_at(position, runs[-1][0], parts):
+                runs[-1][1].extend(parts[position])
+            else:
+                runs.append((parts, [*parts[position]] if position < len(parts) else []))
+        found = [(*one[:position], tuple(texts), *one[position + 1 :]) if texts else one for one, texts in runs]
     return [".".join(map(_braced, parts)) for parts in found]
 
 

@@ -59,6 +59,7 @@ class Net(Protocol):
     def get_default_callbacks(self) -> list[tuple[str, Any]]: ...
     def initialize_callbacks(self) -> Any: ...
     def initialize_module(self) -> Any: ...
+    def initialize_criterion(self) -> Any: ...
     def _uniquely_named_callbacks(self) -> Iterator[tuple[str, Any]]: ...
     def _current_init_context(self, name: str) -> AbstractContextManager[None]: ...
 
@@ -94,17 +95,19 @@ class EventCounter(Protocol):
         """The number of the last event; every event of every net has its own."""
 
 
-def last_event(net: Net) -> int | None:
-    """Return the number of the last event at which something was frozen or unfrozen; None without any."""
+def last_event(net: Net, module: str = "module") -> int | None:
+    """Return the number of the last event in a module of a net; None without any."""
     for _, callback in net.callbacks_:
         # Not by getattr, since an object such as a Mock may answer every attribute.
-        engine: EventCounter | None = getattr(callback, "__dict__", {}).get("engine_")
-        if engine is not None:
+        attributes = getattr(callback, "__dict__", {})
+        engine: EventCounter | None = attributes.get("engine_")
+        if engine is not None and attributes.get("module", "module") == module:
             return engine.event
     return None
 
 
 def pinned_kinds(callbacks: Iterable[Any]) -> tuple[bool, bool]:
-    """Tell whether callbacks pin frozen normalisation layers, and all other frozen modules, in eval mode."""
-    modes: list[tuple[str, str]] = [callback.modes for callback in callbacks if hasattr(type(callback), "modes")]
+    """Tell whether callbacks pin frozen normalisation layers of ``module_``, and all other frozen modules, in eval."""
+    freezing = [callback for callback in callbacks if hasattr(type(callback), "modes")]
+    modes: list[tuple[str, str]] = [callback.modes for callback in freezing if callback.module == "module"]
     return any(norm == "eval" for norm, _ in modes), any(other == "eval" for _, other in modes)

@@ -19,6 +19,7 @@ ROWS = [
 ]
 HERE = [name for _, here, _ in ROWS for name in re.findall(r"`([^`]+)`", here)]
 IN_R = " ".join(in_r for in_r, _, _ in ROWS)
+KEYS = set(mlr3torch_callbacks)  # before any example adds one
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_no_stage_and_no_method_of_r_is_left_out():
 
 def test_every_key_that_is_rs_is_in_the_table():
     ours = {"early_stopping", "freeze_audit", "freezer", "frozen_cache"}
-    assert {key for key in mlr3torch_callbacks if f"`{key}`" in IN_R} == set(mlr3torch_callbacks) - ours
+    assert KEYS - ours == {key for key in KEYS if f"`{key}`" in IN_R}
 
 
 def test_the_stages_of_a_callback_are_listed_as_the_page_says():

@@ -100,10 +100,17 @@ RIGHT = {
     "value": select_all(),
     "x": "history",
 }
+TRAINED = {
+    "n_trainable": 1,
+    "train_batch_count": 1,
+    "trainable_from_batch_count": [{"after": 0, "trainable": [0, 1], "names": ["a"]}],
+}
 MORE = {
     "as_lr_scheduler": {"x": StepLR},
     "freeze_plan": {"net": iris_net(Freezer("0.weight", until_step=4)), "X": X, "y": y},
     "freezer": {"name_starts_with": "0"},
+    "plot_history": {"net": iris_net(Freezer("0.weight"), max_epochs=1).fit(X, y)},
+    "trained_when": {"net": [TRAINED]},
 }
 # Names for what stands in for any: a stage of a callback.
 ANY = {"callback_set": "on_epoch_end", "torch_callback": "on_epoch_end"}

@@ -51,7 +51,7 @@ def main():
         ],
     )
     freeze_plan(net, max_epochs=6).plot().figure.savefig(HERE / "plan_8.png", dpi=90)
-    plot_history(net.fit(X.astype("float32"), y)).savefig(HERE / "history.png", dpi=90)
+    plot_history(net.fit(X.astype("float32"), y), "valid_acc").savefig(HERE / "history.png", dpi=90)
     network = resnet18()  # as the weights are not asked for, they are random; the plan is that of the trained network
     network.fc = nn.Linear(512, 10)
     schedule = gradual_unfreezing(network, every=2, level="stage", lr_decay=2.6)

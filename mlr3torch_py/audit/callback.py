@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal
 
 import pandas as pd
+from torch import nn
 
 from mlr3torch_py.arguments import check_choice, check_whole
 from mlr3torch_py.audit.causes import describe_changes, describe_moving_buffers
@@ -32,7 +35,9 @@ class CallbackSetFreezeAudit(CallbackSet):
 
     Whenever something is frozen or unfrozen, and after the training batches of every epoch, two kinds of tensors are
     compared with what they were: all parameters that did not require a gradient since the last time, and all buffers
-    of parts of the network that were frozen as a whole, by callbacks or by hand.
+    of parts of the network that were frozen as a whole, by callbacks or by hand. The network is ``module_``, and with
+    it every other module of the net that a freezing callback governs by `module`; names in these begin with that of the
+    module, as ``discriminator_.0.weight``.
 
     Parameters
     ----------
@@ -97,9 +102,10 @@ class CallbackSetFreezeAudit(CallbackSet):
 
     label = "Freeze Audit"
     default_weight: ClassVar[float] = 500
-    event_: int | None = _NO_EVENT
-    frozen_: FrozenTensors | None = None
-    trainable_: TrainableTensors | None = None
+    modules_: tuple[str, ...] = ()
+    event_: Mapping[str, int | None] = MappingProxyType({})
+    frozen_: dict[str, FrozenTensors] | None = None
+    trainable_: dict[str, TrainableTensors] | None = None
     forward_: ForwardWatch | None = None
     report_: AuditReport | None = None
     warned_of_: frozenset[str] = frozenset()
@@ -130,21 +136,23 @@ class CallbackSetFreezeAudit(CallbackSet):
             check_whole("sample", self.sample, "values")
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        self.require_module(net)
+        if not _audited(net):
+            self.require_module(net)
         self._forget()
         self.report_, self.warned_of_ = AuditReport(), frozenset()
 
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if not training:
             return
-        if (event := last_event(net)) != self.event_:
+        if self.is_checked_:
+            self.modules_ = _audited(net)
+        events = {name: last_event(net, name) for name in self.modules_}
+        if events != self.event_:
             # The freezing callbacks have acted just now, and no step was taken since.
-            batch = self._batch()
-            self._check(net, batch - 1)
-            self._check_trainable(net, batch - 1)
-            self._keep_frozen(net, batch)
-            self.trainable_ = TrainableTensors(net.module_, self.trainable_, batch=batch)
-            self.event_, self.n_batches_, self.next_look_ = event, 0, 1
+            self._check(net, self._batch() - 1)
+            for name in [name for name in events if events[name] != self.event_.get(name, _NO_EVENT)]:
+                self._begin_stretch(net, name)
+            self.event_, self.n_batches_, self.next_look_ = events, 0, 1
         self.n_batches_ += 1
         is_first_in_epoch, self.is_checked_ = self.is_checked_, False
         self.is_looking_ = is_first_in_epoch or self.n_batches_ == self.next_look_
@@ -154,18 +162,19 @@ class CallbackSetFreezeAudit(CallbackSet):
             self._look(net)
 
     def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
-        if self.trainable_ is not None:
-            self.trainable_.gradients_computed(look=self.is_looking_)
+        for trainable in (self.trainable_ or {}).values():
+            trainable.gradients_computed(look=self.is_looking_)
 
     def on_before_valid(self, net: Net, **kwargs: Any) -> None:
         # Not later, since callbacks may put better weights back when training ends.
         self._check(net, self._batch())
-        if self.trainable_ is not None:
-            self.trainable_.look_at_values()
+        for trainable in (self.trainable_ or {}).values():
+            trainable.look_at_values()
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self._check(net, self._batch())
-        self._check_trainable(net, self._batch())
+        for name in self.trainable_ or ():
+            self._check_trainable(net, name, self._batch())
         if self.report_ is not None:
             logger.info("freeze_audit %s", self.report_.summary())
 
@@ -173,21 +182,30 @@ class CallbackSetFreezeAudit(CallbackSet):
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"event_": _NO_EVENT, "frozen_": None, "trainable_": None, "forward_": None}
+        return super().__getstate__() | {"event_": {}, "frozen_": None, "trainable_": None, "forward_": None}
 
     def _forget(self) -> None:
         if self.forward_ is not None:
             self.forward_.remove()
-        self.event_, self.frozen_, self.trainable_, self.forward_ = _NO_EVENT, None, None, None
+        self.event_, self.frozen_, self.trainable_, self.forward_ = {}, None, None, None
         self.is_checked_ = True
 
-    def _keep_frozen(self, net: Net, batch: int) -> None:
-        self.report_ = self.report_ or AuditReport()
-        self.frozen_ = FrozenTensors(
-            net.module_,
-            freezing_callbacks(net),
+    def _begin_stretch(self, net: Net, name: str) -> None:
+        """Keep what a module is at an event."""
+        batch = self._batch()
+        self._check_trainable(net, name, batch - 1)
+        self._keep_frozen(net, name, batch)
+        self.trainable_ = self.trainable_ or {}
+        self.trainable_[name] = TrainableTensors(_network(net, name), self.trainable_.get(name), batch=batch)
+
+    def _keep_frozen(self, net: Net, name: str, batch: int) -> None:
+        self.report_, self.frozen_ = self.report_ or AuditReport(), self.frozen_ or {}
+        self.frozen_[name] = FrozenTensors(
+            _network(net, name),
+            freezing_callbacks(net, name),
             self.report_,
-            self.frozen_,
+            self.frozen_.get(name),
+            place=_place(name),
             epoch=len(net.history),
             batch=batch,
             sample=None if self.sample is None else int(self.sample),
@@ -201,14 +219,18 @@ class CallbackSetFreezeAudit(CallbackSet):
             self.forward_.remove()
         if (frozen := self.frozen_) is None or (trainable := self.trainable_) is None:
             return
-        trainable.look_at_values()
+        for one in trainable.values():
+            one.look_at_values()
 
         def before() -> None:
-            frozen.before_forward(net.module_)
+            for name, tensors in frozen.items():
+                tensors.before_forward(_network(net, name))
 
         def after(outputs: Any) -> None:
-            frozen.after_forward(net.module_)
-            trainable.forward_done(outputs)
+            for name, tensors in frozen.items():
+                tensors.after_forward(_network(net, name))
+            for one in trainable.values():
+                one.forward_done(outputs)
 
         self.forward_ = ForwardWatch(net, before, after)
 
@@ -216,23 +238,39 @@ class CallbackSetFreezeAudit(CallbackSet):
         if self.is_checked_ or self.frozen_ is None:
             return
         self.is_checked_ = True
-        moved = self.frozen_.moved(net.module_, len(net.history))
-        free = [one for one in moved if not one.must_stay and one.names[0] not in self.warned_of_]
-        if free:
-            self.warned_of_ |= {one.names[0] for one in free}
-            warnings.warn(describe_moving_buffers(free, batch), stacklevel=2)
-        if changed := [one for one in moved if one.must_stay]:
-            message = describe_changes(changed, net.module_, self.frozen_.held, batch)
-            if self.on_change == "raise":
-                raise RuntimeError(message)
-            warnings.warn(message, stacklevel=2)
-            self._keep_frozen(net, batch + 1)
+        for name, tensors in self.frozen_.items():
+            moved = tensors.moved(_network(net, name), len(net.history))
+            free = [one for one in moved if not one.must_stay and one.label not in self.warned_of_]
+            if free:
+                self.warned_of_ |= {one.label for one in free}
+                warnings.warn(describe_moving_buffers(free, batch), stacklevel=2)
+            if changed := [one for one in moved if one.must_stay]:
+                message = describe_changes(changed, _network(net, name), tensors.held, batch)
+                if self.on_change == "raise":
+                    raise RuntimeError(message)
+                warnings.warn(message, stacklevel=2)
+                self._keep_frozen(net, name, batch + 1)
 
-    def _check_trainable(self, net: Net, batch: int) -> None:
-        if self.trainable_ is not None:
-            optimizers = [getattr(net, f"{name}_", None) for name in net._optimizers]
-            if complaints := self.trainable_.complaints(net.module_, optimizers, batch):
+    def _check_trainable(self, net: Net, name: str, batch: int) -> None:
+        if self.trainable_ is not None and name in self.trainable_:
+            optimizers = [getattr(net, f"{optimizer}_", None) for optimizer in net._optimizers]
+            if complaints := self.trainable_[name].complaints(_network(net, name), optimizers, batch, _place(name)):
                 warnings.warn("; ".join(complaints), stacklevel=2)
 
     def _batch(self) -> int:
         return 0 if self.ctx is None else self.ctx.global_step
+
+
+def _audited(net: Net) -> tuple[str, ...]:
+    """List the modules of a net to be looked at: ``module_``, and those that freezing callbacks govern."""
+    governed = (callback.module for callback in freezing_callbacks(net))
+    return tuple(dict.fromkeys([*["module"] * hasattr(net, "module_"), *governed]))
+
+
+def _network(net: Net, name: str) -> nn.Module:
+    network: nn.Module = getattr(net, f"{name}_")
+    return network
+
+
+def _place(name: str) -> str:
+    return "" if name == "module" else f"{name}_."

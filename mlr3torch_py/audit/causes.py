@@ -111,5 +111,5 @@ def _grouped(tensors: Iterable[FrozenTensor], say: Callable[[FrozenTensor], tupl
     """Say once what holds for several tensors."""
     names: dict[tuple[str, str], list[str]] = {}
     for one in tensors:
-        names.setdefault(say(one), []).extend(one.names)
+        names.setdefault(say(one), []).extend(one.place + name for name in one.names)
     return "; ".join(f"{listed(those)} {what}: {why}" for (what, why), those in names.items())

@@ -39,6 +39,8 @@ class FrozenTensor:
     advice : str
         Which option of a freezing callback pins its module in eval mode, or how to have it pinned; empty for a
         parameter of a module that is not frozen as a whole.
+    place : str
+        What stands before its names in messages.
     forward_writes : set of str
         The modes, "train" and "eval", of its module in which a forward pass was seen to write it.
     """
@@ -51,8 +53,13 @@ class FrozenTensor:
     is_pinned: bool
     advice: str
     stretch: Stretch
+    place: str = ""
     forward_writes: set[str] = field(default_factory=set)
     before_forward: torch.Tensor | None = None
+
+    @property
+    def label(self) -> str:
+        return self.place + self.names[0]
 
     @property
     def is_parameter(self) -> bool:
@@ -82,6 +89,8 @@ class FrozenTensors:
         How many values of each tensor are compared; all if missing.
     with_buffers : bool
         Whether buffers are compared too.
+    place : str
+        What stands before names in messages and in the report.
     """
 
     def __init__(
@@ -95,6 +104,7 @@ class FrozenTensors:
         batch: int,
         sample: int | None,
         with_buffers: bool,
+        place: str = "",
     ) -> None:
         self.held: frozenset[str] = frozen_by_us(network)
         self._sample = sample
@@ -113,13 +123,16 @@ class FrozenTensors:
                 since=batch,
                 is_pinned=id(modules[path]) in pinned,
                 advice=_advice(path, modules[path], parts) if path in whole else "",
-                stretch=report.stretch(names, len(kept) // tensor.element_size(), epoch),
+                stretch=report.stretch(
+                    tuple(place + name for name in names), len(kept) // tensor.element_size(), epoch, place
+                ),
+                place=place,
             )
             old = known.get(names)
             if old is not None and old.tensor is tensor and old.is_pinned is one.is_pinned:
                 one.forward_writes = old.forward_writes
             self.tensors.append(one)
-        report.close_all_but(one.stretch for one in self.tensors)
+        report.close_all_but((one.stretch for one in self.tensors), place)
 
     def moved(self, network: nn.Module, epoch: int) -> list[FrozenTensor]:
         """Compare all tensors with what they were, and return those that differ by a bit."""

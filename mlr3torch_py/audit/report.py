@@ -24,6 +24,8 @@ class Stretch:
         How many of its values are compared.
     frozen_from, frozen_to : int
         Epochs.
+    place : str
+        What its names begin with: the module of the net; empty for ``module_``.
     """
 
     names: tuple[str, ...]
@@ -32,6 +34,7 @@ class Stretch:
     frozen_to: int
     comparisons: int = 0
     moved: bool = False
+    place: str = ""
 
     def compared(self, epoch: int, moved: bool) -> None:
         """Count a comparison."""
@@ -61,7 +64,7 @@ class AuditReport:
         self._stretches: list[Stretch] = []
         self._open: dict[tuple[str, ...], Stretch] = {}
 
-    def stretch(self, names: tuple[str, ...], n_values: int, epoch: int) -> Stretch:
+    def stretch(self, names: tuple[str, ...], n_values: int, epoch: int, place: str = "") -> Stretch:
         """Return the stretch of a tensor that is frozen: the open one, or a new one.
 
         Parameters
@@ -71,19 +74,22 @@ class AuditReport:
         n_values : int
             How many of its values are compared.
         epoch : int
+        place : str
+            What the names begin with.
 
         Returns
         -------
         Stretch
         """
         if names not in self._open:
-            self._open[names] = Stretch(names, n_values, frozen_from=epoch, frozen_to=epoch)
+            self._open[names] = Stretch(names, n_values, frozen_from=epoch, frozen_to=epoch, place=place)
             self._stretches.append(self._open[names])
         return self._open[names]
 
-    def close_all_but(self, stretches: Iterable[Stretch]) -> None:
-        """End the stretches of all other tensors, which are not frozen any more."""
-        self._open = {one.names: one for one in stretches}
+    def close_all_but(self, stretches: Iterable[Stretch], place: str = "") -> None:
+        """End the stretches of all other tensors of a module, which are not frozen any more."""
+        elsewhere = {names: one for names, one in self._open.items() if one.place != place}
+        self._open = elsewhere | {one.names: one for one in stretches}
 
     def as_frame(self) -> pd.DataFrame:
         """Return one row for each name and stretch.

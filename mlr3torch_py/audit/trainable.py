@@ -136,7 +136,7 @@ class TrainableTensors:
                 else:  # before something has moved, adapters whose other half begins with zeros have no gradient
                     one.n_zeros = (one.n_zeros or 0) + self._is_training
 
-    def complaints(self, network: nn.Module, optimizers: Iterable[Any], batch: int) -> list[str]:
+    def complaints(self, network: nn.Module, optimizers: Iterable[Any], batch: int, place: str = "") -> list[str]:
         """Say which of them never moved, in which batches, and why.
 
         Parameters
@@ -147,6 +147,8 @@ class TrainableTensors:
             Those without groups of parameters are passed over.
         batch : int
             The last training batch.
+        place : str
+            What stands before names.
 
         Returns
         -------
@@ -163,7 +165,7 @@ class TrainableTensors:
         for one in self._unmoved:
             reason = self._reason(one, rates, id(one) in is_remarkable)
             if reason and now.get(one.name) is one.tensor:
-                names.setdefault(reason, []).append(one.name)
+                names.setdefault(reason, []).append(place + one.name)
         return [f"{listed(those)} {reason.format(f'{self._since} to {batch}')}" for reason, those in names.items()]
 
     def _reason(self, one: _Trainable, rates: Mapping[int, Any], is_remarkable: bool) -> str:

@@ -159,6 +159,10 @@ class CallbackSetFrozenCache(CallbackSet):
                 "whole; freeze it, or remove it from `modules`"
             )
 
+    @property
+    def unprinted(self) -> tuple[str, ...]:
+        return ("cache_misses", "cache_bytes", "cache_saved")
+
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self._close()
 

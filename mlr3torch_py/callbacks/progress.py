@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -12,12 +13,15 @@ from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import row_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.processes import is_main_process
+from mlr3torch_py.training.trained import EVENT, governed_modules, key_of
 
 __all__ = ["CallbackSetProgress"]
 
 
 class CallbackSetProgress(CallbackSet):
     """Show a progress bar over the batches of an epoch, then its scores.
+
+    The line of an epoch also says what was unfrozen and frozen in it, shortened by blocks.
 
     In a terminal and in a notebook the bar moves over the training batches, then over the validation batches. If the
     output is a file, only the lines with the scores are written.
@@ -80,7 +84,7 @@ class CallbackSetProgress(CallbackSet):
             for name, value in sorted(scores_of(row, f"{part}_").items())
             if isinstance(value, Real) and not isinstance(value, bool)
         ]
-        self._print(f"{self._epoch(net)}: {', '.join(scores)} ({_seconds([row])})")
+        self._print(f"{self._epoch(net)}: {', '.join(scores)} ({_seconds([row])}){''.join(_changes(row))}")
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         rows = [row for row in net.history.to_list() if "train_batch_count" in row]
@@ -122,6 +126,13 @@ class CallbackSetProgress(CallbackSet):
         self._close()
         if is_main_process():
             tqdm.write(line, file=sys.stdout)
+
+
+def _changes(row: Mapping[str, Any]) -> Iterator[str]:
+    for module in governed_modules(row):
+        if text := row.get(key_of(EVENT, module)):
+            place = "" if module == "module" else f"{module}_: "
+            yield f"; {place}{text.replace('+ ', 'unfroze ').replace('- ', 'froze ')}"
 
 
 def _n_batches(iterator: Any) -> int | None:

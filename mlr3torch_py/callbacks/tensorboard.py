@@ -1,12 +1,14 @@
-"""CallbackSetTB: write scores and losses as event files of TensorBoard."""
+"""CallbackSetTB: write scores, rates and what was unfrozen as event files of TensorBoard."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
+
+import torch
 
 from mlr3torch_py.arguments import check_flag
 from mlr3torch_py.names import listed
@@ -17,6 +19,7 @@ from mlr3torch_py.training.clock import moment_of, row_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import is_main_process, on_main_process
+from mlr3torch_py.training.trained import EVENT, RATE, governed_modules, key_of
 
 __all__ = ["CallbackSetTB"]
 
@@ -26,7 +29,7 @@ _BATCHES = "batches"
 
 
 class CallbackSetTB(CallbackSet):
-    """Write scores and losses as event files of TensorBoard.
+    """Write scores, rates and what was unfrozen as event files of TensorBoard.
 
     Show them with ``tensorboard --logdir <path>``.
 
@@ -36,7 +39,9 @@ class CallbackSetTB(CallbackSet):
         The folder, or a function without arguments that returns one; it is called when a new run begins. Give a
         function if a net is cloned and trained many times, as in a grid search.
     log_train_loss : bool
-        Whether to write the loss of each training batch as well.
+        Whether to write the loss and the learning rates of each training batch as well.
+    r_tags : bool
+        Whether to write scores and losses under the tags of R's mlr3torch, too.
 
     Attributes
     ----------
@@ -58,10 +63,18 @@ class CallbackSetTB(CallbackSet):
 
     Notes
     -----
-    Ported from ``CallbackSetTB`` of R's mlr3torch. The tags by epoch are ``train.<measure>``, ``valid.<measure>`` and
-    ``n_trainable``, the number of trainable weights of ``module_``, or of all modules of a net without one. The
-    subfolder ``batches`` has the tag ``last_loss``, by training batch over the whole life of the net. ``partial_fit``
-    and a resumed run write to the same folder; TensorBoard then drops the later steps that were written before.
+    Ported from ``CallbackSetTB`` of R's mlr3torch. TensorBoard shows what has one beginning together: the tags by epoch
+    are ``<measure>/train`` and ``<measure>/valid``, as ``loss/train``, and ``lr/<i>``, the learning rate of each param
+    group in the last batch of the epoch, with ``lr/0_x0.1`` for the part of a group that has the factor 0.1, and
+    ``lr/<optimizer>_<i>`` for further optimizers. `n_trainable` is the number of trainable weights of ``module_``, or
+    of all modules of a net without one, and the text ``events`` names what was unfrozen (+) and frozen (-). For a
+    further module that freezing callbacks govern they are ``n_trainable/<module>`` and ``events/<module>``.
+
+    The subfolder ``batches`` has ``loss/batch`` and ``lr/batch_<i>``, by training batch over the whole life of the net.
+    The tags of R are ``train.<measure>``, ``valid.<measure>`` and, by batch, ``last_loss``.
+
+    ``partial_fit`` and a resumed run write to the same folder; TensorBoard then drops the later steps that were written
+    before.
 
     Examples
     --------
@@ -79,10 +92,14 @@ class CallbackSetTB(CallbackSet):
     folder_: Path | None = None
     by_epoch_: Any = None
     by_batch_: Any = None
+    rates_: Sequence[tuple[str, Any]] = ()
 
-    def __init__(self, path: str | os.PathLike[str] | Callable[[], Any], log_train_loss: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | Callable[[], Any], log_train_loss: bool = False, *, r_tags: bool = True
+    ) -> None:
         self.path = path
         self.log_train_loss = log_train_loss
+        self.r_tags = r_tags
 
     @property
     def path_(self) -> Path | None:
@@ -91,6 +108,7 @@ class CallbackSetTB(CallbackSet):
     def check_params(self) -> None:
         check_folder(self.path)
         check_flag("log_train_loss", self.log_train_loss)
+        check_flag("r_tags", self.r_tags)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.folder_ = on_main_process(lambda: self._open(net))
@@ -102,30 +120,57 @@ class CallbackSetTB(CallbackSet):
             if self.log_train_loss:
                 self.by_batch_ = _writer(self.folder_ / _BATCHES, purge_step=moment_of(net.history).batch + 1)
 
+    def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if training and self.by_epoch_ is not None:
+            self.rates_ = list(_rates(net))  # before a scheduler sets those of the next batch
+
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and self.by_batch_ is not None and self.ctx is not None:
-            self.by_batch_.add_scalar("last_loss", self.ctx.last_loss, self.ctx.global_step)
+            step = self.ctx.global_step
+            for tag in ("loss/batch", *["last_loss"] * bool(self.r_tags)):
+                self.by_batch_.add_scalar(tag, self.ctx.last_loss, step)
+            for name, rate in self._rates_used(net).items():
+                self.by_batch_.add_scalar(f"lr/batch_{name}", rate, step)
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.by_epoch_ is None:
             return
-        row = row_of(net.history, -1)
+        row, epoch = row_of(net.history, -1), len(net.history)
         for part in ("train", "valid"):
             for name, value in scores_of(row, f"{part}_").items():
                 if isinstance(value, Real) and not isinstance(value, bool):
-                    self.by_epoch_.add_scalar(f"{part}.{name}", float(value), len(net.history))
-        self.by_epoch_.add_scalar("n_trainable", _n_trainable(net), len(net.history))
+                    for tag in (f"{name}/{part}", *[f"{part}.{name}"] * bool(self.r_tags)):
+                        self.by_epoch_.add_scalar(tag, float(value), epoch)
+        self.by_epoch_.add_scalar("n_trainable", _n_trainable(net), epoch)
+        for name, rate in self._rates_used(net).items():
+            self.by_epoch_.add_scalar(f"lr/{name}", rate, epoch)
+        for module in governed_modules(row):
+            self._write_events(row, module, epoch)
         for writer in self._writers():
             writer.flush()
+
+    def _write_events(self, row: Mapping[str, Any], module: str, epoch: int) -> None:
+        group = "" if module == "module" else f"/{module}"
+        if group:
+            self.by_epoch_.add_scalar(f"n_trainable{group}", row[key_of("n_trainable", module)], epoch)
+        if text := row.get(key_of(EVENT, module)):
+            self.by_epoch_.add_text(f"events{group}", f"`{text}`", epoch)
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         for writer in self._writers():
             writer.close()
             _number(Path(writer.log_dir))
         self.by_epoch_ = self.by_batch_ = None
+        self.rates_ = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"by_epoch_": None, "by_batch_": None}
+        return super().__getstate__() | {"by_epoch_": None, "by_batch_": None, "rates_": ()}
+
+    def _rates_used(self, net: Net) -> dict[str, float]:
+        """Return the rates of the last training batch: of all param groups, and of their parts with factors."""
+        entries = (entry for entry in reversed(row_of(net.history, -1).get("batches", ())) if "train_loss" in entry)
+        parts = {key.removeprefix("lr_"): rate for key, rate in next(entries, {}).items() if RATE.fullmatch(key)}
+        return {name: float(rate) for name, rate in (dict(self.rates_) | parts).items()}
 
     def _writers(self) -> list[Any]:
         return [writer for writer in (self.by_epoch_, self.by_batch_) if writer is not None]
@@ -152,6 +197,18 @@ def _n_trainable(net: Net) -> int:
     """Count the trainable weights of ``module_``, or of all modules where they have other names."""
     names = ["module"] if hasattr(net, "module_") else net._modules
     return sum(n_trainable(getattr(net, f"{name}_")) for name in names)
+
+
+def _rates(net: Net) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the learning rate of each param group of all optimizers."""
+    for name in net._optimizers:
+        optimizer = getattr(net, f"{name}_", None)
+        for i, group in enumerate(getattr(optimizer, "param_groups", ())):
+            rate = group.get("lr")
+            if isinstance(rate, torch.Tensor):
+                rate = rate.detach().clone()  # a scheduler sets it in place
+            if rate is not None:
+                yield f"{i}" if name == "optimizer" else f"{name}_{i}", rate
 
 
 def _writer(folder: Path, purge_step: int) -> Any:

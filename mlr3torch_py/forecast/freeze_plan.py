@@ -14,7 +14,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_whole, shown
+from mlr3torch_py.arguments import check_text, check_whole, shown
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_costs
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of, split_pipeline, transformed
@@ -22,6 +22,7 @@ from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
 from mlr3torch_py.freezing.advice import in_no_optimizer
 from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import Pins
 from mlr3torch_py.network.parameters import Flags, can_train, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
@@ -43,8 +44,10 @@ def freeze_plan(
     max_epochs: int | None = None,
     batches_per_epoch: int | None = None,
     callbacks: Sequence[Any] = (),
+    *,
+    module: str | None = None,
 ) -> FreezePlan:
-    """Plan what all freezing callbacks of a net will do together.
+    """Plan what all freezing callbacks of a net, or of one of its modules, will do together.
 
     Parameters
     ----------
@@ -59,6 +62,9 @@ def freeze_plan(
         The number of batches in an epoch, in place of the data.
     callbacks : sequence of callbacks
         The freezing callbacks, if `net` is a network.
+    module : str, optional
+        The module of the net that is planned, by the name that the callbacks have as `module`. It need not be given if
+        all of them govern the same module.
 
     Returns
     -------
@@ -99,11 +105,11 @@ def freeze_plan(
         batches_per_epoch = check_whole("batches_per_epoch", batches_per_epoch, "batches")
     clones = _clones(callbacks)
     if isinstance(net, nn.Module):
-        subject = _Subject(bare(net), clones, max_epochs, batches_per_epoch)
+        subject = _Subject(bare(net), clones, max_epochs, batches_per_epoch, _planned(clones, module))
     elif clones:
         raise TypeError("`callbacks` are given beside a net, which has its own; give only one of the two")
     else:
-        subject = _subject_of(net, X, y, max_epochs, batches_per_epoch)
+        subject = _subject_of(net, X, y, max_epochs, batches_per_epoch, module)
     plan = _plan(subject)
     for cache in subject.callbacks:
         if isinstance(cache, CallbackSetFrozenCache):
@@ -122,6 +128,8 @@ class _Subject:
     callbacks : list of CallbackSet
         Clones of the callbacks that freeze it, and of those that cache what is frozen.
     max_epochs, batches_per_epoch : int, optional
+    name : str
+        What the net calls the network.
     probe : NetProbe, optional
         The net, if there is one.
     """
@@ -130,24 +138,42 @@ class _Subject:
     callbacks: list[Any]
     max_epochs: int | None
     batches_per_epoch: int | None
+    name: str = "module"
     probe: NetProbe | None = None
 
     @property
     def freezing(self) -> list[FreezingCallback]:
-        return [callback for callback in self.callbacks if isinstance(callback, FreezingCallback)]
+        return [one for one in self.callbacks if isinstance(one, FreezingCallback) and one.module == self.name]
 
 
-def _subject_of(net: Any, X: Any, y: Any, max_epochs: int | None, batches_per_epoch: int | None) -> _Subject:
+def _planned(callbacks: Sequence[Any], module: str | None) -> str:
+    """Return the name of the module that a plan is about: the one asked for, or the only one that is governed."""
+    if module is not None:
+        return check_text("module", module, "the name of a module of the net")
+    freezing = [one for one in callbacks if isinstance(one, FreezingCallback)]
+    for callback in freezing:
+        callback.check_params()
+    governed = list(dict.fromkeys(callback.module for callback in freezing))
+    if len(governed) > 1:
+        raise ValueError(f"the callbacks govern {listed(map(repr, governed))}; give one of them as `module`")
+    return governed[0] if governed else "module"
+
+
+def _subject_of(
+    net: Any, X: Any, y: Any, max_epochs: int | None, batches_per_epoch: int | None, module: str | None
+) -> _Subject:
     steps, net = split_pipeline(net)
     if isinstance(net, type) or not hasattr(net, "initialized_"):
         raise TypeError(f"`net` is {shown(net)}; give a net of skorch, or a torch.nn.Module and `callbacks`")
     with kept_random_states():
         probe = NetProbe(net, _KINDS)
+        probe.name = _planned(probe.callbacks, module)
+        network = bare(probe.module)
         if X is not None and batches_per_epoch is None:
             probe.load(X if steps is None else transformed(steps, X, y), y)
             batches_per_epoch = probe.n_batches
     epochs = net.max_epochs if max_epochs is None else max_epochs
-    return _Subject(bare(probe.module), probe.callbacks, epochs, batches_per_epoch, probe)
+    return _Subject(network, probe.callbacks, epochs, batches_per_epoch, probe.name, probe)
 
 
 def _plan(subject: _Subject) -> FreezePlan:
@@ -246,6 +272,8 @@ def _clones(callbacks: Sequence[Any]) -> list[Any]:
 def _with_cache(plan: FreezePlan, cache: CallbackSetFrozenCache, subject: _Subject) -> FreezePlan:
     """Run the first batch through a copy of the network in each phase, and extrapolate to all epochs."""
     probe = subject.probe
+    if subject.name != "module":
+        return replace(plan, notes=(*plan.notes, "frozen_cache: only parts of `module_` are cached"))
     if probe is None or not probe.n_batches:
         note = "frozen_cache: give a net and `X` instead of `batches_per_epoch` to see what it saves"
         return replace(plan, notes=(*plan.notes, note))

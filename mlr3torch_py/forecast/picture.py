@@ -1,4 +1,4 @@
-"""Pictures of a plan, and of a history with the times of unfreezing."""
+"""Pictures of a plan, and the time axis of all pictures."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlr3torch_py.arguments import check_network, shown
-from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
-from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = ["plot_history", "plot_plan"]
+__all__ = ["MOST_ROWS", "TRAINABLE", "draw_epochs", "plot_plan", "pyplot"]
 
 # Light grey and dark blue differ in lightness as well as in hue, so everybody can tell them apart.
 FROZEN, TRAINABLE = "#d9d9d9", "#0b5394"
@@ -75,7 +70,7 @@ def plot_plan(
     ImportError
         If matplotlib is missing; the message has the line that installs it.
     """
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Patch
 
@@ -94,18 +89,22 @@ def plot_plan(
         ax.vlines(begins[1:], 0, len(rows), color="white", linewidth=1)
     ax.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows))
     ax.invert_yaxis()
-    step = max(1, -(-max_epochs // 12))
-    epochs = np.arange(1, max_epochs + 1, step)
-    ax.set_xticks(epochs, labels=map(str, epochs))
+    draw_epochs(ax, max_epochs)
     ax.tick_params(length=0, axis="y")
     ax.spines[:].set_visible(False)
-    ax.set_xlabel("epoch")
     handles = [Patch(color=FROZEN, label="frozen"), Patch(color=TRAINABLE, label="trainable")]
     if np.any((shares > 0) & (shares < 1)):
         handles.insert(1, Patch(color=colours(0.5), label="in part"))
     handles += _hatch(ax, edges, [[row.waiting(phase) for phase in phases] for row in pending], pending, rows)
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     return ax
+
+
+def draw_epochs(ax: Axes, max_epochs: int) -> None:
+    """Label the time axis, on which epoch 3 goes from 3 to 4."""
+    epochs = np.arange(1, max_epochs + 1, max(1, -(-max_epochs // 12)))
+    ax.set_xticks(epochs, labels=map(str, epochs))
+    ax.set_xlabel("epoch")
 
 
 def _hatch(
@@ -130,75 +129,6 @@ def _hatch(
             label = listed(dict.fromkeys(pending[i].waits_for for i in ours), most=2)
             handles.append(Patch(label=f"{what} {label}", **style))
     return handles
-
-
-def plot_history(net: NetOfUser | PipelineOfUser) -> Figure:
-    """Draw the losses and the share of trainable weights of a training.
-
-    Epochs in which something was frozen or unfrozen are marked where they begin, between the losses of the epoch before
-    and their own.
-
-    Parameters
-    ----------
-    net : skorch.NeuralNet or sklearn.pipeline.Pipeline
-        A net, or a pipeline that ends in a net, that was trained with a freezing callback.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    TypeError
-        If `net` is no net.
-    ValueError
-        If the history has no finished epoch with `n_trainable`.
-    ImportError
-        If matplotlib is missing; the message has the line that installs it.
-
-    See Also
-    --------
-    freeze_plan : The same before training.
-    """
-    trained = split_pipeline(net)[1]
-    if isinstance(trained, type) or not hasattr(trained, "initialized_"):
-        raise TypeError(f"`net` is {shown(net)}; give a net of skorch that was trained with a freezing callback")
-    history = [] if trained.history is None else trained.history.to_list()
-    rows = [row for row in history if "n_trainable" in row and "train_loss" in row]
-    if not rows:
-        raise ValueError("`net` has no history of a finished epoch with a freezing callback; train it first")
-    plt = _pyplot()
-    network = check_network("net", trained)
-    tensors = named_parameters(network)
-    total = sum(tensors[names[0]].numel() for names in names_by_tensor(network))
-    epochs = [row["epoch"] for row in rows]
-    figure: Figure
-    figure, (losses, share) = plt.subplots(
-        2, 1, sharex=True, figsize=(7, 4.5), height_ratios=(3, 1), layout="constrained"
-    )
-    _draw_losses(losses, epochs, rows)
-    for ax in (losses, share):
-        _mark_events(ax, rows)
-        ax.spines[["top", "right"]].set_visible(False)
-    share.step(epochs, [row["n_trainable"] / total for row in rows], where="mid", color=TRAINABLE)
-    share.set(ylim=(0, 1.05), ylabel="trainable", xlabel="epoch")
-    share.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    losses.legend(frameon=False)
-    return figure
-
-
-def _draw_losses(ax: Axes, epochs: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
-    for key, style in (("train_loss", "-"), ("valid_loss", "--")):
-        if any(key in row for row in rows):
-            values = [row.get(key, np.nan) for row in rows]
-            ax.plot(epochs, values, style, color="black", label=key.replace("_", " "))
-    ax.set_ylabel("loss")
-
-
-def _mark_events(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    for i, row in enumerate(row for row in rows if row.get("event_unfreeze")):
-        label = None if i else "unfrozen or frozen"
-        ax.axvline(row["epoch"] - 0.5, color=TRAINABLE, linewidth=1, alpha=0.6, label=label)
 
 
 def _rows(names: list[str]) -> dict[str, list[str]]:
@@ -226,7 +156,8 @@ def _grouped(names: Sequence[str], depth: int) -> dict[str, list[str]]:
     return groups
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Import matplotlib, or say how to install it."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

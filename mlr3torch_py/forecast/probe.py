@@ -12,6 +12,7 @@ from skorch.dataset import get_len, unpack_data
 from torch import nn
 from torch.optim import Optimizer
 
+from mlr3torch_py.freezing.host import check_module
 from mlr3torch_py.protocols import Net
 
 __all__ = ["NetProbe", "is_one_of", "split_pipeline", "transformed"]
@@ -29,14 +30,15 @@ class NetProbe:
 
     Attributes
     ----------
-    module : torch.nn.Module
-        The network of the net, or a new one if it has none yet.
+    name : str
+        The name of the module that is planned, without the trailing underscore; to be set before the rest.
     callbacks : list of skorch.callbacks.Callback
         Clones, with the parameters that the net sets.
     n_batches, n_train, n_valid : int
         The training batches of an epoch, and the rows of the data; 0 before `load`.
     """
 
+    name: str = "module"
     n_batches: int = 0
     n_train: int = 0
     n_valid: int = 0
@@ -55,8 +57,18 @@ class NetProbe:
             with probe._current_init_context("module"):  # skorch makes modules only within this context
                 probe.initialize_module()
         self._probe = probe
-        self.module: nn.Module = probe.module_
         self.callbacks: list[Any] = [clone(callback) for _, callback in probe.callbacks_ if isinstance(callback, types)]
+
+    @property
+    def module(self) -> nn.Module:
+        """The network of the net, or a new one if it has none yet."""
+        probe = self._probe
+        if self.name == "criterion" and not self.net.initialized_:
+            with probe._current_init_context("criterion"):
+                probe.initialize_criterion()
+        check_module(probe, self.name, "freeze_plan")
+        network: nn.Module = getattr(probe, f"{self.name}_")
+        return network
 
     def optimizers(self) -> list[Optimizer]:
         """Return the optimizers of the net, or new ones if it has none yet; none if they cannot be made."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.network.internals import internal
-from mlr3torch_py.network.unwrap import all_modules, bare
+from mlr3torch_py.network.unwrap import all_modules, modules_of
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.timeline import UNKNOWN_LENGTH, timeline
@@ -24,14 +25,27 @@ __all__ = ["warn_of_recompilation"]
 _FIRST_TO_FOLLOW: Final = "2.12"
 
 
-def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, dataset_valid: Any) -> None:
+def warn_of_recompilation(
+    net: Net, plans_of: Mapping[str, Sequence[Plan]], module: str, dataset_train: Any, dataset_valid: Any
+) -> None:
     """Warn if a schedule needs more compilations than torch allows; raise if torch does not follow schedules.
 
     Beyond its limit torch runs the network uncompiled. Training and validation count for each set of trainable weights,
-    and a last batch that is shorter counts once. Torch counts the criterion, which skorch compiles too, together with
-    a network whose ``forward`` is torch's own, such as ``nn.Sequential``.
+    and a last batch that is shorter counts once. Torch counts together what runs the same ``forward``: the modules of a
+    class, and all those whose ``forward`` is torch's own, such as ``nn.Sequential`` and the criterion.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+    plans_of : mapping of str to sequence of Plan
+        For each governed module of the net.
+    module : str
+        The one whose callbacks ask.
+    dataset_train, dataset_valid : torch.utils.data.Dataset
     """
-    if not any(map(is_compiled, all_modules(net.module_))):
+    modules = modules_of(net)
+    network = getattr(net, f"{module}_")
+    if not any(map(is_compiled, all_modules(network))):
         return
     limit = internal("torch._dynamo", "config").recompile_limit
     loaders = [
@@ -39,16 +53,19 @@ def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, d
         for dataset in (dataset_train, dataset_valid)
         if dataset is not None
     ]
-    is_shared = type(bare(net.module_)).forward.__module__.startswith("torch.")
-    patterns = _n_patterns(net, plans, _length(loaders[0]))
-    if patterns > 1 and torch.__version__ < _FIRST_TO_FOLLOW:
+    counts = {name: _n_patterns(net, plans_of.get(name, ()), _length(loaders[0])) for name in modules}
+    counts |= {"criterion": counts.get("criterion", 1)}
+    alike = [name for name in counts if _forward(modules.get(name)) == _forward(modules[module])]
+    governed = [name for name in plans_of if name in alike]
+    patterns = sum(counts[name] for name in governed)
+    if counts[module] > 1 and torch.__version__ < _FIRST_TO_FOLLOW:
         raise ValueError(
             f"torch {torch.__version__} never trains what is unfrozen after it has compiled the network; install torch "
             f"{_FIRST_TO_FOLLOW} or later, or leave out compile=True"
         )
-    n_short = int(any(_has_short_batch(loader) for loader in loaders)) * (1 + is_shared)
-    needed = len(loaders) * (patterns + is_shared) + n_short
-    if needed > limit:
+    n_short = int(any(_has_short_batch(loader) for loader in loaders)) * len(alike)
+    needed = len(loaders) * sum(counts[name] for name in alike) + n_short
+    if needed > limit and governed[0] == module:  # one warning for all of them
         modes = ["training", "validation", "a short last batch"]
         modes = [mode for mode, there in zip(modes, (True, len(loaders) > 1, n_short), strict=True) if there]
         warnings.warn(
@@ -57,6 +74,12 @@ def warn_of_recompilation(net: Net, plans: Sequence[Plan], dataset_train: Any, d
             "or unfreeze in fewer steps",
             stacklevel=2,
         )
+
+
+def _forward(network: nn.Module | None) -> object:
+    """Return what modules have in common that torch counts together."""
+    forward = None if network is None else type(network).forward
+    return "torch" if forward is None or forward.__module__.startswith("torch.") else forward
 
 
 def _n_patterns(net: Net, plans: Sequence[Plan], per_epoch: int) -> int:

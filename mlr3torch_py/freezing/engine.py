@@ -19,12 +19,12 @@ from mlr3torch_py.freezing.advice import in_no_optimizer, missing_from
 from mlr3torch_py.freezing.inventory import Inventory
 from mlr3torch_py.freezing.memory import complete_momentum, forget_directions
 from mlr3torch_py.freezing.rates import Rates
+from mlr3torch_py.freezing.record import Record
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import all_modules
-from mlr3torch_py.patterns import summarized
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
@@ -51,6 +51,10 @@ class FreezingEngine(Generic[_Host]):
         Their plans are made, and may be replaced before `begin_epoch`.
     moment : Moment
         The time when training begins.
+    peers : list of FreezingEngine, optional
+        The engines of other networks of the host, such as two that train in turns. This one is added, until it ends.
+    place : str
+        What messages call the network.
 
     Attributes
     ----------
@@ -68,7 +72,15 @@ class FreezingEngine(Generic[_Host]):
         The number of the last event at which `held`, tensors or pins changed; no two engines have the same.
     """
 
-    def __init__(self, host: _Host, holders: Sequence[Holder], moment: Moment) -> None:
+    def __init__(
+        self,
+        host: _Host,
+        holders: Sequence[Holder],
+        moment: Moment,
+        *,
+        peers: list[FreezingEngine[_Host]] | None = None,
+        place: str = "module_",
+    ) -> None:
         self.host = host
         self.holders = holders
         self.driver: Holder = holders[0]
@@ -77,10 +89,14 @@ class FreezingEngine(Generic[_Host]):
         self.due: float = 0.0
         self.held: Held = frozenset()
         self.event: int = next(_EVENTS)
+        self.peers: list[FreezingEngine[_Host]] = [] if peers is None else peers
         self._inventory = self._look()
         self._flags_before: Flags | None = None
         self._pins = Pins()
-        self._rates = Rates(host.record_rate)
+        # One optimizer may hold the parameters of several networks.
+        self._rates: Rates = self.peers[0]._rates if self.peers else Rates(host.record_rate)
+        self._record = Record(host, place)
+        self.peers.append(self)
 
     @property
     def is_provisional(self) -> bool:
@@ -90,7 +106,8 @@ class FreezingEngine(Generic[_Host]):
     def begin(self) -> None:
         """Set the flags of all governed parameters when training begins."""
         keep_frozen_before_us(self.network)
-        self._rates.scale(self._factors(), self.host.optimizers())
+        self._check_shared()
+        self._scale_rates()
         self._flags_before = Flags.of(self.network)
         self._apply(written=self._whole(self._governed()) | frozen_by_us(self.network))
 
@@ -102,7 +119,7 @@ class FreezingEngine(Generic[_Host]):
             self._hold(replace(moment, epoch=moment.epoch - 1))
             if logger.isEnabledFor(logging.INFO):
                 for holder in self.holders:
-                    logger.info(holder.opening())
+                    logger.info("%s%s", self._record.prefix, holder.opening())
         self._change(f"epoch {moment.epoch}", fresh)
         self.host.record("n_trainable", n_trainable(self.network))
         self.batch = moment.batch
@@ -114,11 +131,15 @@ class FreezingEngine(Generic[_Host]):
         fresh = self._follow()
         self.moment = replace(moment, batch=self.batch)
         self._change(f"batch {self.batch}", fresh)
-        self._check_something_trains()
+        has_checked = self._check_something_trains()
         complete_momentum(self._optimizers())
-        self._flags_before = None
-        self._rates.watch(_movable(self.network))
-        self.due = self.batch + 1 if self._rates.are_unproven else self._next_row(self.batch)
+        n_finished = self.batch - self.moment.first_batch(self.moment.epoch)
+        self._record.batch(n_finished, self._inventory.tensors)
+        if has_checked:
+            self._flags_before = None
+        self._rates.watch(tensor for engine in self.peers for tensor in _movable(engine.network))
+        is_settled = has_checked and not self._rates.are_unproven
+        self.due = self._next_row(self.batch) if is_settled else self.batch + 1
 
     def check_rates(self) -> None:
         """Check that the factors on learning rates had an effect on the last batch."""
@@ -126,16 +147,23 @@ class FreezingEngine(Generic[_Host]):
 
     def end(self) -> None:
         """Give the modules and optimizers back as they were; if no step was taken, the flags as well."""
-        self._rates.remove()
+        if self in self.peers:
+            self.peers.remove(self)
+            self._scale_rates()
         self._pins.set([])
+        self._restore_flags()
+
+    def _restore_flags(self) -> None:
         if self._flags_before is not None:
             self._flags_before.restore(self.network)
             self._flags_before = None
 
     def _next_row(self, batch: int) -> float:
-        return min((plan.next_batch(batch) for plan in self._plans()), default=math.inf)
+        return min((plan.next_batch(batch) for plan in self.plans), default=math.inf)
 
-    def _plans(self) -> Iterator[Plan]:
+    @property
+    def plans(self) -> Iterator[Plan]:
+        """The plans of all holders."""
         return (plan for holder in self.holders for plan in holder.plans_)
 
     def _governed(self) -> Held:
@@ -171,6 +199,7 @@ class FreezingEngine(Generic[_Host]):
         if replaced or has_other_names or not now.has_modules_of(before):
             self.event = next(_EVENTS)
         if replaced or not now.has_optimizers_of(before):
+            self._check_shared()
             self.warn_of_missing()
         ours = {id(before.tensors[name]) for name in self.held if name in before.tensors}
         kept = {name for name in replaced if id(now.tensors[name]) in ours}  # but tied to other names
@@ -186,7 +215,7 @@ class FreezingEngine(Generic[_Host]):
 
     def warn_of_missing(self) -> None:
         """Warn about parameters of the plans that no optimizer holds, apart from those that were missing before."""
-        will_train = frozenset[str]().union(*(plan.ever_trainable for plan in self._plans()))
+        will_train = frozenset[str]().union(*(plan.ever_trainable for plan in self.plans))
         optimizers = self._optimizers()
         missing = frozenset(missing_from(self.network, will_train, optimizers))
         if message := in_no_optimizer(self.network, missing - self.driver.missing_, optimizers):
@@ -214,44 +243,57 @@ class FreezingEngine(Generic[_Host]):
             _check_pins(self.network)
         if has_other_pins or self.held != before:
             self.event = next(_EVENTS)
-        self._rates.scale(self._factors(), self.host.optimizers())
+        self._scale_rates()
         self.host.flags_changed()
 
     def _change(self, when: str, fresh: Held) -> None:
         """Apply the plans, and log and record whether that has changed something."""
         before = self.held
         self._apply(written=fresh)
-        has_changed = self.held != before
-        if (has_changed or fresh) and logger.isEnabledFor(logging.INFO):
-            for doing, names in (
-                ("unfreezing at", before - self.held),
-                ("freezing at", self.held - before),
-                ("freezing what was replaced at", fresh & before & self.held),
-            ):
-                if names:
-                    logger.info("%s %s: %s", doing, when, summarized(names, self._inventory.tensors, most=10))
-        self.host.record("event_unfreeze", has_changed or bool(self.host.recorded("event_unfreeze")))
+        self._record.changed(when, before, self.held, fresh, self._inventory.tensors)
+
+    def _scale_rates(self) -> None:
+        factors = dict[int, float]()
+        for engine in self.peers:
+            factors = engine._factors() | factors
+        self._rates.scale(factors, self.host.optimizers())
 
     def _factors(self) -> dict[int, float]:
         """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
         factors: dict[int, float] = {}
-        for plan in self._plans():
+        for plan in self.plans:
             for name, factor in plan.lr_factors:
                 factors.setdefault(id(self._inventory.tensors[name]), factor)
         return factors
 
-    def _check_something_trains(self) -> None:
+    def _check_shared(self) -> None:
+        """Check that no tensor is governed by two engines, which might not agree on it."""
+        tensors = self._inventory.tensors
+        for peer in self.peers:
+            theirs = set(map(id, peer._inventory.tensors.values())) if peer is not self else ()
+            if shared := [name for name, tensor in tensors.items() if id(tensor) in theirs]:
+                raise ValueError(
+                    f"`module`: {listed(map(repr, shared), most=3)} of {self._record.place} are also in "
+                    f"{peer._record.place}, and callbacks govern both; let callbacks govern only one of the two"
+                )
+
+    def _check_something_trains(self) -> bool:
+        """Raise if no step can be taken; return False if only a peer, whose turn is later, can tell."""
         groups = [group["params"] for optimizer in self._optimizers() for group in optimizer.param_groups]
         if not groups:
             groups = [list(self.host.learnable())]
         if any(tensor.requires_grad for group in groups for tensor in reversed(group)):  # mostly the head trains
-            return
-        if self._flags_before is not None:
-            self._flags_before.restore(self.network)
-            self._flags_before = None
+            return True
+        if later := [peer for peer in self.peers if peer.batch < self.batch]:
+            for peer in later:
+                peer.due = 0
+            return False
+        for engine in self.peers:
+            engine._restore_flags()
         if self.batch == self.moment.first_batch(self.moment.epoch):
             self.host.drop_epoch()
-        why = "; ".join(f"{type(holder).__name__}: {holder.describe(self.moment)}" for holder in self.holders)
+        holders = (holder for engine in self.peers for holder in engine.holders)
+        why = "; ".join(f"{type(holder).__name__}: {holder.describe(self.moment)}" for holder in holders)
         raise ValueError(
             f"nothing trains at batch {self.batch} (epoch {self.moment.epoch}), so no step can be taken. {why}. "
             "At every step at least one weight that the optimizer holds must be trainable"

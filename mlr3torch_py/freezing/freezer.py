@@ -48,6 +48,8 @@ class Freezer(FreezingCallback):
     frozen_norm, frozen_dropout : {"train", "eval"}, optional
         The mode of normalisation layers with running statistics, and of all other modules, in these parts; as
         `frozen_mode` if missing.
+    module : str
+        The module of the net that is governed, as `CallbackSetUnfreeze` explains.
 
     Raises
     ------
@@ -66,7 +68,7 @@ class Freezer(FreezingCallback):
 
     Notes
     -----
-    Ported from the documentation of ``lighter.callbacks.Freezer``. Names are those of ``module_``, without Lighter's
+    Ported from the documentation of ``lighter.callbacks.Freezer``. Names are those of the module, without Lighter's
     leading ``model.``. Parameters that are not matched, or excepted, stay as they are, frozen or not. Several freezing
     callbacks compose: a parameter is trainable when none of them holds it. Steps and epochs count over the whole life
     of a net, so an interrupted training continues where it was.
@@ -105,6 +107,7 @@ class Freezer(FreezingCallback):
         frozen_mode: Mode = "train",
         frozen_norm: Mode | None = None,
         frozen_dropout: Mode | None = None,
+        module: str = "module",
     ) -> None:
         self.names = names
         self.name_starts_with = name_starts_with
@@ -117,9 +120,10 @@ class Freezer(FreezingCallback):
         self.frozen_mode: Mode = frozen_mode
         self.frozen_norm: Mode | None = frozen_norm
         self.frozen_dropout: Mode | None = frozen_dropout
+        self.module = module
 
     def check_params(self) -> None:
-        self.check_modes()
+        self.check_common()
         groups = self._groups()
         if not (self._names("names") or groups):
             raise ValueError("neither `names` nor `name_starts_with` is given; name at least one weight to freeze")
@@ -178,7 +182,7 @@ class Freezer(FreezingCallback):
         return f"by {' and '.join(given)} {self.opening()}"
 
     def advise(self, net: Net) -> None:
-        for sentence in partly_selected(tied_names(named_parameters(net.module_)), self.governed):
+        for sentence in partly_selected(tied_names(named_parameters(self.network_of(net))), self.governed):
             warnings.warn(sentence, stacklevel=2)
 
     def _whole(self, argument: str) -> int | None:

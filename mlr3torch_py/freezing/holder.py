@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_choice
+from mlr3torch_py.arguments import check_choice, check_text
 from mlr3torch_py.freezing.advice import advise_on_network
 from mlr3torch_py.freezing.compilation import warn_of_recompilation
 from mlr3torch_py.freezing.engine import FreezingEngine
-from mlr3torch_py.freezing.host import SkorchHost
+from mlr3torch_py.freezing.host import SkorchHost, check_module
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.network.parameters import can_train, n_trainable
 from mlr3torch_py.network.unwrap import bare, named_parameters
@@ -19,17 +19,21 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
+from mlr3torch_py.training.trained import key_of
 
 __all__ = ["FreezingCallback", "freezing_callbacks"]
 
+_WHICH_MODULE: Final = "the name of a module of the net, such as 'discriminator' for its attribute `discriminator_`"
+
 
 class FreezingCallback(CallbackSet, ABC):
-    """A callback that holds some parameters of ``net.module_`` frozen for some time.
+    """A callback that holds some parameters of a module of the net frozen for some time.
 
-    A subclass makes plans from its arguments. All freezing callbacks of a net share one `FreezingEngine`, which the
-    first of them starts and drives. Only ``module_`` is governed: further modules of a net, and a criterion with
-    weights, are left as they are.
+    A subclass makes plans from its arguments. All freezing callbacks that govern the same module of a net share one
+    `FreezingEngine`, which the first of them starts and drives. The other modules of the net are left as they are.
     """
+
+    module: str = "module"  # also of callbacks that earlier versions have pickled
 
     frozen_mode: Mode
     frozen_norm: Mode | None
@@ -53,6 +57,10 @@ class FreezingCallback(CallbackSet, ABC):
         """Describe, for the log, what training begins with."""
 
     @property
+    def unprinted(self) -> tuple[str, ...]:
+        return (key_of("event_unfreeze", self.module),)  # which the names of what was unfrozen tell, too
+
+    @property
     def governed(self) -> Held:
         """The parameters whose flags are set when training begins, whatever they were."""
         return frozenset().union(*(plan.names for plan in self.plans_))
@@ -67,8 +75,9 @@ class FreezingCallback(CallbackSet, ABC):
         norm, other = self.frozen_norm, self.frozen_dropout
         return norm or self.frozen_mode, other or self.frozen_mode
 
-    def check_modes(self) -> None:
+    def check_common(self) -> None:
         """Check the parameters that all freezing callbacks have."""
+        check_text("module", self.module, _WHICH_MODULE)
         for argument, known in (
             ("frozen_mode", get_args(Mode)),
             ("frozen_norm", (None, *get_args(Mode))),
@@ -78,6 +87,11 @@ class FreezingCallback(CallbackSet, ABC):
                 ", or None to follow `frozen_mode`" if None in known else ""
             )
             check_choice(argument, getattr(self, argument), known, remedy)
+
+    def network_of(self, net: Net) -> nn.Module:
+        """Return the module of a net that the callback governs, wrapped or not."""
+        network: nn.Module = getattr(net, f"{self.module}_")
+        return network
 
     def plans_for(self, network: nn.Module) -> tuple[Plan, ...]:
         """Make the plans, without what can never be trained, such as tensors of integers."""
@@ -124,13 +138,13 @@ class FreezingCallback(CallbackSet, ABC):
         engine = self._start_late(net) if missed_train_begin else self.engine_
         if engine is None or not (missed_train_begin or engine.driver is self):
             return
-        callbacks = freezing_callbacks(net)
+        callbacks = freezing_callbacks(net, self.module)
         try:
             for callback in callbacks:
                 callback.decide(net)
             if engine.is_provisional:
-                plans = [plan for callback in callbacks for plan in callback.plans_]
-                warn_of_recompilation(net, plans, dataset_train, dataset_valid)
+                plans_of = {peer.host.module: [*peer.plans] for peer in engine.peers}
+                warn_of_recompilation(net, plans_of, self.module, dataset_train, dataset_valid)
             engine.begin_epoch(moment_of(net.history))
         except Exception:
             take_back_epoch(net)
@@ -140,7 +154,11 @@ class FreezingCallback(CallbackSet, ABC):
         if training:
             engine = self.engine_
             try:
-                is_other = engine is None or engine.network is not net.module_ or engine.optimizer is not net.optimizer_
+                is_other = (
+                    engine is None
+                    or engine.network is not getattr(net, engine.host.attribute)
+                    or engine.optimizer is not net.optimizer_
+                )
             except AttributeError:  # the optimizers of the net have other names
                 is_other = engine is None or engine.optimizer is not engine.host.optimizer
             if engine is None or is_other:
@@ -153,7 +171,7 @@ class FreezingCallback(CallbackSet, ABC):
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.engine_ is None or self.engine_.driver is self:
-            net.history.record("n_trainable", n_trainable(net.module_))
+            net.history.record(key_of("n_trainable", self.module), n_trainable(self.network_of(net)))
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if self.engine_ is not None:
@@ -168,7 +186,7 @@ class FreezingCallback(CallbackSet, ABC):
     def _has_engine_of(self, net: Net) -> bool:
         """Whether the engine is that of a net, with all freezing callbacks that the net has now."""
         engine = self.engine_
-        return engine is not None and engine.host.net is net and engine.holders == freezing_callbacks(net)
+        return engine is not None and engine.host.net is net and engine.holders == freezing_callbacks(net, self.module)
 
     def _drop_engine(self) -> None:
         if self.engine_ is not None:
@@ -176,23 +194,25 @@ class FreezingCallback(CallbackSet, ABC):
             self.engine_ = None
 
     def _start(self, net: Net) -> FreezingEngine[SkorchHost]:
-        """Resolve the plans of all freezing callbacks of a net, and start the engine that they share."""
-        if not hasattr(net, "module_"):
-            raise TypeError(
-                f"{type(self).__name__} governs the parameters of `module_`, which {type(net).__name__} lacks"
-            )
-        callbacks, moment = freezing_callbacks(net), moment_of(net.history)
-        engine = FreezingEngine(SkorchHost(net, self.ctx), callbacks, moment)
+        """Resolve the plans of all freezing callbacks of a module, and start the engine that they share."""
+        check_module(net, self.module, type(self).__name__)
+        callbacks, moment = freezing_callbacks(net, self.module), moment_of(net.history)
         for callback in callbacks:
             callback._drop_engine()
+        others = (callback.engine_ for callback in freezing_callbacks(net))
+        peers = next((other.peers for other in others if other is not None and other.host.net is net), [])
+        engine = FreezingEngine(
+            SkorchHost(net, self.ctx, self.module), callbacks, moment, peers=peers, place=f"{self.module}_"
+        )
+        for callback in callbacks:
             callback.engine_ = engine
         try:
             for callback in callbacks:
-                callback.resolve(net.module_)
+                callback.resolve(engine.network)
             for callback in callbacks:
                 callback.advise(net)
             if moment.epoch == 0:
-                advise_on_network(net.module_, [plan for callback in callbacks for plan in callback.plans_])
+                advise_on_network(engine.network, [plan for callback in callbacks for plan in callback.plans_])
                 engine.driver.missing_ = frozenset()
             engine.warn_of_missing()
             engine.begin()
@@ -213,11 +233,12 @@ class FreezingCallback(CallbackSet, ABC):
 
     def _start_late(self, net: Net) -> FreezingEngine[SkorchHost]:
         """Start the engine for a callback that missed ``on_train_begin``."""
-        for callback in freezing_callbacks(net):
+        for callback in freezing_callbacks(net, self.module):
             callback.require_params()
         return self._start(net)
 
 
-def freezing_callbacks(net: Net) -> list[FreezingCallback]:
-    """List the freezing callbacks of an initialized net."""
-    return [callback for _, callback in net.callbacks_ if isinstance(callback, FreezingCallback)]
+def freezing_callbacks(net: Net, module: str | None = None) -> list[FreezingCallback]:
+    """List the freezing callbacks of an initialized net, or those that govern one of its modules."""
+    callbacks = [callback for _, callback in net.callbacks_ if isinstance(callback, FreezingCallback)]
+    return [callback for callback in callbacks if module in (None, callback.module)]

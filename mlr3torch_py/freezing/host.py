@@ -10,11 +10,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mlr3torch_py.freezing.data_parallel import check_wrappers, reduce_what_trains
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.unwrap import modules_of
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import take_back_epoch
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.trained import key_of, last_entry
 
-__all__ = ["SkorchHost"]
+__all__ = ["SkorchHost", "check_module"]
 
 
 class SkorchHost:
@@ -25,6 +28,8 @@ class SkorchHost:
     net : skorch.NeuralNet
     ctx : ContextTorch, optional
         The context of the training.
+    module : str
+        The name of the module that the engine governs, without the trailing underscore.
 
     Raises
     ------
@@ -32,15 +37,18 @@ class SkorchHost:
         If the net is wrapped in something that assumes that the set of trainable parameters never changes.
     """
 
-    def __init__(self, net: Net, ctx: ContextTorch | None) -> None:
+    def __init__(self, net: Net, ctx: ContextTorch | None, module: str = "module") -> None:
         check_wrappers(net)
         self.net = net
+        self.module = module
+        self.attribute = f"{module}_"
         self._first = f"{net._optimizers[0]}_" if net._optimizers else "optimizer_"
         self.ctx = ctx
 
     @property
     def network(self) -> nn.Module:
-        return self.net.module_
+        network: nn.Module = getattr(self.net, self.attribute)
+        return network
 
     @property
     def optimizer(self) -> object:
@@ -57,10 +65,13 @@ class SkorchHost:
         return (tensor for _, tensor in self.net.get_all_learnable_params())
 
     def record(self, key: str, value: object) -> None:
-        self.net.history.record(key, value)
+        self.net.history.record(key_of(key, self.module), value)
 
     def recorded(self, key: str) -> Any:
-        return self.net.history[-1].get(key)
+        return self.net.history[-1].get(key_of(key, self.module))
+
+    def last_recorded(self, key: str, part: str) -> object:
+        return last_entry(self.net.history, key_of(key, self.module), part)
 
     def record_rate(self, name: str, rate: float) -> None:
         if self.ctx is not None and self.ctx.batch is not None:  # a step may be taken between batches
@@ -71,3 +82,40 @@ class SkorchHost:
 
     def drop_epoch(self) -> None:
         take_back_epoch(self.net)
+
+
+def check_module(net: Net, module: str, who: str) -> None:
+    """Check that a net has a module to be governed.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        With its modules made.
+    module : str
+        The name of one of its modules or criteria, without the trailing underscore.
+    who : str
+        Who governs it.
+
+    Raises
+    ------
+    TypeError
+        If it is the default, which the net lacks.
+    ValueError
+        If the net lacks another one, or it is a criterion without parameters.
+
+    Examples
+    --------
+    >>> check_module(iris_net().initialize(), "modul", "Freezer")
+    Traceback (most recent call last):
+        ...
+    ValueError: `module` is 'modul', which is no module of NeuralNetClassifier; give one of 'module'
+    """
+    parts, kind = modules_of(net), type(net).__name__
+    known = [name for name, part in parts.items() if name in net._modules or any(True for _ in part.parameters())]
+    names = f"one of {listed(map(repr, known))}" if known else "a net with modules"
+    if module in known:
+        return
+    if module == "module":
+        raise TypeError(f"{who} governs the parameters of `module_`, which {kind} lacks; set `module` to {names}")
+    what = "has no parameters" if module in (*net._modules, *net._criteria) else f"is no module of {kind}"
+    raise ValueError(f"`module` is {module!r}, which {what}; give {names}")

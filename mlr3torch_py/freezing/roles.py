@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -37,8 +37,11 @@ class Host(Protocol):
     def record(self, key: str, value: object) -> None:
         """Record something of the epoch."""
 
-    def recorded(self, key: str) -> object:
+    def recorded(self, key: str) -> Any:
         """Return what was recorded of the epoch; None if nothing was."""
+
+    def last_recorded(self, key: str, part: str) -> object:
+        """Return a part of the last entry that was recorded in a list, in whatever epoch; None if nothing was."""
 
     def record_rate(self, name: str, rate: float) -> None:
         """Record a learning rate of the batch."""

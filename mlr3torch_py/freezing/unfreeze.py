@@ -15,7 +15,7 @@ from torch import nn
 from mlr3torch_py.arguments import check_names, shown
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
-from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.holder import FreezingCallback, freezing_callbacks
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
@@ -30,6 +30,7 @@ from mlr3torch_py.training.callback_set import REQUIRED
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
+from mlr3torch_py.training.trained import key_of
 
 __all__ = ["CallbackSetUnfreeze"]
 
@@ -75,6 +76,9 @@ class CallbackSetUnfreeze(FreezingCallback):
     frozen_norm, frozen_dropout : {"train", "eval"}, optional
         The mode of normalisation layers with running statistics, and of all other modules, in parts that are frozen
         as a whole; as `frozen_mode` if missing.
+    module : str
+        The module of the net that is governed, by the name of its attribute without the underscore: "discriminator" for
+        ``discriminator_``. A criterion with weights may be named too. The other modules of the net stay as they are.
 
     Raises
     ------
@@ -104,9 +108,13 @@ class CallbackSetUnfreeze(FreezingCallback):
     parameters, modules and optimizers that the net has at that time are governed, also if they have been replaced.
 
     With factors, the history of every batch with an update has the rate of every param group, as ``lr_0`` for the first
-    group and ``lr_0_x0.1`` for its part with the factor 0.1; the param groups themselves stay as they are. Only
-    ``module_`` of the net is governed, not further modules or a criterion with weights. Every row of the history gets
-    `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch.
+    group and ``lr_0_x0.1`` for its part with the factor 0.1; the param groups themselves stay as they are. Every
+    row of the history gets `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch, and
+    `event_unfrozen`, the names of what was unfrozen (+) and frozen (-) in it; `trained_when` makes a table of a
+    history. For another module the keys end in its name: `n_trainable_discriminator`, `event_unfrozen_discriminator`.
+
+    Callbacks that govern the same module share one decision, and those of several modules work side by side, also
+    where one optimizer holds the weights of both.
 
     Examples
     --------
@@ -149,6 +157,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         frozen_mode: Mode = "train",
         frozen_norm: Mode | None = None,
         frozen_dropout: Mode | None = None,
+        module: str = "module",
     ) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
@@ -156,9 +165,10 @@ class CallbackSetUnfreeze(FreezingCallback):
         self.frozen_mode: Mode = frozen_mode
         self.frozen_norm: Mode | None = frozen_norm
         self.frozen_dropout: Mode | None = frozen_dropout
+        self.module = module
 
     def check_params(self) -> None:
-        self.check_modes()
+        self.check_common()
         self._check_schedule()
         if self.starting_weights is not REQUIRED:
             check_select("starting_weights", self.starting_weights)
@@ -199,7 +209,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     def decide(self, net: Net) -> None:
         epoch = len(net.history)
         if self.loaded_ is not None and self.loaded_.epoch is None:
-            self._check_loaded(named_parameters(net.module_))
+            self._check_loaded(named_parameters(self.network_of(net)))
             self.loaded_ = _LoadedState(self.loaded_.names, epoch, weakref.ref(net))
         fired = self._fired_before(net)
         if keys := self._condition_keys(net):
@@ -219,7 +229,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         (plan,) = self.declared_
         _warn("{} never takes effect, since epochs and batches count from 1", [s for s in plan.steps if s.time == 0])
         _warn("{} matches no weight of the network", [s for s in plan.steps if not s.names])
-        module, names = bare(net.module_), dict.fromkeys(plan.names).keys()
+        module, names = bare(self.network_of(net)), dict.fromkeys(plan.names).keys()
         tied = tied_names(named_parameters(module))
         _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops(tied))
         selections = []
@@ -328,9 +338,10 @@ class CallbackSetUnfreeze(FreezingCallback):
         conditions = self._conditions()
         if not conditions:
             return {}
-        waiting = [one for _, one in net.callbacks_ if isinstance(one, CallbackSetUnfreeze) and one._conditions()]
+        beside = (one for one in freezing_callbacks(net, self.module) if isinstance(one, CallbackSetUnfreeze))
+        waiting = [one for one in beside if one._conditions()]
         number = "" if waiting[0] is self else 1 + waiting.index(self)
-        return {position: f"event_unfreeze{number}_row{position}" for position in conditions}
+        return {position: key_of(f"event_unfreeze{number}_row{position}", self.module) for position in conditions}
 
     def _conditions(self) -> dict[int, Plateau]:
         """Map the positions of rows to their conditions."""

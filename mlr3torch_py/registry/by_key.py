@@ -105,6 +105,7 @@ def t_clbk(
     frozen_mode: Mode = "train",
     frozen_norm: Mode | None = None,
     frozen_dropout: Mode | None = None,
+    module: str = "module",
 ) -> TorchCallback[Freezer]: ...
 @overload
 def t_clbk(
@@ -206,6 +207,7 @@ def t_clbk(
     weight: float | None = None,
     path: str | os.PathLike[str] | Callable[[], Any] = ...,
     log_train_loss: bool = False,
+    r_tags: bool = True,
 ) -> TorchCallback[CallbackSetTB]: ...
 @overload
 def t_clbk(
@@ -219,6 +221,7 @@ def t_clbk(
     frozen_mode: Mode = "train",
     frozen_norm: Mode | None = None,
     frozen_dropout: Mode | None = None,
+    module: str = "module",
 ) -> TorchCallback[CallbackSetUnfreeze]: ...
 @overload
 def t_clbk(key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback: ...
@@ -268,7 +271,7 @@ def t_clbk(
     - ``freeze_audit``: on_change='raise', sample=None
     - ``freezer``: names=None, name_starts_with=None, except_names=None, except_name_starts_with=None,
       until_step=None, until_epoch=None, start_epoch=None, unfreeze_every_n_epochs=None, frozen_mode='train',
-      frozen_norm=None, frozen_dropout=None
+      frozen_norm=None, frozen_dropout=None, module='module'
     - ``frozen_cache``: modules=None, max_bytes=1073741824, check=1
     - ``history``: none
     - ``lr_cosine_annealing``: T_max, eta_min=0.0, last_epoch=-1
@@ -281,9 +284,9 @@ def t_clbk(
       cooldown=0, min_lr=0, eps=1e-08, monitor='valid_loss'
     - ``lr_step``: step_size, gamma=0.1, last_epoch=-1
     - ``progress``: digits=2
-    - ``tb``: path, log_train_loss=False
+    - ``tb``: path, log_train_loss=False, r_tags=True
     - ``unfreeze``: starting_weights, unfreeze=None, schedule=None, frozen_mode='train', frozen_norm=None,
-      frozen_dropout=None
+      frozen_dropout=None, module='module'
 
     Examples
     --------

@@ -235,7 +235,7 @@ class CallbackSet(StagedCallback):
 
     def __repr__(self) -> str:
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
-        given = {name: value for name, value in self.get_params(deep=False).items() if value is not defaults[name]}
+        given = {name: value for name, value in self.get_params(deep=False).items() if _differs(value, defaults[name])}
         return f"{type(self).__name__}({', '.join(f'{name}={_code(value)}' for name, value in given.items())})"
 
 
@@ -264,6 +264,10 @@ def _check_stages(cls: type, base: type) -> None:
 
 def _defines(cls: type[CallbackSet], hook: str) -> bool:
     return all(getattr(cls, hook) is not getattr(base, hook, None) for base in (CallbackSet, Callback))
+
+
+def _differs(value: Any, default: Any) -> bool:
+    return value is not default and not (isinstance(value, str) and value == default)  # of copies that were pickled
 
 
 def _code(value: Any) -> str:

@@ -12,7 +12,7 @@ from mlr3torch_py.arguments import shown
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Moment
 
-__all__ = ["moment_of", "row_of", "rows_of", "score_of", "scores_by_epoch", "take_back_epoch"]
+__all__ = ["moment_of", "n_batches_of", "row_of", "rows_of", "score_of", "scores_by_epoch", "take_back_epoch"]
 
 
 def moment_of(history: History) -> Moment:
@@ -42,7 +42,7 @@ def moment_of(history: History) -> Moment:
     if not rows:
         return Moment()
     ends = _ends_before_last(history, rows, n_ranks)
-    batch = ends[len(rows) - 1] + _n_batches(row_of(history, -1), n_ranks)
+    batch = ends[len(rows) - 1] + n_batches_of(row_of(history, -1), n_ranks)
     return Moment(len(rows), batch, _Firsts(ends, len(rows)))
 
 
@@ -101,14 +101,15 @@ def _ends_before_last(history: History, rows: list[dict[str, Any]], n_ranks: int
     if n_counted >= len(rows) or (n_counted and at(n_counted - 1) is not counted):
         ends, n_counted = [0], 0
     for i in range(n_counted, len(rows) - 1):
-        ends.append(ends[-1] + _n_batches(at(i), n_ranks))
+        ends.append(ends[-1] + n_batches_of(at(i), n_ranks))
     if id(history) not in _COUNTED:
         weakref.finalize(history, _COUNTED.pop, id(history), None)
     _COUNTED[id(history)] = ends, at(-2) if len(rows) > 1 else None
     return ends
 
 
-def _n_batches(row: Mapping[str, Any], n_ranks: int) -> int:
+def n_batches_of(row: Mapping[str, Any], n_ranks: int = 1) -> int:
+    """Count the training batches of an epoch; of an interrupted one, those that were finished."""
     if "train_batch_count" in row:
         return int(row["train_batch_count"])
     return sum("train_loss" in entry for entry in row.get("batches", ())) // n_ranks

@@ -72,8 +72,8 @@ def _scorers(net: Net) -> Iterator[tuple[str, bool]]:
 
 def _is_recorded_otherwise(monitor: str) -> bool:
     """Check whether a key is one that skorch or this package writes beside scores."""
-    is_key = monitor in ("epoch", "dur", "n_trainable")
-    return is_key or monitor.startswith(("event_", "cache_")) or monitor.endswith(("_best", "_batch_count"))
+    begins_so = monitor.startswith(("event_", "cache_", "n_trainable"))
+    return monitor in ("epoch", "dur") or begins_so or monitor.endswith(("_best", "_batch_count"))
 
 
 def _is_recorded_by_code(net: Net, monitor: str) -> bool:

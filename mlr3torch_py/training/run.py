@@ -179,8 +179,15 @@ class Run:
             self._check_monitors(has_valid=dataset_valid is not None)
             for callback in self.staged:
                 callback.before_first_epoch(self.net, dataset_train, dataset_valid)
+            self._shorten_table()
         self.ctx._begin_epoch(dataset_train, dataset_valid)
         self._n_batches, self._in_validation = 0, False
+
+    def _shorten_table(self) -> None:
+        """Leave out of skorch's printed table what callbacks record for other readers."""
+        for _, callback in self.net.callbacks_:
+            if isinstance(callback, PrintLog):
+                callback.keys_ignored_.update(*(one.unprinted for one in self.staged))
 
     def epoch_has_begun(self) -> None:
         """Sort the callbacks, once all of them have begun an epoch."""

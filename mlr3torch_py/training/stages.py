@@ -130,6 +130,11 @@ class StagedCallback(Callback):
         """The scores of the history that the callback reads."""
         return ()
 
+    @property
+    def unprinted(self) -> tuple[str, ...]:
+        """The keys that the callback records and that skorch's printed table leaves out."""
+        return ()
+
     def read_score(self, net: Net, monitor: str, epoch: int = 0) -> float | None:
         """Return a score of an epoch, by default the last one; None if it was not evaluated, or not yet."""
         row = row_of(net.history, epoch - 1)

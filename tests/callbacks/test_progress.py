@@ -18,7 +18,7 @@ from skorch.callbacks import EpochScoring
 from skorch.dataset import ValidSplit
 from torch.utils.data import IterableDataset
 
-from mlr3torch_py import t_clbk, torch_callback
+from mlr3torch_py import CallbackSetUnfreeze, select_prefix, t_clbk, torch_callback
 from tests.checkpoint.runs import CrashError
 from tests.helpers import Stops, X, iris_net, y
 
@@ -46,6 +46,15 @@ def test_in_a_file_there_is_a_line_for_each_epoch_and_nothing_else(capfd):
     out, err = capfd.readouterr()
     assert matches(lines_of(3), out)
     assert err == ""
+
+
+def test_the_line_of_an_epoch_names_what_was_unfrozen_and_frozen(capfd):
+    table = {"epoch": [2, 2], "weights": [select_prefix("0"), select_prefix("3")], "action": ["unfreeze", "freeze"]}
+    unfreeze = CallbackSetUnfreeze(select_prefix("3", "6"), table)
+    iris_net(t_clbk("progress"), unfreeze, max_epochs=2).fit(X, y)
+    first, second, _ = capfd.readouterr().out.splitlines()
+    assert first.endswith(" s)")
+    assert second.endswith(" s); unfroze 0.weight, 0.bias, froze 3.weight, 3.bias")
 
 
 @pytest.mark.slow

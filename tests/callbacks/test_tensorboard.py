@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from sklearn.model_selection import GridSearchCV
+from skorch import NeuralNetClassifier
 from skorch.dataset import ValidSplit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, t_clbk
+from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, select_prefix, t_clbk
 from tests.checkpoint.runs import CrashError, Crashes, Folders
 from tests.helpers import Stops, X, iris_net, y
 
@@ -26,6 +28,16 @@ def read(folder):
     }
 
 
+def texts(folder, tag):
+    accumulator = EventAccumulator(str(folder)).Reload()
+    events = accumulator.Tensors(f"{tag}/text_summary")
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events]
+
+
+def about(value):
+    return pytest.approx(value, rel=1e-5)
+
+
 def batch_losses(net):
     return [entry["train_loss"] for row in net.history for entry in row["batches"] if "train_loss" in entry]
 
@@ -34,23 +46,75 @@ def numbered(values, first=1):
     return list(enumerate(values, start=first))
 
 
-def test_scores_losses_and_the_number_of_trainable_weights_are_written(tmp_path):
+def test_scores_losses_rates_and_the_number_of_trainable_weights_are_written(tmp_path):
     unfreeze = CallbackSetUnfreeze(select_last(1), {"epoch": [3], "weights": [select_all()]})
     net = iris_net(unfreeze, tb(tmp_path), train_split=ValidSplit(3)).fit(X, y)
-    history = net.history
-    assert read(tmp_path) == {
-        "train.loss": numbered(history[:, "train_loss"]),
-        "valid.loss": numbered(history[:, "valid_loss"]),
-        "valid.acc": numbered(history[:, "valid_acc"]),
-        "n_trainable": numbered([12, 12, 39, 39]),
+    scores = {f"{name}/{part}": numbered(net.history[:, f"{part}_{name}"]) for part, name in SCORES}
+    in_r = {f"{part}.{name}": numbered(net.history[:, f"{part}_{name}"]) for part, name in SCORES}
+    others = {"n_trainable": numbered([12, 12, 39, 39]), "lr/0": numbered([about(0.1)] * 4)}
+    assert read(tmp_path) == scores | in_r | others
+    losses = numbered(batch_losses(net))
+    assert read(tmp_path / "batches") == {
+        "loss/batch": losses,
+        "last_loss": losses,
+        "lr/batch_0": numbered([about(0.1)] * len(losses)),
     }
-    assert read(tmp_path / "batches") == {"last_loss": numbered(batch_losses(net))}
+
+
+SCORES = [("train", "loss"), ("valid", "loss"), ("valid", "acc")]
+
+
+def test_the_tags_of_r_may_be_left_out(tmp_path):
+    iris_net(t_clbk("tb", path=tmp_path, log_train_loss=True, r_tags=False)).fit(X, y)
+    assert set(read(tmp_path)) == {"loss/train", "n_trainable", "lr/0"}
+    assert set(read(tmp_path / "batches")) == {"loss/batch", "lr/batch_0"}
 
 
 def test_the_losses_are_not_written_unless_asked_for(tmp_path):
     iris_net(tb(tmp_path, log_train_loss=False)).fit(X, y)
-    assert set(read(tmp_path)) == {"train.loss", "n_trainable"}
+    assert set(read(tmp_path)) == {"loss/train", "train.loss", "n_trainable", "lr/0"}
     assert not (tmp_path / "batches").exists()
+
+
+def test_every_event_is_a_text_with_names(tmp_path):
+    unfreeze = CallbackSetUnfreeze(select_last(1), {"batch": [4, 8], "weights": [select_prefix("3"), select_all()]})
+    iris_net(unfreeze, tb(tmp_path)).fit(X, y)
+    assert texts(tmp_path, "events") == [
+        (2, "`+ 3.weight, 3.bias at batch 4`"),
+        (3, "`+ 0.weight, 0.bias at batch 8`"),
+    ]
+
+
+def test_rates_are_those_with_which_an_epoch_has_trained(tmp_path):
+    """A scheduler sets the rate of the next batch, or the next epoch, before the callback writes."""
+    schedulers = [t_clbk("lr_step", step_size=1, gamma=0.1), t_clbk("lr_one_cycle", max_lr=0.4, weight=-1)]
+    for i, scheduler in enumerate(schedulers):
+        net = iris_net(scheduler, tb(tmp_path / str(i)), max_epochs=3).fit(X, y)
+        entries = [entry for row in net.history for entry in row["batches"]]
+        used = [about(entry.get("event_lr", 0.1 ** (1 + j // 3))) for j, entry in enumerate(entries)]
+        assert read(tmp_path / str(i))["lr/0"] == numbered(used[2::3])
+        assert read(tmp_path / str(i) / "batches")["lr/batch_0"] == numbered(used)
+
+
+def test_parts_of_a_group_with_factors_have_rates_of_their_own(tmp_path):
+    table = {"epoch": [2], "weights": [select_prefix("3")], "lr_mult": [0.5]}
+    iris_net(CallbackSetUnfreeze(select_last(1), table), tb(tmp_path), optimizer__momentum=0.9, max_epochs=2).fit(X, y)
+    written = read(tmp_path)
+    assert written["lr/0"] == numbered([about(0.1)] * 2)
+    assert written["lr/0_x0.5"] == numbered([about(0.05)] * 2)
+    assert "lr/batch_0_x0.5" in read(tmp_path / "batches")
+
+
+def test_further_optimizers_and_rates_that_are_tensors_are_written(tmp_path):
+    class TwoOptimizers(NeuralNetClassifier):
+        def initialize_optimizer(self, *args, **kwargs):
+            self.optimizer_ = torch.optim.SGD(self.module_[0].parameters(), lr=0.1)
+            self.other_ = torch.optim.Adam(self.module_[3].parameters(), lr=torch.tensor(0.2))
+            return self
+
+    iris_net(tb(tmp_path), cls=TwoOptimizers, max_epochs=1, audited=False).fit(X, y)
+    written = read(tmp_path)
+    assert (written["lr/0"], written["lr/other_0"]) == ([(1, about(0.1))], [(1, about(0.2))])
 
 
 def test_a_path_is_enough_and_the_folder_is_public(tmp_path):
@@ -114,7 +178,10 @@ def test_files_are_closed_when_training_raises(tmp_path):
     assert len(read(tmp_path)["train.loss"]) == 2
 
 
-@pytest.mark.parametrize(("arguments", "error"), [({"path": 3}, "`path` is 3"), ({"log_train_loss": 1}, "`log_train")])
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [({"path": 3}, "`path` is 3"), ({"log_train_loss": 1}, "`log_train"), ({"r_tags": 1}, "`r_tags`")],
+)
 def test_wrong_arguments_are_refused(arguments, error):
     with pytest.raises(TypeError, match=error):
         t_clbk("tb", **arguments)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import mlr3torch_py
-from mlr3torch_py import as_torch_callbacks
+from mlr3torch_py import as_torch_callbacks, gradual_unfreezing, t_clbk
+from tests.helpers import X, iris_net, y
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -45,7 +46,24 @@ def test_the_first_example_of_the_readme_learns(capsys):
     net = run(blocks(ROOT / "README.md")[:1])["net"]
     assert net.history[:, "n_trainable"] == [163, 291, 291, 291, 2339, 2339]
     assert net.history[-1, "valid_acc"] > 0.8
-    assert all(len(line) <= 100 for line in re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out).splitlines())
+    fits_a_terminal(capsys.readouterr().out)
+
+
+def test_the_printed_table_fits_a_terminal_with_the_cache_too(capsys):
+    cache, unfreeze = t_clbk("frozen_cache"), t_clbk("unfreeze", schedule=gradual_unfreezing(every=1))
+    net = iris_net(module__neurons=(8, 8), max_epochs=3, verbose=1, callbacks=[unfreeze, cache]).fit(X, y)
+    table = capsys.readouterr().out
+    fits_a_terminal(table)
+    assert re.findall("cache_hits|n_trainable|unfrozen|cache_saved|unfreeze ", table) == [
+        "cache_hits",
+        "n_trainable",
+        "unfrozen",
+    ]
+    assert {"cache_saved", "cache_bytes", "event_unfreeze"} < net.history[-1].keys()
+
+
+def fits_a_terminal(table):
+    assert all(len(line) <= 100 for line in re.sub(r"\x1b\[\d+m", "", table).splitlines())
 
 
 @pytest.mark.real_networks

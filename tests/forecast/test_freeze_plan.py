@@ -22,7 +22,6 @@ from mlr3torch_py import (
     Plateau,
     freeze_plan,
     gradual_unfreezing,
-    plot_history,
     select_all,
     select_last,
     select_name,
@@ -349,33 +348,6 @@ def test_many_parameters_without_modules_are_drawn_as_few_rows():
     assert ax.get_yticklabels()[0].get_text() == "0 … 2"
     assert drawn(ax)[0].tolist() == [2 / 3]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["frozen", "in part", "trainable"]
-
-
-def test_a_history_is_drawn_with_what_was_unfrozen_when():
-    net = iris_net(unfreeze(), train_split=ValidSplit(3, stratified=True)).fit(X, y)
-    losses, share = plot_history(net).axes
-    assert [line.get_label() for line in losses.get_lines()][:2] == ["train loss", "valid loss"]
-    assert list(losses.get_lines()[0].get_ydata()) == net.history[:, "train_loss"]
-    assert [line.get_xdata()[0] for line in losses.get_lines()[2:]] == [1.5, 3.5]
-    assert list(share.get_lines()[-1].get_ydata()) == [12 / 39, 24 / 39, 24 / 39, 1.0]
-    assert share.yaxis.get_major_formatter()(0.5, 0) == "50%"
-    only_train = iris_net(CallbackSetUnfreeze(select_all())).fit(X, y)
-    assert len(plot_history(only_train).axes[0].get_lines()) == 1
-
-
-def test_a_tied_weight_counts_once_in_the_share():
-    class Tied(nn.Sequential):
-        def __init__(self):
-            super().__init__(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
-            self[1].weight = self[0].weight
-
-    net = iris_net(CallbackSetUnfreeze(select_all()), module=Tied, max_epochs=1).fit(X, y)
-    assert list(plot_history(net).axes[1].get_lines()[-1].get_ydata()) == [1.0]
-
-
-def test_a_net_without_a_history_cannot_be_drawn():
-    with pytest.raises(ValueError, match="`net` has no history"):
-        plot_history(iris_net().fit(X, y))
 
 
 def test_drawing_says_how_to_install_what_is_missing(monkeypatch):

@@ -350,6 +350,10 @@ class Loop:
     def recorded(self, key):
         return self.epochs[-1].get(key)
 
+    def last_recorded(self, key, part):
+        entries = [entry for row in self.epochs for entry in row.get(key, ()) if part in entry]
+        return entries[-1][part] if entries else None
+
     def record_rate(self, name, rate):
         self.epochs[-1].setdefault(name, []).append(rate)
 
@@ -389,6 +393,11 @@ def test_another_host_than_skorch_can_drive_it():
     assert seen == [HEAD] * 3 + [ALL[2:]] * 2 + [ALL] * 4
     assert [row["n_trainable"] for row in loop.epochs] == [12, 24, 39]
     assert [row["event_unfreeze"] for row in loop.epochs] == [False, True, False]
+    assert [row["event_unfrozen"] for row in loop.epochs] == [
+        None,
+        "+ 3.weight, 3.bias, + 0.weight, 0.bias at batch 6",
+        None,
+    ]
     assert loop.epochs[1]["lr_0_x0.5"] == [0.05] * 3
     assert moved(before, dict(loop.network.named_parameters())) == set(ALL)
 

@@ -422,6 +422,7 @@ def test_constructing_checks_nothing_so_that_clone_works():
             "frozen_mode": 0,
             "frozen_norm": 5,
             "frozen_dropout": 1,
+            "module": 2,
         }
         assert CallbackSetUnfreeze(**params).get_params() == params
 

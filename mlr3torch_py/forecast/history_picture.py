@@ -1,0 +1,253 @@
+"""plot_history: a picture of a training, with what was unfrozen when, on the time axis of its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from torch import nn
+
+from mlr3torch_py.arguments import check_flag, check_network, shown
+from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, draw_epochs, pyplot
+from mlr3torch_py.forecast.probe import split_pipeline
+from mlr3torch_py.forecast.report import FreezePlan
+from mlr3torch_py.forecast.trained_when import module_in
+from mlr3torch_py.names import nearest
+from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
+from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
+from mlr3torch_py.training.trained import RATE, Span, change, key_of, spans_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_history"]
+
+_Row = Mapping[str, Any]
+
+_MOST_LABELS: Final = 8
+_LOSSES: Final = {"train_loss": "-", "valid_loss": "--"}
+
+
+def plot_history(
+    net: NetOfUser | PipelineOfUser,
+    scores: str | Sequence[str] = (),
+    *,
+    rates: bool = True,
+    names: bool = True,
+    plan: FreezePlan | None = None,
+    module: str | None = None,
+) -> Figure:
+    """Draw the losses of a training, and what was unfrozen when.
+
+    The time axis is that of a plan: epoch 3 goes from 3 to 4, and a change before the second of its four batches is
+    marked at 3.25. What belongs to a whole epoch, such as its losses, is drawn in its middle.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet or sklearn.pipeline.Pipeline
+        A net, or a pipeline that ends in a net, that was trained with a freezing callback, or has loaded its history.
+    scores : str or sequence of str
+        Further scores to draw, by their names in the history, such as ``"valid_acc"``.
+    rates : bool
+        Whether to draw the learning rates, where the history has any: those of a scheduler, and of param groups with
+        factors (`lr_mult`).
+    names : bool
+        Whether to name what was unfrozen (+) and frozen (-), up to four tensors or the blocks that hold them. Names
+        that would cover the one before are left out.
+    plan : FreezePlan, optional
+        What `freeze_plan` returned, to be drawn below, on the same time axis.
+    module : str, optional
+        The module of the net, as for `trained_when`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Its axes, from top to bottom: the losses, the scores if asked for, the rates if there are any, the share of
+        trainable weights, and the plan if given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, or the history has no finished epoch with `n_trainable`.
+    ImportError
+        If matplotlib is missing; the message has the line that installs it.
+
+    See Also
+    --------
+    freeze_plan : The same before training.
+    trained_when : The same as a table.
+
+    Examples
+    --------
+    >>> from mlr3torch_py import freeze_plan, gradual_unfreezing, t_clbk
+    >>> unfreeze = t_clbk("unfreeze", schedule=gradual_unfreezing(every=2))
+    >>> net = iris_net(module__neurons=(8,), max_epochs=4, callbacks=[unfreeze]).fit(X, y)
+    >>> losses, accuracy, share, planned = plot_history(net, "valid_acc", plan=freeze_plan(net)).axes
+    >>> losses.get_xlim() == planned.get_xlim() == (1, 5)
+    True
+    """
+    trained, history, module, rows = _finished(net, module)
+    network = check_network("net", trained if module == "module" else getattr(trained, f"{module}_", None))
+    further = _checked(scores, [row for _, row in rows])
+    series = dict(_rates(rows)) if check_flag("rates", rates) else {}
+    check_flag("names", names)
+    if not isinstance(plan, FreezePlan | None):
+        raise TypeError(f"`plan` is {shown(plan)}; give what freeze_plan returned")
+    spans = list(spans_of(history, getattr(trained.history, "world_size", 1), module))
+    figure: Figure
+    figure, axes = _panels(n_more=bool(further) + bool(series), plan=plan)
+    if plan is not None:
+        plan.plot(axes[-1])
+        axes = axes[:-1]
+    _draw_scores(axes[0], rows, _LOSSES)
+    if further:
+        _draw_scores(axes[1], rows, dict.fromkeys(further, "-"))
+    if series:
+        _draw_rates(axes[-2], series)
+    _draw_share(axes[-1], rows, spans, network)
+    changes = list(_changes(rows, spans, names_by_tensor(network)))
+    for ax in axes:
+        _mark(ax, [x for x, _ in changes])
+        ax.spines[["top", "right"]].set_visible(False)
+    n_epochs = max(len(history), 0 if plan is None else plan.max_epochs)
+    draw_epochs(figure.axes[-1], n_epochs)
+    figure.axes[-1].set_xlim(1, n_epochs + 1)
+    if names:
+        _name(axes[0], changes, n_epochs)
+    axes[0].legend(frameon=False, loc="upper right")
+    return figure
+
+
+def _finished(net: Any, module: str | None) -> tuple[Any, list[dict[str, Any]], str, list[tuple[int, _Row]]]:
+    """Return the net itself, its history, the module, and the finished epochs with a freezing callback for it.
+
+    Their keys are those of ``module_``.
+    """
+    trained = split_pipeline(net)[1]
+    if isinstance(trained, type) or not hasattr(trained, "initialized_"):
+        raise TypeError(f"`net` is {shown(net)}; give a net of skorch that was trained with a freezing callback")
+    history = [] if trained.history is None else trained.history.to_list()
+    module = module_in(history, module)
+    keys = {key: key_of(key, module) for key in ("n_trainable", "event_unfreeze")}
+    rows: list[tuple[int, _Row]] = [
+        (epoch, row | {key: row.get(own) for key, own in keys.items()})
+        for epoch, row in enumerate(history, 1)
+        if keys["n_trainable"] in row and "train_loss" in row
+    ]
+    if not rows:
+        raise ValueError("`net` has no history of a finished epoch with a freezing callback; train it first")
+    return trained, history, module, rows
+
+
+def _checked(scores: Any, rows: Sequence[_Row]) -> list[str]:
+    known = {
+        key for row in rows for key, value in row.items() if isinstance(value, Real) and not isinstance(value, bool)
+    }
+    given = [scores] if isinstance(scores, str) else scores
+    if not isinstance(given, Sequence) or not all(isinstance(score, str) for score in given):
+        raise TypeError(f"`scores` is {shown(scores)}; give names of scores, such as 'valid_acc'")
+    if unknown := [score for score in given if score not in known]:
+        raise ValueError(f"`scores` has {shown(unknown[0])}, which no epoch has; {nearest(unknown, known)}")
+    return list(dict.fromkeys(given))
+
+
+def _panels(n_more: int, plan: FreezePlan | None) -> Any:
+    heights = [3.0, *[2.0] * n_more, 1.0]
+    if plan is not None:
+        heights.append(1.5 + min(len(plan.sizes), MOST_ROWS) / 3)
+    size = 7, 2.5 + 0.5 * sum(heights)
+    return pyplot().subplots(len(heights), 1, sharex=True, figsize=size, height_ratios=heights, layout="constrained")
+
+
+def _draw_scores(ax: Axes, rows: Sequence[tuple[int, _Row]], styles: Mapping[str, str]) -> None:
+    colours = {key: "black" if key in _LOSSES else f"C{i}" for i, key in enumerate(styles)}
+    for key, style in styles.items():
+        if any(key in row for _, row in rows):
+            values = [row.get(key, np.nan) for _, row in rows]
+            middles = [epoch + 0.5 for epoch, _ in rows]
+            ax.plot(middles, values, style, color=colours[key], label=key.replace("_", " "))
+    ax.set_ylabel("loss" if styles is _LOSSES else "score")
+    if styles is not _LOSSES:
+        ax.legend(frameon=False)
+
+
+def _rates(rows: Sequence[tuple[int, _Row]]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Yield the name of each rate, and its times and values: by batch if the history has them so, else by epoch."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for epoch, row in rows:
+        entries = [entry for entry in row.get("batches", ()) if "train_loss" in entry]
+        points = [
+            (key, epoch + i / len(entries), float(entry[key]))
+            for i, entry in enumerate(entries)
+            for key in entry
+            if key == "event_lr" or RATE.fullmatch(key)
+        ]
+        if not points and row.get("event_lr") is not None:
+            points = [("event_lr", epoch, float(row["event_lr"]))]
+        has_parts = any(key != "event_lr" for key, _, _ in points)  # the first of which has the same rate
+        ends = {key: (key, epoch + 1, rate) for key, _, rate in points}
+        for key, x, rate in [*points, *ends.values()]:
+            if key != "event_lr" or not has_parts:
+                series.setdefault(key, []).append((x, rate))
+    yield from sorted(series.items())
+
+
+def _draw_rates(ax: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    for name, points in series.items():
+        ax.step(*zip(*points, strict=True), where="post", label=name.removeprefix("event_"))
+    values = [value for points in series.values() for _, value in points if value > 0]
+    if values and max(values) > 20 * min(values):
+        ax.set_yscale("log")
+    ax.set_ylabel("rate")
+    if len(series) <= _MOST_LABELS:
+        ax.legend(frameon=False, fontsize="x-small")
+
+
+def _draw_share(ax: Axes, rows: Sequence[tuple[int, _Row]], spans: Sequence[Span], network: nn.Module) -> None:
+    tensors, tied = named_parameters(network), names_by_tensor(network)
+    sizes = [(set(names), tensors[names[0]].numel()) for names in tied]
+    total = sum(size for _, size in sizes) or 1
+    points: list[tuple[float, float]] = []
+    for epoch, row in rows:
+        of_epoch = [span for span in spans if span.epoch == epoch and {*span.names} == tensors.keys()]
+        for span in of_epoch:
+            share = sum(size for names, size in sizes if not span.trainable.isdisjoint(names)) / total
+            points += [(epoch + span.start / span.n_batches, share), (epoch + span.end / span.n_batches, share)]
+        if not of_epoch:
+            points += [(epoch, row["n_trainable"] / total), (epoch + 1, row["n_trainable"] / total)]
+    ax.plot(*zip(*points, strict=True), color=TRAINABLE)
+    ax.set(ylim=(0, 1.05), ylabel="trainable")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _changes(
+    rows: Sequence[tuple[int, _Row]], spans: Sequence[Span], tied: Sequence[Sequence[str]]
+) -> Iterator[tuple[float, str]]:
+    """Yield when something was unfrozen or frozen, and its names."""
+    told, further = {span.epoch for span in spans}, {name for names in tied for name in names[1:]}
+    at = {float(epoch): "" for epoch, row in rows if row.get("event_unfreeze") and epoch not in told}
+    for before, now in pairwise(spans):
+        known = [name for name in dict.fromkeys(now.names + before.names) if name not in further]
+        unfrozen, frozen = now.trainable - before.trainable - further, before.trainable - now.trainable - further
+        if unfrozen or frozen:
+            at[now.epoch + now.start / now.n_batches] = change(unfrozen, frozen, known)
+    yield from sorted(at.items())
+
+
+def _mark(ax: Axes, times: Sequence[float]) -> None:
+    for i, x in enumerate(times):
+        ax.axvline(x, color=TRAINABLE, linewidth=1, alpha=0.6, label=None if i else "unfrozen or frozen")
+
+
+def _name(ax: Axes, changes: Sequence[tuple[float, str]], n_epochs: int) -> None:
+    last = -np.inf
+    for x, text in changes:
+        if text and x - last >= 0.03 * n_epochs:
+            style: dict[str, Any] = {"rotation": 90, "va": "top", "ha": "right", "fontsize": "x-small"}
+            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
+            ax.annotate(text, (x, 0.98), (-2, 0), ("data", "axes fraction"), "offset points", **style)
+            last = x

@@ -1,0 +1,97 @@
+"""Record: what an engine says, in the log and to its host, about what is trainable when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from torch import nn
+
+from mlr3torch_py.freezing.roles import Host
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.unwrap import tied_names
+from mlr3torch_py.patterns import summarized
+from mlr3torch_py.schedule.plan import Held
+from mlr3torch_py.training.trained import EVENT, TRAINABLE, change, packed
+
+__all__ = ["Record"]
+
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
+
+
+class Record:
+    """The log of one engine, and what the host keeps of it.
+
+    Parameters
+    ----------
+    host : Host
+    place : str
+        What messages call the network.
+    """
+
+    def __init__(self, host: Host, place: str) -> None:
+        self.place = place
+        self.prefix: str = "" if place == "module_" else f"{place}: "
+        self._host = host
+        self._changes: list[str] = []  # of the epoch
+        self._last: tuple[list[str], list[bool]] | None = None
+
+    def changed(self, when: str, before: Held, held: Held, replaced: Held, tensors: Mapping[str, nn.Parameter]) -> None:
+        """Log a change, and record it in the epoch.
+
+        Parameters
+        ----------
+        when : str
+        before, held : set of str
+            The frozen names before and after.
+        replaced : set of str
+            The names whose tensors were replaced.
+        tensors : mapping of str to torch.nn.Parameter
+            All parameters of the network.
+        """
+        unfrozen, frozen = before - held, held - before
+        if logger.isEnabledFor(logging.INFO):
+            self._log("unfreezing at", when, unfrozen, tensors)
+            self._log("freezing at", when, frozen, tensors)
+            self._log("freezing what was replaced at", when, replaced & before & held, tensors)
+        so_far = self._host.recorded(EVENT)
+        if not so_far or not self._changes:
+            self._changes = [so_far] if so_far else []
+        has_changed = bool(unfrozen or frozen)
+        if has_changed:
+            text = _told(unfrozen, frozen, tensors)
+            self._changes.append(f"{text} at {when}" if when.startswith("batch") else text)
+        self._host.record("event_unfreeze", has_changed or bool(self._host.recorded("event_unfreeze")))
+        self._host.record(EVENT, listed(self._changes, most=3) or None)
+
+    def batch(self, n_finished: int, tensors: Mapping[str, nn.Parameter]) -> None:
+        """Record what is trainable before a batch, if that is other than before.
+
+        Parameters
+        ----------
+        n_finished : int
+            The training batches of the epoch before it.
+        tensors : mapping of str to torch.nn.Parameter
+            All parameters of the network.
+        """
+        names, trainable = list(tensors), [tensor.requires_grad for tensor in tensors.values()]
+        if (names, trainable) == self._last:
+            return
+        are_known = self._last is not None and self._last[0] == names
+        entry = packed(trainable, n_finished, None if are_known else names)
+        if not are_known and entry["names"] == self._host.last_recorded(TRAINABLE, "names"):
+            del entry["names"]
+        if "names" in entry or entry["trainable"] != self._host.last_recorded(TRAINABLE, "trainable"):
+            self._host.record(TRAINABLE, [*(self._host.recorded(TRAINABLE) or ()), entry])
+        self._last = names, trainable
+
+    def _log(self, doing: str, when: str, names: Held, tensors: Mapping[str, nn.Parameter]) -> None:
+        if names:
+            logger.info("%s%s %s: %s", self.prefix, doing, when, summarized(names, tensors, most=10))
+
+
+def _told(unfrozen: Held, frozen: Held, tensors: Mapping[str, nn.Parameter]) -> str:
+    """Describe a change, with one name for each tensor."""
+    further = {name for names in tied_names(tensors) for name in names[1:]}
+    known = [name for name in tensors if name not in further] if further else list(tensors)
+    return change(unfrozen - further, frozen - further, known)
