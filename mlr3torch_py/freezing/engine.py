@@ -26,6 +26,7 @@ from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules,
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
+from mlr3torch_py.schedule.rates import factors_at
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
 
@@ -80,7 +81,7 @@ class FreezingEngine(Generic[_Host]):
         self._inventory = self._look()
         self._flags_before: Flags | None = None
         self._pins = Pins()
-        self._rates = Rates(host.record_rate)
+        self._rates = Rates(host.record_rate, batch=lambda: self.batch)
         self._record = Record(host)
 
     @property
@@ -91,7 +92,7 @@ class FreezingEngine(Generic[_Host]):
     def begin(self) -> None:
         """Set the flags of all governed parameters when training begins."""
         keep_frozen_before_us(self.network)
-        self._rates.scale(self._factors(), self.host.optimizers())
+        self._scale_rates()
         self._flags_before = Flags.of(self.network)
         self._apply(written=self._whole(self._governed()) | frozen_by_us(self.network))
 
@@ -217,7 +218,7 @@ class FreezingEngine(Generic[_Host]):
             _check_pins(self.network)
         if has_other_pins or self.held != before:
             self.event = next(_EVENTS)
-        self._rates.scale(self._factors(), self.host.optimizers())
+        self._scale_rates()
         self.host.flags_changed()
 
     def _change(self, when: str, fresh: Held) -> None:
@@ -226,13 +227,12 @@ class FreezingEngine(Generic[_Host]):
         self._apply(written=fresh)
         self._record.changed(when, before, self.held, fresh, self._inventory.tensors)
 
-    def _factors(self) -> dict[int, float]:
-        """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
-        factors: dict[int, float] = {}
-        for plan in self._plans():
-            for name, factor in plan.lr_factors:
-                factors.setdefault(id(self._inventory.tensors[name]), factor)
-        return factors
+    def _scale_rates(self) -> None:
+        """Scale the learning rates as the plans say; the first of several factors for a tensor counts."""
+        plans = [plan for plan in self._plans() if plan.scaling]
+        column = "lr_mult" if any(step.row.lr_mult for plan in plans for step in plan.scaling) else "warmup"
+        tensor_of = {name: id(tensor) for name, tensor in self._inventory.tensors.items()} if plans else {}
+        self._rates.scale(factors_at(plans, self.moment, tensor_of), self.host.optimizers(), column)
 
     def _check_something_trains(self) -> None:
         groups = [group["params"] for optimizer in self._optimizers() for group in optimizer.param_groups]

@@ -59,10 +59,13 @@ class CallbackSetUnfreeze(FreezingCallback):
         The weights that are trainable from the start.
     unfreeze : pandas.DataFrame, optional
         The schedule: a column `weights` of selectors and exactly one column `epoch` or `batch` of whole numbers from 1.
-        Three more columns are optional: `action` ("unfreeze" or "freeze"), `when` (a `Plateau` in rows without a time),
-        and `lr_mult` (a factor on the learning rate of the weights, from the first step on; for each weight, the first
-        row with a factor counts). A mapping of columns, a list of records, and a list of several tables are accepted as
-        well. Without a table nothing is unfrozen.
+        More columns are optional: `action` ("unfreeze" or "freeze"); `when` (a `Plateau` in rows without a time);
+        `lr_mult` (a factor on the learning rate of the weights); `lr_mult_from` ("start", the default: the factor holds
+        from the first step on, and for each weight the first row in the table counts; or "row": it holds from the time
+        of the row on, in place of an earlier one); and `warmup` (the number of batches in which the learning rate of
+        what the row has made trainable rises: with 4, its first batch has a quarter of the rate, the fourth the whole).
+        A mapping of columns, a list of records, and a list of several tables are accepted as well. Without a table
+        nothing is unfrozen.
     schedule : Schedule, optional
         A ready-made schedule in place of both, such as ``gradual_unfreezing(every=2)``. It is resolved for the network
         when training begins.
@@ -80,7 +83,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     ------
     TypeError, ValueError
         When training begins, if an argument is wrong or a name is not in the network; before a step at which nothing
-        that the optimizer holds would be trainable; and after an update in which `lr_mult` had no effect.
+        that the optimizer holds would be trainable; and after an update in which `lr_mult` or `warmup` had no effect.
 
     Warns
     -----
@@ -104,9 +107,10 @@ class CallbackSetUnfreeze(FreezingCallback):
     parameters, modules and optimizers that the net has at that time are governed, also if they have been replaced.
 
     With factors, the history of every batch with an update has the rate of every param group, as ``lr_0`` for the first
-    group and ``lr_0_x0.1`` for its part with the factor 0.1; the param groups themselves stay as they are. Only
-    ``module_`` of the net is governed, not further modules or a criterion with weights. Every row of the history gets
-    `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch, and `event_unfrozen`, the
+    group, ``lr_0_x0.1`` for its part with the factor 0.1, and ``lr_0_warmup50_from13`` for what is in a warm-up of 50
+    batches since batch 13; the param groups themselves stay as they are. Factors are worked out from the history
+    alone, so a training that is resumed in the middle of a warm-up continues it. Only ``module_`` of the net is
+    governed, not further modules or a criterion with weights. Every row of the history gets `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch, and `event_unfrozen`, the
     names of what was unfrozen (+) and frozen (-) in it; `trained_when` makes a table of a history.
 
     Examples
