@@ -109,8 +109,10 @@ class CallbackSetUnfreeze(FreezingCallback):
     With factors, the history of every batch with an update has the rate of every param group, as ``lr_0`` for the first
     group, ``lr_0_x0.1`` for its part with the factor 0.1, and ``lr_0_warmup50_from13`` for what is in a warm-up of 50
     batches since batch 13; the param groups themselves stay as they are. Factors are worked out from the history
-    alone, so a training that is resumed in the middle of a warm-up continues it. Only ``module_`` of the net is
-    governed, not further modules or a criterion with weights. Every row of the history gets `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch, and `event_unfrozen`, the
+    alone, so a training that is resumed in the middle of a warm-up continues it.
+
+    Only ``module_`` of the net is governed, not further modules or a criterion with weights. Every row of the history
+    gets `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch, and `event_unfrozen`, the
     names of what was unfrozen (+) and frozen (-) in it; `trained_when` makes a table of a history.
 
     Examples
