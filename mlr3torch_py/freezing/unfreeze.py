@@ -6,16 +6,18 @@ import logging
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_names, shown
+from mlr3torch_py.arguments import check_flag, check_names, shown
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.memory import forget_directions
+from mlr3torch_py.freezing.phases import best_of_ended, best_since
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
@@ -23,13 +25,15 @@ from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import Table, read_table
+from mlr3torch_py.schedule.table import Table, Unit, read_table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.training.callback_set import REQUIRED
-from mlr3torch_py.training.clock import scores_by_epoch
+from mlr3torch_py.training.clock import moment_of, scores_by_epoch
+from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
+from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetUnfreeze"]
 
@@ -78,6 +82,14 @@ class CallbackSetUnfreeze(FreezingCallback):
     frozen_norm, frozen_dropout : {"train", "eval"}, optional
         The mode of normalisation layers with running statistics, and of all other modules, in parts that are frozen
         as a whole; as `frozen_mode` if missing.
+    restore_best_between : bool
+        Whether to restore, before a row takes effect, the weights of the best epoch since the row before: those of all
+        modules of the net, and of its criteria. The log says so.
+    monitor : str
+        The score in a row of ``net.history`` by which epochs are compared.
+    lower_is_better : bool, optional
+        Whether a smaller score is better; by default the callback of the net that records it is asked, see
+        `CallbackSetEarlyStopping`.
 
     Raises
     ------
@@ -91,7 +103,8 @@ class CallbackSetUnfreeze(FreezingCallback):
         When training begins, for a row at time 0, one that matches nothing, in whole or in part, one that changes
         nothing, and one that selects only some of the names of a tied tensor. Also for parameters that will be trained
         although they required no gradient before, for those that no optimizer holds, and for frozen embeddings with
-        `max_norm`, whose forward pass changes them.
+        `max_norm`, whose forward pass changes them. Before a row takes effect, if the best weights of the phase before
+        were not kept, as after a history was loaded without the state of the callback.
 
     See Also
     --------
@@ -112,8 +125,11 @@ class CallbackSetUnfreeze(FreezingCallback):
     alone, so a training that is resumed in the middle of a warm-up continues it.
 
     Only ``module_`` of the net is governed, not further modules or a criterion with weights. Every row of the history
-    gets `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch, and `event_unfrozen`, the
-    names of what was unfrozen (+) and frozen (-) in it; `trained_when` makes a table of a history.
+    gets `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch, and `event_unfrozen`,
+    the names of what was unfrozen (+) and frozen (-) in it; `trained_when` makes a table of a history.
+
+    With `restore_best_between`, a phase lasts from one row that takes effect to the next. Its epochs are those that end
+    in it; a phase without an evaluated epoch restores nothing. What the optimizer remembers stays, but for LBFGS.
 
     Examples
     --------
@@ -146,6 +162,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     label = "Unfreeze"
     plans_: tuple[Plan, ...] = ()
     loaded_: _LoadedState | None = None
+    best_: KeptWeights | None = None
 
     def __init__(
         self,
@@ -156,6 +173,9 @@ class CallbackSetUnfreeze(FreezingCallback):
         frozen_mode: Mode = "train",
         frozen_norm: Mode | None = None,
         frozen_dropout: Mode | None = None,
+        restore_best_between: bool = False,
+        monitor: str = "valid_loss",
+        lower_is_better: bool | None = None,
     ) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
@@ -163,9 +183,14 @@ class CallbackSetUnfreeze(FreezingCallback):
         self.frozen_mode: Mode = frozen_mode
         self.frozen_norm: Mode | None = frozen_norm
         self.frozen_dropout: Mode | None = frozen_dropout
+        self.restore_best_between = restore_best_between
+        self.monitor = monitor
+        self.lower_is_better = lower_is_better
 
     def check_params(self) -> None:
         self.check_modes()
+        check_flag("restore_best_between", self.restore_best_between)
+        self._rule()
         self._check_schedule()
         if self.starting_weights is not REQUIRED:
             check_select("starting_weights", self.starting_weights)
@@ -201,7 +226,9 @@ class CallbackSetUnfreeze(FreezingCallback):
     def recall(self, net: Net) -> None:
         if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and len(net.history) == 0:
             self.loaded_ = None
-        self._resolve(net, self._fired_before(net))
+        if len(net.history) == 0:
+            self.best_ = None
+        self.plans_ = self.plans_by(net)
 
     def decide(self, net: Net) -> None:
         epoch = len(net.history)
@@ -215,12 +242,28 @@ class CallbackSetUnfreeze(FreezingCallback):
             fired = from_main_process(self._fired_by_now(net, fired))
             for position, key in keys.items():
                 net.history.record(key, fired.get(position) == epoch)
-        self._resolve(net, fired)
+        self.plans_ = self._plans_with(net, fired)
+        self._restore_best(net, moment_of(net.history), "epoch")
+
+    def before_batch(self, net: Net, moment: Moment) -> None:
+        self._restore_best(net, moment, "batch")
+
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        super().on_epoch_end(net, dataset_train=dataset_train, dataset_valid=dataset_valid, **kwargs)
+        self._keep_best(net)
+
+    def find_late_score(self, net: Net) -> None:
+        if self.awaits_score_:
+            self._keep_best(net)
 
     @property
     def monitors(self) -> tuple[str, ...]:
         times = (row.time for row in read_table(self.unfreeze))
-        return tuple(dict.fromkeys(time.monitor for time in times if isinstance(time, Plateau)))
+        monitors = [time.monitor for time in times if isinstance(time, Plateau)]
+        return tuple(dict.fromkeys([*monitors, self.monitor] if self.restore_best_between else monitors))
+
+    def plans_by(self, net: Net) -> tuple[Plan, ...]:
+        return self._plans_with(net, self._fired_before(net))
 
     def advise(self, net: Net) -> None:
         (plan,) = self.declared_
@@ -247,6 +290,8 @@ class CallbackSetUnfreeze(FreezingCallback):
         undirected = [one for one in self._conditions().values() if one.lower_is_better is None]
         for monitor in dict.fromkeys(condition.monitor for condition in undirected):
             warn_of_unknown_direction(net, monitor, f"Plateau({monitor!r}, lower_is_better=...)")
+        if self.restore_best_between and self.lower_is_better is None:
+            warn_of_unknown_direction(net, self.monitor, "`lower_is_better`")
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if self.engine_ is not None:
@@ -262,23 +307,29 @@ class CallbackSetUnfreeze(FreezingCallback):
             state["loaded_"] = self.loaded_._replace(net=None)
         return state
 
-    def state_dict(self) -> dict[str, list[str]]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the names of the trainable parameters.
 
         Returns
         -------
         dict
-            ``{"trainable": names}``, in the order of the network. Before any training, the state that was loaded.
+            ``{"trainable": names}``, in the order of the network. Before any training, the state that was loaded. With
+            `restore_best_between` also ``"best"``, the best weights of the phase, None without any.
         """
+        names = in_order(self.plans_, self.governed - self.held_)
         if self.loaded_ is not None and self.loaded_.epoch is None:
-            return {"trainable": list(self.loaded_.names)}
-        return {"trainable": list(in_order(self.plans_, self.governed - self.held_))}
+            names = iter(self.loaded_.names)
+        state: dict[str, Any] = {"trainable": list(names)}
+        if self.restore_best_between:
+            state["best"] = None if self.best_ is None else self.best_.to_plain(self.monitor)
+        return state
 
-    def load_state_dict(self, state: Mapping[str, Iterable[str]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Unfreeze the parameters of a state from the next epoch on.
 
         They are trainable in addition to `starting_weights`, until a later row freezes them. The next ``fit`` from
-        scratch uses the state up. A net that continues with its own history needs no state.
+        scratch uses the state up. A net that continues with its own history needs no state, except for the best weights
+        of its phase.
 
         Parameters
         ----------
@@ -291,11 +342,44 @@ class CallbackSetUnfreeze(FreezingCallback):
             If it has another form; the state that was loaded before stays. When training begins, if the network lacks
             a name.
         """
-        if not isinstance(state, Mapping) or set(state) != {"trainable"}:
+        if not isinstance(state, Mapping) or set(state) - {"best"} != {"trainable"}:
             raise ValueError(
                 f"`state` is {shown(state)}; it must be what state_dict() returns: {{'trainable': [names]}}"
             )
+        best = state.get("best")
         self.loaded_ = _LoadedState(check_names("trainable", state["trainable"]))
+        self.best_ = None if best is None else KeptWeights.from_plain(best)
+
+    def _rule(self) -> Plateau:
+        return Plateau(self.monitor, lower_is_better=self.lower_is_better)
+
+    def _keep_best(self, net: Net) -> None:
+        """Keep the weights of an epoch that is the best one of its phase."""
+        if not self.restore_best_between or from_main_process(self.read_score(net, self.monitor)) is None:
+            return
+        (plan,) = self.plans_
+        if best_since(net, self._rule(), plan.changed_last(moment_of(net.history))).best_epoch == len(net.history):
+            self.best_ = KeptWeights.of(net)
+
+    def _restore_best(self, net: Net, moment: Moment, unit: Unit) -> None:
+        """Restore the best weights of a phase, if a row of epochs or of batches ends it at a moment."""
+        (plan,) = self.plans_
+        if not self.restore_best_between or not plan.changed_at(moment, unit):
+            return
+        best, kept, self.best_ = best_of_ended(net, self._rule(), plan, moment, unit), self.best_, None
+        if best is None or best.best_epoch is None:
+            return
+        where = f"epoch {best.best_epoch} ({self.monitor} {best.best_score:.6g})"
+        if kept is None or not kept.is_of(net, best.best_epoch):
+            warn(
+                f"`restore_best_between`: the best of the phase that ends is {where}, whose weights were not kept, so "
+                "none are restored; load the callback's state too, or a pickle of the net"
+            )
+            return
+        kept.restore(net)
+        if self.engine_ is not None:
+            forget_directions(one for _, one in self.engine_.host.optimizers())
+        logger.info("`unfreeze`: restored the best weights of the phase that ends, those of %s", where)
 
     def _check_schedule(self) -> None:
         if isinstance(self.starting_weights, Schedule):
@@ -322,13 +406,12 @@ class CallbackSetUnfreeze(FreezingCallback):
                 f"{nearest(unknown, names)} Load a state that was saved from this network"
             )
 
-    def _resolve(self, net: Net, fired: Mapping[int, int]) -> None:
+    def _plans_with(self, net: Net, fired: Mapping[int, int]) -> tuple[Plan, ...]:
         """Turn the conditions that have been met, and a loaded state, into rows of epochs."""
-        (plan,) = self.declared_
         loaded = None
         if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and self.loaded_.epoch is not None:
             loaded = self.loaded_.epoch, frozenset(self.loaded_.names)
-        self.plans_ = (plan.resolved(fired, loaded) if fired or loaded else plan,)
+        return tuple(plan.resolved(fired, loaded) if fired or loaded else plan for plan in self.declared_)
 
     def _condition_keys(self, net: Net) -> dict[int, str]:
         """Map the position of each row with a condition to the key by which the history says that it was met."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import Row
+from mlr3torch_py.schedule.table import Row, Unit
 from mlr3torch_py.select.functions import Select, select_name
 
 __all__ = ["Act", "Held", "Moment", "Plan", "Step"]
@@ -45,6 +45,10 @@ class Moment:
         """Return the first batch of an epoch; for a future epoch, the next batch."""
         return self.firsts[epoch - 1] if 0 < epoch <= len(self.firsts) else self.batch + 1
 
+    def epoch_of(self, batch: int) -> int:
+        """Return the epoch of a batch that has begun, or of the next one."""
+        return bisect_right(self.firsts, batch)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -64,6 +68,15 @@ class Step:
     def time(self) -> float:
         """When it takes effect; infinity for a condition."""
         return math.inf if isinstance(self.row.time, Plateau) else float(self.row.time)
+
+    def is_of(self, moment: Moment, unit: Unit) -> bool:
+        """Whether it is a row of epochs, or of batches, that takes effect at a moment."""
+        return self.row.unit == unit and self.time == (moment.epoch if unit == "epoch" else moment.batch)
+
+    @property
+    def sets_factor(self) -> bool:
+        """Whether it sets a factor on learning rates when it takes effect."""
+        return self.row.lr_mult_from == "row" and bool(self.names)
 
     @property
     def scales(self) -> bool:
@@ -88,6 +101,11 @@ class Act(NamedTuple):
     step: Step
     released: Set[Any]
     frozen: Set[Any]
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changed what is trainable, or a factor on a learning rate."""
+        return bool(self.released or self.frozen) or self.step.sets_factor
 
 
 @dataclass(frozen=True)
@@ -250,6 +268,31 @@ class Plan:
             now = {tensors[name] for name in names}
             yield Act(int(batch), step, now - before, before - now)
             before = now
+
+    def changed_at(self, moment: Moment, unit: Unit) -> bool:
+        """Whether a row of epochs, or of batches, changes something just at a moment."""
+        return any(act.changes and act.step.is_of(moment, unit) for act in self.acts(moment))
+
+    def changed_last(self, moment: Moment, but: Unit | None = None) -> int:
+        """Return the epoch in which a step has last changed something; 0 if none has.
+
+        Parameters
+        ----------
+        moment : Moment
+        but : {"epoch", "batch"}, optional
+            The unit of steps that are left out if they take effect just at the moment.
+        """
+        acts = (act for act in self.acts(moment) if but is None or not act.step.is_of(moment, but))
+        return max((moment.epoch_of(act.batch) for act in acts if act.changes), default=0)
+
+    def settled_since(self, moment: Moment) -> float:
+        """Return the epoch in which the last step of all has changed something; infinity if one still will."""
+        trainable = self.trainable(moment)
+        for step in self.pending(moment):
+            will_change = step.names - trainable if step.row.action == "unfreeze" else step.names & trainable
+            if will_change or step.sets_factor:
+                return math.inf
+        return self.changed_last(moment)
 
     def without(self, names: Held) -> Plan:
         """Return the same plan without some names.
