@@ -111,7 +111,7 @@ def check_whole(argument: str, value: object, what: str, *, least: int = 1, most
     Parameters
     ----------
     argument : str
-        What the message calls it.
+        What the message calls it: a name, or a phrase with names in backticks.
     value : object
     what : str
         What it counts, such as ``"epochs"``.
@@ -131,15 +131,15 @@ def check_whole(argument: str, value: object, what: str, *, least: int = 1, most
         ...
     ValueError: `freq` is 0; give a whole number of epochs, at least 1
     """
-    number = plain(value)
+    number, place = plain(value), argument if "`" in argument else f"`{argument}`"
     remedy = f"give a whole number of {what}, at least {least}"
     if isinstance(number, bool) or not isinstance(number, Integral):
-        raise TypeError(f"`{argument}` is {shown(value)}; {remedy}")
+        raise TypeError(f"{place} is {shown(value)}; {remedy}")
     whole = int(number)
     if whole > most:
         remedy = f"{remedy} and at most {'2**63 - 1' if most == 2**63 - 1 else most}"
     if not least <= whole <= most:
-        raise ValueError(f"`{argument}` is {shown(value)}; {remedy}")
+        raise ValueError(f"{place} is {shown(value)}; {remedy}")
     return whole
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from mlr3torch_py.names import listed
@@ -153,17 +154,27 @@ def _differ_only_at(position: int, one: Sequence[tuple[str, ...]], other: Sequen
         return False
     if one[:position] != other[:position] or one[position + 1 :] != other[position + 1 :]:
         return False
-    if any(set(text) & set("{},") for text in (*one[position], *other[position])):
+    if not all(map(_fits_in_braces, (*one[position], *other[position]))):
         return False
     # Names at the top are joined only if they are numbered: `layer{1..4}`, but not `{conv1,fc}`.
     return position > 0 or _stem([*one[0], *other[0]]) is not None
 
 
+@lru_cache(maxsize=10_000)
+def _fits_in_braces(text: str) -> bool:
+    return set("{},").isdisjoint(text)
+
+
 def _stem(texts: Sequence[str]) -> str | None:
     """Return what several numbered texts have before their number; None if they have nothing in common."""
-    found = [_NUMBERED.fullmatch(text) for text in texts]
-    stems = {one[1] if one else None for one in found}
+    stems = set(map(_stem_of, texts))
     return stems.pop() if len(stems) == 1 else None
+
+
+@lru_cache(maxsize=10_000)
+def _stem_of(text: str) -> str | None:
+    found = _NUMBERED.fullmatch(text)
+    return found[1] if found else None
 
 
 def _braced(alternatives: tuple[str, ...]) -> str:

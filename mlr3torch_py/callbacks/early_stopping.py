@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from copy import deepcopy
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from mlr3torch_py.arguments import check_flag, check_whole
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.unwrap import modules_of
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
 from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import scores_by_epoch
+from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
+from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetEarlyStopping"]
@@ -43,11 +43,16 @@ class CallbackSetEarlyStopping(CallbackSet):
     lower_is_better : bool, optional
         Whether a smaller score is better, as for a loss. By default the callback of the net that records the score is
         asked, such as skorch's ``EpochScoring``; a score that no callback knows is minimised.
+    after_schedule : bool
+        Whether to count only epochs since the last row of the freezing callbacks has taken effect. Give True if the
+        whole schedule is to be trained: by default, as in R, training may stop before the last rows. A row that would
+        change nothing is not waited for; one that waits for a condition is, for as long as that takes.
 
     Attributes
     ----------
     best_epoch, best_score, stagnation : int or float
-        The best epoch so far, its score, and the number of scores since.
+        The best epoch so far, its score, and the number of scores since; with `after_schedule`, the number of scores
+        since the best one after the last row.
     best_epochs : int
         The best epoch so far, by R's name.
     best_weights_ : dict or None
@@ -91,7 +96,7 @@ class CallbackSetEarlyStopping(CallbackSet):
     label = "Early Stopping"
     default_weight: ClassVar[float] = 1000
     found_: Stagnation = Stagnation()
-    best_: _Weights | None = None
+    best_: KeptWeights | None = None
     missed_: int | None = None
     is_restored_: bool = True
 
@@ -102,12 +107,14 @@ class CallbackSetEarlyStopping(CallbackSet):
         restore_best_weights: bool = False,
         monitor: str = "valid_loss",
         lower_is_better: bool | None = None,
+        after_schedule: bool = False,
     ) -> None:
         self.patience = patience
         self.min_delta = min_delta
         self.restore_best_weights = restore_best_weights
         self.monitor = monitor
         self.lower_is_better = lower_is_better
+        self.after_schedule = after_schedule
 
     @property
     def best_weights_(self) -> Mapping[str, Any] | None:
@@ -133,6 +140,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         check_whole("patience", self.patience, "evaluations", least=0)
         self._rule()
         check_flag("restore_best_weights", self.restore_best_weights)
+        check_flag("after_schedule", self.after_schedule)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.is_restored_ = False
@@ -174,7 +182,7 @@ class CallbackSetEarlyStopping(CallbackSet):
             return
         self._update(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):
-            self.best_ = _Weights.of(net)
+            self.best_ = KeptWeights.of(net)
         if self._has_stagnated():
             logger.info("`%s` has not improved for %d epochs: training stops", self.monitor, self.stagnation)
             if self.ctx is None:
@@ -199,10 +207,8 @@ class CallbackSetEarlyStopping(CallbackSet):
         state = {"monitor": self.monitor, **self.found_._asdict(), "best_weights": self.best_weights_}
         if self.best_ is not None:
             others = {name: part for name, part in self.best_.parts.items() if name != "module"}
-            mark = self.best_.mark
-            rows = [{self.monitor: row[self.monitor]} for row in mark.last[:1] if self.monitor in row]
-            # Without durations, as a state is the same in runs that are the same.
-            state |= {"best_others": others, "weights_of": {"epoch": mark.n_rows, "rows": rows}}
+            of = {"epoch": self.best_.mark.n_rows, "rows": self.best_.rows_with(self.monitor)}
+            state |= {"best_others": others, "weights_of": of}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -229,7 +235,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         module, others = state["best_weights"], state.get("best_others", {})
         parts = others if module is None else {"module": module, **others}
         of = state.get("weights_of", {"epoch": self.found_.best_epoch, "rows": []})
-        self.best_ = _Weights(parts, HistoryMark(of["epoch"], tuple(of["rows"]))) if parts else None
+        self.best_ = KeptWeights(parts, HistoryMark(of["epoch"], tuple(of["rows"]))) if parts else None
 
     def _rule(self) -> Plateau:
         return Plateau(self.monitor, self.patience or 1, self.min_delta, self.lower_is_better)
@@ -269,45 +275,10 @@ class CallbackSetEarlyStopping(CallbackSet):
 
     def _update(self, net: Net) -> None:
         rule = self._rule().directed(lower_is_better(net, self.monitor))
-        self.found_ = from_main_process(rule.stagnation(scores_by_epoch(net.history, self.monitor)))
-
-
-class _Weights(NamedTuple):
-    """The weights of all modules and criteria of a net at the end of an epoch.
-
-    Parameters
-    ----------
-    parts : mapping
-        Their state dicts, by name.
-    mark : HistoryMark
-        The history up to that epoch.
-    """
-
-    parts: Mapping[str, Mapping[str, Any]]
-    mark: HistoryMark
-
-    @classmethod
-    def of(cls, net: Net) -> _Weights:
-        states = {name: module.state_dict() for name, module in modules_of(net).items()}
-        return cls(deepcopy({name: state for name, state in states.items() if state}), HistoryMark.of(net.history))
-
-    def restore(self, net: Net) -> None:
-        for name, module in modules_of(net).items():
-            if name in self.parts:
-                module.load_state_dict(self.parts[name])
-
-    def differences(self, net: Net) -> list[str]:
-        """List the tensors that the net lacks, or has in another shape."""
-        here = {name: module.state_dict() for name, module in modules_of(net).items()}
-        trained = {name for name, module in modules_of(net).items() if any(True for _ in module.parameters())}
-        return [
-            f"{part}_.{key}"
-            for part in sorted(self.parts.keys() | trained)
-            for key in sorted(self.parts.get(part, {}).keys() | here.get(part, {}).keys())
-            if _shape(self.parts.get(part, {}).get(key)) != _shape(here.get(part, {}).get(key))
-        ]
-
-
-def _shape(value: Any) -> Any:
-    """Return the shape of a tensor, or the type of another value."""
-    return getattr(value, "shape", type(value))
+        scores = scores_by_epoch(net.history, self.monitor)
+        found = rule.stagnation(scores)
+        if self.after_schedule:
+            since = max(callback.settled_since(net) for _, callback in net.callbacks_ if is_staged(callback))
+            counted = rule.stagnation((epoch, score) for epoch, score in scores if epoch >= since)
+            found = found._replace(epochs_since=counted.epochs_since)
+        self.found_ = from_main_process(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +30,7 @@ from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
+from mlr3torch_py.schedule.rates import Factor, factors_at
 from mlr3torch_py.schedule.timeline import timeline
 
 __all__ = ["freeze_plan"]
@@ -213,14 +214,33 @@ def _phases(subject: _Subject, tied: Sequence[Sequence[str]]) -> tuple[list[Phas
     tensors = named_parameters(subject.module)
     may_train = {name for name in tensors if can_train(tensors[name])} & {*governed, *trainable_names(subject.module)}
     plans = [plan for callback in subject.freezing for plan in callback.plans_]
+    tensor_of = {name: names[0] for names in tied for name in names}
     phases: list[Phase] = []
     epoch = 1
     for moment, held in timeline(plans, subject.batches_per_epoch or 1, last_epoch=subject.max_epochs or math.inf):
         free, epoch = may_train - held, moment.epoch
         trainable = frozenset(name for names in tied if not free.isdisjoint(names) for name in names)
-        if not (phases and phases[-1].trainable == trainable):
-            phases.append(Phase(epoch, moment.batch, trainable))
+        factors = factors_at(plans, moment, tensor_of)
+        phase = Phase(epoch, moment.batch, trainable, _effective(factors, tied, trainable, moment.batch))
+        if not (phases and _is_same(phases[-1], phase)):
+            phases.append(phase)
     return phases, epoch
+
+
+def _effective(
+    factors: Mapping[str, Factor], tied: Sequence[Sequence[str]], trainable: frozenset[str], batch: int
+) -> dict[str, Factor]:
+    """Return the factors on the rates of trainable parameters, by each of their names; those of 1 are left out."""
+    at = {names: factors[names[0]] for names in map(tuple, tied) if names[0] in factors and names[0] in trainable}
+    return {name: one for names, one in at.items() if one.mult != 1 or one.is_rising(batch) for name in names}
+
+
+def _is_same(before: Phase, phase: Phase) -> bool:
+    """Check whether nothing but the end of a warm-up lies between two phases."""
+    still = {name: one.since(phase.batch) for name, one in before.factors.items()}
+    return (
+        before.trainable == phase.trainable and {n: one for n, one in still.items() if one != Factor()} == phase.factors
+    )
 
 
 def _notes(subject: _Subject, steps: Sequence[Step]) -> Iterator[str]:

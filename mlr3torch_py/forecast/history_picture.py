@@ -29,6 +29,7 @@ __all__ = ["plot_history"]
 _Row = Mapping[str, Any]
 
 _MOST_LABELS: Final = 8
+_GAP: Final = 1e-6
 _LOSSES: Final = {"train_loss": "-", "valid_loss": "--"}
 
 
@@ -178,22 +179,32 @@ def _draw_scores(ax: Axes, rows: Sequence[tuple[int, _Row]], styles: Mapping[str
 def _rates(rows: Sequence[tuple[int, _Row]]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
     """Yield the name of each rate, and its times and values: by batch if the history has them so, else by epoch."""
     series: dict[str, list[tuple[float, float]]] = {}
+    ends: dict[str, float] = {}
+    for key, start, end, rate in _rates_used(rows):
+        points = series.setdefault(key, [])
+        if points and start - ends[key] > _GAP:  # as after a warm-up, when its part has the rate of another one
+            points += [(ends[key], points[-1][1]), (ends[key], np.nan)]
+        points.append((start, rate))
+        ends[key] = end
+    for key, points in series.items():
+        points.append((ends[key], points[-1][1]))
+    yield from sorted(series.items())
+
+
+def _rates_used(rows: Sequence[tuple[int, _Row]]) -> Iterator[tuple[str, float, float, float]]:
+    """Yield the name of each rate, when it is used from and until, and its value."""
     for epoch, row in rows:
         entries = [entry for entry in row.get("batches", ()) if "train_loss" in entry]
-        points = [
-            (key, epoch + i / len(entries), float(entry[key]))
-            for i, entry in enumerate(entries)
-            for key in entry
-            if key == "event_lr" or RATE.fullmatch(key)
-        ]
-        if not points and row.get("event_lr") is not None:
-            points = [("event_lr", epoch, float(row["event_lr"]))]
-        has_parts = any(key != "event_lr" for key, _, _ in points)  # the first of which has the same rate
-        ends = {key: (key, epoch + 1, rate) for key, _, rate in points}
-        for key, x, rate in [*points, *ends.values()]:
-            if key != "event_lr" or not has_parts:
-                series.setdefault(key, []).append((x, rate))
-    yield from sorted(series.items())
+        has_parts = any(RATE.fullmatch(key) for entry in entries for key in entry)
+        n, in_batches = len(entries), False
+        for i, entry in enumerate(entries):
+            for key in entry:
+                # The rate of a scheduler is that of the first part.
+                if RATE.fullmatch(key) or (key == "event_lr" and not has_parts):
+                    in_batches = True
+                    yield key, epoch + i / n, epoch + (i + 1) / n, float(entry[key])
+        if not in_batches and row.get("event_lr") is not None:
+            yield "event_lr", epoch, epoch + 1, float(row["event_lr"])
 
 
 def _draw_rates(ax: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:

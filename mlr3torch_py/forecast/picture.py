@@ -26,6 +26,10 @@ class _Phase(Protocol):
     def batch(self) -> int: ...
     @property
     def trainable(self) -> Set[str]: ...
+    @property
+    def mults(self) -> Mapping[str, float]: ...
+    @property
+    def warmups(self) -> Mapping[str, int]: ...
 
 
 class _Pending(Protocol):
@@ -87,6 +91,7 @@ def plot_plan(
     ax.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color="white", linewidth=1)
     if len(begins) <= MOST_ROWS:
         ax.vlines(begins[1:], 0, len(rows), color="white", linewidth=1)
+    _write_rates(ax, edges, phases, per_epoch, rows)
     ax.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows))
     ax.invert_yaxis()
     draw_epochs(ax, max_epochs)
@@ -105,6 +110,24 @@ def draw_epochs(ax: Axes, max_epochs: int) -> None:
     epochs = np.arange(1, max_epochs + 1, max(1, -(-max_epochs // 12)))
     ax.set_xticks(epochs, labels=map(str, epochs))
     ax.set_xlabel("epoch")
+
+
+def _write_rates(
+    ax: Axes, edges: Sequence[float], phases: Sequence[_Phase], per_epoch: int, rows: Mapping[str, Sequence[str]]
+) -> None:
+    """Write the factors on learning rates where they begin, and draw their warm-ups."""
+    style: dict[str, Any] = {"color": "white", "fontsize": "x-small", "ha": "left", "va": "center"}
+    for y, group in enumerate(rows.values()):
+        before = ""
+        for x, phase in zip(edges, phases, strict=False):
+            ends = {min(x + phase.warmups[name] / per_epoch, edges[-1]) for name in group if name in phase.warmups}
+            for end in ends:
+                ax.plot([x, end], [y + 1, y], color="white", linewidth=1)
+            mults = sorted({phase.mults.get(name, 1.0) for name in group if name in phase.trainable})
+            text = ", ".join(f"x{mult:.3g}" for mult in mults) if any(mult != 1 for mult in mults) else ""
+            if text != before and text:
+                ax.text(max(ends, default=x), y + 0.5, f" {text}", **style)
+            before = text
 
 
 def _hatch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import takewhile
@@ -14,6 +14,7 @@ import pandas as pd
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.patterns import summarized
+from mlr3torch_py.schedule.rates import Factor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ __all__ = ["FreezePlan", "Pending", "Phase"]
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of training without freezing or unfreezing.
+    """A stretch of training without freezing or unfreezing, or another factor on a learning rate.
 
     Parameters
     ----------
@@ -31,11 +32,24 @@ class Phase:
         Its first epoch and batch, from 1.
     trainable : frozenset of str
         The trainable parameters.
+    factors : mapping of str to Factor
+        The factors on the learning rates of trainable parameters, other than 1.
     """
 
     epoch: int
     batch: int
     trainable: frozenset[str]
+    factors: Mapping[str, Factor] = field(default_factory=dict[str, Factor], hash=False)
+
+    @property
+    def mults(self) -> dict[str, float]:
+        """The factors after all warm-ups, other than 1."""
+        return {name: one.mult for name, one in self.factors.items() if one.mult != 1}
+
+    @property
+    def warmups(self) -> dict[str, int]:
+        """The batches of the warm-ups that begin with the phase."""
+        return {name: one.warmup for name, one in self.factors.items() if one.warmup > 1 and one.first == self.batch}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +123,9 @@ class FreezePlan:
         Returns
         -------
         pandas.DataFrame
-            `phase` from 1, its first `epoch` and `batch`, `name`, `n_weights`, and `trainable`.
+            `phase` from 1, its first `epoch` and `batch`, `name`, `n_weights`, and `trainable`. If learning rates are
+            scaled, also `lr_mult`, the factor after all warm-ups, and `warmup`, the batches of one that begins with
+            the phase.
         """
         n_names, n_phases = len(self.sizes), len(self.phases)
         columns = {
@@ -120,7 +136,14 @@ class FreezePlan:
             "n_weights": np.tile(list(self.sizes.values()), n_phases),
             "trainable": [name in phase.trainable for phase in self.phases for name in self.sizes],
         }
-        return pd.DataFrame(columns)
+        frame = pd.DataFrame(columns)
+        for column, default, cells in (
+            ("lr_mult", 1.0, [phase.mults for phase in self.phases]),
+            ("warmup", 0, [phase.warmups for phase in self.phases]),
+        ):
+            if any(cells):
+                frame[column] = [one.get(name, default) for one in cells for name in self.sizes]
+        return frame
 
     def summary(self) -> pd.DataFrame:
         """Return one row per phase.
@@ -174,6 +197,7 @@ class FreezePlan:
         """Draw the plan, with parameters or blocks down and epochs across.
 
         What waits for a condition is hatched, and so is, in another way, what a row after the last epoch selects.
+        Factors on learning rates are written where they begin; a line that rises to the top shows a warm-up.
 
         Parameters
         ----------
@@ -209,6 +233,7 @@ class FreezePlan:
             for doing, names in (("+", now - before), ("-", before - now)):
                 if names:
                     yield f"{i} {doing} {summarized(names, known)}"
+            yield from (f"{i} {text}" for text in _rate_changes(self.phases[i - 2] if i > 1 else None, phase, known))
             before = now
 
     def __repr__(self) -> str:
@@ -232,6 +257,21 @@ class FreezePlan:
             items = "".join(f"<li>{escape(line, quote=False)}</li>" for line in lines)
             table += f"<ul>{items}</ul>" if items else ""
         return table
+
+
+def _rate_changes(before: Phase | None, phase: Phase, known: Sequence[str]) -> Iterator[str]:
+    """Yield the factors on learning rates that a phase changes, and the warm-ups that begin with it."""
+    earlier = {} if before is None else before.mults
+    kept = frozenset() if before is None else before.trainable
+    found: dict[str, list[str]] = {}
+    for name in known:
+        mult = phase.mults.get(name, 1.0)
+        if name in phase.trainable and mult != (earlier.get(name, 1.0) if name in kept else 1.0):
+            found.setdefault(f"lr_mult {mult:g}", []).append(name)
+    for name in known:
+        if name in phase.warmups:
+            found.setdefault(f"warmup {phase.warmups[name]}", []).append(name)
+    yield from (f"{text}: {summarized(names, known)}" for text, names in found.items())
 
 
 def _percent(share: float) -> str:

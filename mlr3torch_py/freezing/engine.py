@@ -26,6 +26,7 @@ from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules,
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
+from mlr3torch_py.schedule.rates import Factor, factors_at
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
 
@@ -94,7 +95,7 @@ class FreezingEngine(Generic[_Host]):
         self._flags_before: Flags | None = None
         self._pins = Pins()
         # One optimizer may hold the parameters of several networks.
-        self._rates: Rates = self.peers[0]._rates if self.peers else Rates(host.record_rate)
+        self._rates: Rates = self.peers[0]._rates if self.peers else Rates(host.record_rate, batch=lambda: self.batch)
         self._record = Record(host, place)
         self.peers.append(self)
 
@@ -253,18 +254,15 @@ class FreezingEngine(Generic[_Host]):
         self._record.changed(when, before, self.held, fresh, self._inventory.tensors)
 
     def _scale_rates(self) -> None:
-        factors = dict[int, float]()
-        for engine in self.peers:
-            factors = engine._factors() | factors
-        self._rates.scale(factors, self.host.optimizers())
-
-    def _factors(self) -> dict[int, float]:
-        """Return the factors on the learning rates by the ``id`` of the tensor; the first of several counts."""
-        factors: dict[int, float] = {}
-        for plan in self.plans:
-            for name, factor in plan.lr_factors:
-                factors.setdefault(id(self._inventory.tensors[name]), factor)
-        return factors
+        """Scale the learning rates as the plans of all peers say; the first of several factors for a tensor counts."""
+        scaling = {engine: plans for engine in self.peers if (plans := [plan for plan in engine.plans if plan.scaling])}
+        steps = (step for plans in scaling.values() for plan in plans for step in plan.scaling)
+        column = "lr_mult" if any(step.row.lr_mult for step in steps) else "warmup"
+        factors: dict[int, Factor] = {}
+        for engine, plans in scaling.items():
+            tensor_of = {name: id(tensor) for name, tensor in engine._inventory.tensors.items()}
+            factors = factors_at(plans, engine.moment, tensor_of) | factors
+        self._rates.scale(factors, self.host.optimizers(), column)
 
     def _check_shared(self) -> None:
         """Check that no tensor is governed by two engines, which might not agree on it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, Final, get_args
 
 from torch import nn
@@ -114,6 +115,17 @@ class FreezingCallback(CallbackSet, ABC):
     def decide(self, net: Net) -> None:
         """Complete the plans, when an epoch begins, by what depends on the training so far."""
 
+    def before_batch(self, net: Net, moment: Moment) -> None:
+        """Act before a batch at which the engine looks at the plans."""
+
+    def plans_by(self, net: Net) -> tuple[Plan, ...]:
+        """Return the plans, completed by what the history says."""
+        return self.plans_
+
+    def settled_since(self, net: Net) -> float:
+        moment = moment_of(net.history)
+        return max((plan.settled_since(moment) for plan in self.plans_by(net)), default=0)
+
     def advise(self, net: Net) -> None:
         """Warn about plans that are probably mistakes, before anything is frozen."""
 
@@ -167,7 +179,10 @@ class FreezingCallback(CallbackSet, ABC):
                 engine.batch += 1
             if engine.batch >= engine.due:
                 has_begun = engine.moment.epoch == len(net.history)
-                engine.begin_batch(engine.moment if has_begun else moment_of(net.history))
+                moment = replace(engine.moment if has_begun else moment_of(net.history), batch=engine.batch)
+                for callback in freezing_callbacks(net, self.module):
+                    callback.before_batch(net, moment)
+                engine.begin_batch(moment)
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.engine_ is None or self.engine_.driver is self:

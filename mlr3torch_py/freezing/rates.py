@@ -11,13 +11,14 @@ import torch
 from torch.optim import LBFGS, Optimizer
 
 from mlr3torch_py.names import listed
+from mlr3torch_py.schedule.rates import Factor
 
 __all__ = ["RateFactors", "Rates"]
 
 # The key under which a part keeps its name and the group that it is of.
 _PART: Final = "_part_by_mlr3torch_py"
 _NOT_SHARED: Final = ("params", "param_names", "lr", _PART)
-
+_NONE: Final = Factor()
 
 # How many values of a tensor are compared to see whether it has been updated.
 _SAMPLE: Final = 256
@@ -30,11 +31,15 @@ class Rates:
     ----------
     record : callable
         Takes, after every step, the name of each group and its rate.
+    batch : callable
+        Returns the current training batch.
     """
 
-    def __init__(self, record: Callable[[str, float], None]) -> None:
+    def __init__(self, record: Callable[[str, float], None], batch: Callable[[], int]) -> None:
         self._record = record
-        self._factor_of: Mapping[int, float] = {}
+        self._batch = batch
+        self._column = "lr_mult"
+        self._factor_of: Mapping[int, Factor] = {}
         self._scaled: dict[int, RateFactors] = {}
         self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._unproven: set[int] = set()
@@ -44,33 +49,36 @@ class Rates:
         """Whether there are factors that no step of their optimizer has used yet."""
         return bool(self._unproven)
 
-    def scale(self, factor_of: Mapping[int, float], optimizers: Iterable[tuple[str, Optimizer]]) -> None:
+    def scale(
+        self, factor_of: Mapping[int, Factor], optimizers: Iterable[tuple[str, Optimizer]], column: str = "lr_mult"
+    ) -> None:
         """Scale the rates of optimizers, in place of the last call.
 
         Parameters
         ----------
-        factor_of : mapping of int to float
+        factor_of : mapping of int to Factor
             The factors by the ``id`` of the parameter.
         optimizers : iterable of (str, torch.optim.Optimizer)
             With the names under which rates are recorded.
+        column : str
+            The column of the table that the factors are from, for messages.
 
         Raises
         ------
         ValueError
             If one of them is LBFGS.
         """
-        if all(factor == 1 for factor in factor_of.values()):
-            factor_of = {}
         if not factor_of and not self._scaled:
             return
         named = {id(optimizer): (name, optimizer) for name, optimizer in optimizers} if factor_of else {}
         if factor_of == self._factor_of and named.keys() == self._scaled.keys():
             return
         self.remove()
-        self._factor_of = factor_of
-        self._unproven = {key for key, factor in factor_of.items() if factor != 1}
+        self._factor_of, self._column = factor_of, column
+        self._unproven = {key for key, factor in factor_of.items() if factor.at(self._batch()) != 1}
         for key, (name, optimizer) in named.items():
-            self._scaled[key] = RateFactors(optimizer, factor_of, partial(self._used, optimizer), name)
+            used = partial(self._used, optimizer)
+            self._scaled[key] = RateFactors(optimizer, factor_of, used, name, batch=self._batch, column=column)
         if named:
             self._unproven &= {key for _, optimizer in named.values() for key in _held_by(optimizer)}
 
@@ -106,9 +114,9 @@ class Rates:
             kinds = {type(one).__name__ for one in optimizers if not moved.isdisjoint(_held_by(one))}
             kinds = kinds or {type(main).__name__}
             raise ValueError(
-                f"`unfreeze` has a column `lr_mult`, which has no effect: {listed(sorted(kinds))} updates the weights "
-                "otherwise than by the step() of a torch.optim.Optimizer; leave the column out, give the rates by "
-                "groups of the optimizer, or use an optimizer that updates in step()"
+                f"`unfreeze` has a column `{self._column}`, which has no effect: {listed(sorted(kinds))} updates the "
+                "weights otherwise than by the step() of a torch.optim.Optimizer; leave the column out, give the rates "
+                "by groups of the optimizer, or use an optimizer that updates in step()"
             )
 
     def remove(self) -> None:
@@ -142,13 +150,18 @@ class RateFactors:
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-    factor_of : mapping of int to float
+    factor_of : mapping of int to Factor
         The factors by the ``id`` of the parameter; 1 where it lacks one.
     record : callable
         Takes, after every step, the name of each group and its rate. The names are ``lr_0``, ``lr_1`` and so on for the
-        user's groups, and ``lr_0_x0.1`` for the part of the first one that has the factor 0.1.
+        user's groups, and ``lr_0_x0.1`` for the part of the first one that has the factor 0.1; a part that is in a
+        warm-up of 50 batches since batch 13 has ``_warmup50_from13`` behind its name.
     name : str
         The prefix of the names of the groups.
+    batch : callable, optional
+        Returns the current training batch, which matters to factors with a warm-up.
+    column : str
+        The column of the table that the factors are from, for messages.
 
     Raises
     ------
@@ -161,7 +174,7 @@ class RateFactors:
     >>> layer = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     >>> rates = {}
-    >>> factors = RateFactors(optimizer, {id(layer.bias): 0.1}, rates.__setitem__)
+    >>> factors = RateFactors(optimizer, {id(layer.bias): Factor(0.1)}, rates.__setitem__)
     >>> layer(torch.ones(2)).backward()
     >>> before = layer.bias.item()
     >>> optimizer.step()
@@ -172,19 +185,23 @@ class RateFactors:
     def __init__(
         self,
         optimizer: Optimizer,
-        factor_of: Mapping[int, float],
+        factor_of: Mapping[int, Factor],
         record: Callable[[str, float], None],
         name: str = "lr",
+        *,
+        batch: Callable[[], int] = int,
+        column: str = "lr_mult",
     ) -> None:
         if unfit := _unfit(optimizer, factor_of):
             raise ValueError(
-                f"`unfreeze` has a column `lr_mult`, but {type(optimizer).__name__} {unfit}; leave the column out, or "
+                f"`unfreeze` has a column `{column}`, but {type(optimizer).__name__} {unfit}; leave the column out, or "
                 "use another optimizer"
             )
         self.optimizer = optimizer
         self.factor_of = factor_of
         self.record = record
         self.name = name
+        self.batch = batch
         self._own: list[dict[str, Any]] = []
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -245,21 +262,23 @@ class RateFactors:
             self._own = []
 
     def _parts(self, i: int, group: dict[str, Any]) -> list[dict[str, Any]]:
-        members: dict[float, list[Any]] = {}
+        batch = self.batch()
+        members: dict[tuple[str, float], list[Any]] = {}
         for tensor in group["params"]:
-            members.setdefault(self.factor_of.get(id(tensor), 1.0), []).append(tensor)
+            factor = self.factor_of.get(id(tensor), _NONE)
+            members.setdefault((_label(factor, batch), factor.at(batch)), []).append(tensor)
         return [
-            {
-                **group,
-                "params": tensors,
-                "lr": group["lr"] * factor,
-                _PART: (f"{self.name}_{i}" + ("" if factor == 1 else f"_x{factor:g}"), group),
-            }
-            for factor, tensors in members.items()
+            {**group, "params": tensors, "lr": group["lr"] * factor, _PART: (f"{self.name}_{i}{label}", group)}
+            for (label, factor), tensors in members.items()
         ]
 
 
-def _unfit(optimizer: Optimizer, factor_of: Mapping[int, float]) -> str | None:
+def _label(factor: Factor, batch: int) -> str:
+    mult = "" if factor.mult == 1 else f"_x{factor.mult:g}"
+    return mult + (f"_warmup{factor.warmup}_from{factor.first}" if factor.is_rising(batch) else "")
+
+
+def _unfit(optimizer: Optimizer, factor_of: Mapping[int, Factor]) -> str | None:
     """Say why the rates of an optimizer cannot be scaled; None if they can."""
     if isinstance(optimizer, LBFGS):
         return "has one learning rate for all"
@@ -271,6 +290,6 @@ def _unfit(optimizer: Optimizer, factor_of: Mapping[int, float]) -> str | None:
     for inner in vars(optimizer).values():
         if isinstance(inner, Optimizer) and inner.param_groups is not groups:
             tensors = (tensor for group in inner.param_groups for tensor in group["params"])
-            if any(factor_of.get(id(tensor), 1.0) != 1 for tensor in tensors):
+            if any(id(tensor) in factor_of for tensor in tensors):
                 return f"updates by an inner {type(inner).__name__}, which has groups of its own"
     return None

@@ -6,16 +6,18 @@ import logging
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_names, shown
+from mlr3torch_py.arguments import check_flag, check_names, shown
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback, freezing_callbacks
+from mlr3torch_py.freezing.memory import forget_directions
+from mlr3torch_py.freezing.phases import best_of_ended, best_since
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
@@ -23,14 +25,16 @@ from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import Table, read_table
+from mlr3torch_py.schedule.table import Table, Unit, read_table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.training.callback_set import REQUIRED
-from mlr3torch_py.training.clock import scores_by_epoch
+from mlr3torch_py.training.clock import moment_of, scores_by_epoch
+from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
 from mlr3torch_py.training.trained import key_of
+from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetUnfreeze"]
 
@@ -60,10 +64,13 @@ class CallbackSetUnfreeze(FreezingCallback):
         The weights that are trainable from the start.
     unfreeze : pandas.DataFrame, optional
         The schedule: a column `weights` of selectors and exactly one column `epoch` or `batch` of whole numbers from 1.
-        Three more columns are optional: `action` ("unfreeze" or "freeze"), `when` (a `Plateau` in rows without a time),
-        and `lr_mult` (a factor on the learning rate of the weights, from the first step on; for each weight, the first
-        row with a factor counts). A mapping of columns, a list of records, and a list of several tables are accepted as
-        well. Without a table nothing is unfrozen.
+        More columns are optional: `action` ("unfreeze" or "freeze"); `when` (a `Plateau` in rows without a time);
+        `lr_mult` (a factor on the learning rate of the weights); `lr_mult_from` ("start", the default: the factor holds
+        from the first step on, and for each weight the first row in the table counts; or "row": it holds from the time
+        of the row on, in place of an earlier one); and `warmup` (the number of batches in which the learning rate of
+        what the row has made trainable rises: with 4, its first batch has a quarter of the rate, the fourth the whole).
+        A mapping of columns, a list of records, and a list of several tables are accepted as well. Without a table
+        nothing is unfrozen.
     schedule : Schedule, optional
         A ready-made schedule in place of both, such as ``gradual_unfreezing(every=2)``. It is resolved for the network
         when training begins.
@@ -79,12 +86,20 @@ class CallbackSetUnfreeze(FreezingCallback):
     module : str
         The module of the net that is governed, by the name of its attribute without the underscore: "discriminator" for
         ``discriminator_``. A criterion with weights may be named too. The other modules of the net stay as they are.
+    restore_best_between : bool
+        Whether to restore, before a row takes effect, the weights of the best epoch since the row before: those of all
+        modules of the net, and of its criteria. The log says so.
+    monitor : str
+        The score in a row of ``net.history`` by which epochs are compared.
+    lower_is_better : bool, optional
+        Whether a smaller score is better; by default the callback of the net that records it is asked, see
+        `CallbackSetEarlyStopping`.
 
     Raises
     ------
     TypeError, ValueError
         When training begins, if an argument is wrong or a name is not in the network; before a step at which nothing
-        that the optimizer holds would be trainable; and after an update in which `lr_mult` had no effect.
+        that the optimizer holds would be trainable; and after an update in which `lr_mult` or `warmup` had no effect.
 
     Warns
     -----
@@ -92,7 +107,8 @@ class CallbackSetUnfreeze(FreezingCallback):
         When training begins, for a row at time 0, one that matches nothing, in whole or in part, one that changes
         nothing, and one that selects only some of the names of a tied tensor. Also for parameters that will be trained
         although they required no gradient before, for those that no optimizer holds, and for frozen embeddings with
-        `max_norm`, whose forward pass changes them.
+        `max_norm`, whose forward pass changes them. Before a row takes effect, if the best weights of the phase before
+        were not kept, as after a history was loaded without the state of the callback.
 
     See Also
     --------
@@ -108,13 +124,18 @@ class CallbackSetUnfreeze(FreezingCallback):
     parameters, modules and optimizers that the net has at that time are governed, also if they have been replaced.
 
     With factors, the history of every batch with an update has the rate of every param group, as ``lr_0`` for the first
-    group and ``lr_0_x0.1`` for its part with the factor 0.1; the param groups themselves stay as they are. Every
-    row of the history gets `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch, and
-    `event_unfrozen`, the names of what was unfrozen (+) and frozen (-) in it; `trained_when` makes a table of a
-    history. For another module the keys end in its name: `n_trainable_discriminator`, `event_unfrozen_discriminator`.
+    group, ``lr_0_x0.1`` for its part with the factor 0.1, and ``lr_0_warmup50_from13`` for what is in a warm-up of 50
+    batches since batch 13; the param groups themselves stay as they are. Factors are worked out from the history
+    alone, so a training that is resumed in the middle of a warm-up continues it. Every row of the history gets
+    `n_trainable`, the number of trainable weights of ``module_`` at the end of the epoch, and `event_unfrozen`, the
+    names of what was unfrozen (+) and frozen (-) in it; `trained_when` makes a table of a history. For another module
+    the keys end in its name: `n_trainable_discriminator`, `event_unfrozen_discriminator`.
 
     Callbacks that govern the same module share one decision, and those of several modules work side by side, also
     where one optimizer holds the weights of both.
+
+    With `restore_best_between`, a phase lasts from one row that takes effect to the next. Its epochs are those that end
+    in it; a phase without an evaluated epoch restores nothing. What the optimizer remembers stays, but for LBFGS.
 
     Examples
     --------
@@ -147,6 +168,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     label = "Unfreeze"
     plans_: tuple[Plan, ...] = ()
     loaded_: _LoadedState | None = None
+    best_: KeptWeights | None = None
 
     def __init__(
         self,
@@ -158,6 +180,9 @@ class CallbackSetUnfreeze(FreezingCallback):
         frozen_norm: Mode | None = None,
         frozen_dropout: Mode | None = None,
         module: str = "module",
+        restore_best_between: bool = False,
+        monitor: str = "valid_loss",
+        lower_is_better: bool | None = None,
     ) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
@@ -166,9 +191,14 @@ class CallbackSetUnfreeze(FreezingCallback):
         self.frozen_norm: Mode | None = frozen_norm
         self.frozen_dropout: Mode | None = frozen_dropout
         self.module = module
+        self.restore_best_between = restore_best_between
+        self.monitor = monitor
+        self.lower_is_better = lower_is_better
 
     def check_params(self) -> None:
         self.check_common()
+        check_flag("restore_best_between", self.restore_best_between)
+        self._rule()
         self._check_schedule()
         if self.starting_weights is not REQUIRED:
             check_select("starting_weights", self.starting_weights)
@@ -204,7 +234,9 @@ class CallbackSetUnfreeze(FreezingCallback):
     def recall(self, net: Net) -> None:
         if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and len(net.history) == 0:
             self.loaded_ = None
-        self._resolve(net, self._fired_before(net))
+        if len(net.history) == 0:
+            self.best_ = None
+        self.plans_ = self.plans_by(net)
 
     def decide(self, net: Net) -> None:
         epoch = len(net.history)
@@ -218,12 +250,28 @@ class CallbackSetUnfreeze(FreezingCallback):
             fired = from_main_process(self._fired_by_now(net, fired))
             for position, key in keys.items():
                 net.history.record(key, fired.get(position) == epoch)
-        self._resolve(net, fired)
+        self.plans_ = self._plans_with(net, fired)
+        self._restore_best(net, moment_of(net.history), "epoch")
+
+    def before_batch(self, net: Net, moment: Moment) -> None:
+        self._restore_best(net, moment, "batch")
+
+    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        super().on_epoch_end(net, dataset_train=dataset_train, dataset_valid=dataset_valid, **kwargs)
+        self._keep_best(net)
+
+    def find_late_score(self, net: Net) -> None:
+        if self.awaits_score_:
+            self._keep_best(net)
 
     @property
     def monitors(self) -> tuple[str, ...]:
         times = (row.time for row in read_table(self.unfreeze))
-        return tuple(dict.fromkeys(time.monitor for time in times if isinstance(time, Plateau)))
+        monitors = [time.monitor for time in times if isinstance(time, Plateau)]
+        return tuple(dict.fromkeys([*monitors, self.monitor] if self.restore_best_between else monitors))
+
+    def plans_by(self, net: Net) -> tuple[Plan, ...]:
+        return self._plans_with(net, self._fired_before(net))
 
     def advise(self, net: Net) -> None:
         (plan,) = self.declared_
@@ -250,6 +298,8 @@ class CallbackSetUnfreeze(FreezingCallback):
         undirected = [one for one in self._conditions().values() if one.lower_is_better is None]
         for monitor in dict.fromkeys(condition.monitor for condition in undirected):
             warn_of_unknown_direction(net, monitor, f"Plateau({monitor!r}, lower_is_better=...)")
+        if self.restore_best_between and self.lower_is_better is None:
+            warn_of_unknown_direction(net, self.monitor, "`lower_is_better`")
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if self.engine_ is not None:
@@ -265,23 +315,29 @@ class CallbackSetUnfreeze(FreezingCallback):
             state["loaded_"] = self.loaded_._replace(net=None)
         return state
 
-    def state_dict(self) -> dict[str, list[str]]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the names of the trainable parameters.
 
         Returns
         -------
         dict
-            ``{"trainable": names}``, in the order of the network. Before any training, the state that was loaded.
+            ``{"trainable": names}``, in the order of the network. Before any training, the state that was loaded. With
+            `restore_best_between` also ``"best"``, the best weights of the phase, None without any.
         """
+        names = in_order(self.plans_, self.governed - self.held_)
         if self.loaded_ is not None and self.loaded_.epoch is None:
-            return {"trainable": list(self.loaded_.names)}
-        return {"trainable": list(in_order(self.plans_, self.governed - self.held_))}
+            names = iter(self.loaded_.names)
+        state: dict[str, Any] = {"trainable": list(names)}
+        if self.restore_best_between:
+            state["best"] = None if self.best_ is None else self.best_.to_plain(self.monitor)
+        return state
 
-    def load_state_dict(self, state: Mapping[str, Iterable[str]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Unfreeze the parameters of a state from the next epoch on.
 
         They are trainable in addition to `starting_weights`, until a later row freezes them. The next ``fit`` from
-        scratch uses the state up. A net that continues with its own history needs no state.
+        scratch uses the state up. A net that continues with its own history needs no state, except for the best weights
+        of its phase.
 
         Parameters
         ----------
@@ -294,11 +350,44 @@ class CallbackSetUnfreeze(FreezingCallback):
             If it has another form; the state that was loaded before stays. When training begins, if the network lacks
             a name.
         """
-        if not isinstance(state, Mapping) or set(state) != {"trainable"}:
+        if not isinstance(state, Mapping) or set(state) - {"best"} != {"trainable"}:
             raise ValueError(
                 f"`state` is {shown(state)}; it must be what state_dict() returns: {{'trainable': [names]}}"
             )
+        best = state.get("best")
         self.loaded_ = _LoadedState(check_names("trainable", state["trainable"]))
+        self.best_ = None if best is None else KeptWeights.from_plain(best)
+
+    def _rule(self) -> Plateau:
+        return Plateau(self.monitor, lower_is_better=self.lower_is_better)
+
+    def _keep_best(self, net: Net) -> None:
+        """Keep the weights of an epoch that is the best one of its phase."""
+        if not self.restore_best_between or from_main_process(self.read_score(net, self.monitor)) is None:
+            return
+        (plan,) = self.plans_
+        if best_since(net, self._rule(), plan.changed_last(moment_of(net.history))).best_epoch == len(net.history):
+            self.best_ = KeptWeights.of(net)
+
+    def _restore_best(self, net: Net, moment: Moment, unit: Unit) -> None:
+        """Restore the best weights of a phase, if a row of epochs or of batches ends it at a moment."""
+        (plan,) = self.plans_
+        if not self.restore_best_between or not plan.changed_at(moment, unit):
+            return
+        best, kept, self.best_ = best_of_ended(net, self._rule(), plan, moment, unit), self.best_, None
+        if best is None or best.best_epoch is None:
+            return
+        where = f"epoch {best.best_epoch} ({self.monitor} {best.best_score:.6g})"
+        if kept is None or not kept.is_of(net, best.best_epoch):
+            warn(
+                f"`restore_best_between`: the best of the phase that ends is {where}, whose weights were not kept, so "
+                "none are restored; load the callback's state too, or a pickle of the net"
+            )
+            return
+        kept.restore(net)
+        if self.engine_ is not None:
+            forget_directions(one for _, one in self.engine_.host.optimizers())
+        logger.info("`unfreeze`: restored the best weights of the phase that ends, those of %s", where)
 
     def _check_schedule(self) -> None:
         if isinstance(self.starting_weights, Schedule):
@@ -325,13 +414,12 @@ class CallbackSetUnfreeze(FreezingCallback):
                 f"{nearest(unknown, names)} Load a state that was saved from this network"
             )
 
-    def _resolve(self, net: Net, fired: Mapping[int, int]) -> None:
+    def _plans_with(self, net: Net, fired: Mapping[int, int]) -> tuple[Plan, ...]:
         """Turn the conditions that have been met, and a loaded state, into rows of epochs."""
-        (plan,) = self.declared_
         loaded = None
         if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and self.loaded_.epoch is not None:
             loaded = self.loaded_.epoch, frozenset(self.loaded_.names)
-        self.plans_ = (plan.resolved(fired, loaded) if fired or loaded else plan,)
+        return tuple(plan.resolved(fired, loaded) if fired or loaded else plan for plan in self.declared_)
 
     def _condition_keys(self, net: Net) -> dict[int, str]:
         """Map the position of each row with a condition to the key by which the history says that it was met."""

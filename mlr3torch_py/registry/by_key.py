@@ -78,6 +78,7 @@ def t_clbk(
     restore_best_weights: bool = False,
     monitor: str = "valid_loss",
     lower_is_better: bool | None = None,
+    after_schedule: bool = False,
 ) -> TorchCallback[CallbackSetEarlyStopping]: ...
 @overload
 def t_clbk(
@@ -222,6 +223,9 @@ def t_clbk(
     frozen_norm: Mode | None = None,
     frozen_dropout: Mode | None = None,
     module: str = "module",
+    restore_best_between: bool = False,
+    monitor: str = "valid_loss",
+    lower_is_better: bool | None = None,
 ) -> TorchCallback[CallbackSetUnfreeze]: ...
 @overload
 def t_clbk(key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback: ...
@@ -267,7 +271,7 @@ def t_clbk(
 
     - ``checkpoint``: path, freq, resume=False, keep_last=None, keep_best=False, monitor=None, lower_is_better=None
     - ``early_stopping``: patience=5, min_delta=0.0, restore_best_weights=False, monitor='valid_loss',
-      lower_is_better=None
+      lower_is_better=None, after_schedule=False
     - ``freeze_audit``: on_change='raise', sample=None
     - ``freezer``: names=None, name_starts_with=None, except_names=None, except_name_starts_with=None,
       until_step=None, until_epoch=None, start_epoch=None, unfreeze_every_n_epochs=None, frozen_mode='train',
@@ -286,7 +290,7 @@ def t_clbk(
     - ``progress``: digits=2
     - ``tb``: path, log_train_loss=False, r_tags=True
     - ``unfreeze``: starting_weights, unfreeze=None, schedule=None, frozen_mode='train', frozen_norm=None,
-      frozen_dropout=None, module='module'
+      frozen_dropout=None, module='module', restore_best_between=False, monitor='valid_loss', lower_is_better=None
 
     Examples
     --------

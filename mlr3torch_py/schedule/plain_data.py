@@ -23,6 +23,9 @@ __all__ = ["check_depth", "from_dict", "to_dict"]
 
 _DEEPEST: Final = 200
 
+# Columns that hold nothing but this are not written.
+_LEFT_OUT: Final = {column.name: column.default for column in COLUMNS if column.name.startswith(("lr_", "warmup"))}
+
 
 def to_dict(value: Any) -> Any:
     """Turn selectors, conditions, schedules and tables into plain data.
@@ -179,7 +182,7 @@ def _table_to_dict(time_column: str, rows: list[Row]) -> dict[str, list[Any]]:
     return {
         name: [to_dict(cell) if isinstance(cell, (Select, Plateau)) else cell for cell in cells]
         for name, cells in table.items()
-        if any(cell is not None for cell in cells)
+        if any(cell != _LEFT_OUT.get(name) for cell in cells)
     }
 
 

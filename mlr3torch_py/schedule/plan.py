@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import Row
+from mlr3torch_py.schedule.table import Row, Unit
 from mlr3torch_py.select.functions import Select, select_name
 
-__all__ = ["Held", "Moment", "Plan", "Step"]
+__all__ = ["Act", "Held", "Moment", "Plan", "Step"]
 
 Held = Set[str]
 """The names of the parameters that something holds frozen."""
@@ -44,6 +45,10 @@ class Moment:
         """Return the first batch of an epoch; for a future epoch, the next batch."""
         return self.firsts[epoch - 1] if 0 < epoch <= len(self.firsts) else self.batch + 1
 
+    def epoch_of(self, batch: int) -> int:
+        """Return the epoch of a batch that has begun, or of the next one."""
+        return bisect_right(self.firsts, batch)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -63,6 +68,44 @@ class Step:
     def time(self) -> float:
         """When it takes effect; infinity for a condition."""
         return math.inf if isinstance(self.row.time, Plateau) else float(self.row.time)
+
+    def is_of(self, moment: Moment, unit: Unit) -> bool:
+        """Whether it is a row of epochs, or of batches, that takes effect at a moment."""
+        return self.row.unit == unit and self.time == (moment.epoch if unit == "epoch" else moment.batch)
+
+    @property
+    def sets_factor(self) -> bool:
+        """Whether it sets a factor on learning rates when it takes effect."""
+        return self.row.lr_mult_from == "row" and bool(self.names)
+
+    @property
+    def scales(self) -> bool:
+        """Whether it ever scales the learning rate of something."""
+        has_factor = self.row.lr_mult not in (None, 1.0) or self.row.warmup > 1
+        return has_factor and self.time > 0 and bool(self.names)
+
+
+class Act(NamedTuple):
+    """A step that has taken effect.
+
+    Parameters
+    ----------
+    batch : int
+        The batch before which it took effect.
+    step : Step
+    released, frozen : set
+        What it made trainable, and frozen, in fact.
+    """
+
+    batch: int
+    step: Step
+    released: Set[Any]
+    frozen: Set[Any]
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changed what is trainable, or a factor on a learning rate."""
+        return bool(self.released or self.frozen) or self.step.sets_factor
 
 
 @dataclass(frozen=True)
@@ -199,11 +242,57 @@ class Plan:
         return self._governed - self.trainable(moment)
 
     @cached_property
-    def lr_factors(self) -> list[tuple[str, float]]:
-        """Names and the factors on their learning rates, in the order of the table; the first for a tensor counts."""
-        rows = sorted(self.steps, key=lambda step: step.row.position)
-        factors = [(step, step.row.lr_mult) for step in rows if step.time > 0]
-        return [(name, factor) for step, factor in factors if factor is not None for name in step.names]
+    def scaling(self) -> tuple[Step, ...]:
+        """The steps that ever scale the learning rate of something."""
+        return tuple(step for step in self.steps if step.scales)
+
+    def acts(self, moment: Moment, tensor_of: Mapping[str, Hashable] | None = None) -> Iterator[Act]:
+        """Walk through the steps that have taken effect by a moment.
+
+        Parameters
+        ----------
+        moment : Moment
+        tensor_of : mapping of str to object, optional
+            What stands for the tensor of each name, so that tied ones are seen as one. By default the name itself.
+
+        Yields
+        ------
+        Act
+            In the order in which they acted.
+        """
+        tensors = dict(zip(self.names, self.names, strict=True)) if tensor_of is None else tensor_of
+        names = set(self.starting)
+        before = {tensors[name] for name in names}
+        for (batch, _), step in self._dated(moment):
+            step.act(names)
+            now = {tensors[name] for name in names}
+            yield Act(int(batch), step, now - before, before - now)
+            before = now
+
+    def changed_at(self, moment: Moment, unit: Unit) -> bool:
+        """Whether a row of epochs, or of batches, changes something just at a moment."""
+        return any(act.changes and act.step.is_of(moment, unit) for act in self.acts(moment))
+
+    def changed_last(self, moment: Moment, but: Unit | None = None) -> int:
+        """Return the epoch in which a step has last changed something; 0 if none has.
+
+        Parameters
+        ----------
+        moment : Moment
+        but : {"epoch", "batch"}, optional
+            The unit of steps that are left out if they take effect just at the moment.
+        """
+        acts = (act for act in self.acts(moment) if but is None or not act.step.is_of(moment, but))
+        return max((moment.epoch_of(act.batch) for act in acts if act.changes), default=0)
+
+    def settled_since(self, moment: Moment) -> float:
+        """Return the epoch in which the last step of all has changed something; infinity if one still will."""
+        trainable = self.trainable(moment)
+        for step in self.pending(moment):
+            will_change = step.names - trainable if step.row.action == "unfreeze" else step.names & trainable
+            if will_change or step.sets_factor:
+                return math.inf
+        return self.changed_last(moment)
 
     def without(self, names: Held) -> Plan:
         """Return the same plan without some names.
@@ -325,9 +414,14 @@ class Plan:
         batches = self._by_batch[: bisect_right(self._by_batch, float(moment.batch), key=_time)]
         if not (epochs and batches):
             return epochs or batches
-        # Rows of an epoch act before those of its first batch.
-        began = [((float(moment.first_batch(int(step.time))), 0), step) for step in epochs]
-        return [step for _, step in sorted([*began, *(((step.time, 1), step) for step in batches)], key=itemgetter(0))]
+        return [step for _, step in self._dated(moment)]
+
+    def _dated(self, moment: Moment) -> list[tuple[tuple[float, bool], Step]]:
+        """Return what has taken effect, with its first batch; rows of an epoch act before those of its first batch."""
+        epochs = self._by_epoch[: bisect_right(self._by_epoch, float(moment.epoch), key=_time)]
+        batches = self._by_batch[: bisect_right(self._by_batch, float(moment.batch), key=_time)]
+        began = [((float(moment.first_batch(int(step.time))), False), step) for step in epochs]
+        return sorted([*began, *(((step.time, True), step) for step in batches)], key=itemgetter(0))
 
 
 def _time(step: Step) -> float:

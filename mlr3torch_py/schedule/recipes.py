@@ -36,9 +36,11 @@ class _GradualUnfreezing(Schedule):
     head: Head = None
     n_groups: int | None = None
     level: Level = "layer"
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         _check_times(self)
+        _check_warmup(self)
         decay = check_number("lr_decay", self.lr_decay, "a number above 0, such as 2.6", above=0)
         object.__setattr__(self, "lr_decay", decay)
         super().__post_init__()
@@ -48,7 +50,7 @@ class _GradualUnfreezing(Schedule):
         table = pd.DataFrame({self.unit: _times(self.start, self.every, self.unit, len(body)), "weights": body[::-1]})
         if (factors := _factors(self.lr_decay, len(body))) is not None:
             table["lr_mult"] = factors
-        return UnfreezeArguments(head, table)
+        return UnfreezeArguments(head, _with_warmup(table, self.warmup))
 
 
 @value
@@ -91,16 +93,25 @@ class _HeadFirst(Schedule):
     head: Head = None
     n_groups: int | None = None
     level: Level = "layer"
+    lr_mult: float = 1.0
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         epochs = check_whole("epochs", self.epochs, "epochs", most=sys.maxsize - 1)
         object.__setattr__(self, "epochs", epochs)
+        lr_mult = check_number("lr_mult", self.lr_mult, "a factor on the learning rate above 0, such as 0.1", above=0)
+        object.__setattr__(self, "lr_mult", lr_mult)
+        _check_warmup(self)
         super().__post_init__()
 
     def _arguments(self, blocks: list[Select]) -> UnfreezeArguments:
         *body, head = blocks
-        rows = [(self.epochs + 1, joined(body))] if body else []
-        return UnfreezeArguments(head, pd.DataFrame(rows, columns=["epoch", "weights"]))
+        scaled = body if self.lr_mult == 1 else blocks
+        rows = [(self.epochs + 1, joined(scaled))] if body else []
+        table = pd.DataFrame(rows, columns=["epoch", "weights"])
+        if self.lr_mult != 1:
+            table = table.assign(lr_mult=self.lr_mult, lr_mult_from="row")
+        return UnfreezeArguments(head, _with_warmup(table, self.warmup))
 
 
 RECIPES: dict[str, type[Schedule]] = {one.fn: one for one in (_GradualUnfreezing, _ChainThaw, _HeadFirst)}
@@ -120,6 +131,7 @@ def gradual_unfreezing(
     head: Head = None,
     n_groups: int | None = None,
     level: Level = "layer",
+    warmup: int = 0,
 ) -> Schedule: ...
 @overload
 def gradual_unfreezing(
@@ -134,6 +146,7 @@ def gradual_unfreezing(
     head: Head = None,
     n_groups: int | None = None,
     level: Level = "layer",
+    warmup: int = 0,
 ) -> UnfreezeArguments: ...
 def gradual_unfreezing(
     network: nn.Module | NetOfUser | None = None,
@@ -147,6 +160,7 @@ def gradual_unfreezing(
     head: Head = None,
     n_groups: int | None = None,
     level: Level = "layer",
+    warmup: int = 0,
 ) -> Schedule | UnfreezeArguments:
     """Unfreeze block after block, from the head to the input.
 
@@ -175,6 +189,9 @@ def gradual_unfreezing(
     n_groups : int, optional
     level : {"layer", "stage"}
         As in `network_blocks`.
+    warmup : int
+        The number of batches in which the learning rate of a block rises from zero to its own, once the block is
+        unfrozen.
 
     Returns
     -------
@@ -211,7 +228,7 @@ def gradual_unfreezing(
     >>> t_clbk("unfreeze", schedule=gradual_unfreezing(every=2, lr_decay=2.6)).callback
     CallbackSetUnfreeze(schedule=gradual_unfreezing(every=2, lr_decay=2.6))
     """
-    schedule = _GradualUnfreezing(every, start, unit, groups, lr_decay, among, head, n_groups, level)
+    schedule = _GradualUnfreezing(every, start, unit, groups, lr_decay, among, head, n_groups, level, warmup)
     return schedule if network is None else schedule.resolve(network)
 
 
@@ -312,6 +329,8 @@ def head_first(
     head: Head = None,
     n_groups: int | None = None,
     level: Level = "layer",
+    lr_mult: float = 1.0,
+    warmup: int = 0,
 ) -> Schedule: ...
 @overload
 def head_first(
@@ -323,6 +342,8 @@ def head_first(
     head: Head = None,
     n_groups: int | None = None,
     level: Level = "layer",
+    lr_mult: float = 1.0,
+    warmup: int = 0,
 ) -> UnfreezeArguments: ...
 def head_first(
     network: nn.Module | NetOfUser | None = None,
@@ -333,6 +354,8 @@ def head_first(
     head: Head = None,
     n_groups: int | None = None,
     level: Level = "layer",
+    lr_mult: float = 1.0,
+    warmup: int = 0,
 ) -> Schedule | UnfreezeArguments:
     """Train the head alone, then the whole network.
 
@@ -347,6 +370,10 @@ def head_first(
     n_groups : int, optional
     level : {"layer", "stage"}
         As in `gradual_unfreezing`.
+    lr_mult : float
+        A factor on the learning rate of all blocks, the head as well, once the whole network is trained.
+    warmup : int
+        The number of batches in which the learning rate of the blocks below the head then rises from zero.
 
     Returns
     -------
@@ -373,8 +400,14 @@ def head_first(
     >>> head_first(MLP(4, 3, neurons=(8, 8)), epochs=5)["unfreeze"]
        epoch                   weights
     0      6  select_prefix('0', '3')
+
+    The whole network with a tenth of the learning rate:
+
+    >>> head_first(MLP(4, 3, neurons=(8, 8)), epochs=5, lr_mult=0.1)["unfreeze"]
+       epoch                        weights  lr_mult lr_mult_from
+    0      6  select_prefix('0', '3', '6')      0.1          row
     """
-    schedule = _HeadFirst(epochs, groups, among, head, n_groups, level)
+    schedule = _HeadFirst(epochs, groups, among, head, n_groups, level, lr_mult, warmup)
     return schedule if network is None else schedule.resolve(network)
 
 
@@ -383,6 +416,14 @@ def _check_times(schedule: _GradualUnfreezing | _ChainThaw) -> None:
     what = "epochs" if unit == "epoch" else "batches"
     for name in ("start", "every"):
         object.__setattr__(schedule, name, check_whole(name, getattr(schedule, name), what))
+
+
+def _check_warmup(schedule: _GradualUnfreezing | _HeadFirst) -> None:
+    object.__setattr__(schedule, "warmup", check_whole("warmup", schedule.warmup, "batches", least=0))
+
+
+def _with_warmup(table: pd.DataFrame, warmup: int) -> pd.DataFrame:
+    return table.assign(warmup=warmup) if warmup else table
 
 
 def _times(start: int, every: int, unit: Unit, n: int) -> list[int]:

@@ -12,14 +12,15 @@ from typing import Any, Final, Literal, NamedTuple, TypeGuard, cast, get_args
 
 import pandas as pd
 
-from mlr3torch_py.arguments import check_number, plain, shown
+from mlr3torch_py.arguments import check_number, check_whole, plain, shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.schedule.plateau import Plateau, as_whole
 from mlr3torch_py.select.algebra import Select, check_select
 
-__all__ = ["COLUMNS", "TIMES", "Action", "Column", "Row", "Table", "Unit", "read_table"]
+__all__ = ["COLUMNS", "TIMES", "Action", "Column", "From", "Row", "Table", "Unit", "read_table"]
 
 Action = Literal["unfreeze", "freeze"]
+From = Literal["start", "row"]
 Unit = Literal["epoch", "batch"]
 
 _Columns = Mapping[str, Any]
@@ -69,6 +70,18 @@ def _as_factor(place: str, cell: Any) -> float:
     return check_number(f"{place}, column `lr_mult`,", cell, factor, above=0)
 
 
+def _as_from(place: str, cell: Any) -> From:
+    if not isinstance(cell, str) or cell not in get_args(From):
+        remedy = "give 'start', for a factor from the first step on, or 'row', for one from the time of the row on"
+        kind = ValueError if isinstance(cell, str) else TypeError
+        raise kind(f"{place}, column `lr_mult_from`, is {shown(cell)}; {remedy}")
+    return cast(From, cell)
+
+
+def _as_warmup(place: str, cell: Any) -> int:
+    return check_whole(f"{place}, column `warmup`,", as_whole(cell), "batches", least=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row of a table.
@@ -88,6 +101,10 @@ class Row:
     action : {"unfreeze", "freeze"}
     lr_mult : float, optional
         A factor on the learning rate of the weights.
+    lr_mult_from : {"start", "row"}
+        Whether the factor holds from the first step of training, or from the time of the row on.
+    warmup : int
+        The number of batches in which the learning rate of what the row has made trainable rises from zero.
     """
 
     position: int
@@ -96,12 +113,19 @@ class Row:
     weights: Select = field(metadata={"read": _as_weights})
     action: Action = field(default="unfreeze", metadata={"read": _as_action})
     lr_mult: float | None = field(default=None, metadata={"read": _as_factor})
+    lr_mult_from: From = field(default="start", metadata={"read": _as_from})
+    warmup: int = field(default=0, metadata={"read": _as_warmup})
 
     def __post_init__(self) -> None:
-        if self.action == "freeze" and self.lr_mult is not None:
+        place = f"`unfreeze`: row {self.position}"
+        for column, what in (("lr_mult", "factor"), ("warmup", "warm-up")):
+            if self.action == "freeze" and (value := getattr(self, column)):
+                raise ValueError(
+                    f"{place} has the {column} {value!r}, but freezes; give the {what} in a row that unfreezes"
+                )
+        if self.lr_mult_from == "row" and self.lr_mult is None:
             raise ValueError(
-                f"`unfreeze`: row {self.position} has the lr_mult {self.lr_mult!r}, but freezes; "
-                "give the factor in a row that unfreezes"
+                f"{place} has the lr_mult_from 'row', but no lr_mult; give the factor, or leave `lr_mult_from` empty"
             )
 
     def __str__(self) -> str:
@@ -123,8 +147,10 @@ def read_table(unfreeze: object) -> tuple[Row, ...]:
         The column `weights` holds selectors. Exactly one of the columns `epoch` and `batch` holds whole numbers from 1;
         0 is accepted, but never takes effect. A column `action` holds "unfreeze", the default, or "freeze". A column
         `when` holds a `Plateau` in rows without a time. A column `lr_mult` holds factors on the learning rate, or
-        nothing. Each time may appear once per action. Other columns are ignored. None and an empty table have no rows.
-        A mapping of columns and a list of records are turned into a DataFrame; the tables in a list are read in turn.
+        nothing; a column `lr_mult_from` says whether they hold from the "start", the default, or from the time of the
+        "row" on; a column `warmup` holds numbers of batches. Each time may appear once per action. Other columns are
+        ignored. None and an empty table have no rows. A mapping of columns and a list of records are turned into a
+        DataFrame; the tables in a list are read in turn.
 
     Returns
     -------
@@ -139,8 +165,9 @@ def read_table(unfreeze: object) -> tuple[Row, ...]:
     Examples
     --------
     >>> from mlr3torch_py import select_all
-    >>> read_table({"epoch": [2], "weights": [select_all()]})
-    (Row(position=0, time=2, unit='epoch', weights=select_all(), action='unfreeze', lr_mult=None),)
+    >>> (row,) = read_table({"epoch": [2], "weights": [select_all()]})
+    >>> row.time, row.weights, row.action, row.lr_mult, row.warmup
+    (2, select_all(), 'unfreeze', None, 0)
     >>> read_table({"epoch": [-1], "weights": [select_all()]})
     Traceback (most recent call last):
         ...

@@ -34,7 +34,7 @@ EVENT: Final = "event_unfrozen"
 TRAINABLE: Final = "trainable_from_batch_count"
 """The key of what is trainable, for programs: entries as `packed` makes them, in the epochs in which it changes."""
 
-RATE: Final = re.compile(r"lr_(?:.+_)?\d+(?:_x.+)?")
+RATE: Final = re.compile(r"lr_(?:.+_)?\d+(?:_x.+)?(?:_warmup\d+_from\d+)?")
 """The keys of the learning rates of param groups, and of their parts with factors, in the entries of batches."""
 
 _HIDDEN: Final = "_from_batch_count"

@@ -106,8 +106,8 @@ def test_further_scores_and_the_rates_have_panels_of_their_own():
     assert list(scores.get_lines()[0].get_ydata()) == net.history[:, "valid_acc"]
     drawn = {line.get_label(): steps(line) for line in rates.get_lines() if len(set(line.get_xdata())) > 1}
     assert drawn.keys() == {"lr_0", "lr_0_x0.5"}
-    assert [x for x, _ in drawn["lr_0_x0.5"]] == [1, 1.5, 2, 2, 2.5, 3]
-    assert [rate for _, rate in drawn["lr_0_x0.5"]] == pytest.approx([0.05] * 3 + [0.005] * 3)
+    assert [x for x, _ in drawn["lr_0_x0.5"]] == [1, 1.5, 2, 2.5, 3]
+    assert [rate for _, rate in drawn["lr_0_x0.5"]] == pytest.approx([0.05] * 2 + [0.005] * 3)
     assert len(plot_history(net, rates=False).axes) == 2
 
 

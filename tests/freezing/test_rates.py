@@ -28,6 +28,7 @@ from mlr3torch_py import (
     to_dict,
 )
 from mlr3torch_py.freezing.rates import RateFactors
+from mlr3torch_py.schedule.rates import Factor
 from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
 from tests.helpers import Stops, Trace, X, iris_net, moved, weights, y
 
@@ -398,7 +399,7 @@ def test_an_optimizer_that_takes_the_step_of_its_parent_has_the_factors_once():
     for cls in (torch.optim.SGD, Child):  # once the parent has been used, both steps call the hooks
         layer, rates = nn.Linear(1, 1), {}
         optimizer = cls(layer.parameters(), lr=0.1)
-        RateFactors(optimizer, {id(layer.bias): 0.1}, rates.__setitem__)
+        RateFactors(optimizer, {id(layer.bias): Factor(0.1)}, rates.__setitem__)
         before = [tensor.item() for tensor in layer.parameters()]
         optimizer.step(lambda: layer(torch.ones(1)).sum().backward())  # noqa: B023
         moved_by = [old - tensor.item() for old, tensor in zip(before, layer.parameters(), strict=True)]
@@ -416,7 +417,7 @@ def test_a_step_gets_its_other_arguments_and_groups_their_own_keys():
     seen, layer = [], nn.Linear(2, 1)
     optimizer = Scaled([{"params": layer.parameters(), "name": "body"}], lr=0.1)
     rates = {}
-    factors = RateFactors(optimizer, {id(layer.bias): 0.1}, rates.__setitem__)
+    factors = RateFactors(optimizer, {id(layer.bias): Factor(0.1)}, rates.__setitem__)
     for call in (lambda: optimizer.step(None, 5.0), lambda: optimizer.step(scale=5.0)):
         layer(torch.ones(2)).backward()
         call()

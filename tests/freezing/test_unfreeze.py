@@ -423,6 +423,9 @@ def test_constructing_checks_nothing_so_that_clone_works():
             "frozen_norm": 5,
             "frozen_dropout": 1,
             "module": 2,
+            "restore_best_between": 6,
+            "monitor": 7,
+            "lower_is_better": 8,
         }
         assert CallbackSetUnfreeze(**params).get_params() == params
 
