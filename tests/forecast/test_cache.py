@@ -59,4 +59,5 @@ def test_without_data_the_plan_says_what_it_needs():
     callbacks = [copy.deepcopy(BOTH), t_clbk("frozen_cache")]
     for plan in (freeze_plan(Nested(), callbacks=callbacks), freeze_plan(iris_net(*callbacks, module=Nested))):
         assert plan.cache is None
-        assert "frozen_cache: give a net and `X`" in str(plan)
+        assert "no forecast of frozen_cache: " in str(plan)
+        assert "; give a net with `X` and `y`" in str(plan)
