@@ -141,7 +141,7 @@ class NetProbe:
             self.n_batches = -(-self.n_train // n_rows)
             self.doubts.append(
                 f"the training iterator does not know its length; {self.n_batches} batches in an epoch are assumed, "
-                f"since the first of {self.n_train} rows are {n_rows}; pass `batches_per_epoch` if that is wrong"
+                f"as the first has {n_rows} of {self.n_train} rows; pass `batches_per_epoch` if that is wrong"
             )
 
     @property

@@ -21,6 +21,7 @@ from mlr3torch_py.forecast.report import FreezePlan, Phase
 from mlr3torch_py.forecast.twin import first_line
 from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.network.evaluation import Pins
 from mlr3torch_py.network.internals import tree_leaves
 from mlr3torch_py.network.parameters import Flags
@@ -89,6 +90,11 @@ class Rehearsal:
         """
         if self.cache is not None:
             self.cache.make_parts(self.module, self.freezing).close()
+            if self.given is not None and any(map(is_compiled, self.given.module.modules())):
+                refused = "frozen_cache: training will refuse a network that is compiled; leave out one of the two"
+                self.plan, self.cache = replace(self.plan, notes=(*self.plan.notes, refused)), None
+        if not (self.cache or self.measure):
+            return self.plan
         try:
             spans, costs, said = self._run()
             validation = measure_validation(self.probe) if self.measure else 0.0
@@ -117,11 +123,8 @@ class Rehearsal:
                     if self.cache is not None:
                         spans.append(self._span(phase, self.cache))
                 except Exception as error:
-                    why = (
-                        f"{first_line(self.probe.fit_error or error)}{_REMEDY}"
-                        if phase.trainable
-                        else "nothing is trainable"
-                    )
+                    why = first_line(self.probe.fit_error or error) + _REMEDY
+                    why = why if phase.trainable else "nothing is trainable"
                     raise RehearsalError(f"phase {i} cannot be trained on a copy of the net: {why}") from error
         ours = [str(one.message) for one in said if str(one.message).startswith("frozen_cache")]
         return spans, costs, list(dict.fromkeys(ours))
