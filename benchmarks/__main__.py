@@ -26,6 +26,7 @@ MODULES = {
     "g": "stages",
     "h": "plan",
     "i": "growth",
+    "j": "measured",
 }
 DOCS = Path(__file__).parents[1] / "docs"
 WITHIN, ABOVE, NO_LIMIT = "#0b5394", "#b45309", "#7f7f7f"

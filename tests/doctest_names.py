@@ -10,10 +10,12 @@ PREPARATION = re.search(r"~~~python\n(.*?)~~~", LINES.read_text(encoding="utf-8"
 
 
 @pytest.fixture(autouse=True)
-def _iris(request, doctest_namespace, monkeypatch):
+def _iris(request, doctest_namespace):
     if isinstance(request.node, pytest.DoctestItem):
         prepared = {}
         exec(PREPARATION, prepared)
         doctest_namespace |= {name: prepared[name] for name in ("X", "y", "iris_net")}
         known = prepared["mlr3torch_callbacks"]
-        monkeypatch.setattr(known, "_generators", dict(known._generators))  # an example may add a callback
+        request.getfixturevalue("monkeypatch").setattr(
+            known, "_generators", dict(known._generators)
+        )  # an example may add a callback

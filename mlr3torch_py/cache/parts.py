@@ -171,7 +171,7 @@ class CachedParts:
             if self._names is None and cached.is_idle:
                 self._release(path)
                 self._rejected.add(path)
-                remedy = "rows that are augmented at random never do"
+                remedy = "rows that are augmented at random, or padded to another length, never do"
                 self._rejections.add(path, Rejection("none of its rows came again", remedy, "idle", is_final=False))
         self.budget.is_short, self._past_tallies = False, []
         self._new_in_epoch.clear()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from mlr3torch_py.cache.module import Tally
 from mlr3torch_py.cache.parts import CachedParts
 
-__all__ = ["Cost", "Span", "estimate_epochs", "measure_costs"]
+__all__ = ["Cost", "Span", "estimate_epochs", "measure_span"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +26,18 @@ class Cost:
     n_bytes : float
         The bytes that the cache needs for these.
     seconds : float
-        The seconds saved whenever the row is taken from memory.
+        The seconds saved whenever these are taken from memory.
+    trial : float
+        The seconds lost by a trial of a batch, in which its rows are computed again.
+    again : float
+        How many of these rows come from memory when the row is new, since a step passes it on several times.
     """
 
     rows: float
     n_bytes: float
     seconds: float
+    trial: float = 0.0
+    again: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +50,22 @@ class Span:
         The first batch, counted from 1.
     costs : mapping of str to Cost
         The cached modules by path.
+    lost : float
+        The seconds lost at its beginning by modules that are tried and turn out not to be cacheable.
     """
 
     batch: int
     costs: Mapping[str, Cost]
+    lost: float = 0.0
 
 
-def measure_costs(parts: CachedParts, run: Callable[[], object], n_rows: int) -> dict[str, Cost]:
+def measure_span(batch: int, parts: CachedParts, run: Callable[[], object], n_rows: int) -> Span:
     """Run a batch through a network until it is answered from memory.
 
     Parameters
     ----------
+    batch : int
+        The first batch of the span.
     parts : CachedParts
         The cache of the network, with room for the batch.
     run : callable
@@ -62,8 +75,7 @@ def measure_costs(parts: CachedParts, run: Callable[[], object], n_rows: int) ->
 
     Returns
     -------
-    dict of str to Cost
-        The modules that are cached, by path.
+    Span
 
     Warns
     -----
@@ -71,25 +83,41 @@ def measure_costs(parts: CachedParts, run: Callable[[], object], n_rows: int) ->
         As in a training; see `CachedParts`.
     """
     parts.refresh()
+    filling: dict[str, Tally] = {}
     is_settled = False
     while not is_settled:
+        parts.begin_epoch()
         run()
+        filling |= {path: one.tally for path, one in parts.modules.items() if one.tally.misses}
         is_settled = not parts.settle()
         parts.begin_epoch()
         run()
         is_settled = not parts.settle() and is_settled
     costs = {
-        path: Cost(cached.tally.hits / n_rows, cached.rows.n_bytes / n_rows, cached.tally.saved / n_rows)
-        for path, cached in parts.modules.items()
-        if cached.tally.hits and not cached.tally.misses
+        path: _cost(filling[path], one.tally, one.rows.n_bytes, n_rows)
+        for path, one in parts.modules.items()
+        if path in filling and one.tally.hits and not one.tally.misses
     }
-    parts.end_epoch()
+    lost = sum(one.tally.saved for one in parts.modules.values()) - parts.end_epoch().saved
     parts.close()
-    return costs
+    return Span(batch, costs, max(0.0, lost))
+
+
+def _cost(filling: Tally, hitting: Tally, n_bytes: int, n_rows: int) -> Cost:
+    """Compare the pass that fills the cache with the one that is answered from it."""
+    trial = hitting.saved * filling.hits / hitting.hits - filling.saved
+    return Cost(hitting.hits / n_rows, n_bytes / n_rows, hitting.saved / n_rows, max(0.0, trial), filling.hits / n_rows)
 
 
 def estimate_epochs(
-    spans: Sequence[Span], *, n_train: int, n_valid: int, per_epoch: int, max_epochs: int, max_bytes: int
+    spans: Sequence[Span],
+    *,
+    n_train: int,
+    n_valid: int,
+    per_epoch: int,
+    max_epochs: int,
+    max_bytes: int,
+    valid_per_epoch: int = 1,
 ) -> pd.DataFrame:
     """Estimate the cache statistics of each epoch.
 
@@ -101,8 +129,8 @@ def estimate_epochs(
         In chronological order; the first one starts at batch 1.
     n_train, n_valid : int
         The numbers of training and validation rows.
-    per_epoch : int
-        The number of batches in an epoch.
+    per_epoch, valid_per_epoch : int
+        The numbers of training and validation batches in an epoch.
     max_epochs : int
     max_bytes : int
         The limit of the cache.
@@ -114,32 +142,60 @@ def estimate_epochs(
 
     Examples
     --------
-    >>> spans = [Span(1, {"encoder": Cost(rows=1, n_bytes=100, seconds=0.001)}), Span(5, {})]
+    >>> spans = [Span(1, {"encoder": Cost(rows=1, n_bytes=100, seconds=0.001, trial=0.004)}), Span(5, {})]
     >>> estimate_epochs(spans, n_train=80, n_valid=20, per_epoch=2, max_epochs=3, max_bytes=5_000)
        epoch  cache_hits  cache_misses  cache_bytes  cache_saved
-    0      1           0           100         5000         0.00
-    1      2          50            50         5000         0.05
-    2      3           0             0            0         0.00
+    0      1           0           100         5000       -0.012
+    1      2          50            50         5000        0.050
+    2      3           0             0            0        0.000
     """
     n_rows = n_train + n_valid
     ends = [*(span.batch for span in spans[1:]), sys.maxsize]
     kept: dict[str, float] = {}
+    trials = _Trials()
     table = []
     for epoch in range(1, max_epochs + 1):
         hits = misses = n_bytes = saved = 0.0
         first, next_first = per_epoch * (epoch - 1) + 1, per_epoch * epoch + 1
         for span, end in zip(spans, ends, strict=True):
-            n_batches = min(end, next_first) - max(span.batch, first)
+            n_batches, validates = min(end, next_first) - max(span.batch, first), end >= next_first
             if n_batches <= 0:
                 continue
-            requested = n_train * n_batches / per_epoch + (n_valid if end >= next_first else 0)
+            requested = n_train * n_batches / per_epoch + (n_valid if validates else 0)
             capacity = max_bytes // max(1.0, sum(cost.n_bytes for cost in span.costs.values()))
             kept = {path: kept.get(path, 0.0) for path in span.costs}
+            trials.keep(span.costs)
+            saved -= span.lost if span.batch >= first else 0
             for path, cost in span.costs.items():
+                if not kept[path]:
+                    n_trials = trials.add(path, n_batches, valid_per_epoch if validates and n_valid else 0)
+                    saved -= n_trials * cost.trial
                 known = requested * kept[path] / n_rows
                 kept[path] = min(kept[path] + requested - known, capacity)
-                hits, misses = hits + known * cost.rows, misses + (requested - known) * cost.rows
-                saved += known * cost.seconds
+                answered = known * cost.rows + (requested - known) * cost.again
+                hits, misses = hits + answered, misses + requested * cost.rows - answered
+                saved += answered / cost.rows * cost.seconds
             n_bytes = sum(kept[path] * cost.n_bytes for path, cost in span.costs.items())
         table.append((epoch, round(hits), round(misses), round(n_bytes), saved))
     return pd.DataFrame(table, columns=["epoch", "cache_hits", "cache_misses", "cache_bytes", "cache_saved"])
+
+
+class _Trials:
+    """Counts the batches of which no row is known yet, some of which are tried; see `Admission.start_trial`."""
+
+    def __init__(self) -> None:
+        self._n_computed: Counter[tuple[str, str]] = Counter()
+
+    def keep(self, paths: Iterable[str]) -> None:
+        """Forget all other modules."""
+        for key in [key for key in self._n_computed if key[0] not in set(paths)]:
+            del self._n_computed[key]
+
+    def add(self, path: str, n_train: int, n_valid: int) -> int:
+        """Count batches of a module, and return how many of them are tried; validation has trials of its own."""
+        n_trials = 0
+        for mode, n in (("train", n_train), ("valid", n_valid)):
+            before = self._n_computed[path, mode]
+            n_trials += sum(number <= 4 or number.bit_count() == 1 for number in range(before + 1, before + n + 1))
+            self._n_computed[path, mode] += n
+        return n_trials

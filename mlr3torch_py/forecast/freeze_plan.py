@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,21 +11,19 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_text, check_whole, shown
+from mlr3torch_py.arguments import check_flag, check_text, check_whole, shown
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
-from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_costs
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of, split_pipeline, transformed
+from mlr3torch_py.forecast.rehearsal import Rehearsal
 from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
 from mlr3torch_py.freezing.advice import in_no_optimizer
-from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.evaluation import Pins
-from mlr3torch_py.network.parameters import Flags, can_train, frozen_by_us, trainable_names
+from mlr3torch_py.network.parameters import can_train, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
-from mlr3torch_py.schedule.plan import Moment, Plan, Step
+from mlr3torch_py.schedule.plan import Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.rates import Factor, factors_at
 from mlr3torch_py.schedule.timeline import timeline
@@ -45,6 +40,7 @@ def freeze_plan(
     max_epochs: int | None = None,
     batches_per_epoch: int | None = None,
     callbacks: Sequence[Any] = (),
+    measure: bool = False,
     *,
     module: str | None = None,
 ) -> FreezePlan:
@@ -55,14 +51,18 @@ def freeze_plan(
     net : skorch.NeuralNet, torch.nn.Module or sklearn.pipeline.Pipeline
         A net, initialized or not, a network, or a pipeline that ends in a net. It is not modified.
     X, y : array-like, optional
-        The training data, which a pipeline transforms as in training. They determine the number of batches in an epoch,
-        and what frozen_cache will save.
+        The training data, as ``fit`` takes them; a pipeline transforms them as in training. They determine the number
+        of batches in an epoch, and what frozen_cache will save.
     max_epochs : int, optional
         The number of epochs. By default that of the net, and for a network up to the last row of a table.
     batches_per_epoch : int, optional
-        The number of batches in an epoch, in place of the data.
+        The number of batches in an epoch, where the data are not given or do not tell it.
     callbacks : sequence of callbacks
         The freezing callbacks, if `net` is a network.
+    measure : bool
+        Whether to train a copy of the net for a few steps in each phase, and to say what a batch takes in time and
+        memory, how long the whole training takes, with and without frozen_cache, and which frozen tensors the backward
+        pass goes through. This needs a net with `X` and `y`.
     module : str, optional
         The module of the net that is planned, by the name that the callbacks have as `module`. It need not be given if
         all of them govern the same module.
@@ -70,6 +70,7 @@ def freeze_plan(
     Returns
     -------
     FreezePlan
+        If nothing can be measured or forecast, its notes say why.
 
     Raises
     ------
@@ -82,9 +83,14 @@ def freeze_plan(
 
     Notes
     -----
-    The plan is that of a training from the start. Conditions are assumed to be met at their `no_later_than`, or never,
-    and the parameters to be in the order from the input to the head. What frozen_cache saves is measured on the first
-    batch and extrapolated, on the assumption that all rows of the data differ and are the same in each epoch.
+    The plan is that of a training from the start. Conditions are assumed to be met at their `no_later_than`, or never.
+    Unless it is measured, the parameters are assumed to be in the order from the input to the head. What frozen_cache
+    saves is measured on the first batch and extrapolated, on the assumption that all rows of the data differ and are
+    the same in each epoch.
+
+    Steps are taken by the ``train_step`` of a copy of the net, which has prepared itself and the data in its ``fit``,
+    on batches from its own iterator. Of its callbacks only skorch's `InputShapeSetter` runs, so what others take, such
+    as scores and checkpoints, is not counted. Networks, random states and files are left as they are.
 
     Examples
     --------
@@ -104,18 +110,13 @@ def freeze_plan(
         max_epochs = check_whole("max_epochs", max_epochs, "epochs")
     if batches_per_epoch is not None:
         batches_per_epoch = check_whole("batches_per_epoch", batches_per_epoch, "batches")
-    clones = _clones(callbacks)
+    measure, clones = check_flag("measure", measure), _clones(callbacks)
     if isinstance(net, nn.Module):
-        subject = _Subject(bare(net), clones, max_epochs, batches_per_epoch, _planned(clones, module))
-    elif clones:
+        return _completed(_Subject(bare(net), clones, max_epochs, batches_per_epoch, _planned(clones, module)), measure)
+    if clones:
         raise TypeError("`callbacks` are given beside a net, which has its own; give only one of the two")
-    else:
-        subject = _subject_of(net, X, y, max_epochs, batches_per_epoch, module)
-    plan = _plan(subject)
-    for cache in subject.callbacks:
-        if isinstance(cache, CallbackSetFrozenCache):
-            plan = _with_cache(plan, cache, subject)
-    return plan
+    with kept_random_states(net=net, X=X, y=y):
+        return _completed(_subject_of(net, X, y, max_epochs, batches_per_epoch, module), measure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,24 +167,48 @@ def _subject_of(
     steps, net = split_pipeline(net)
     if isinstance(net, type) or not hasattr(net, "initialized_"):
         raise TypeError(f"`net` is {shown(net)}; give a net of skorch, or a torch.nn.Module and `callbacks`")
-    with kept_random_states():
-        probe = NetProbe(net, _KINDS)
-        probe.name = _planned(probe.callbacks, module)
-        network = bare(probe.module)
-        if X is not None and batches_per_epoch is None:
-            probe.load(X if steps is None else transformed(steps, X, y), y)
-            batches_per_epoch = probe.n_batches
+    probe = NetProbe(net, _KINDS)
+    probe.name = _planned(probe.callbacks, module)
+    if X is not None:
+        probe.load(X if steps is None else transformed(steps, X, y), y)
+        batches_per_epoch = batches_per_epoch or _batches_of(probe)
     epochs = net.max_epochs if max_epochs is None else max_epochs
-    return _Subject(network, probe.callbacks, epochs, batches_per_epoch, probe.name, probe)
+    return _Subject(bare(probe.module), probe.callbacks, epochs, batches_per_epoch, probe.name, probe)
+
+
+def _batches_of(probe: NetProbe) -> int | None:
+    """Return the number of batches in an epoch, None if the data cannot be loaded.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the data cannot even be split, or have no length.
+    """
+    if probe.unfit is not None:
+        raise probe.unfit
+    if probe.n_batches is None and not probe.problem:
+        raise ValueError("the training iterator does not know its length; pass `batches_per_epoch` as well")
+    return probe.n_batches
+
+
+def _completed(subject: _Subject, measure: bool) -> FreezePlan:
+    """Plan all freezing callbacks together, and try it out as far as is asked for."""
+    plan = _plan(subject)
+    cache = next((one for one in subject.callbacks if isinstance(one, CallbackSetFrozenCache)), None)
+    if cache is not None and subject.name != "module":
+        plan, cache = replace(plan, notes=(*plan.notes, "frozen_cache: only parts of `module_` are cached")), None
+    if not measure and cache is None:
+        return plan
+    return Rehearsal(plan, subject.module, subject.probe, subject.freezing, cache, measure).complete()
 
 
 def _plan(subject: _Subject) -> FreezePlan:
     """Plan all freezing callbacks together."""
     steps = _make_plans(subject)
     if subject.batches_per_epoch is None and any(step.row.unit == "batch" and step.time > 0 for step in steps):
-        raise ValueError(
-            "the plan counts batches, whose number in an epoch is not known: pass `X` or `batches_per_epoch`"
-        )
+        doubts = [] if subject.probe is None else subject.probe.doubts
+        message = "the plan counts batches, whose number in an epoch is not known: pass `X` or `batches_per_epoch`"
+        raise ValueError("; ".join([message, *doubts]))
     tensors, tied = named_parameters(subject.module), names_by_tensor(subject.module)
     phases, last_epoch = _phases(subject, tied)
     return FreezePlan(
@@ -251,6 +276,8 @@ def _notes(subject: _Subject, steps: Sequence[Step]) -> Iterator[str]:
             yield f"{step.row} depends on the training; here it takes effect at its `no_later_than`, or never"
         elif _is_too_late(step, subject):
             yield f"{step.row} has no effect, since epoch {last_epoch} is the last one by `max_epochs`"
+    if subject.probe is not None and subject.batches_per_epoch == subject.probe.n_batches:
+        yield from subject.probe.doubts
     optimizers = [] if subject.probe is None else subject.probe.optimizers()
     will_train = frozenset[str]().union(*(p.ever_trainable for cb in subject.freezing for p in cb.plans_))
     if missing := in_no_optimizer(subject.module, will_train, optimizers):
@@ -287,49 +314,3 @@ def _clones(callbacks: Sequence[Any]) -> list[Any]:
         if not is_one_of(item, _KINDS):
             raise TypeError(f"`callbacks` holds {shown(item)}; {remedy}")
     return [clone(item[1] if isinstance(item, tuple) else item) for item in callbacks]
-
-
-def _with_cache(plan: FreezePlan, cache: CallbackSetFrozenCache, subject: _Subject) -> FreezePlan:
-    """Run the first batch through a copy of the network in each phase, and extrapolate to all epochs."""
-    probe = subject.probe
-    if subject.name != "module":
-        return replace(plan, notes=(*plan.notes, "frozen_cache: only parts of `module_` are cached"))
-    if probe is None or not probe.n_batches:
-        note = "frozen_cache: give a net and `X` instead of `batches_per_epoch` to see what it saves"
-        return replace(plan, notes=(*plan.notes, note))
-    with kept_random_states():
-        spans, said = _spans(plan, cache, probe, subject.freezing)
-    table = estimate_epochs(
-        spans,
-        n_train=probe.n_train,
-        n_valid=probe.n_valid,
-        per_epoch=plan.batches_per_epoch or 1,
-        max_epochs=plan.max_epochs,
-        max_bytes=int(cache.max_bytes),
-    )
-    total = table.sum()
-    n_asked, n_bytes = total["cache_hits"] + total["cache_misses"], table["cache_bytes"].max()
-    summary = (
-        f"frozen_cache: {total['cache_hits']:,.0f} of {n_asked:,.0f} rows come from memory, which holds up to "
-        f"{n_bytes / 1e6:,.1f} MB; about {total['cache_saved']:.1f} s are saved"
-    )
-    return replace(plan, cache=table, notes=(*plan.notes, summary, *said))
-
-
-def _spans(
-    plan: FreezePlan, cache: CallbackSetFrozenCache, probe: NetProbe, freezing: list[FreezingCallback]
-) -> tuple[list[Span], list[str]]:
-    """Measure what is cached in each phase, and return it with the warnings of the cache."""
-    module, per_epoch = deepcopy(bare(probe.module)).to(probe.net.device), plan.batches_per_epoch or 1
-    call, n_rows = probe.first_batch()
-    boundless = CallbackSetFrozenCache(cache.modules, max_bytes=sys.maxsize, check=cache.check)
-    spans, pins = [], Pins()
-    with warnings.catch_warnings(record=True, action="always") as said:
-        for phase in plan.phases:
-            moment = Moment(phase.epoch, phase.batch, tuple(1 + per_epoch * i for i in range(phase.epoch)))
-            Flags(phase.trainable, frozenset()).restore(module)
-            held_by = [(callback, callback.held(moment)) for callback in freezing]
-            pins.set(modules_to_pin(module.train(), held_by))
-            parts = boundless.make_parts(module, freezing)
-            spans.append(Span(phase.batch, measure_costs(parts, lambda: call(module), n_rows)))
-    return spans, list(dict.fromkeys(str(one.message) for one in said))

@@ -48,6 +48,7 @@ def plot_plan(
     ax: Axes | None = None,
     *,
     pending: Sequence[_Pending] = (),
+    labels: Sequence[str] = (),
 ) -> Axes:
     """Draw which parameters are trainable in which phase.
 
@@ -64,6 +65,8 @@ def plot_plan(
         Where to draw; a new figure if missing.
     pending : sequence of Pending
         The rows whose parameters are hatched while they wait.
+    labels : sequence of str
+        What stands above each phase.
 
     Returns
     -------
@@ -101,7 +104,8 @@ def plot_plan(
     if np.any((shares > 0) & (shares < 1)):
         handles.insert(1, Patch(color=colours(0.5), label="in part"))
     handles += _hatch(ax, edges, [[row.waiting(phase) for phase in phases] for row in pending], pending, rows)
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+    height = _label(ax, edges, labels)
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=height)
     return ax
 
 
@@ -128,6 +132,18 @@ def _write_rates(
             if text != before and text:
                 ax.text(max(ends, default=x), y + 0.5, f" {text}", **style)
             before = text
+
+
+def _label(ax: Axes, edges: Sequence[float], labels: Sequence[str]) -> float:
+    """Write labels above the phases that are wide enough, and return the space that the legend leaves below."""
+    if not labels:
+        return 0.5
+    least = (edges[-1] - edges[0]) / 12
+    for (start, end), label in zip(pairwise(edges), labels, strict=True):
+        if end - start >= least:
+            where = (start + end) / 2, 0
+            ax.annotate(label, where, (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize="small")
+    return 2.0
 
 
 def _hatch(

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from skorch.dataset import get_len, unpack_data
+from skorch.callbacks import InputShapeSetter
+from skorch.dataset import get_len
 from torch import nn
 from torch.optim import Optimizer
 
+from mlr3torch_py.forecast.twin import FitData, first_line, learn, shallow_copy, twin_of
 from mlr3torch_py.freezing.host import check_module
 from mlr3torch_py.protocols import Net
 
-__all__ = ["NetProbe", "is_one_of", "split_pipeline", "transformed"]
+__all__ = ["NetProbe", "is_one_of", "rows_in", "split_pipeline", "transformed"]
 
 
 class NetProbe:
-    """The network and some callbacks of a net, as they are when it trains.
+    """The network, some callbacks and the batches of a net, as they are when it trains.
 
     Parameters
     ----------
@@ -32,88 +34,173 @@ class NetProbe:
     ----------
     name : str
         The name of the module that is planned, without the trailing underscore; to be set before the rest.
+    net : skorch.NeuralNet
+        After `load` a copy that can take steps; before, it is only read.
     callbacks : list of skorch.callbacks.Callback
         Clones, with the parameters that the net sets.
-    n_batches, n_train, n_valid : int
-        The training batches of an epoch, and the rows of the data; 0 before `load`.
+    n_batches, n_train : int or None
+        The training batches of an epoch and the rows, once they are loaded, if they have a length.
+    n_valid : int
+        The validation rows.
+    problem : str
+        Why the net cannot take a step; empty if nothing is known to prevent it.
+    unfit : Exception or None
+        The same as an error, if the data cannot even be split.
+    doubts : list of str
+        What is not known for certain about the number of batches.
     """
 
     name: str = "module"
-    n_batches: int = 0
-    n_train: int = 0
+    n_batches: int | None = None
+    n_train: int | None = None
     n_valid: int = 0
+    problem: str = "it needs data; give a net with `X` and `y`"
+    unfit: Exception | None = None
 
     def __init__(self, net: Net, types: tuple[type, ...]) -> None:
-        self.net = net
-        probe = net
-        if not net.initialized_:
-            probe = _copied(net)
-            named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
-            chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
-            probe.callbacks = [(name, clone(one, safe=False)) for name, one in chosen if is_one_of(one, types)]
-            for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
-                delattr(probe, name)
-            probe.initialize_callbacks()
-            with probe._current_init_context("module"):  # skorch makes modules only within this context
-                probe.initialize_module()
-        self._probe = probe
-        self.callbacks: list[Any] = [clone(callback) for _, callback in probe.callbacks_ if isinstance(callback, types)]
+        named = _initialized_callbacks(net, (*types, InputShapeSetter))
+        self.callbacks: list[Any] = [clone(callback) for _, callback in named if isinstance(callback, types)]
+        self._shapers = [(name, callback) for name, callback in named if isinstance(callback, InputShapeSetter)]
+        self._given = net
+        self.net: Net = net if net.initialized_ else shallow_copy(net)
+        self._data = FitData(None, None, {})
+        self.doubts: list[str] = []
 
     @property
     def module(self) -> nn.Module:
-        """The network of the net, or a new one if it has none yet."""
-        probe = self._probe
-        if self.name == "criterion" and not self.net.initialized_:
-            with probe._current_init_context("criterion"):
-                probe.initialize_criterion()
-        check_module(probe, self.name, "freeze_plan")
-        network: nn.Module = getattr(probe, f"{self.name}_")
-        return network
-
-    def optimizers(self) -> list[Optimizer]:
-        """Return the optimizers of the net, or new ones if it has none yet; none if they cannot be made."""
-        probe = self._probe
-        if not self.net.initialized_:
-            try:
-                for part in ("criterion", "optimizer"):
-                    with probe._current_init_context(part):
-                        getattr(probe, f"initialize_{part}")()
-            except Exception:  # whatever it is, it is for fit() to raise, and no reason to lose a plan
-                return []
-        return [getattr(probe, f"{name}_") for name in probe._optimizers]
-
-    def load(self, X: Any, y: Any) -> None:
-        """Split the data as the net does.
+        """The network of the net, or a new one if it has none yet.
 
         Raises
         ------
         TypeError, ValueError
-            If the data does not fit the net, or the number of batches in an epoch cannot be known.
+            If there is none.
         """
-        probe = _copied(self.net)
-        probe.train_split = deepcopy(self.net.train_split)  # it may hold a random generator of its own
+        if not hasattr(self.net, f"{self.name}_") and not self.net.initialized_:
+            part = "criterion" if self.name == "criterion" else "module"
+            try:
+                with self.net._current_init_context(part):  # skorch makes modules only within this context
+                    getattr(self.net, f"initialize_{part}")()
+            except Exception as error:
+                cause = first_line(self._data.error or error)
+                remedy = "give a net that is initialized or fitted"
+                raise ValueError(f"`net` cannot make its network: {cause}; {remedy}") from error
+        check_module(self.net, self.name, "freeze_plan")
+        network: nn.Module = getattr(self.net, f"{self.name}_")
+        return network
+
+    @property
+    def fit_error(self) -> Exception | None:
+        """What ``fit`` raised before the first epoch."""
+        return self._data.error
+
+    def optimizers(self) -> list[Optimizer]:
+        """Return the optimizers of the net, or new ones if it has none yet; none if they cannot be made."""
+        if not all(hasattr(self.net, f"{name}_") for name in self.net._optimizers):
+            try:
+                for part in ("criterion", "optimizer") if not self.net.initialized_ else ("optimizer",):
+                    with self.net._current_init_context(part):
+                        getattr(self.net, f"initialize_{part}")()
+            except Exception as error:  # whatever it is, it is for fit() to raise, and no reason to lose a plan
+                self.problem = self.problem or f"the net cannot make its optimizers: {first_line(error)}"
+                return []
+        return [getattr(self.net, f"{name}_") for name in self.net._optimizers]
+
+    def load(self, X: Any, y: Any) -> None:
+        """Let a copy of the net prepare and split the data as ``fit`` does; see `problem` and `unfit`."""
+        self.problem, self._data = "", FitData(X, y, {})
+        self._copy()
+        self.module  # noqa: B018
+        self.optimizers()
         try:
-            train, valid = probe.get_split_datasets(X, y)
-            self._batches = probe.get_iterator(train, training=True)
+            self.datasets: list[Any] = list(self.net.get_split_datasets(*self._data[:2], **self._data.fit_params))
         except Exception as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"`X` and `y` cannot be split and loaded by the net: {error}") from error
+            self.unfit = self._unfit(error)
+            self.problem = str(self.unfit)
+            return
         try:
-            self.n_train, self.n_valid = len(train), 0 if valid is None else len(valid)
-            self.n_batches = len(self._batches)
-        except TypeError as error:
-            raise ValueError("the training iterator does not know its length; pass `batches_per_epoch`") from error
+            self._load_batches()
+        except Exception as error:
+            self.problem = str(self._unfit(error))
+            self.doubts.append(f"the number of batches in an epoch is not known: {self.problem}")
 
-    def first_batch(self) -> tuple[Callable[[nn.Module], Any], int]:
-        """Return a function that calls a network with the first batch, and the batch's length."""
-        features, _ = unpack_data(next(iter(self._batches)))
+    def _copy(self) -> None:
+        """Copy the net, and let its ``fit`` prepare the copy and the data."""
+        try:
+            self.net = twin_of(self._given, self._shapers)
+        except Exception as error:  # whatever a network raises that cannot be copied
+            self.problem = f"the network cannot be copied: {first_line(error)}; give its class as `module`"
+            self.net = shallow_copy(self._given)
+        else:
+            if self.net.initialized_:
+                self.optimizers()
+            self._data = learn(self.net, *self._data[:2])
 
-        def call(module: nn.Module) -> Any:
-            probe = _copied(self.net)
-            vars(probe)["module_"] = module
-            return probe.infer(features)
+    def _load_batches(self) -> None:
+        train, valid = self.datasets
+        self.n_train, self.n_valid = _length(train), _length(valid) or 0
+        self.batches: Any = self.net.get_iterator(train, training=True)
+        self.valid_batches: Any = None if valid is None else self.net.get_iterator(valid, training=False)
+        self.n_batches = _length(self.batches)
+        if self.n_batches is None and self.n_train is not None:
+            n_rows = rows_in(self.first_batch)
+            self.n_batches = -(-self.n_train // n_rows)
+            self.doubts.append(
+                f"the training iterator does not know its length; {self.n_batches} batches in an epoch are assumed, "
+                f"as the first has {n_rows} of {self.n_train} rows; pass `batches_per_epoch` if that is wrong"
+            )
 
-        return call, get_len(features)
+    @property
+    def n_valid_batches(self) -> int:
+        """The validation batches of an epoch."""
+        if not self.n_valid:
+            return 0
+        n_batches = _length(self.valid_batches)
+        return -(-self.n_valid // rows_in(self.first_batch)) if n_batches is None else n_batches
+
+    @cached_property
+    def first_batch(self) -> Any:
+        """The first training batch."""
+        return next(iter(self.batches))
+
+    def begin(self) -> None:
+        """Begin an epoch."""
+        train, valid = self.datasets
+        self.net.notify("on_epoch_begin", dataset_train=train, dataset_valid=valid)
+
+    def train(self, batches: Iterable[Any]) -> None:
+        """Train on batches, by the net's own steps."""
+        step = self.net.train_step
+        self.net.run_single_epoch(batches, training=True, prefix="train", step_fn=step, **self._data.fit_params)
+
+    def validate(self, batches: Iterable[Any]) -> None:
+        """Compute validation batches, by the net's own steps."""
+        step = self.net.validation_step
+        self.net.run_single_epoch(batches, training=False, prefix="valid", step_fn=step, **self._data.fit_params)
+
+    def _unfit(self, error: Exception) -> Exception:
+        cause = self._data.error or error
+        kind = TypeError if isinstance(cause, TypeError) else ValueError
+        return kind(f"`X` and `y` cannot be split and loaded by the net: {first_line(cause)}")
+
+
+def rows_in(batch: Any) -> int:
+    """Return the number of rows in a batch, as skorch counts them."""
+    n_rows: int = get_len(batch[0]) if isinstance(batch, (tuple, list)) else get_len(batch)
+    return n_rows
+
+
+def _initialized_callbacks(net: Net, types: tuple[type, ...]) -> list[tuple[str, Any]]:
+    """Return copies of some callbacks, with the parameters that the net sets, by name."""
+    if net.initialized_:
+        return [(name, clone(one, safe=False)) for name, one in net.callbacks_ if isinstance(one, types)]
+    probe = shallow_copy(net)
+    named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
+    chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
+    probe.callbacks = [(name, clone(one, safe=False)) for name, one in chosen if is_one_of(one, types)]
+    for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
+        delattr(probe, name)
+    probe.initialize_callbacks()
+    return [(name, one) for name, one in probe.callbacks_ if isinstance(one, types)]
 
 
 def split_pipeline(net: Any) -> tuple[Any, Any]:
@@ -144,14 +231,15 @@ def transformed(steps: Any, X: Any, y: Any) -> Any:
         raise ValueError(f"`X` and `y` cannot be transformed by the pipeline: {error}") from error
 
 
-def _copied(net: Net) -> Net:
-    """Copy a net without its attributes; copy.copy() would pickle its module."""
-    copied: Net = object.__new__(type(net))
-    vars(copied).update(vars(net))
-    return copied
-
-
 def is_one_of(item: Any, types: tuple[type, ...]) -> bool:
     """Check whether a callback, a (name, callback) pair, or a class is of one of some types."""
     callback = item[1] if isinstance(item, (tuple, list)) and len(item) == 2 else item
     return isinstance(callback, types) or (isinstance(callback, type) and issubclass(callback, types))
+
+
+def _length(data: Any) -> int | None:
+    """Return a length, None if there is none."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mlr3torch_py.forecast.measure import Measurement
 from mlr3torch_py.names import listed
 from mlr3torch_py.patterns import summarized
 from mlr3torch_py.schedule.rates import Factor
@@ -106,6 +107,8 @@ class FreezePlan:
         them, if the net has ``t_clbk("frozen_cache")`` and its data are given.
     pending : tuple of Pending
         The rows that wait for a condition, or come after the last epoch.
+    measured : Measurement, optional
+        What each phase and the whole training take, from ``freeze_plan(..., measure=True)``.
     """
 
     sizes: dict[str, int]
@@ -116,6 +119,7 @@ class FreezePlan:
     notes: tuple[str, ...] = ()
     cache: pd.DataFrame | None = field(default=None, compare=False)
     pending: tuple[Pending, ...] = ()
+    measured: Measurement | None = field(default=None, compare=False)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per phase and parameter.
@@ -153,7 +157,9 @@ class FreezePlan:
         pandas.DataFrame
             Its first `epoch` and `batch`, the number of `trainable_tensors`, of `trainable` weights and of all weights
             (`total`), the `share` of trainable weights, and `frozen_prefix`, the number of frozen tensors from the
-            input on, which need no backward pass.
+            input on, which need no backward pass. If the plan is measured, this is the number of those that the
+            backward pass does not go through; `ms_per_batch` are the milliseconds of a training batch, loading
+            included, and `peak_mb` the megabytes that tensors take in it at most.
         """
         total = self._count(self.sizes)
         rows = []
@@ -161,35 +167,32 @@ class FreezePlan:
             trainable = self._count(phase.trainable)
             tensors = len(phase.trainable - self.aliases)
             share = trainable / total if total else 0.0
-            rows.append((i, phase.epoch, phase.batch, tensors, trainable, total, share, len(self._prefix(phase))))
+            rows.append((i, phase.epoch, phase.batch, tensors, trainable, total, share, len(self._skipped(i))))
         columns = ["phase", "epoch", "batch", "trainable_tensors", "trainable", "total", "share", "frozen_prefix"]
         frame = pd.DataFrame(rows, columns=columns).set_index("phase")
+        if self.measured is not None:
+            frame["ms_per_batch"] = [cost.seconds * 1e3 for cost in self.measured.phases]
+            frame["peak_mb"] = [cost.peak_bytes / 1e6 for cost in self.measured.phases]
         return frame if self.batches_per_epoch else frame.drop(columns="batch")
 
     def warnings(self) -> list[str]:
         """Describe trainable layers near the input that undo savings.
 
-        The backward pass ends at the trainable weight nearest to the input. A phase is reported if freezing the layer
-        of that weight as well would skip more weights than are skipped now, and more than the layer has.
+        The backward pass goes through frozen tensors to reach trainable ones nearer to the input. A phase is reported
+        if it goes through more weights than are skipped, and than these trainable ones have; unless the plan is
+        measured, the backward pass is assumed to end at the first trainable layer.
 
         Returns
         -------
         list of str
         """
         found = []
-        names = list(self.sizes)
-        for i, phase in enumerate(self.phases, start=1):
-            prefix = self._prefix(phase)
-            if len(prefix) == len(names):
-                continue
-            layer = names[len(prefix)].rpartition(".")[0]
-            above = names[len(prefix) :]
-            trains = list(takewhile(lambda name: name in phase.trainable and name.rpartition(".")[0] == layer, above))  # noqa: B023
-            skipped = list(takewhile(lambda name: name not in phase.trainable, above[len(trains) :]))  # noqa: B023
-            if self._count(skipped) > max(self._count(prefix), self._count(trains)):
+        for i in range(1, len(self.phases) + 1):
+            below, passed = self._passed(i)
+            if self._count(passed) > max(self._count(self._skipped(i)), self._count(below)):
                 found.append(
-                    f"phase {i}: {listed(trains)} trains below {len(skipped)} frozen tensors "
-                    f"({self._count(skipped):,} weights), so that the backward pass goes through them"
+                    f"phase {i}: {listed(below)} trains below {len(passed)} frozen tensors "
+                    f"({self._count(passed):,} weights), so that the backward pass goes through them"
                 )
         return found
 
@@ -197,7 +200,8 @@ class FreezePlan:
         """Draw the plan, with parameters or blocks down and epochs across.
 
         What waits for a condition is hatched, and so is, in another way, what a row after the last epoch selects.
-        Factors on learning rates are written where they begin; a line that rises to the top shows a warm-up.
+        Factors on learning rates are written where they begin; a line that rises to the top shows a warm-up. If the
+        plan is measured, the milliseconds of a training batch stand above each phase.
 
         Parameters
         ----------
@@ -215,14 +219,33 @@ class FreezePlan:
         """
         from mlr3torch_py.forecast.picture import plot_plan
 
-        per_epoch = self.batches_per_epoch or 1
-        return plot_plan(self.phases, list(self.sizes), self.max_epochs, per_epoch, ax, pending=self.pending)
+        per_epoch, measured = self.batches_per_epoch or 1, () if self.measured is None else self.measured.phases
+        labels = [f"{cost.seconds * 1e3:.3g} ms" for cost in measured]
+        return plot_plan(
+            self.phases, list(self.sizes), self.max_epochs, per_epoch, ax, pending=self.pending, labels=labels
+        )
 
     def _count(self, names: Iterator[str] | Sequence[str] | frozenset[str] | dict[str, int]) -> int:
         return sum(self.sizes[name] for name in names if name not in self.aliases)
 
-    def _prefix(self, phase: Phase) -> list[str]:
-        return list(takewhile(lambda name: name not in phase.trainable, self.sizes))
+    def _skipped(self, i: int) -> list[str]:
+        """Return the frozen tensors that the backward pass of a phase does not go through."""
+        trainable = self.phases[i - 1].trainable
+        if self.measured is None:
+            return list(takewhile(lambda name: name not in trainable, self.sizes))
+        done = trainable | self.measured.phases[i - 1].passed
+        return [name for name in self.sizes if name not in done]
+
+    def _passed(self, i: int) -> tuple[list[str], list[str]]:
+        """Return what trains below frozen tensors, and those that the backward pass goes through for it."""
+        trainable = self.phases[i - 1].trainable
+        if self.measured is not None:
+            cost = self.measured.phases[i - 1]
+            return list(cost.below), [name for name in self.sizes if name in cost.passed]
+        above = list(self.sizes)[len(self._skipped(i)) :]
+        layer = above[0].rpartition(".")[0] if above else ""
+        below = list(takewhile(lambda name: name in trainable and name.rpartition(".")[0] == layer, above))
+        return below, list(takewhile(lambda name: name not in trainable, above[len(below) :]))
 
     def _changes(self) -> Iterator[str]:
         """Yield what each phase releases and freezes, a few tensors by name and more by the modules that hold them."""
@@ -244,14 +267,20 @@ class FreezePlan:
             f"{' to '.join(f'{count:,}' for count in ends)} of {self._count(self.sizes):,} weights trainable>"
         )
 
-    def __str__(self) -> str:
+    def _table(self) -> pd.DataFrame:
+        """Return the summary, for people."""
         frame = self.summary()
         frame["share"] = frame["share"].map(_percent)
+        for name in frame.columns.intersection(["ms_per_batch", "peak_mb"]):
+            frame[name] = frame[name].map("{:,.3g}".format)
+        return frame
+
+    def __str__(self) -> str:
+        frame = self._table()
         return "\n".join([frame.to_string(), *self._changes(), *self.warnings(), *self.notes])
 
     def _repr_html_(self) -> str:
-        frame = self.summary()
-        frame["share"] = frame["share"].map(_percent)
+        frame = self._table()
         table: str = frame.to_html(formatters={"trainable": "{:,}".format, "total": "{:,}".format})
         for lines in (list(self._changes()), [*self.warnings(), *self.notes]):
             items = "".join(f"<li>{escape(line, quote=False)}</li>" for line in lines)

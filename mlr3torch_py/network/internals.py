@@ -35,7 +35,9 @@ INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
         ("TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"),
         "find the tensors in nested arguments and outputs",
     ),
-    "torch.utils._python_dispatch": {"TorchDispatchMode": "notice which operations draw random numbers"},
+    "torch.utils._python_dispatch": {
+        "TorchDispatchMode": "notice which operations draw random numbers, and what memory tensors take"
+    },
     "torch._dynamo": {"config": "know after how many compilations torch stops"},
     "torch._dynamo.eval_frame": {"OptimizedModule": "see whether a network is compiled"},
     "torch._dynamo.eval_frame.OptimizedModule": {"_orig_mod": "see through a compiled network"},

@@ -59,4 +59,62 @@ def test_without_data_the_plan_says_what_it_needs():
     callbacks = [copy.deepcopy(BOTH), t_clbk("frozen_cache")]
     for plan in (freeze_plan(Nested(), callbacks=callbacks), freeze_plan(iris_net(*callbacks, module=Nested))):
         assert plan.cache is None
-        assert "frozen_cache: give a net and `X`" in str(plan)
+        assert "no forecast of frozen_cache: " in str(plan)
+        assert "; give a net with `X` and `y`" in str(plan)
+
+
+class Unsized:
+    """A loader without a length."""
+
+    def __init__(self, dataset, batch_size, **params):
+        self.loader = torch.utils.data.DataLoader(dataset, batch_size, **params)
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+def test_a_loader_without_a_length_is_forecast_by_the_rows():
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested, iterator_train=Unsized)
+    plan = freeze_plan(net, X, y)
+    assert plan.cache is not None
+    assert "batches in an epoch are assumed, as the first has 50 of 150 rows" in str(plan)
+    given = freeze_plan(net, X, y, batches_per_epoch=2)
+    assert given.cache is not None
+    assert given.batches_per_epoch == 2
+    assert "assumed" not in str(given)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, y, strict=True))
+
+
+def test_a_stream_is_forecast_with_the_number_of_batches():
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested)
+    plan = freeze_plan(net, Stream(), batches_per_epoch=3, measure=True)
+    assert plan.cache is not None
+    assert plan.measured is not None
+
+
+def padded(batch):
+    """Repeat each row as often as there are rows in the batch."""
+    rows, labels = (torch.as_tensor(np.stack(part)) for part in zip(*batch, strict=True))
+    return rows[:, None].expand(-1, len(rows), -1), labels
+
+
+def test_rows_that_are_padded_to_other_lengths_are_said_not_to_hit():
+    class Tokens(Nested):
+        def forward(self, x):
+            return super().forward(x).mean(1)
+
+    net = iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Tokens, max_epochs=3)
+    assert "padded" not in str(freeze_plan(net, np.repeat(X[:, None], 3, 1), y))
+    net.set_params(iterator_train__collate_fn=padded, batch_size=len(X) - 8)
+    assert "a row that is padded to another length does not come from memory" in str(freeze_plan(net, X, y))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_said_to_be_refused():
+    plan = freeze_plan(iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache"), module=Nested, compile=True), X, y)
+    assert plan.cache is None
+    assert "training will refuse a network that is compiled" in str(plan)

@@ -182,7 +182,7 @@ def test_many_changes_in_an_epoch_are_counted_for_people_and_kept_for_programs()
 def test_the_printed_table_names_what_was_unfrozen_and_has_no_other_new_column(capsys):
     iris_net(rows("epoch", [2], select_prefix("3")), max_epochs=2, verbose=1, audited=False).fit(X, y)
     header, _, first, second = [line for line in capsys.readouterr().out.splitlines() if line.strip()][-4:]
-    assert header.split() == ["epoch", "n_trainable", "train_loss", "unfreeze", "unfrozen", "dur"]
+    assert header.split() == ["epoch", "n_trainable", "train_loss", "unfrozen", "dur"]
     assert "+" not in first
     assert "+ 3.weight, 3.bias" in second
 

@@ -1,0 +1,135 @@
+"""A copy of a net that prepares its data as ``fit`` does, and takes steps, without modifying the net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from skorch.history import History
+from torch import nn
+from torch.utils.data import Dataset
+
+from mlr3torch_py.protocols import Net
+
+__all__ = ["FitData", "first_line", "learn", "shallow_copy", "twin_of"]
+
+# What may be large and is only read; the random generators in it are restored by `kept_random_states`.
+_SHARED = (Dataset, np.ndarray, torch.Tensor, partial)
+
+
+class FitData(NamedTuple):
+    """What ``fit`` trains on.
+
+    Parameters
+    ----------
+    X, y : object
+        The data, as the net prepares them.
+    fit_params : dict
+        What it passes to each step.
+    error : Exception or None
+        Why it is not known what ``fit`` would make of the data, so that they are as they were given.
+    """
+
+    X: Any
+    y: Any
+    fit_params: dict[str, Any]
+    error: Exception | None = None
+
+
+def shallow_copy(net: Net) -> Net:
+    """Copy a net without its attributes; copy.copy() would pickle its module."""
+    copied: Net = object.__new__(type(net))
+    vars(copied).update(vars(net))
+    return copied
+
+
+def twin_of(net: Net, callbacks: Sequence[tuple[str, Any]]) -> Net:
+    """Copy a net with its modules and all else that training modifies, once; the data that it holds are shared.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        Initialized or not. Optimizers are made anew by its own methods, so that they hold the copied parameters.
+    callbacks : sequence of tuple
+        All callbacks of the copy, with their names.
+
+    Raises
+    ------
+    Exception
+        Whatever a network raises that can be neither copied nor made anew.
+    """
+    twin: Net = object.__new__(type(net))
+    memo: dict[int, Any] = {id(net): twin}
+    try:
+        vars(twin).update({name: _own(value, memo) for name, value in vars(net).items() if _is_copied(name, net)})
+    except Exception:
+        if not net.initialized_:
+            raise
+        made = {f"{name}_" for name in (*net._modules, *net._criteria)}
+        params = {name: value for name, value in vars(net).items() if _is_copied(name, net) and name not in made}
+        vars(twin).update({name: _own(value, memo) for name, value in params.items()}, initialized_=False)
+    vars(twin).update(callbacks=[], callbacks_=list(callbacks), history_=History(), verbose=0, warm_start=True)
+    vars(twin)["initialize_callbacks"] = lambda: twin
+    return twin
+
+
+def _is_copied(name: str, net: Net) -> bool:
+    """Whether an attribute is copied; callbacks may hold open files, and optimizers hold the original parameters."""
+    return not name.startswith("callbacks") and name not in {f"{name}_" for name in net._optimizers}
+
+
+def _own(value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, nn.Module):
+        memo |= {id(tensor): tensor.detach().clone() for tensor in _results(value)}
+        return deepcopy(value, memo)
+    if isinstance(value, _SHARED):
+        return value
+    try:
+        return deepcopy(value, memo)
+    except Exception:  # whatever a lock, a generator or an open file raises
+        return value
+
+
+def _results(network: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the tensors that modules have computed and hold, such as old weight norms, which torch does not copy."""
+    for module in network.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                yield value
+
+
+def learn(twin: Net, X: Any, y: Any) -> FitData:
+    """Let the ``fit`` of a copy prepare itself and the data, up to the first epoch.
+
+    Nets learn from their data in ``fit``, in hooks of callbacks, or turn them into other data there.
+    """
+    found: list[FitData] = []
+
+    def stop(X: Any, y: Any = None, *_: Any, **fit_params: Any) -> Net:
+        found.append(FitData(X, y, {k: v for k, v in fit_params.items() if k not in ("epochs", "_routing_method")}))
+        return twin
+
+    vars(twin)["fit_loop"] = stop
+    error = None
+    try:
+        twin.fit(X, y)
+    except Exception as raised:  # whatever it is, it is for fit() to raise, and no reason to lose a plan
+        error = raised
+    finally:
+        del vars(twin)["fit_loop"]
+    return found[0] if found else FitData(X, y, {}, error)
+
+
+def first_line(error: Exception) -> str:
+    r"""Return the type of an error with the first line of its message.
+
+    Examples
+    --------
+    >>> first_line(KeyError("x")), first_line(ValueError("one line\nof two")), first_line(ValueError())
+    ("KeyError: 'x'", 'ValueError: one line', 'ValueError')
+    """
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
