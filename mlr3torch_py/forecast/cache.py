@@ -6,6 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import TypeAlias
 
 import pandas as pd
 
@@ -13,6 +15,9 @@ from mlr3torch_py.cache.module import Tally
 from mlr3torch_py.cache.parts import CachedParts
 
 __all__ = ["Cost", "Span", "estimate_epochs", "measure_span"]
+
+
+Tallies: TypeAlias = Mapping[str, Tally]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,30 +88,47 @@ def measure_span(batch: int, parts: CachedParts, run: Callable[[], object], n_ro
         As in a training; see `CachedParts`.
     """
     parts.refresh()
-    filling: dict[str, Tally] = {}
+    rounds: list[tuple[Tallies, Tallies]] = []
     is_settled = False
-    while not is_settled:
-        parts.begin_epoch()
-        run()
-        filling |= {path: one.tally for path, one in parts.modules.items() if one.tally.misses}
-        is_settled = not parts.settle()
-        parts.begin_epoch()
-        run()
-        is_settled = not parts.settle() and is_settled
+    while not is_settled or len(rounds) < 2:  # once more, since a single measurement may have been disturbed
+        for cached in parts.modules.values():
+            cached.rows.clear()
+        filling, fits = _run_once(parts, run)
+        answering, still_fits = _run_once(parts, run)
+        rounds.append((filling, answering))
+        is_settled = fits and still_fits
     costs = {
-        path: _cost(filling[path], one.tally, one.rows.n_bytes, n_rows)
+        path: min(
+            (_cost(*tallies, one.rows.n_bytes, n_rows) for tallies in _answered(rounds, path)), key=attrgetter("trial")
+        )
         for path, one in parts.modules.items()
-        if path in filling and one.tally.hits and not one.tally.misses
+        if one.tally.hits and not one.tally.misses and _answered(rounds, path)
     }
     lost = sum(one.tally.saved for one in parts.modules.values()) - parts.end_epoch().saved
     parts.close()
     return Span(batch, costs, max(0.0, lost))
 
 
-def _cost(filling: Tally, hitting: Tally, n_bytes: int, n_rows: int) -> Cost:
+def _run_once(parts: CachedParts, run: Callable[[], object]) -> tuple[Tallies, bool]:
+    """Run the batch; return the tallies by path, and whether the same modules are cached as before."""
+    parts.begin_epoch()
+    run()
+    tallies = {path: one.tally for path, one in parts.modules.items()}
+    return tallies, not parts.settle()
+
+
+def _answered(rounds: Sequence[tuple[Tallies, Tallies]], path: str) -> list[tuple[Tally, Tally]]:
+    """Return the tallies of the rounds in which a module was filled, and then answered from memory."""
+    both = [(filling[path], answering[path]) for filling, answering in rounds if path in filling and path in answering]
+    return [(filling, answering) for filling, answering in both if filling.misses and answering.hits]
+
+
+def _cost(filling: Tally, answering: Tally, n_bytes: int, n_rows: int) -> Cost:
     """Compare the pass that fills the cache with the one that is answered from it."""
-    trial = hitting.saved * filling.hits / hitting.hits - filling.saved
-    return Cost(hitting.hits / n_rows, n_bytes / n_rows, hitting.saved / n_rows, max(0.0, trial), filling.hits / n_rows)
+    seconds, again = answering.saved / answering.hits, filling.hits / n_rows
+    trial = max(0.0, seconds * filling.hits - filling.saved)
+    rows = answering.hits / n_rows
+    return Cost(rows, n_bytes / n_rows, seconds * rows, trial, again)
 
 
 def estimate_epochs(

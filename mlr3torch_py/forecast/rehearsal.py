@@ -100,8 +100,8 @@ class Rehearsal:
             validation = measure_validation(self.probe) if self.measure else 0.0
         except Exception as error:  # whatever a net raises, the plan is not lost
             why = str(error) if isinstance(error, RehearsalError) else first_line(error)
-            whats = ["not measured"] * self.measure + ["no forecast of frozen_cache"] * (self.cache is not None)
-            return replace(self.plan, notes=(*self.plan.notes, f"{' and '.join(whats)}: {why}"))
+            missing = ["not measured"] * self.measure + ["no forecast of frozen_cache"] * (self.cache is not None)
+            return replace(self.plan, notes=(*self.plan.notes, f"{' and '.join(missing)}: {why}"))
         table, notes = self._forecast(spans, said)
         measured = self._measured(costs, validation, table) if self.measure else None
         total = [] if measured is None else [_total(measured)]
