@@ -7,9 +7,7 @@ import pytest
 
 pytest.importorskip("hatchling")
 HOOK = Path(__file__).parents[2] / "hatch_build.py"
-TEXT = (
-    "![a plan](docs/plan.png)\nThe [guide](docs/guide.md), [skorch](https://skorch.readthedocs.io) and [below](#below)."
-)
+TEXT = "![a plan](docs/plan.png)\nThe [guide](docs/guide.md), [skorch](https://skorch.org) and [below](#below)."
 
 
 @pytest.fixture
@@ -22,7 +20,7 @@ def hook():
 
 def test_without_an_address_links_to_files_become_words(hook):
     text = hook.readme(TEXT, "")
-    assert text == "\nThe guide, [skorch](https://skorch.readthedocs.io) and [below](#below)."
+    assert text == "\nThe guide, [skorch](https://skorch.org) and [below](#below)."
     assert hook.urls("") == {}
 
 
