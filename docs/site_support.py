@@ -47,7 +47,9 @@ class NamesOfCode(SphinxTransform):
 
     def apply(self, **kwargs):
         for block in self.document.findall(nodes.literal_block):  # a doctest ends in an empty line
-            block[:] = [nodes.Text(block.astext().rstrip("\n"))]
+            if block.rawsource == block.astext():
+                block.rawsource = block.astext().rstrip("\n")
+                block[:] = [nodes.Text(block.rawsource)]
         for kind in (nodes.literal, nodes.title_reference):
             for node in list(self.document.findall(kind)):
                 text = node.astext()

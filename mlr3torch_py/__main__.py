@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import pandas as pd
 import torch
@@ -17,6 +18,11 @@ from skorch.callbacks import Callback
 
 from mlr3torch_py import MLP, freeze_plan, select_invert, select_name, t_clbk
 from mlr3torch_py.protocols import Net
+
+_COLUMNS: Final = """
+A phase is a stretch without a change; epoch and batch say where it starts. trainable and total count weights, share is
+their ratio, trainable_tensors counts the tensors that hold them. frozen_prefix counts the frozen tensors from the input
+on, which need no backward pass. A line with + says what a phase releases."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         MLP,
         module__d_in=4,
         module__d_out=3,
-        module__neurons=(1, 1, 1),
+        module__neurons=(32, 32, 32),
         criterion=torch.nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
-        lr=0.05,
+        lr=0.02,
         max_epochs=6,
-        batch_size=150,
-        train_split=None,
+        batch_size=8,
+        iterator_train__shuffle=True,
         callbacks=[
             t_clbk("unfreeze", starting_weights=starting_weights, unfreeze=unfreeze),
             ("observer", _Observer()),
@@ -55,19 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("The schedule\n")
     plan = freeze_plan(net, X, y)
     print(plan)
+    print(_COLUMNS)
 
     print("\nThe training\n")
     net.fit(X, y)
+    print(f"\nThe accuracy on all flowers is {net.score(X, y):.2f}.")
 
     print("\nWhat was trainable in which epoch\n")
     observed = pd.DataFrame(dict(net.callbacks_)["observer"].trainable_)
-    print(observed.map(lambda trainable: "yes" if trainable else "-").to_string())
+    print(observed.map(lambda trainable: "+" if trainable else "-").to_string())
     try:
         plan.plot().figure.savefig(png, dpi=120)  # type: ignore[union-attr]
     except ImportError as error:
         print(f"\nNo picture: {error}")
     else:
-        print(f"\nThe picture of it is {png}")
+        print(f"\nThe picture of it is {Path(png).resolve()}")
 
 
 class _Observer(Callback):  # type: ignore[misc]
