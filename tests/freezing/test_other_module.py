@@ -232,6 +232,21 @@ class Scaled(nn.Module):
         return ((made * self.scale + self.shift - given) ** 2).mean()
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_the_optimizer_of_the_module_is_followed(step):
+    def replace(self):
+        if self.ctx.global_step == step:
+            self.ctx.net.judge_ = torch.optim.SGD([*self.ctx.net.discriminator_.parameters()][:-1], lr=0.1)
+
+    rows = {"epoch": [1], "weights": [select_all()], "lr_mult": [0.5]}
+    callback = CallbackSetUnfreeze(select_all(), rows, module="discriminator")
+    with pytest.warns(
+        UserWarning, match="^discriminator_: parameters will not be trained .* optimizer holds them: 2.bia"
+    ):
+        net = fitted(gan(callback, torch_callback("replace", on_batch_end=replace)))
+    assert [entry["lr_judge_0_x0.5"] for row in net.history for entry in row["batches"]] == [0.05] * 12
+
+
 def test_a_criterion_with_weights_is_governed_by_its_name():
     net = NeuralNet(
         lambda: nn.Linear(4, 4),
