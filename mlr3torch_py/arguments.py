@@ -428,7 +428,7 @@ def check_network(argument: str, value: object) -> nn.Module:
     Raises
     ------
     TypeError
-        If `value` is neither, or a net that has not been initialized.
+        If `value` is neither, or a net that has not been initialized, or has no ``module_``.
 
     Examples
     --------
@@ -440,5 +440,9 @@ def check_network(argument: str, value: object) -> nn.Module:
     """
     network = value if isinstance(value, nn.Module) else getattr(value, "module_", None)
     if isinstance(value, type) or not isinstance(network, nn.Module):
-        raise TypeError(f"`{argument}` is {shown(value)}; give a torch.nn.Module, or a net after net.initialize()")
+        remedy = "a torch.nn.Module, or a net after net.initialize()"
+        modules = getattr(value, "_modules", None)
+        if getattr(value, "initialized_", False) is True and isinstance(modules, list) and modules:
+            remedy = f"one of its modules, such as `{modules[0]}_`"
+        raise TypeError(f"`{argument}` is {shown(value)}; give {remedy}")
     return network

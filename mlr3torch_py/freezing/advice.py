@@ -18,7 +18,7 @@ __all__ = ["advise_on_network", "in_no_optimizer", "missing_from", "partly_selec
 _AND_SO_ON = 6
 
 
-def advise_on_network(network: nn.Module, plans: Sequence[Plan]) -> None:
+def advise_on_network(network: nn.Module, plans: Sequence[Plan], prefix: str = "") -> None:
     """Warn about parameters that schedules will not treat as one would expect.
 
     Parameters
@@ -27,6 +27,8 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan]) -> None:
         As it is before anything is frozen.
     plans : sequence of Plan
         Those of all freezing callbacks.
+    prefix : str
+        What warnings begin with.
 
     Warns
     -----
@@ -40,7 +42,7 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan]) -> None:
     fixed = [name for name, one in named_parameters(network).items() if name in before_us and not one.requires_grad]
     if fixed:
         warnings.warn(
-            "parameters that required no gradient before training will be trained by the schedule: "
+            f"{prefix}parameters that required no gradient before training will be trained by the schedule: "
             f"{_by_module(network, fixed)}; if that is not meant, select among the others by `& select_trainable()`, "
             "and if it is, set their requires_grad to True before",
             stacklevel=2,
@@ -49,8 +51,8 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan]) -> None:
         name = f"{path}.weight" if path else "weight"
         if getattr(module, "max_norm", None) is not None and name in will_be_held:
             warnings.warn(
-                f"{name} will be frozen, but the {type(module).__name__} has max_norm={module.max_norm!r}, by which "
-                "every forward pass rescales its weight; set max_norm to None to keep it as it is",
+                f"{prefix}{name} will be frozen, but the {type(module).__name__} has max_norm={module.max_norm!r}, by "
+                "which every forward pass rescales its weight; set max_norm to None to keep it as it is",
                 stacklevel=2,
             )
 

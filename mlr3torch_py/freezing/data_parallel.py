@@ -96,7 +96,7 @@ def _rigid(wrapper: Any) -> str | None:
 def _wrap_by_accelerator(net: AcceleratedNet) -> None:
     modules = [getattr(net, f"{name}_") for name in net._modules]
     is_wrapped = any(isinstance(part, DistributedDataParallel) for module in modules for part in module.modules())
-    trains = all(any(tensor.requires_grad for tensor in module.parameters()) for module in modules)
+    trains = any(tensor.requires_grad for module in modules for tensor in module.parameters())
     if net.accelerator.num_processes > 1 and trains and not is_wrapped:
         net._wrapped_with_accelerator = False  # stays True after a training that raised
         net._initialize_accelerator()

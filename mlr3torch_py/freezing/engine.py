@@ -96,7 +96,9 @@ class FreezingEngine(Generic[_Host]):
         self._pins = Pins()
         # One optimizer may hold the parameters of several networks.
         self._rates: Rates = self.peers[0]._rates if self.peers else Rates(host.record_rate, batch=lambda: self.batch)
-        self._record = Record(host, place)
+        self.place = place
+        self.prefix: str = "" if place == "module_" else f"{place}: "
+        self._record = Record(host, self.prefix)
         self.peers.append(self)
 
     @property
@@ -120,7 +122,7 @@ class FreezingEngine(Generic[_Host]):
             self._hold(replace(moment, epoch=moment.epoch - 1))
             if logger.isEnabledFor(logging.INFO):
                 for holder in self.holders:
-                    logger.info("%s%s", self._record.prefix, holder.opening())
+                    logger.info("%s%s", self.prefix, holder.opening())
         self._change(f"epoch {moment.epoch}", fresh)
         self.host.record("n_trainable", n_trainable(self.network))
         self.batch = moment.batch
@@ -220,7 +222,7 @@ class FreezingEngine(Generic[_Host]):
         optimizers = self._optimizers()
         missing = frozenset(missing_from(self.network, will_train, optimizers))
         if message := in_no_optimizer(self.network, missing - self.driver.missing_, optimizers):
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(f"{self.prefix}{message}", stacklevel=2)
         self.driver.missing_ = missing
 
     def _hold(self, moment: Moment) -> None:
@@ -271,8 +273,8 @@ class FreezingEngine(Generic[_Host]):
             theirs = set(map(id, peer._inventory.tensors.values())) if peer is not self else ()
             if shared := [name for name, tensor in tensors.items() if id(tensor) in theirs]:
                 raise ValueError(
-                    f"`module`: {listed(map(repr, shared), most=3)} of {self._record.place} are also in "
-                    f"{peer._record.place}, and callbacks govern both; let callbacks govern only one of the two"
+                    f"`module`: {listed(map(repr, shared), most=3)} of {self.place} are also in {peer.place}, "
+                    "and callbacks govern both; let callbacks govern only one of the two"
                 )
 
     def _check_something_trains(self) -> bool:
@@ -290,8 +292,8 @@ class FreezingEngine(Generic[_Host]):
             engine._restore_flags()
         if self.batch == self.moment.first_batch(self.moment.epoch):
             self.host.drop_epoch()
-        holders = (holder for engine in self.peers for holder in engine.holders)
-        why = "; ".join(f"{type(holder).__name__}: {holder.describe(self.moment)}" for holder in holders)
+        holders = ((engine.prefix + type(one).__name__, one) for engine in self.peers for one in engine.holders)
+        why = "; ".join(f"{who}: {holder.describe(self.moment)}" for who, holder in holders)
         raise ValueError(
             f"nothing trains at batch {self.batch} (epoch {self.moment.epoch}), so no step can be taken. {why}. "
             "At every step at least one weight that the optimizer holds must be trainable"

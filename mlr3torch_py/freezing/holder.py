@@ -165,15 +165,11 @@ class FreezingCallback(CallbackSet, ABC):
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training:
             engine = self.engine_
-            try:
-                is_other = (
-                    engine is None
-                    or engine.network is not getattr(net, engine.host.attribute)
-                    or engine.optimizer is not net.optimizer_
-                )
-            except AttributeError:  # the optimizers of the net have other names
-                is_other = engine is None or engine.optimizer is not engine.host.optimizer
-            if engine is None or is_other:
+            if (
+                engine is None
+                or engine.network is not getattr(net, engine.host.attribute, None)
+                or engine.optimizer is not getattr(net, engine.host.optimizer_attribute, None)
+            ):
                 engine = self._engine_now(net)
             if engine.driver is self:
                 engine.batch += 1
@@ -227,7 +223,7 @@ class FreezingCallback(CallbackSet, ABC):
             for callback in callbacks:
                 callback.advise(net)
             if moment.epoch == 0:
-                advise_on_network(engine.network, [plan for callback in callbacks for plan in callback.plans_])
+                advise_on_network(engine.network, [*engine.plans], engine.prefix)
                 engine.driver.missing_ = frozenset()
             engine.warn_of_missing()
             engine.begin()

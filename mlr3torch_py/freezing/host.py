@@ -42,7 +42,7 @@ class SkorchHost:
         self.net = net
         self.module = module
         self.attribute = f"{module}_"
-        self._first = f"{net._optimizers[0]}_" if net._optimizers else "optimizer_"
+        self.optimizer_attribute = "optimizer_"
         self.ctx = ctx
 
     @property
@@ -52,7 +52,19 @@ class SkorchHost:
 
     @property
     def optimizer(self) -> object:
-        return getattr(self.net, "optimizer_" if hasattr(self.net, "optimizer_") else self._first, None)
+        self.optimizer_attribute = f"{self._name_of_optimizer()}_"
+        return getattr(self.net, self.optimizer_attribute, None)
+
+    def _name_of_optimizer(self) -> str:
+        """Return the name of the first optimizer that holds parameters of the network, or of the main one."""
+        names = self.net._optimizers
+        if len(names) > 1:
+            tensors = set(map(id, self.network.parameters()))
+            for name in names:
+                groups = getattr(getattr(self.net, f"{name}_", None), "param_groups", ())
+                if any(id(tensor) in tensors for group in groups for tensor in group["params"]):
+                    return name
+        return names[0] if names and not hasattr(self.net, "optimizer_") else "optimizer"
 
     def optimizers(self) -> Iterator[tuple[str, Optimizer]]:
         for name in self.net._optimizers:

@@ -25,14 +25,13 @@ class Record:
     Parameters
     ----------
     host : Host
-    place : str
-        What messages call the network.
+    prefix : str
+        What entries of the log begin with.
     """
 
-    def __init__(self, host: Host, place: str) -> None:
-        self.place = place
-        self.prefix: str = "" if place == "module_" else f"{place}: "
+    def __init__(self, host: Host, prefix: str) -> None:
         self._host = host
+        self._prefix = prefix
         self._changes: list[str] = []  # of the epoch
         self._last: tuple[list[str], list[bool]] | None = None
 
@@ -87,7 +86,7 @@ class Record:
 
     def _log(self, doing: str, when: str, names: Held, tensors: Mapping[str, nn.Parameter]) -> None:
         if names:
-            logger.info("%s%s %s: %s", self.prefix, doing, when, summarized(names, tensors, most=10))
+            logger.info("%s%s %s: %s", self._prefix, doing, when, summarized(names, tensors, most=10))
 
 
 def _told(unfrozen: Held, frozen: Held, tensors: Mapping[str, nn.Parameter]) -> str:

@@ -26,7 +26,7 @@ class Host(Protocol):
 
     @property
     def optimizer(self) -> object:
-        """The main optimizer that the host has now; None without one."""
+        """The first optimizer that the host has now for the network; None without one."""
 
     def optimizers(self) -> Iterable[tuple[str, Optimizer]]:
         """Yield the optimizers that the host has now, under the names by which rates are recorded."""

@@ -10,8 +10,9 @@ from skorch import NeuralNetClassifier
 from skorch.dataset import ValidSplit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, select_prefix, t_clbk
+from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk
 from tests.checkpoint.runs import CrashError, Crashes, Folders
+from tests.freezing.turns import REAL, gan
 from tests.helpers import Stops, X, iris_net, y
 
 
@@ -44,6 +45,13 @@ def batch_losses(net):
 
 def numbered(values, first=1):
     return list(enumerate(values, start=first))
+
+
+def test_a_governed_module_has_tags_of_its_own(tmp_path):
+    freezer = Freezer(name_starts_with="0.", until_epoch=2, module="discriminator")
+    gan(freezer, tb(tmp_path)).fit(REAL)
+    assert read(tmp_path)["n_trainable/discriminator"] == numbered([5, 5, 25, 25])
+    assert texts(tmp_path, "events/discriminator") == [(3, "`+ 0.weight, 0.bias`")]
 
 
 def test_scores_losses_rates_and_the_number_of_trainable_weights_are_written(tmp_path):

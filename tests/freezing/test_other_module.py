@@ -13,6 +13,7 @@ from mlr3torch_py import (
     Freezer,
     Plateau,
     freeze_plan,
+    from_dict,
     gradual_unfreezing,
     plot_history,
     select_all,
@@ -20,6 +21,7 @@ from mlr3torch_py import (
     select_none,
     select_prefix,
     t_clbk,
+    to_dict,
     torch_callback,
     trainable_names,
     trained_when,
@@ -232,6 +234,21 @@ class Scaled(nn.Module):
         return ((made * self.scale + self.shift - given) ** 2).mean()
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_the_optimizer_of_the_module_is_followed(step):
+    def replace(self):
+        if self.ctx.global_step == step:
+            self.ctx.net.judge_ = torch.optim.SGD([*self.ctx.net.discriminator_.parameters()][:-1], lr=0.1)
+
+    rows = {"epoch": [1], "weights": [select_all()], "lr_mult": [0.5]}
+    callback = CallbackSetUnfreeze(select_all(), rows, module="discriminator")
+    with pytest.warns(
+        UserWarning, match="^discriminator_: parameters will not be trained .* optimizer holds them: 2.bia"
+    ):
+        net = fitted(gan(callback, torch_callback("replace", on_batch_end=replace)))
+    assert [entry["lr_judge_0_x0.5"] for row in net.history for entry in row["batches"]] == [0.05] * 12
+
+
 def test_a_criterion_with_weights_is_governed_by_its_name():
     net = NeuralNet(
         lambda: nn.Linear(4, 4),
@@ -338,6 +355,19 @@ def test_the_progress_names_the_module(capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
     assert lines[1].endswith("; generator_: unfroze 0.weight, 0.bias at batch 5")
     assert lines[2].endswith("; discriminator_: unfroze 0.weight, 0.bias")
+
+
+def test_a_callback_as_plain_data_governs_the_same_module():
+    data = to_dict(t_clbk("freezer", names="0.bias", module="discriminator"))
+    assert data["params"] == {"names": "0.bias", "module": "discriminator"}
+    assert from_dict(data).callback.module == "discriminator"
+
+
+def test_functions_that_take_a_network_say_how_to_give_one_of_several():
+    net = gan().initialize()
+    with pytest.raises(TypeError, match=r"`module` is .*; give one of its modules, such as `generator_`"):
+        trainable_names(net)
+    assert trainable_names(net.generator_) == ALL
 
 
 def test_a_copy_of_a_callback_governs_the_same_module():
