@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import takewhile
@@ -153,7 +153,8 @@ class FreezePlan:
         pandas.DataFrame
             Its first `epoch` and `batch`, the number of `trainable_tensors`, of `trainable` weights and of all weights
             (`total`), the `share` of trainable weights, and `frozen_prefix`, the number of frozen tensors from the
-            input on, which need no backward pass.
+            input on, which need no backward pass. If learning rates are scaled, also `lr_mult`, the factors of what is
+            trainable after all warm-ups, and `warmup`, the batches of the longest one that begins with the phase.
         """
         total = self._count(self.sizes)
         rows = []
@@ -164,6 +165,12 @@ class FreezePlan:
             rows.append((i, phase.epoch, phase.batch, tensors, trainable, total, share, len(self._prefix(phase))))
         columns = ["phase", "epoch", "batch", "trainable_tensors", "trainable", "total", "share", "frozen_prefix"]
         frame = pd.DataFrame(rows, columns=columns).set_index("phase")
+        if any(phase.mults for phase in self.phases):
+            frame["lr_mult"] = [
+                _listed({phase.mults.get(one, 1.0) for one in phase.trainable}) for phase in self.phases
+            ]
+        if any(phase.warmups for phase in self.phases):
+            frame["warmup"] = [max(phase.warmups.values(), default=0) for phase in self.phases]
         return frame if self.batches_per_epoch else frame.drop(columns="batch")
 
     def warnings(self) -> list[str]:
@@ -257,6 +264,11 @@ class FreezePlan:
             items = "".join(f"<li>{escape(line, quote=False)}</li>" for line in lines)
             table += f"<ul>{items}</ul>" if items else ""
         return table
+
+
+def _listed(factors: Iterable[float]) -> str:
+    """Write factors in a cell of a table, the smallest first."""
+    return listed([f"{factor:.3g}" for factor in sorted(factors)], most=4)
 
 
 def _rate_changes(before: Phase | None, phase: Phase, known: Sequence[str]) -> Iterator[str]:

@@ -203,6 +203,17 @@ def test_other_freezing_callbacks_and_the_order_do_not_matter():
     assert not moved(*ends)
 
 
+def test_a_cache_of_frozen_parts_follows():
+    ends = []
+    for cache in ([], [t_clbk("frozen_cache")]):
+        torch.manual_seed(0)
+        table = {"epoch": [4, 7], "weights": [select_prefix("0", "3")] * 2, "action": ["freeze", "unfreeze"]}
+        net = iris_net(*cache, Score(SCORES), restoring(table, select_all()), max_epochs=8).fit(X, y)
+        ends.append(weights(net))
+    assert sum(net.history[:, "cache_hits"]) > 0
+    assert not moved(*ends)
+
+
 @pytest.mark.parametrize("stop", [lambda net: net, lambda net: pickle.loads(pickle.dumps(net)), copy.deepcopy])
 @pytest.mark.parametrize("epochs", [2, 3, 5])
 def test_a_training_that_goes_on_restores_as_one_that_never_stopped(stop, epochs):

@@ -448,6 +448,8 @@ def test_a_plan_says_which_rates_are_scaled_when():
     plan = freeze_plan(net, X, y)
     assert "2 lr_mult 0.1: {0,3,6} (6 tensors)" in str(plan)
     assert "2 warmup 4: 0.weight, 0.bias, 3.weight, 3.bias" in plan._repr_html_()
+    assert plan.summary()["lr_mult"].tolist() == ["1", "0.1"]
+    assert plan.summary()["warmup"].tolist() == [0, 4]
     frame = plan.to_frame().set_index(["phase", "name"])
     assert frame.loc[(1, "6.weight"), "lr_mult"] == 1
     assert frame.loc[(2, "6.weight"), ["lr_mult", "warmup"]].tolist() == [0.1, 0]

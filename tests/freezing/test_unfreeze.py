@@ -421,6 +421,9 @@ def test_constructing_checks_nothing_so_that_clone_works():
             "frozen_mode": 0,
             "frozen_norm": 5,
             "frozen_dropout": 1,
+            "restore_best_between": 2,
+            "monitor": 6,
+            "lower_is_better": 7,
         }
         assert CallbackSetUnfreeze(**params).get_params() == params
 
