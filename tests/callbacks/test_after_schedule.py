@@ -24,8 +24,8 @@ class Score(Callback):
         net.history.record("my_loss", self.scores[min(len(net.history), len(self.scores)) - 1])
 
 
-def unfreeze(table=LAST_IN_6, starting=None):
-    return ("unfreeze", CallbackSetUnfreeze(starting or select_last(1), table))
+def unfreeze(table=LAST_IN_6):
+    return ("unfreeze", CallbackSetUnfreeze(select_last(1), table))
 
 
 def stopping(patience=2, **params):

@@ -24,6 +24,7 @@ from mlr3torch_py import (
 from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
 from tests.helpers import X, iris_net, moved, weights, y
 
+HEAD = select_last(1)
 PHASES = {"epoch": [4, 7], "weights": [select_prefix("3"), select_prefix("0")]}
 
 
@@ -55,9 +56,9 @@ class Weights(Callback):
         self.ends_[len(net.history)] = weights(net)
 
 
-def restoring(table=PHASES, starting=None, **params):
+def restoring(table=PHASES, starting=HEAD, **params):
     params = {"monitor": "my_loss", "restore_best_between": True} | params
-    return ("unfreeze", CallbackSetUnfreeze(starting or select_last(1), table, **params))
+    return ("unfreeze", CallbackSetUnfreeze(starting, table, **params))
 
 
 def train(scores, *callbacks, table=PHASES, net=None, **params):

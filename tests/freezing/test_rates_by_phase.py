@@ -36,8 +36,8 @@ from tests.helpers import Trace, X, iris_net, moved, weights, y
 BATCHES = 3  # of an epoch with train_split=None and a batch size of 50
 
 
-def unfreeze(table, starting=None, **params):
-    return ("unfreeze", CallbackSetUnfreeze(starting or select_last(1), table, **params))
+def unfreeze(table):
+    return ("unfreeze", CallbackSetUnfreeze(select_last(1), table))
 
 
 def rates_of(net):
@@ -94,11 +94,9 @@ def by_hand(module, optimizer, factors, *, epochs=4, rate=constant, apart=()):
     return dict(module.named_parameters())
 
 
-def check(table, factors, *callbacks, optimizer=torch.optim.SGD, rate=constant, starting=None, **params):
+def check(table, factors, *callbacks, optimizer=torch.optim.SGD, rate=constant, **params):
     """Compare the weights of a training by a table with those of a loop by hand, bit for bit."""
-    net = iris_net(
-        unfreeze(table, starting), *callbacks, Trace(), optimizer=optimizer, train_split=None, **params
-    ).initialize()
+    net = iris_net(unfreeze(table), *callbacks, Trace(), optimizer=optimizer, train_split=None, **params).initialize()
     module = copy.deepcopy(net.module_)
     net.partial_fit(X, y)
     assert not moved(weights(net), by_hand(module, optimizer, factors, rate=rate))
