@@ -2,8 +2,8 @@
 
 Three networks are unfrozen block after block, an epoch for each: a CNN with BatchNorm, a deep MLP that Adam trains, and
 a small transformer. ``freeze_plan(net, X, y, measure=True)`` and the training take turns. A batch in training takes the
-time from the beginning of an epoch to the end of its last training batch, over the number of batches. Time is that on the
-wall, as in the plan.
+time from the beginning of an epoch to the end of its last training batch, over the number of batches. Time is that on
+the wall, as in the plan.
 """
 
 from functools import partial

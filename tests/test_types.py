@@ -27,6 +27,7 @@ value: m.Schedule = m.gradual_unfreezing(every=2, level="stage")
 CallbackSetUnfreeze(schedule=value)
 m.chain_thaw(net, unit="epoch", groups=[select_last(1), select_all()])
 m.head_first(network, 2)
+m.head_first(lr_mult=0.1, warmup=20)
 
 frame = pd.DataFrame({"epoch": [2], "weights": [select_all()]})
 columns = {"epoch": [2, 3], "weights": [select_all(), select_last(1)], "action": ["unfreeze", "freeze"]}
@@ -45,6 +46,8 @@ freezer: Freezer = t_clbk("freezer", id="body", names=["0.weight"], frozen_norm=
 rates: Any = t_clbk("lr_step", step_size=2).callback.simulate(5)
 by_key: TorchCallback = t_clbk("unfreeze", **schedule)
 by_value: TorchCallback = t_clbk("unfreeze", schedule=value)
+restoring: TorchCallback = t_clbk("unfreeze", schedule=value, restore_best_between=True, monitor="valid_acc")
+patient: TorchCallback = t_clbk("early_stopping", after_schedule=True)
 name = "freezer"
 several = [by_key, t_clbk(name, names="0.bias"), t_clbk("freezer_1", names="0.bias"), *m.t_clbks(["history", name])]
 several += [t_clbk("lr_one_cycle", max_lr=(0.1, 0.2), anneal_strategy="linear"), t_clbk("lr_lambda", lr_lambda=abs)]
@@ -107,6 +110,9 @@ gradual_unfreezing(nn.Linear)
 gradual_unfreezing(network, unit="step")
 chain_thaw(network, groups=select_all())
 head_first(network, epochs="2")
+head_first(network, lr_mult="0.1")
+gradual_unfreezing(network, warmup="5")
+CallbackSetUnfreeze(select_all(), restore_best_between="yes")
 freeze_plan("net")
 trainable_names("net")
 select_type("Linear")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import takewhile
@@ -157,9 +157,11 @@ class FreezePlan:
         pandas.DataFrame
             Its first `epoch` and `batch`, the number of `trainable_tensors`, of `trainable` weights and of all weights
             (`total`), the `share` of trainable weights, and `frozen_prefix`, the number of frozen tensors from the
-            input on, which need no backward pass. If the plan is measured, this is the number of those that the
-            backward pass does not go through; `ms_per_batch` are the milliseconds of a training batch, loading
-            included, and `peak_mb` the megabytes that tensors take in it at most.
+            input on, which need no backward pass. If learning rates are scaled, also `lr_mult`, the factors of what is
+            trainable after all warm-ups, and `warmup`, the batches of the longest one that begins with the phase. If
+            the plan is measured, `frozen_prefix` is the number of those that the backward pass does not go through;
+            `ms_per_batch` are the milliseconds of a training batch, loading included, and `peak_mb` the megabytes that
+            tensors take in it at most.
         """
         total = self._count(self.sizes)
         rows = []
@@ -173,6 +175,12 @@ class FreezePlan:
         if self.measured is not None:
             frame["ms_per_batch"] = [cost.seconds * 1e3 for cost in self.measured.phases]
             frame["peak_mb"] = [cost.peak_bytes / 1e6 for cost in self.measured.phases]
+        if any(phase.mults for phase in self.phases):
+            frame["lr_mult"] = [
+                _listed({phase.mults.get(one, 1.0) for one in phase.trainable}) for phase in self.phases
+            ]
+        if any(phase.warmups for phase in self.phases):
+            frame["warmup"] = [max(phase.warmups.values(), default=0) for phase in self.phases]
         return frame if self.batches_per_epoch else frame.drop(columns="batch")
 
     def warnings(self) -> list[str]:
@@ -286,6 +294,11 @@ class FreezePlan:
             items = "".join(f"<li>{escape(line, quote=False)}</li>" for line in lines)
             table += f"<ul>{items}</ul>" if items else ""
         return table
+
+
+def _listed(factors: Iterable[float]) -> str:
+    """Write factors in a cell of a table, the smallest first."""
+    return listed([f"{factor:.3g}" for factor in sorted(factors)], most=4)
 
 
 def _rate_changes(before: Phase | None, phase: Phase, known: Sequence[str]) -> Iterator[str]:

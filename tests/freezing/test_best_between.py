@@ -24,6 +24,7 @@ from mlr3torch_py import (
 from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
 from tests.helpers import X, iris_net, moved, weights, y
 
+HEAD = select_last(1)
 PHASES = {"epoch": [4, 7], "weights": [select_prefix("3"), select_prefix("0")]}
 
 
@@ -55,9 +56,9 @@ class Weights(Callback):
         self.ends_[len(net.history)] = weights(net)
 
 
-def restoring(table=PHASES, starting=None, **params):
+def restoring(table=PHASES, starting=HEAD, **params):
     params = {"monitor": "my_loss", "restore_best_between": True} | params
-    return ("unfreeze", CallbackSetUnfreeze(starting or select_last(1), table, **params))
+    return ("unfreeze", CallbackSetUnfreeze(starting, table, **params))
 
 
 def train(scores, *callbacks, table=PHASES, net=None, **params):
@@ -200,6 +201,17 @@ def test_other_freezing_callbacks_and_the_order_do_not_matter():
         callbacks = [Score(SCORES), restoring(), Freezer(names="6.bias", until_epoch=2)]
         net = iris_net(*(callbacks[::-1] if turned else callbacks), max_epochs=8).fit(X, y)
         ends.append(weights(net))
+    assert not moved(*ends)
+
+
+def test_a_cache_of_frozen_parts_follows():
+    ends = []
+    for cache in ([], [t_clbk("frozen_cache")]):
+        torch.manual_seed(0)
+        table = {"epoch": [4, 7], "weights": [select_prefix("0", "3")] * 2, "action": ["freeze", "unfreeze"]}
+        net = iris_net(*cache, Score(SCORES), restoring(table, select_all()), max_epochs=8).fit(X, y)
+        ends.append(weights(net))
+    assert sum(net.history[:, "cache_hits"]) > 0
     assert not moved(*ends)
 
 

@@ -36,8 +36,8 @@ from tests.helpers import Trace, X, iris_net, moved, weights, y
 BATCHES = 3  # of an epoch with train_split=None and a batch size of 50
 
 
-def unfreeze(table, starting=None, **params):
-    return ("unfreeze", CallbackSetUnfreeze(starting or select_last(1), table, **params))
+def unfreeze(table):
+    return ("unfreeze", CallbackSetUnfreeze(select_last(1), table))
 
 
 def rates_of(net):
@@ -94,11 +94,9 @@ def by_hand(module, optimizer, factors, *, epochs=4, rate=constant, apart=()):
     return dict(module.named_parameters())
 
 
-def check(table, factors, *callbacks, optimizer=torch.optim.SGD, rate=constant, starting=None, **params):
+def check(table, factors, *callbacks, optimizer=torch.optim.SGD, rate=constant, **params):
     """Compare the weights of a training by a table with those of a loop by hand, bit for bit."""
-    net = iris_net(
-        unfreeze(table, starting), *callbacks, Trace(), optimizer=optimizer, train_split=None, **params
-    ).initialize()
+    net = iris_net(unfreeze(table), *callbacks, Trace(), optimizer=optimizer, train_split=None, **params).initialize()
     module = copy.deepcopy(net.module_)
     net.partial_fit(X, y)
     assert not moved(weights(net), by_hand(module, optimizer, factors, rate=rate))
@@ -448,6 +446,8 @@ def test_a_plan_says_which_rates_are_scaled_when():
     plan = freeze_plan(net, X, y)
     assert "2 lr_mult 0.1: {0,3,6} (6 tensors)" in str(plan)
     assert "2 warmup 4: 0.weight, 0.bias, 3.weight, 3.bias" in plan._repr_html_()
+    assert plan.summary()["lr_mult"].tolist() == ["1", "0.1"]
+    assert plan.summary()["warmup"].tolist() == [0, 4]
     frame = plan.to_frame().set_index(["phase", "name"])
     assert frame.loc[(1, "6.weight"), "lr_mult"] == 1
     assert frame.loc[(2, "6.weight"), ["lr_mult", "warmup"]].tolist() == [0.1, 0]
