@@ -1,8 +1,11 @@
+import pytest
+
 from benchmarks import event, growth, hook, plan
 from benchmarks.__main__ import markdown, shown
 from benchmarks.rounds import COLUMNS
 
 
+@pytest.mark.slow
 def test_benchmarks_have_common_columns():
     frames = [
         hook.measure(weights=(10,), rows=(1, 2), past_epochs=(1,), rounds=1),

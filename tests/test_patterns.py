@@ -27,6 +27,7 @@ def test_a_selector_of_many_paths_prints_by_their_pattern():
         select_prefix("{0..99999999}")
 
 
+@pytest.mark.slow
 @given(st.sets(st.sampled_from(NAMES)))
 def test_a_cover_holds_the_names_and_no_others(names):
     found = cover(names, NAMES)

@@ -153,6 +153,7 @@ def test_selectors_may_be_nested_within_reason():
         iris_net(CallbackSetUnfreeze(deep)).fit(X, y)
 
 
+@pytest.mark.slow
 def test_a_pattern_has_a_limit_of_time():
     endless = select_grep("(a|aa)+$")
     with pytest.raises(

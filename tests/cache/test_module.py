@@ -123,6 +123,7 @@ def test_tracing_and_forward_mode_bypass_the_cache():
     torch.testing.assert_close(exported(ROWS), fresh(ROWS))
 
 
+@pytest.mark.slow
 def test_the_memory_for_different_calls_is_limited():
     part = frozen(Part(lambda f, x, scale: f(x) * scale))
     parts = cached(part)

@@ -127,6 +127,7 @@ def test_loading_runs_no_code_from_the_file(tmp_path, capsys):
     assert "evil" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_written_does_not_grow_with_epochs_times_batches(tmp_path):
     iris_net(checkpoint(tmp_path), max_epochs=6, batch_size=2).fit(X, y)
     sizes = [(tmp_path / f"state{n}.json").stat().st_size for n in range(1, 7)]

@@ -179,6 +179,7 @@ class Augmented(TorchDataset):
         return X[i] + self.rng.normal(scale=0.1, size=4).astype("float32"), y[i]
 
 
+@pytest.mark.slow
 def test_generators_of_modules_and_data_are_restored(tmp_path):
     def noisy(path, *more):
         return iris_net(checkpoint(path, resume=True), *more, module=Noisy)

@@ -56,6 +56,7 @@ def two_nets(folder, *more):
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "at"), [(fit_and_partial_fit, n) for n in range(1, 18, 2)] + [(two_nets, 3), (two_nets, 8)]
 )
@@ -209,6 +210,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("comes_first", [False, True])
 def test_what_was_loaded_stays_whatever_others_do_when_they_begin(order, comes_first, tmp_path):

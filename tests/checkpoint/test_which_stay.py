@@ -25,6 +25,7 @@ def test_all_stay_unless_asked_otherwise(tmp_path):
     assert stay(tmp_path) == [6, 5, 4, 3, 2, 1]
 
 
+@pytest.mark.slow
 def test_the_last_and_the_best_stay(tmp_path):
     assert stay(tmp_path / "last", keep_last=2) == [6, 5]
     assert stay(tmp_path / "both", keep_last=2, keep_best=True, monitor="score") == [6, 5, 2]
@@ -85,6 +86,7 @@ def test_a_score_that_no_epoch_has_is_named(tmp_path):
         stay(tmp_path, keep_best=True, monitor="scores")
 
 
+@pytest.mark.slow
 def test_a_row_of_the_history_is_written_once(tmp_path):
     run(tmp_path / "a", 40)
     folder = tmp_path / "a"

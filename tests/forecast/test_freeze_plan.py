@@ -73,6 +73,7 @@ times = st.lists(st.integers(1, 9), unique=True, max_size=3)
 picks = st.lists(st.sampled_from(["0", "3", "6"]), min_size=3, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(epochs=times, batches=times, rows=picks, freeze=st.lists(st.booleans(), min_size=3, max_size=3), until=times)
 @pytest.mark.usefixtures("no_schedule_warnings")

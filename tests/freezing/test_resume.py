@@ -137,6 +137,7 @@ def test_keyboard_interrupt_in_the_middle_of_an_epoch(batch, hook):
     assert trace.batches_ == expected[:finished] + expected[3 * epoch : 3 * epoch + 18]
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     unit=st.sampled_from(["epoch", "batch"]),
@@ -193,6 +194,7 @@ def played(by_epoch, by_batch, epochs):
     return expected
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     by_epoch=rows,

@@ -69,6 +69,7 @@ def test_exactly_the_trainable_weights_move_whatever_the_optimizer(optimizer, cl
         assert moved(before, after) == set(trainable)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     optimizer=st.sampled_from(sorted(OPTIMIZERS)),

@@ -42,6 +42,7 @@ def used(tree):
             yield from [*node.module.split("."), *(one.name for one in node.names)]
 
 
+@pytest.mark.slow
 def test_every_private_name_that_is_used_is_listed_with_its_purpose():
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
     ours = {name for tree in trees for name in own(tree)} - LISTED

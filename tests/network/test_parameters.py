@@ -28,6 +28,7 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap", [nn.DataParallel, torch.compile, checkpoint_wrapper, lambda m: torch.compile(nn.DataParallel(m))]
 )

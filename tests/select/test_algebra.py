@@ -220,6 +220,7 @@ OWN = [
 ]
 
 
+@pytest.mark.slow
 @given(selects, name_lists)
 def test_a_selector_of_ones_own_combines_as_all_others(other, names):
     own = Below(1)
