@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import Any, ClassVar, Final, Literal
 
 import pandas as pd
@@ -18,6 +17,7 @@ from mlr3torch_py.freezing.holder import freezing_callbacks
 from mlr3torch_py.protocols import Net, last_event
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.processes import is_main_process
+from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFreezeAudit"]
 
@@ -220,19 +220,19 @@ class CallbackSetFreezeAudit(CallbackSet):
         free = [one for one in moved if not one.must_stay and one.names[0] not in self.warned_of_]
         if free:
             self.warned_of_ |= {one.names[0] for one in free}
-            warnings.warn(describe_moving_buffers(free, batch), stacklevel=2)
+            warn(describe_moving_buffers(free, batch))
         if changed := [one for one in moved if one.must_stay]:
             message = describe_changes(changed, net.module_, self.frozen_.held, batch)
             if self.on_change == "raise":
                 raise RuntimeError(message)
-            warnings.warn(message, stacklevel=2)
+            warn(message)
             self._keep_frozen(net, batch + 1)
 
     def _check_trainable(self, net: Net, batch: int) -> None:
         if self.trainable_ is not None:
             optimizers = [getattr(net, f"{name}_", None) for name in net._optimizers]
             if complaints := self.trainable_.complaints(net.module_, optimizers, batch):
-                warnings.warn("; ".join(complaints), stacklevel=2)
+                warn("; ".join(complaints))
 
     def _batch(self) -> int:
         return 0 if self.ctx is None else self.ctx.global_step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, ClassVar, NamedTuple
@@ -146,10 +145,9 @@ class CallbackSetEarlyStopping(CallbackSet):
         if self.restore_best_weights and self.best_epoch is not None:
             self._drop_stale_weights(net)
         if self._has_stagnated():
-            warnings.warn(
+            warn(
                 f"`{self.monitor}` had stopped improving in an earlier call, so nothing is trained; "
-                "raise `patience` to continue",
-                stacklevel=2,
+                "raise `patience` to continue"
             )
             if self.ctx is not None:
                 self.ctx.terminate = True

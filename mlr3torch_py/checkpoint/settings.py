@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, Final
@@ -16,6 +15,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.bits import content_hash
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.warn import warn
 
 __all__ = ["check_settings", "settings_of"]
 
@@ -73,7 +73,7 @@ def check_settings(kept: Mapping[str, Any], here: Mapping[str, Any], *, is_finis
             "of this net: give each training a folder of its own, or raise `max_epochs` to continue it"
         )
     if different:
-        warnings.warn(f"the run is resumed with other settings: {listed(different)}", stacklevel=2)
+        warn(f"the run is resumed with other settings: {listed(different)}")
 
 
 _NOTHING: Final = object()

@@ -19,6 +19,7 @@ from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_costs
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of, split_pipeline, transformed
 from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.advice import in_no_optimizer
 from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
@@ -36,6 +37,7 @@ __all__ = ["freeze_plan"]
 _KINDS = (FreezingCallback, CallbackSetFrozenCache)
 
 
+@short_traceback
 def freeze_plan(
     net: nn.Module | NetOfUser | PipelineOfUser,
     X: Any = None,

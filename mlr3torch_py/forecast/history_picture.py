@@ -13,6 +13,7 @@ from mlr3torch_py.arguments import check_flag, check_network, shown
 from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, draw_epochs, pyplot
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.forecast.report import FreezePlan
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
@@ -30,6 +31,7 @@ _MOST_LABELS: Final = 8
 _LOSSES: Final = {"train_loss": "-", "valid_loss": "--"}
 
 
+@short_traceback
 def plot_history(
     net: NetOfUser | PipelineOfUser,
     scores: str | Sequence[str] = (),

@@ -10,12 +10,14 @@ import pandas as pd
 
 from mlr3torch_py.arguments import check_choice, shown
 from mlr3torch_py.forecast.probe import split_pipeline
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.protocols import History, NetOfUser, PipelineOfUser
 from mlr3torch_py.training.trained import known_names, spans_of
 
 __all__ = ["history_of", "trained_when"]
 
 
+@short_traceback
 def trained_when(
     net: NetOfUser | PipelineOfUser | History | Sequence[Mapping[str, Any]], by: Literal["epoch", "batch"] = "epoch"
 ) -> pd.DataFrame:

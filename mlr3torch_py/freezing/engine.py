@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -26,6 +25,7 @@ from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules,
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
+from mlr3torch_py.warn import warn
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
 
@@ -193,7 +193,7 @@ class FreezingEngine(Generic[_Host]):
         optimizers = self._optimizers()
         missing = frozenset(missing_from(self.network, will_train, optimizers))
         if message := in_no_optimizer(self.network, missing - self.driver.missing_, optimizers):
-            warnings.warn(message, stacklevel=2)
+            warn(message)
         self.driver.missing_ = missing
 
     def _hold(self, moment: Moment) -> None:

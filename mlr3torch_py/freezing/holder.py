@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from torch import nn
 
@@ -31,6 +31,7 @@ class FreezingCallback(CallbackSet, ABC):
     weights, are left as they are.
     """
 
+    _is_machinery: ClassVar[bool] = True
     frozen_mode: Mode
     frozen_norm: Mode | None
     frozen_dropout: Mode | None

@@ -17,6 +17,7 @@ from mlr3torch_py.callbacks.one_cycle import CallbackSetLRSchedulerOneCycle
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.freezer import Freezer, Names
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
@@ -223,6 +224,7 @@ def t_clbk(
 ) -> TorchCallback[CallbackSetUnfreeze]: ...
 @overload
 def t_clbk(key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback: ...
+@short_traceback
 def t_clbk(
     key: str | None = None, *, id: str | None = None, weight: float | None = None, **params: Any
 ) -> TorchCallback | list[str]:
@@ -309,6 +311,7 @@ def t_clbk(
 def t_clbks(keys: None = None) -> list[str]: ...
 @overload
 def t_clbks(keys: Iterable[Key | str]) -> list[TorchCallback]: ...
+@short_traceback
 def t_clbks(keys: Iterable[Key | str] | None = None) -> list[TorchCallback] | list[str]:
     """Make several callbacks by key.
 

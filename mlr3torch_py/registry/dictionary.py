@@ -20,6 +20,7 @@ from mlr3torch_py.callbacks.one_cycle import CallbackSetLRSchedulerOneCycle
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.names import nearest
@@ -40,13 +41,14 @@ class CallbackDictionary:
     --------
     >>> "unfreeze" in mlr3torch_callbacks
     True
-    >>> mlr3torch_callbacks.get("unfreeze").id
+    >>> mlr3torch_callbacks["unfreeze"].id
     'unfreeze'
     """
 
     def __init__(self) -> None:
         self._generators: dict[str, type[CallbackSet]] = {}
 
+    @short_traceback
     def add(self, key: str, generator: type[CallbackSet]) -> None:
         """Add a callback, or replace one.
 
@@ -68,6 +70,7 @@ class CallbackDictionary:
             raise TypeError(f"`generator` is {shown(generator)}; give a subclass of CallbackSet")
         self._generators[key] = generator
 
+    @short_traceback
     def get(self, key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback:
         """Make a callback by its key.
 
@@ -153,6 +156,13 @@ class CallbackDictionary:
             required = [name for name, default in params.items() if default is REQUIRED]
             rows.append((key, generator.label or generator.__name__, generator.default_weight, list(params), required))
         return pd.DataFrame(rows, columns=["key", "label", "weight", "params", "required"])
+
+    def __getitem__(self, key: str) -> TorchCallback:
+        __tracebackhide__ = True
+        return self.get(key)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.keys()
 
     def __contains__(self, key: object) -> bool:
         return key in self.keys()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn
 from sklearn.base import clone
 
 from mlr3torch_py.arguments import check_mapping, check_names, check_text, shown
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.from_functions import callback_set
 
@@ -138,6 +139,7 @@ def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
     return {p.name: REQUIRED if p.default is p.empty else p.default for p in parameters}
 
 
+@short_traceback
 def torch_callback(
     id: str,
     *,

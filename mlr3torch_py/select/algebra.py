@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, TypeVar, dataclass_transform
 from torch import nn
 
 from mlr3torch_py.arguments import check_network, shown
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import NetOfUser
@@ -51,6 +52,7 @@ class Select(ABC):
 
     fn: ClassVar[str] = ""
 
+    @short_traceback
     def __call__(self, names: Iterable[str]) -> list[str]:
         """Return the selected names in the order of `names`.
 
@@ -80,6 +82,7 @@ class Select(ABC):
         selected = self.matches(dict.fromkeys(listed).keys())
         return [name for name in listed if name in selected]
 
+    @short_traceback
     def expand(self, module: nn.Module | NetOfUser) -> list[str]:
         """Return the names of the selected parameters of a network.
 

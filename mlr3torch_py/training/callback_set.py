@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
 from enum import Enum
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
-from types import MappingProxyType
 from typing import Any, ClassVar, Final, Self
 
 import pandas as pd
@@ -41,6 +40,7 @@ def _starting_run(on_train_begin: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(on_train_begin)
     def wrapper(self: CallbackSet, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        __tracebackhide__ = True
         if must_start_run(net, self):
             Run(net).start(self, X, y, **kwargs)
         else:
@@ -93,7 +93,6 @@ class CallbackSet(StagedCallback):
     label: ClassVar[str] = ""
     man: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("mlr3torch_py", "skorch", "torch")
-    gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -175,21 +174,6 @@ class CallbackSet(StagedCallback):
                     f"`{parameter}` of {type(self).__name__} was never set; pass it to t_clbk(), "
                     f"or to the net as callbacks__{name}__{parameter}"
                 )
-
-    def require_module(self, net: Net) -> None:
-        """Check that a net has the module that this callback governs.
-
-        Raises
-        ------
-        TypeError
-            If it has modules of other names only.
-        """
-        if not hasattr(net, "module_"):
-            raise TypeError(f"{type(self).__name__} governs parts of `module_`, which {type(net).__name__} lacks")
-
-    def is_replaced(self, parameter: str) -> bool:
-        """Check whether a required parameter need not be set, since another one stands in its place."""
-        return False
 
     def _get_param_names(self) -> list[str]:
         parameters = inspect.signature(type(self)).parameters
