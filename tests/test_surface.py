@@ -83,7 +83,7 @@ class Raises(CallbackSet):
 
 
 MISTAKES = {
-    "a misspelt weight": fit(t_clbk("unfreeze", starting_weights=select_name("0.weigth"))),
+    "a misspelt weight": fit(t_clbk("unfreeze", starting_weights=select_name("0.wieght"))),
     "a parameter that was never set": fit(t_clbk("unfreeze")),
     "nothing trains": fit(t_clbk("freezer", names=["0.weight", "0.bias", "3.weight", "3.bias", "6.weight", "6.bias"])),
     "a callback of the user's": fit(Raises()),

@@ -17,6 +17,7 @@ from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
+from mlr3torch_py.training.sink import Sink, check_sink, say
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetEarlyStopping"]
@@ -42,6 +43,9 @@ class CallbackSetEarlyStopping(CallbackSet):
     lower_is_better : bool, optional
         Whether a smaller score is better, as for a loss. By default the callback of the net that records the score is
         asked, such as skorch's ``EpochScoring``; a score that no callback knows is minimised.
+    sink : callable
+        What is given the line that says why training stops. `print` is used only if the net is verbose, and no
+        ``t_clbk("progress")`` of the net says it.
 
     Attributes
     ----------
@@ -101,12 +105,14 @@ class CallbackSetEarlyStopping(CallbackSet):
         restore_best_weights: bool = False,
         monitor: str = "valid_loss",
         lower_is_better: bool | None = None,
+        sink: Sink = print,
     ) -> None:
         self.patience = patience
         self.min_delta = min_delta
         self.restore_best_weights = restore_best_weights
         self.monitor = monitor
         self.lower_is_better = lower_is_better
+        self.sink = sink
 
     @property
     def best_weights_(self) -> Mapping[str, Any] | None:
@@ -132,6 +138,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         check_whole("patience", self.patience, "evaluations", least=0)
         self._rule()
         check_flag("restore_best_weights", self.restore_best_weights)
+        check_sink(self.sink)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.is_restored_ = False
@@ -175,6 +182,12 @@ class CallbackSetEarlyStopping(CallbackSet):
             self.best_ = _Weights.of(net)
         if self._has_stagnated():
             logger.info("`%s` has not improved for %d epochs: training stops", self.monitor, self.stagnation)
+            say(
+                net,
+                self.sink,
+                f"Stopping at epoch {len(net.history)}, since {self.monitor} has not improved in the last "
+                f"{self.stagnation} epochs; the best epoch is {self.best_epoch}.",
+            )
             if self.ctx is None:
                 raise KeyboardInterrupt
             self.ctx.terminate = True

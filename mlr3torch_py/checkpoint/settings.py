@@ -116,8 +116,11 @@ def _has_no_repr(value: Any) -> bool:
 
 def _arguments_of_callbacks(net: Net) -> Iterator[tuple[str, Any]]:
     for name, callback in own_callbacks(net).items():
-        has_arguments = hasattr(type(callback), "get_params") and not _is_checkpoint(callback)
+        only_shows = getattr(type(callback), "shows_progress", False) is True
+        has_arguments = hasattr(type(callback), "get_params") and not _is_checkpoint(callback) and not only_shows
         for argument, value in callback.get_params(deep=False).items() if has_arguments else ():
+            if argument == "sink":
+                continue
             yield f"callbacks__{name}__{argument}", plain(value)
 
 

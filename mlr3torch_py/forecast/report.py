@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mlr3torch_py.names import listed
+from mlr3torch_py.names import listed, percent
 from mlr3torch_py.patterns import summarized
 
 if TYPE_CHECKING:
@@ -221,29 +221,14 @@ class FreezePlan:
 
     def __str__(self) -> str:
         frame = self.summary()
-        frame["share"] = frame["share"].map(_percent)
+        frame["share"] = frame["share"].map(percent)
         return "\n".join([frame.to_string(), *self._changes(), *self.warnings(), *self.notes])
 
     def _repr_html_(self) -> str:
         frame = self.summary()
-        frame["share"] = frame["share"].map(_percent)
+        frame["share"] = frame["share"].map(percent)
         table: str = frame.to_html(formatters={"trainable": "{:,}".format, "total": "{:,}".format})
         for lines in (list(self._changes()), [*self.warnings(), *self.notes]):
             items = "".join(f"<li>{escape(line, quote=False)}</li>" for line in lines)
             table += f"<ul>{items}</ul>" if items else ""
         return table
-
-
-def _percent(share: float) -> str:
-    """Write a share so that what is neither nothing nor all does not look like it.
-
-    Examples
-    --------
-    >>> [_percent(share) for share in (0, 0.00067, 0.31, 0.9998, 1)]
-    ['0%', '0.1%', '31%', '99.98%', '100%']
-    """
-    for digits in range(9):
-        text = f"{share:.{digits}%}"
-        if share in (0, 1) or float(text[:-1]) not in (0, 100):
-            return text
-    return ">0%" if share < 0.5 else "<100%"
