@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Final
 
 from mlr3torch_py.callbacks.progress_state import Epoch, ProgressState
+from mlr3torch_py.html import html_table
 
 __all__ = ["losses_svg", "table_html"]
 
 _MOST_LIVE_ROWS: Final = 25
-_CELL: Final = "text-align:right;padding:2px 10px"
-_LINE: Final = "border-bottom:1px solid rgba(127,127,127,.35)"
-_TEXT: Final = "text-align:left;padding:2px 10px"
 _BLUE, _ORANGE = "#3b82c4", "#d97706"  # both can be read on white and on black
 
 
@@ -57,19 +55,12 @@ def _bar(state: ProgressState) -> str:
 def _table(epochs: Sequence[Epoch]) -> str:
     scores = list(dict.fromkeys(name for epoch in epochs for name in epoch.scores))
     has_share, has_changes = any(epoch.share for epoch in epochs), any(epoch.changes for epoch in epochs)
-    head = ["epoch", *scores, "lr", *["trainable"] * has_share, "time"]
-    rows = [_row(head, "th", ["unfrozen, frozen"] * has_changes, is_head=True)]
+    head = ["epoch", *scores, "lr", *["trainable"] * has_share, "time", *["unfrozen, frozen"] * has_changes]
+    rows = []
     for epoch in epochs:
         cells = [str(epoch.number), *(epoch.scores.get(name, "") for name in scores), epoch.rate]
-        rows.append(_row([*cells, *[epoch.share] * has_share, epoch.seconds], "td", [epoch.changes] * has_changes))
-    return f'<table style="border-collapse:collapse;margin:0">{"".join(rows)}</table>'
-
-
-def _row(cells: Iterable[str], tag: str, texts: Iterable[str], *, is_head: bool = False) -> str:
-    line = f";{_LINE}" if is_head else ""
-    drawn = [f'<{tag} style="{_CELL}{line}">{escape(cell)}</{tag}>' for cell in cells]
-    drawn += [f'<{tag} style="{_TEXT}{line}">{escape(text)}</{tag}>' for text in texts]
-    return f"<tr>{''.join(drawn)}</tr>"
+        rows.append([*cells, *[epoch.share] * has_share, epoch.seconds, *[epoch.changes] * has_changes])
+    return html_table(head, rows, left={len(head) - 1} if has_changes else ())
 
 
 def losses_svg(losses: Sequence[tuple[int, float | None, float | None]]) -> str:

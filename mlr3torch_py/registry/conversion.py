@@ -61,7 +61,7 @@ def as_lr_scheduler(
     Examples
     --------
     >>> from torch.optim.lr_scheduler import ExponentialLR
-    >>> as_lr_scheduler(ExponentialLR, gamma=0.9)
+    >>> print(as_lr_scheduler(ExponentialLR, gamma=0.9))
     <TorchCallback:lr_ExponentialLR>
     * Label: ExponentialLR
     * Generator: CallbackSetLRScheduler_ExponentialLR

@@ -23,8 +23,10 @@ from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
+from mlr3torch_py.html import html_table
 from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
+from mlr3torch_py.training.callback_html import code, summary_of
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 
 __all__ = ["CallbackDictionary", "mlr3torch_callbacks"]
@@ -172,6 +174,14 @@ class CallbackDictionary:
 
     def __len__(self) -> int:
         return len(self._generators)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for key in self.keys():
+            params = parameters_of(self._generators[key])
+            written = [name if value is REQUIRED else f"{name}={code(value)}" for name, value in params.items()]
+            rows.append([key, summary_of(self._generators[key]), ", ".join(written)])
+        return html_table(["key", "what it does", "parameters"], rows, left={0, 1, 2})
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {', '.join(self.keys())}>"

@@ -11,12 +11,12 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import Any, ClassVar, Final, Self
 
-import pandas as pd
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.callback_html import callback_html, code, given
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, StagedCallback
 
@@ -217,10 +217,11 @@ class CallbackSet(StagedCallback):
     def __str__(self) -> str:
         return f"<{type(self).__name__}>\n* Stages: {', '.join(self.stages)}"
 
+    def _repr_html_(self) -> str:
+        return callback_html(repr(self), self)
+
     def __repr__(self) -> str:
-        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
-        given = {name: value for name, value in self.get_params(deep=False).items() if value is not defaults[name]}
-        return f"{type(self).__name__}({', '.join(f'{name}={_code(value)}' for name, value in given.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={code(value)}' for name, value in given(self).items())})"
 
 
 def _is_installed(package: str) -> bool:
@@ -248,7 +249,3 @@ def _check_stages(cls: type, base: type) -> None:
 
 def _defines(cls: type[CallbackSet], hook: str) -> bool:
     return all(getattr(cls, hook) is not getattr(base, hook, None) for base in (CallbackSet, Callback))
-
-
-def _code(value: Any) -> str:
-    return repr(value.to_dict("list") if isinstance(value, pd.DataFrame) else value)
