@@ -28,7 +28,7 @@ def for_any_theme(figure: Figure) -> Figure:
 
 
 def shown_once(figure: Figure) -> Figure:
-    """Let a notebook that shows open pictures at the end of a cell not show one as the value of the cell as well."""
+    """Let a notebook, which shows open pictures at the end of a cell, show one that is the value of the cell once."""
     vars(figure)["_ipython_display_"] = _Shown(figure)
     return figure
 
@@ -43,11 +43,10 @@ class _Shown:
         from IPython.display import display
         from matplotlib import get_backend, pyplot
 
-        is_open = pyplot.fignum_exists(getattr(self._figure, "number", -1))
-        if is_open and "inline" in get_backend():
-            return  # the end of the cell shows it
         del vars(self._figure)["_ipython_display_"]
         try:
             display(self._figure)  # type: ignore[no-untyped-call]
         finally:
             shown_once(self._figure)
+        if "inline" in get_backend():
+            pyplot.close(self._figure)  # or the end of the cell shows it again

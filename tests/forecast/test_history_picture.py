@@ -5,6 +5,7 @@ import os
 import matplotlib as mpl
 import nbformat
 import pytest
+from matplotlib import pyplot
 from matplotlib.text import Annotation
 from nbclient import NotebookClient
 from skorch.dataset import ValidSplit
@@ -28,7 +29,7 @@ VALID = ValidSplit(3, stratified=True)
 @pytest.fixture(autouse=True)
 def closed():
     yield
-    mpl.pyplot.close("all")
+    pyplot.close("all")
 
 
 def in_two_epochs():
@@ -175,7 +176,7 @@ def test_an_event_of_an_interrupted_epoch_is_marked():
 
 def test_losses_are_drawn_into_given_axes():
     net = iris_net(in_two_epochs(), train_split=VALID).fit(X, y)
-    figure, ax = mpl.pyplot.subplots()
+    figure, ax = pyplot.subplots()
     assert plot_history(net, ax=ax) is figure
     assert figure.axes == [ax]
     assert marks(ax) == [2, 4]
