@@ -169,7 +169,14 @@ def _plan(subject: _Subject) -> FreezePlan:
         batches_per_epoch=subject.batches_per_epoch,
         notes=tuple(_notes(subject, steps)),
         pending=tuple(_pending(subject, steps)),
+        lr_mult=_lr_mult(subject),
     )
+
+
+def _lr_mult(subject: _Subject) -> dict[str, float]:
+    """Return the factors on the learning rates; the first of several counts."""
+    plans = [plan for callback in subject.freezing for plan in callback.plans_]
+    return dict(reversed([factor for plan in plans for factor in plan.lr_factors]))
 
 
 def _make_plans(subject: _Subject) -> list[Step]:

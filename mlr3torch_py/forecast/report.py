@@ -92,6 +92,8 @@ class FreezePlan:
         them, if the net has ``t_clbk("frozen_cache")`` and its data are given.
     pending : tuple of Pending
         The rows that wait for a condition, or come after the last epoch.
+    lr_mult : dict of str to float
+        The factors on the learning rate of the parameters that have one.
     """
 
     sizes: dict[str, int]
@@ -102,6 +104,7 @@ class FreezePlan:
     notes: tuple[str, ...] = ()
     cache: pd.DataFrame | None = field(default=None, compare=False)
     pending: tuple[Pending, ...] = ()
+    lr_mult: dict[str, float] = field(default_factory=dict)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per phase and parameter.
@@ -109,7 +112,8 @@ class FreezePlan:
         Returns
         -------
         pandas.DataFrame
-            `phase` from 1, its first `epoch` and `batch`, `name`, `n_weights`, and `trainable`.
+            `phase` from 1, its first `epoch` and `batch`, `name`, `n_weights`, and `trainable`; `lr_mult`, the factor
+            on the learning rate, if any parameter has one.
         """
         n_names, n_phases = len(self.sizes), len(self.phases)
         columns = {
@@ -120,6 +124,8 @@ class FreezePlan:
             "n_weights": np.tile(list(self.sizes.values()), n_phases),
             "trainable": [name in phase.trainable for phase in self.phases for name in self.sizes],
         }
+        if self.lr_mult:
+            columns["lr_mult"] = [self.lr_mult.get(name, 1.0) for name in self.sizes] * n_phases
         return pd.DataFrame(columns)
 
     def summary(self) -> pd.DataFrame:
@@ -208,8 +214,15 @@ class FreezePlan:
             now = phase.trainable - self.aliases
             for doing, names in (("+", now - before), ("-", before - now)):
                 if names:
-                    yield f"{i} {doing} {summarized(names, known)}"
+                    rates = self._rates(names) if doing == "+" else ""
+                    yield f"{i} {doing} {summarized(names, known)}{rates}"
             before = now
+
+    def _rates(self, names: frozenset[str]) -> str:
+        """Describe the factors on the learning rates of some parameters."""
+        factors = sorted({self.lr_mult.get(name, 1.0) for name in names}) if self.lr_mult else [1.0]
+        ends = " to ".join(f"{one:.3g}" for one in dict.fromkeys([factors[0], factors[-1]]))
+        return "" if factors == [1.0] else f" (lr x {ends})"
 
     def __repr__(self) -> str:
         weights = [self._count(phase.trainable) for phase in self.phases]
