@@ -75,7 +75,7 @@ def losses_svg(losses: Sequence[tuple[int, float | None, float | None]]) -> str:
     -------
     str
     """
-    width, height, left, bottom = 460, 170, 58, 22
+    width, height, left, top, bottom = 460, 190, 58, 28, 22
     known = [loss for _, *pair in losses for loss in pair if loss is not None and abs(loss) < float("inf")]
     if not known:
         return ""
@@ -84,7 +84,7 @@ def losses_svg(losses: Sequence[tuple[int, float | None, float | None]]) -> str:
 
     def at(epoch: int, loss: float) -> str:
         x = left + (epoch - first) / max(last - first, 1) * (width - left - 12)
-        y = 12 + (high - loss) / ((high - low) or 1) * (height - bottom - 20)
+        y = top + (high - loss) / ((high - low) or 1) * (height - bottom - top - 8)
         return f"{x:.1f},{y:.1f}"
 
     lines = []
@@ -93,12 +93,13 @@ def losses_svg(losses: Sequence[tuple[int, float | None, float | None]]) -> str:
         drawn = " ".join(at(epoch, loss) for epoch, loss in points if loss is not None and abs(loss) < float("inf"))
         if drawn:
             lines.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            lines.append(f'<text x="{width - 12}" y="{24 + 15 * i}" text-anchor="end" fill="{colour}">{name}</text>')
-    texts = [(left - 6, 16, "end", f"{high:.4g}"), (left - 6, height - bottom - 4, "end", f"{low:.4g}")]
+            lines.append(f'<text x="{left + 90 * i}" y="12" fill="{colour}">{name}</text>')
+    texts = [(left - 6, top + 4, "end", f"{high:.4g}"), (left - 6, height - bottom - 4, "end", f"{low:.4g}")]
     texts += [(left, height - 4, "start", f"epoch {first}"), (width - 12, height - 4, "end", str(last))]
     for x, y, anchor, text in texts:
         lines.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="currentColor">{text}</text>')
-    frame = f'<path d="M{left - 2} 8V{height - bottom}H{width - 8}" fill="none" stroke="currentColor" opacity=".4"/>'
+    path = f"M{left - 2} {top - 6}V{height - bottom}H{width - 8}"
+    frame = f'<path d="{path}" fill="none" stroke="currentColor" opacity=".4"/>'
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-size="11" '
         f'font-family="sans-serif" role="img" aria-label="losses by epoch">{frame}{"".join(lines)}</svg>'

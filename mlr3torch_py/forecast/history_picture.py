@@ -132,7 +132,7 @@ def _draw_losses(
     _mark(ax, [x for x, _ in changes])
     if names:
         _name(ax, changes, n_epochs)
-    ax.legend(frameon=False, loc="upper right")
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)  # where it covers nothing
 
 
 def _figure_of(ax: Axes) -> Figure:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_ROWS", "TRAINABLE", "draw_epochs", "plot_plan", "pyplot"]
 
-# Light grey and dark blue differ in lightness as well as in hue, so everybody can tell them apart.
-FROZEN, TRAINABLE = "#d9d9d9", "#0b5394"
+# Light grey and blue differ in lightness as well as in hue, so everybody can tell them apart.
+FROZEN, TRAINABLE = "#d9d9d9", "#2a78c4"
 HATCH = "#7f7f7f"
 MOST_ROWS = 40
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from html import escape
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import pandas as pd
@@ -30,12 +31,14 @@ def _is_same(value: Any, default: Any) -> bool:
 
 def code(value: Any) -> str:
     """Write a parameter as code."""
+    if isinstance(value, BuiltinFunctionType | FunctionType | type):
+        return value.__qualname__
     return repr(value.to_dict("list") if isinstance(value, pd.DataFrame) else value)
 
 
 def summary_of(cls: type) -> str:
     """Return the first line of a class's docstring; empty without one of its own."""
-    return (inspect.cleandoc(vars(cls).get("__doc__") or "").splitlines() or [""])[0]
+    return (inspect.cleandoc(vars(cls).get("__doc__") or "").splitlines() or [""])[0].replace("`", "")
 
 
 def callback_html(call: str, callback: StagedCallback) -> str:
