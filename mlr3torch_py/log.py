@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from mlr3torch_py.arguments import check_choice, check_whole
+
 __all__ = ["log_to_console"]
 
 
@@ -41,6 +43,10 @@ def log_to_console(level: int | str | None = logging.INFO) -> None:
     >>> log_to_console(None)
     """
     logger = logging.getLogger("mlr3torch_py")
+    if isinstance(level, str):
+        check_choice("level", level, ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+    elif level is not None:
+        level = check_whole("level", level, "a level of logging, such as logging.INFO", least=0)
     logger.setLevel(logging.NOTSET if level is None else level)
     for handler in [one for one in logger.handlers if isinstance(one, _Console)]:
         logger.removeHandler(handler)

@@ -101,6 +101,8 @@ def plot_history(
     changes = list(_changes(rows, spans, names_by_tensor(check_network("net", trained))))
     n_epochs = max(len(history), 0 if plan is None else plan.max_epochs)
     if ax is not None:
+        if not isinstance(ax, pyplot().Axes):
+            raise TypeError(f"`ax` is {shown(ax)}; give axes of matplotlib, as plt.subplots() makes them")
         _draw_losses(ax, rows, changes, n_epochs, names=names)
         draw_epochs(ax, n_epochs)
         ax.set_xlim(1, n_epochs + 1)
