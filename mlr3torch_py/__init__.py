@@ -14,10 +14,12 @@ from mlr3torch_py.checkpoint.check_resume import check_resume
 from mlr3torch_py.checkpoint.resume_report import ResumeReport
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.history_picture import plot_history
+from mlr3torch_py.forecast.network_summary import network_summary
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.forecast.trained_when import trained_when
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
+from mlr3torch_py.log import log_to_console
 from mlr3torch_py.mlp import MLP
 from mlr3torch_py.network.parameters import trainable_names
 from mlr3torch_py.registry.by_key import t_clbk, t_clbks
@@ -82,8 +84,10 @@ __all__ = [
     "from_dict",
     "gradual_unfreezing",
     "head_first",
+    "log_to_console",
     "mlr3torch_callbacks",
     "network_blocks",
+    "network_summary",
     "plot_history",
     "select_all",
     "select_first",
@@ -103,3 +107,8 @@ __all__ = [
     "trainable_names",
     "trained_when",
 ]
+
+
+def __dir__() -> list[str]:
+    """Leave out the modules, which happen to be attributes once they are imported."""
+    return sorted(__all__)

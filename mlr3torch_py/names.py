@@ -1,11 +1,11 @@
-"""Names: listing them, suggesting the nearest ones, and the paths above them."""
+"""Words for people: names listed, the nearest ones, the paths above them, and shares."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
 
-__all__ = ["ancestors", "listed", "nearest"]
+__all__ = ["ancestors", "listed", "nearest", "percent"]
 
 
 def ancestors(name: str) -> Iterator[str]:
@@ -58,3 +58,18 @@ def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
     if near:
         return f"did you mean {listed(map(repr, near))}?"
     return f"choose from {listed(map(repr, known))}." if known else "there are none."
+
+
+def percent(share: float) -> str:
+    """Write a share so that what is neither nothing nor all does not look like it.
+
+    Examples
+    --------
+    >>> [percent(share) for share in (0, 0.00067, 0.31, 0.9998, 1)]
+    ['0%', '0.1%', '31%', '99.98%', '100%']
+    """
+    for digits in range(9):
+        text = f"{share:.{digits}%}"
+        if share in (0, 1) or float(text[:-1]) not in (0, 100):
+            return text
+    return ">0%" if share < 0.5 else "<100%"

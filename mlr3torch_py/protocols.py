@@ -41,6 +41,7 @@ class Net(Protocol):
     callbacks_: list[tuple[str, Any]]
     callbacks: Any
     max_epochs: int
+    verbose: int
     device: Any
     initialized_: bool
     train_split: Any

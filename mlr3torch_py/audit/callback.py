@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal
@@ -21,6 +20,7 @@ from mlr3torch_py.freezing.holder import freezing_callbacks
 from mlr3torch_py.protocols import Net, last_event
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.processes import is_main_process
+from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFreezeAudit"]
 
@@ -243,19 +243,19 @@ class CallbackSetFreezeAudit(CallbackSet):
             free = [one for one in moved if not one.must_stay and one.label not in self.warned_of_]
             if free:
                 self.warned_of_ |= {one.label for one in free}
-                warnings.warn(describe_moving_buffers(free, batch), stacklevel=2)
+                warn(describe_moving_buffers(free, batch))
             if changed := [one for one in moved if one.must_stay]:
                 message = describe_changes(changed, _network(net, name), tensors.held, batch)
                 if self.on_change == "raise":
                     raise RuntimeError(message)
-                warnings.warn(message, stacklevel=2)
+                warn(message)
                 self._keep_frozen(net, name, batch + 1)
 
     def _check_trainable(self, net: Net, name: str, batch: int) -> None:
         if self.trainable_ is not None and name in self.trainable_:
             optimizers = [getattr(net, f"{optimizer}_", None) for optimizer in net._optimizers]
             if complaints := self.trainable_[name].complaints(_network(net, name), optimizers, batch, _place(name)):
-                warnings.warn("; ".join(complaints), stacklevel=2)
+                warn("; ".join(complaints))
 
     def _batch(self) -> int:
         return 0 if self.ctx is None else self.ctx.global_step

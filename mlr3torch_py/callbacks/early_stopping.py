@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
+from mlr3torch_py.training.sink import Sink, check_sink, say
 from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
@@ -47,6 +47,9 @@ class CallbackSetEarlyStopping(CallbackSet):
         Whether to count only epochs since the last row of the freezing callbacks has taken effect. Give True if the
         whole schedule is to be trained: by default, as in R, training may stop before the last rows. A row that would
         change nothing is not waited for; one that waits for a condition is, for as long as that takes.
+    sink : callable
+        What is given the line that says why training stops. `print` is used only if the net is verbose, and no
+        ``t_clbk("progress")`` of the net says it.
 
     Attributes
     ----------
@@ -108,6 +111,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         monitor: str = "valid_loss",
         lower_is_better: bool | None = None,
         after_schedule: bool = False,
+        sink: Sink = print,
     ) -> None:
         self.patience = patience
         self.min_delta = min_delta
@@ -115,6 +119,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         self.monitor = monitor
         self.lower_is_better = lower_is_better
         self.after_schedule = after_schedule
+        self.sink = sink
 
     @property
     def best_weights_(self) -> Mapping[str, Any] | None:
@@ -141,6 +146,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         self._rule()
         check_flag("restore_best_weights", self.restore_best_weights)
         check_flag("after_schedule", self.after_schedule)
+        check_sink(self.sink)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.is_restored_ = False
@@ -154,10 +160,9 @@ class CallbackSetEarlyStopping(CallbackSet):
         if self.restore_best_weights and self.best_epoch is not None:
             self._drop_stale_weights(net)
         if self._has_stagnated():
-            warnings.warn(
+            warn(
                 f"`{self.monitor}` had stopped improving in an earlier call, so nothing is trained; "
-                "raise `patience` to continue",
-                stacklevel=2,
+                "raise `patience` to continue"
             )
             if self.ctx is not None:
                 self.ctx.terminate = True
@@ -185,6 +190,12 @@ class CallbackSetEarlyStopping(CallbackSet):
             self.best_ = KeptWeights.of(net)
         if self._has_stagnated():
             logger.info("`%s` has not improved for %d epochs: training stops", self.monitor, self.stagnation)
+            say(
+                net,
+                self.sink,
+                f"Stopping at epoch {len(net.history)}, since {self.monitor} has not improved in the last "
+                f"{self.stagnation} epochs; the best epoch is {self.best_epoch}.",
+            )
             if self.ctx is None:
                 raise KeyboardInterrupt
             self.ctx.terminate = True

@@ -1,138 +1,215 @@
-"""CallbackSetProgress: show a bar over the batches, and print a line for each epoch."""
+"""CallbackSetProgress: show one table of a training that is updated in place, or a bar and lines."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
-from mlr3torch_py.arguments import check_whole
+from skorch.callbacks import PrintLog
+from torch.nn.parameter import is_lazy
+
+from mlr3torch_py.arguments import check_flag, check_whole
+from mlr3torch_py.callbacks.progress_display import Display, display_for
+from mlr3torch_py.callbacks.progress_state import Epoch, ProgressState, epochs_text, seconds_text
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
-from mlr3torch_py.training.clock import row_of
-from mlr3torch_py.training.context import scores_of
+from mlr3torch_py.training.clock import row_of, rows_of
 from mlr3torch_py.training.processes import is_main_process
-from mlr3torch_py.training.trained import EVENT, governed_modules, key_of
 
 __all__ = ["CallbackSetProgress"]
 
 
 class CallbackSetProgress(CallbackSet):
-    """Show a progress bar over the batches of an epoch, then its scores.
+    """Show the batches of an epoch as a bar, and for each epoch its scores and what was unfrozen.
 
-    The line of an epoch also says what was unfrozen and frozen in it, shortened by blocks.
-
-    In a terminal and in a notebook the bar moves over the training batches, then over the validation batches. If the
-    output is a file, only the lines with the scores are written.
+    In a notebook it is one table that is updated in place: losses, scores, learning rate, share of trainable weights,
+    and by block what was unfrozen and frozen. When training has ended, nothing but the table is left, and saved. In a
+    terminal a bar goes over the batches, and every epoch is a line with the same content; if the output is a file,
+    there are only the lines. All of them say how training was resumed, and how it ended.
 
     Parameters
     ----------
-    digits : int
-        The number of significant digits of a score, at least 1.
+    digits : int, optional
+        The number of significant digits of a score, at least 1. By default, four decimals, as skorch prints them.
+    plot : bool
+        Whether to draw the losses beneath the table, in a notebook.
 
     Raises
     ------
     TypeError, ValueError
-        When training begins, if `digits` is invalid.
+        When training begins, if an argument is invalid.
 
     See Also
     --------
     t_clbk : Make this callback by its key, ``t_clbk("progress")``.
+    plot_history : A picture of a training that has ended.
 
     Notes
     -----
-    Ported from ``CallbackSetProgress`` of R's mlr3torch; the bar is tqdm's. The time at the end is that of all epochs
-    in the history of the net, across ``partial_fit`` and resumed runs. Give the net ``verbose=0``, or skorch prints its
-    own table too.
+    Ported from ``CallbackSetProgress`` of R's mlr3torch, where `digits` is 2. The bar of a terminal is tqdm's. The time
+    at the end is that of all epochs in the history of the net, across ``partial_fit`` and resumed runs. While this
+    callback shows a training, skorch does not print its own table, whatever ``verbose`` of the net is, unless its
+    ``PrintLog`` has a `sink` of your own.
 
     Examples
     --------
     >>> from mlr3torch_py import t_clbk
     >>> progress = t_clbk("progress", digits=3)
     >>> net = iris_net(max_epochs=2, callbacks=[progress]).fit(X, y)  # doctest: +ELLIPSIS
-    Epoch 1/2: train.loss ..., valid.acc ..., valid.loss ... (0... s)
-    Epoch 2/2: train.loss ..., valid.acc ..., valid.loss ... (0... s)
+    Epoch 1/2: train.loss ..., valid.acc ..., valid.loss ..., lr 0.01 (0... s)
+    Epoch 2/2: train.loss ..., valid.acc ..., valid.loss ..., lr 0.01 (0... s)
     Trained for 2 epochs (0... s)
     """
 
     label = "Progress"
-    bar_: Any = None
+    shows_progress: ClassVar[bool] = True
+    state_: ProgressState | None = None
+    display_: Display | None = None
+    muted_: Any = ()
+    rates_: Any = ()
+    is_open_: bool = False
 
-    def __init__(self, digits: int = 2) -> None:
+    def __init__(self, digits: int | None = None, plot: bool = False) -> None:
         self.digits = digits
+        self.plot = plot
 
     def check_params(self) -> None:
-        check_whole("digits", self.digits, "significant digits", most=100)
+        if self.digits is not None:
+            check_whole("digits", self.digits, "significant digits", most=100)
+        check_flag("plot", self.plot)
+
+    def before_begin(self, net: Net, X: Any, y: Any) -> bool:
+        if is_main_process():
+            self.display_ = display_for(plot=bool(self.plot))
+        self.state_, self.is_open_ = ProgressState(total_epochs=net.max_epochs), False
+        printers = [one for _, one in net.callbacks_ if isinstance(one, PrintLog) and one.sink is print]
+        self.muted_ = [(printer, printer.sink) for printer in printers]
+        for printer in printers:
+            printer.sink = _Muted(printer.sink)
+        return False
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self._open(net, dataset_train, training=True)
+        state = self.state_
+        if state is None:
+            return
+        if self.ctx is not None:
+            state.total_epochs = self.ctx.total_epochs
+        if not state.number and len(net.history) > 1:
+            before = len(net.history) - 1
+            self._say(f"Training: resumed after epoch {before}, {state.total_epochs - before} left")
+        state.number, self.is_open_ = len(net.history), True
+        self._begin_part(net, dataset_train, "train")
+
+    def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
+        if training:
+            optimizers = (getattr(net, f"{name}_", None) for name in net._optimizers)
+            groups = (group for one in optimizers for group in getattr(one, "param_groups", ()))
+            self.rates_ = [float(group["lr"]) for group in groups if "lr" in group]
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if self.bar_ is not None:
-            self.bar_.update()
+        if self.state_ is not None and self.display_ is not None:
+            self.state_.n_batches += 1
+            self.display_.batch_ended(self.state_)
 
     def on_before_valid(self, net: Net, **kwargs: Any) -> None:
         if self.ctx is not None and self.ctx.dataset_valid is not None:
-            self._open(net, self.ctx.dataset_valid, training=False)
+            self._begin_part(net, self.ctx.dataset_valid, "valid")
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        row = row_of(net.history, -1)
-        scores = [
-            f"{part}.{name} {float(value):.{int(self.digits)}g}"
-            for part in ("train", "valid")
-            for name, value in sorted(scores_of(row, f"{part}_").items())
-            if isinstance(value, Real) and not isinstance(value, bool)
-        ]
-        self._print(f"{self._epoch(net)}: {', '.join(scores)} ({_seconds([row])}){''.join(_changes(row))}")
+        """Wait: callbacks that follow have scores to record, see `find_late_score`."""
+
+    def find_late_score(self, net: Net) -> None:
+        """Show the epoch, once all callbacks of finite weight have recorded what they know of it."""
+        state, row = self.state_, row_of(net.history, -1)
+        if state is None or not self.is_open_:
+            return
+        self.is_open_ = False
+        n_weights = 0
+        if "n_trainable" in row:
+            n_weights = sum(one.numel() for one in net.module_.parameters() if not is_lazy(one))
+        state.epochs.append(Epoch.of(row, len(net.history), [*self.rates_], n_weights, self.digits))
+        state.losses.append((len(net.history), row.get("train_loss"), row.get("valid_loss")))
+        if self.display_ is not None:
+            self.display_.epoch_ended(state)
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        rows = [row for row in net.history.to_list() if "train_batch_count" in row]
-        self._print(f"Trained for {len(rows)} epochs ({_seconds(rows)})")
+        state, ctx = self.state_, self.ctx
+        if state is None or ctx is None:
+            return
+        if self.is_open_ and ctx.ended_epoch == len(net.history):
+            self.find_late_score(net)  # another callback ended training in the stage before
+        rows = [row for row in rows_of(net.history) if "train_batch_count" in row]
+        if not state.number:
+            self._say("Training: finished already, nothing to train" if rows else "Training: nothing to train")
+            return
+        how = _how_it_ended(net, state.total_epochs, is_open=self.is_open_, terminates=ctx.terminate)
+        trained = f"Trained for {epochs_text(len(rows))} ({seconds_text(rows)})"
+        self._say(f"{trained}: {how}" if how else trained)
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
-        self._close()
+        for printer, sink in self.muted_:
+            printer.sink = sink
+        if self.display_ is not None and self.state_ is not None:
+            self.display_.close(self.state_)
+        self.display_, self.state_, self.muted_ = None, None, ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"bar_": None}
+        return super().__getstate__() | {"display_": None, "state_": None, "muted_": ()}
 
-    def _epoch(self, net: Net) -> str:
-        total = "" if self.ctx is None else f"/{self.ctx.total_epochs}"
-        return f"Epoch {len(net.history)}{total}"
+    def _begin_part(self, net: Net, dataset: Any, part: str) -> None:
+        state = self.state_
+        if state is not None and self.display_ is not None:
+            state.part, state.n_batches = part, 0
+            state.of_batches = _n_batches(net.get_iterator(dataset, training=part == "train"))
+            self.display_.part_begins(state)
 
-    def _open(self, net: Net, dataset: Any, *, training: bool) -> None:
-        # Imported late, since tqdm warns in a notebook without widgets.
-        from tqdm.auto import tqdm
-
-        self._close()
-        if not is_main_process():
-            return
-        self.bar_ = tqdm(
-            total=_n_batches(net.get_iterator(dataset, training=training)),
-            desc=f"{self._epoch(net)} {'train' if training else 'valid'}",
-            unit="batch",
-            leave=False,
-            disable=None,
-        )
-
-    def _close(self) -> None:
-        if self.bar_ is not None:
-            self.bar_.close()
-            self.bar_ = None
-
-    def _print(self, line: str) -> None:
-        from tqdm.auto import tqdm
-
-        self._close()
-        if is_main_process():
-            tqdm.write(line, file=sys.stdout)
+    def _say(self, note: str) -> None:
+        if self.state_ is not None and self.display_ is not None:
+            self.state_.notes.append(note)
+            self.display_.say(self.state_)
 
 
-def _changes(row: Mapping[str, Any]) -> Iterator[str]:
-    for module in governed_modules(row):
-        if text := row.get(key_of(EVENT, module)):
-            place = "" if module == "module" else f"{module}_: "
-            yield f"; {place}{text.replace('+ ', 'unfroze ').replace('- ', 'froze ')}"
+class _Muted:
+    """A sink that says nothing while a table is shown; copies of it are the sink in whose place it stands."""
+
+    def __init__(self, sink: Any) -> None:
+        self._sink = sink
+
+    def __call__(self, line: str) -> None:
+        """Say nothing."""
+
+    def __reduce__(self) -> Any:
+        return _same, (self._sink,)
+
+
+def _same(sink: Any) -> Any:
+    return sink
+
+
+def _how_it_ended(net: Net, total_epochs: int, *, is_open: bool, terminates: bool) -> str:
+    """Describe in words how training has ended; an empty string if it ended as planned."""
+    epoch = len(net.history)
+    if is_open:
+        return f"interrupted in epoch {epoch}"
+    if epoch >= total_epochs and not terminates:
+        return ""
+    has_stopped, best = terminates, None
+    for _, callback in net.callbacks_:
+        found = _stopped_by(callback)
+        if found is not None:
+            has_stopped, best = True, found
+    if not has_stopped:
+        return f"interrupted after epoch {epoch}"
+    return f"stopped early at epoch {epoch}" + (f", best {best}" if best else "")
+
+
+def _stopped_by(callback: Any) -> int | None:
+    """Return the best epoch if a callback, ours or skorch's, has stopped training since a score stagnates."""
+    misses = getattr(callback, "stagnation", getattr(callback, "misses_", None))
+    patience = getattr(callback, "patience", None)
+    if not isinstance(misses, int) or not isinstance(patience, int) or not 0 < patience <= misses:
+        return None
+    best = getattr(callback, "best_epoch", getattr(callback, "best_epoch_", None))
+    return int(best) if isinstance(best, int) else None
 
 
 def _n_batches(iterator: Any) -> int | None:
@@ -140,7 +217,3 @@ def _n_batches(iterator: Any) -> int | None:
         return len(iterator)
     except (TypeError, NotImplementedError):
         return None
-
-
-def _seconds(rows: list[dict[str, Any]]) -> str:
-    return f"{sum(row.get('dur', 0.0) for row in rows):.1f} s"

@@ -26,6 +26,7 @@ from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import on_main_process
 from mlr3torch_py.training.scoring import lower_is_better
+from mlr3torch_py.training.sink import Sink, check_sink, say
 
 __all__ = ["CallbackSetCheckpoint"]
 
@@ -60,6 +61,9 @@ class CallbackSetCheckpoint(CallbackSet):
         The key of that score in a row of ``net.history``.
     lower_is_better : bool, optional
         Whether a smaller score is better. By default, the callback that records the score says it.
+    sink : callable
+        What is given the line that says after which epoch a run is resumed, or that it is finished. `print` is used
+        only if the net is verbose, and no ``t_clbk("progress")`` of the net says it.
 
     Attributes
     ----------
@@ -135,6 +139,7 @@ class CallbackSetCheckpoint(CallbackSet):
         keep_best: bool = False,
         monitor: str | None = None,
         lower_is_better: bool | None = None,
+        sink: Sink = print,
     ) -> None:
         self.path = path
         self.freq = freq
@@ -143,6 +148,7 @@ class CallbackSetCheckpoint(CallbackSet):
         self.keep_best = keep_best
         self.monitor = monitor
         self.lower_is_better = lower_is_better
+        self.sink = sink
 
     @property
     def path_(self) -> Path | None:
@@ -163,6 +169,7 @@ class CallbackSetCheckpoint(CallbackSet):
         check_flag("keep_best", self.keep_best)
         if self.lower_is_better is not None:
             check_flag("lower_is_better", self.lower_is_better)
+        check_sink(self.sink)
         if self.monitor is not None:
             check_text("monitor", self.monitor, "the key of a score in a row of the history")
 
@@ -195,6 +202,11 @@ class CallbackSetCheckpoint(CallbackSet):
         run = session.restore()
         self.ends_ = ends_before(folder, session.call)
         on_main_process(lambda: folder.write_run(run))
+        ctx = cast(ContextTorch, self.ctx)
+        if ctx.is_resumed:
+            left = 0 if ctx.terminate else ctx.total_epochs - len(net.history)
+            what = f"{left} left" if left > 0 else "which was the last one: finished already, nothing to train"
+            say(net, self.sink, f"Resumed {folder.path} after epoch {len(net.history)}, {what}.")
 
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         cast(Session, self.session_).begin_epochs(dataset_train, dataset_valid)

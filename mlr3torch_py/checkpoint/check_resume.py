@@ -20,6 +20,7 @@ from skorch import NeuralNet
 from mlr3torch_py.arguments import check_whole, shown
 from mlr3torch_py.checkpoint.rehearsal import STOPPED, Ending, Rehearsal
 from mlr3torch_py.checkpoint.resume_report import ResumeReport
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
@@ -31,6 +32,7 @@ _CHILD: Final = (
 _LOST: Final = "a checkpoint cannot keep "
 
 
+@short_traceback
 def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeReport:
     """Check that a net resumes from a checkpoint as if it had never stopped.
 

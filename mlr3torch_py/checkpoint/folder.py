@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import warnings
 from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -123,9 +122,7 @@ class CheckpointFolder:
             missing = self._missing(epoch, names)
             if not missing:
                 return epoch
-            warnings.warn(
-                f"{self.path}: the checkpoint of epoch {epoch} lacks {listed(missing)} and is skipped", stacklevel=2
-            )
+            warn(f"{self.path}: the checkpoint of epoch {epoch} lacks {listed(missing)} and is skipped")
         return None
 
     def write(self, checkpoint: Checkpoint) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from mlr3torch_py.checkpoint.parts import modules_of, optimizers_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.warn import warn
 
 __all__ = ["check_callbacks", "check_fits", "differences", "optimizer_classes", "state_dicts"]
 
@@ -68,7 +68,7 @@ def check_callbacks(net: Net, checkpoint: Checkpoint) -> None:
     for name, kept in checkpoint.state["callbacks"].items():
         found = type(callbacks[name]).__qualname__ if name in callbacks else None
         if found is None:
-            warnings.warn(f"the checkpoint holds a state of the callback {name!r}, which the net lacks", stacklevel=2)
+            warn(f"the checkpoint holds a state of the callback {name!r}, which the net lacks")
         elif found != kept["class"]:
             raise ValueError(
                 f"the checkpoint holds a state of {kept['class']} for the callback {name!r}, but that is now of "

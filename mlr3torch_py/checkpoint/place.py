@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from mlr3torch_py.arguments import check_path, plain
 from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.folder import CheckpointFolder, id_of
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.warn import warn
 
 __all__ = ["Place", "Plan", "ends_before"]
 
@@ -82,9 +82,7 @@ class Place:
                 )
         run = source.read_run()
         if newest is not None and run is None:
-            warnings.warn(
-                f"{source.path} lacks run.json, so a random validation split cannot be drawn again", stacklevel=2
-            )
+            warn(f"{source.path} lacks run.json, so a random validation split cannot be drawn again")
         return self._first_call(net, source, newest, run)
 
     def _first_call(self, net: Net, source: CheckpointFolder, newest: int | None, run: Any) -> Plan:

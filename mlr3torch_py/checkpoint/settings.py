@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, Final
@@ -16,6 +15,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.bits import content_hash
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.warn import warn
 
 __all__ = ["check_settings", "settings_of"]
 
@@ -73,7 +73,7 @@ def check_settings(kept: Mapping[str, Any], here: Mapping[str, Any], *, is_finis
             "of this net: give each training a folder of its own, or raise `max_epochs` to continue it"
         )
     if different:
-        warnings.warn(f"the run is resumed with other settings: {listed(different)}", stacklevel=2)
+        warn(f"the run is resumed with other settings: {listed(different)}")
 
 
 _NOTHING: Final = object()
@@ -116,8 +116,11 @@ def _has_no_repr(value: Any) -> bool:
 
 def _arguments_of_callbacks(net: Net) -> Iterator[tuple[str, Any]]:
     for name, callback in own_callbacks(net).items():
-        has_arguments = hasattr(type(callback), "get_params") and not _is_checkpoint(callback)
+        only_shows = getattr(type(callback), "shows_progress", False) is True
+        has_arguments = hasattr(type(callback), "get_params") and not _is_checkpoint(callback) and not only_shows
         for argument, value in callback.get_params(deep=False).items() if has_arguments else ():
+            if argument == "sink":
+                continue
             yield f"callbacks__{name}__{argument}", plain(value)
 
 

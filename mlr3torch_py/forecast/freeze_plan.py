@@ -16,6 +16,7 @@ from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of, split_pipeline, transformed
 from mlr3torch_py.forecast.rehearsal import Rehearsal
 from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.advice import in_no_optimizer
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import listed
@@ -33,6 +34,7 @@ __all__ = ["freeze_plan"]
 _KINDS = (FreezingCallback, CallbackSetFrozenCache)
 
 
+@short_traceback
 def freeze_plan(
     net: nn.Module | NetOfUser | PipelineOfUser,
     X: Any = None,

@@ -11,10 +11,12 @@ import numpy as np
 from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_network, shown
+from mlr3torch_py.forecast.ink import for_any_theme, shown_once
 from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, draw_epochs, pyplot
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.forecast.trained_when import module_in
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
@@ -33,13 +35,15 @@ _GAP: Final = 1e-6
 _LOSSES: Final = {"train_loss": "-", "valid_loss": "--"}
 
 
+@short_traceback
 def plot_history(
     net: NetOfUser | PipelineOfUser,
-    scores: str | Sequence[str] = (),
+    metrics: str | Sequence[str] | None = None,
     *,
     rates: bool = True,
     names: bool = True,
     plan: FreezePlan | None = None,
+    ax: Axes | None = None,
     module: str | None = None,
 ) -> Figure:
     """Draw the losses of a training, and what was unfrozen when.
@@ -51,7 +55,7 @@ def plot_history(
     ----------
     net : skorch.NeuralNet or sklearn.pipeline.Pipeline
         A net, or a pipeline that ends in a net, that was trained with a freezing callback, or has loaded its history.
-    scores : str or sequence of str
+    metrics : str or sequence of str, optional
         Further scores to draw, by their names in the history, such as ``"valid_acc"``.
     rates : bool
         Whether to draw the learning rates, where the history has any: those of a scheduler, and of param groups with
@@ -61,6 +65,8 @@ def plot_history(
         that would cover the one before are left out.
     plan : FreezePlan, optional
         What `freeze_plan` returned, to be drawn below, on the same time axis.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw the losses and what was unfrozen, without the other panels; a new figure if missing.
     module : str, optional
         The module of the net, as for `trained_when`.
 
@@ -68,7 +74,7 @@ def plot_history(
     -------
     matplotlib.figure.Figure
         Its axes, from top to bottom: the losses, the scores if asked for, the rates if there are any, the share of
-        trainable weights, and the plan if given.
+        trainable weights, and the plan if given. Its ground is transparent, with ink that light and dark themes show.
 
     Raises
     ------
@@ -93,34 +99,54 @@ def plot_history(
     """
     trained, history, module, rows = _finished(net, module)
     network = check_network("net", trained if module == "module" else getattr(trained, f"{module}_", None))
-    further = _checked(scores, [row for _, row in rows])
+    further = _checked(() if metrics is None else metrics, [row for _, row in rows])
     series = dict(_rates(rows)) if check_flag("rates", rates) else {}
     check_flag("names", names)
     if not isinstance(plan, FreezePlan | None):
         raise TypeError(f"`plan` is {shown(plan)}; give what freeze_plan returned")
     spans = list(spans_of(history, getattr(trained.history, "world_size", 1), module))
+    changes = list(_changes(rows, spans, names_by_tensor(network)))
+    n_epochs = max(len(history), 0 if plan is None else plan.max_epochs)
+    if ax is not None:
+        if not isinstance(ax, pyplot().Axes):
+            raise TypeError(f"`ax` is {shown(ax)}; give axes of matplotlib, as plt.subplots() makes them")
+        _draw_losses(ax, rows, changes, n_epochs, names=names)
+        draw_epochs(ax, n_epochs)
+        ax.set_xlim(1, n_epochs + 1)
+        return _figure_of(ax)
     figure: Figure
     figure, axes = _panels(n_more=bool(further) + bool(series), plan=plan)
     if plan is not None:
         plan.plot(axes[-1])
         axes = axes[:-1]
-    _draw_scores(axes[0], rows, _LOSSES)
+    _draw_losses(axes[0], rows, changes, n_epochs, names=names)
     if further:
         _draw_scores(axes[1], rows, dict.fromkeys(further, "-"))
     if series:
         _draw_rates(axes[-2], series)
     _draw_share(axes[-1], rows, spans, network)
-    changes = list(_changes(rows, spans, names_by_tensor(network)))
-    for ax in axes:
-        _mark(ax, [x for x, _ in changes])
-        ax.spines[["top", "right"]].set_visible(False)
-    n_epochs = max(len(history), 0 if plan is None else plan.max_epochs)
+    for panel in axes:
+        if panel is not axes[0]:
+            _mark(panel, [x for x, _ in changes])
+        panel.spines[["top", "right"]].set_visible(False)
     draw_epochs(figure.axes[-1], n_epochs)
     figure.axes[-1].set_xlim(1, n_epochs + 1)
+    return shown_once(for_any_theme(figure))
+
+
+def _draw_losses(
+    ax: Axes, rows: Sequence[tuple[int, _Row]], changes: Sequence[tuple[float, str]], n_epochs: int, *, names: bool
+) -> None:
+    _draw_scores(ax, rows, _LOSSES)
+    _mark(ax, [x for x, _ in changes])
     if names:
-        _name(axes[0], changes, n_epochs)
-    axes[0].legend(frameon=False, loc="upper right")
-    return figure
+        _name(ax, changes, n_epochs)
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)  # where it covers nothing
+
+
+def _figure_of(ax: Axes) -> Figure:
+    figure: Any = ax.get_figure(root=True)
+    return figure  # type: ignore[no-any-return]
 
 
 def _finished(net: Any, module: str | None) -> tuple[Any, list[dict[str, Any]], str, list[tuple[int, _Row]]]:
@@ -150,9 +176,9 @@ def _checked(scores: Any, rows: Sequence[_Row]) -> list[str]:
     }
     given = [scores] if isinstance(scores, str) else scores
     if not isinstance(given, Sequence) or not all(isinstance(score, str) for score in given):
-        raise TypeError(f"`scores` is {shown(scores)}; give names of scores, such as 'valid_acc'")
+        raise TypeError(f"`metrics` is {shown(scores)}; give names of scores, such as 'valid_acc'")
     if unknown := [score for score in given if score not in known]:
-        raise ValueError(f"`scores` has {shown(unknown[0])}, which no epoch has; {nearest(unknown, known)}")
+        raise ValueError(f"`metrics` has {shown(unknown[0])}, which no epoch has; {nearest(unknown, known)}")
     return list(dict.fromkeys(given))
 
 
@@ -165,7 +191,7 @@ def _panels(n_more: int, plan: FreezePlan | None) -> Any:
 
 
 def _draw_scores(ax: Axes, rows: Sequence[tuple[int, _Row]], styles: Mapping[str, str]) -> None:
-    colours = {key: "black" if key in _LOSSES else f"C{i}" for i, key in enumerate(styles)}
+    colours = {key: f"C{i}" for i, key in enumerate(styles)}
     for key, style in styles.items():
         if any(key in row for _, row in rows):
             values = [row.get(key, np.nan) for _, row in rows]
@@ -259,6 +285,5 @@ def _name(ax: Axes, changes: Sequence[tuple[float, str]], n_epochs: int) -> None
     for x, text in changes:
         if text and x - last >= 0.03 * n_epochs:
             style: dict[str, Any] = {"rotation": 90, "va": "top", "ha": "right", "fontsize": "x-small"}
-            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
             ax.annotate(text, (x, 0.98), (-2, 0), ("data", "axes fraction"), "offset points", **style)
             last = x

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mlr3torch_py.forecast.ink import INK, for_any_theme
 from mlr3torch_py.names import listed
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_ROWS", "TRAINABLE", "draw_epochs", "plot_plan", "pyplot"]
 
-# Light grey and dark blue differ in lightness as well as in hue, so everybody can tell them apart.
-FROZEN, TRAINABLE = "#d9d9d9", "#0b5394"
+# Light grey and blue differ in lightness as well as in hue, so everybody can tell them apart.
+FROZEN, TRAINABLE = "#d9d9d9", "#2a78c4"
 HATCH = "#7f7f7f"
 MOST_ROWS = 40
 
@@ -86,14 +87,15 @@ def plot_plan(
     shares = np.array(
         [[np.mean([name in phase.trainable for name in group]) for phase in phases] for group in rows.values()]
     )
+    is_own = ax is None
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 1.6 + 0.24 * max(len(rows), 4)), layout="constrained")
     colours = LinearSegmentedColormap.from_list("frozen to trainable", [FROZEN, TRAINABLE])
     edges = [*begins, max_epochs + 1]
     ax.pcolormesh(edges, np.arange(len(rows) + 1), shares.reshape(len(rows), -1), cmap=colours, vmin=0, vmax=1)
-    ax.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color="white", linewidth=1)
+    ax.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color=INK, linewidth=0.5)
     if len(begins) <= MOST_ROWS:
-        ax.vlines(begins[1:], 0, len(rows), color="white", linewidth=1)
+        ax.vlines(begins[1:], 0, len(rows), color=INK, linewidth=0.5)
     _write_rates(ax, edges, phases, per_epoch, rows)
     ax.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows))
     ax.invert_yaxis()
@@ -106,6 +108,8 @@ def plot_plan(
     handles += _hatch(ax, edges, [[row.waiting(phase) for phase in phases] for row in pending], pending, rows)
     height = _label(ax, edges, labels)
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=height)
+    if is_own:
+        for_any_theme(ax.figure)  # type: ignore[arg-type] # the figure was made here
     return ax
 
 

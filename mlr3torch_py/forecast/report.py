@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mlr3torch_py.forecast.measure import Measurement
-from mlr3torch_py.names import listed
+from mlr3torch_py.names import listed, percent
 from mlr3torch_py.patterns import summarized
 from mlr3torch_py.schedule.rates import Factor
 
@@ -278,7 +278,7 @@ class FreezePlan:
     def _table(self) -> pd.DataFrame:
         """Return the summary, for people."""
         frame = self.summary()
-        frame["share"] = frame["share"].map(_percent)
+        frame["share"] = frame["share"].map(percent)
         for name in frame.columns.intersection(["ms_per_batch", "peak_mb"]):
             frame[name] = frame[name].map("{:,.3g}".format)
         return frame
@@ -314,18 +314,3 @@ def _rate_changes(before: Phase | None, phase: Phase, known: Sequence[str]) -> I
         if name in phase.warmups:
             found.setdefault(f"warmup {phase.warmups[name]}", []).append(name)
     yield from (f"{text}: {summarized(names, known)}" for text, names in found.items())
-
-
-def _percent(share: float) -> str:
-    """Write a share so that what is neither nothing nor all does not look like it.
-
-    Examples
-    --------
-    >>> [_percent(share) for share in (0, 0.00067, 0.31, 0.9998, 1)]
-    ['0%', '0.1%', '31%', '99.98%', '100%']
-    """
-    for digits in range(9):
-        text = f"{share:.{digits}%}"
-        if share in (0, 1) or float(text[:-1]) not in (0, 100):
-            return text
-    return ">0%" if share < 0.5 else "<100%"

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mlr3torch_py.arguments import check_choice, check_text, shown
 from mlr3torch_py.forecast.probe import split_pipeline
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import History, NetOfUser, PipelineOfUser
 from mlr3torch_py.training.trained import governed_modules, known_names, spans_of
@@ -17,6 +18,7 @@ from mlr3torch_py.training.trained import governed_modules, known_names, spans_o
 __all__ = ["history_of", "module_in", "trained_when"]
 
 
+@short_traceback
 def trained_when(
     net: NetOfUser | PipelineOfUser | History | Sequence[Mapping[str, Any]],
     by: Literal["epoch", "batch"] = "epoch",

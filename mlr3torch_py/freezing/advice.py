@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from torch import nn
@@ -12,6 +11,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
 from mlr3torch_py.schedule.plan import Held, Plan
+from mlr3torch_py.warn import warn
 
 __all__ = ["advise_on_network", "in_no_optimizer", "missing_from", "partly_selected"]
 
@@ -41,19 +41,17 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], prefix: str = "
     before_us = frozen_before_us(network) & will_train
     fixed = [name for name, one in named_parameters(network).items() if name in before_us and not one.requires_grad]
     if fixed:
-        warnings.warn(
+        warn(
             f"{prefix}parameters that required no gradient before training will be trained by the schedule: "
             f"{_by_module(network, fixed)}; if that is not meant, select among the others by `& select_trainable()`, "
-            "and if it is, set their requires_grad to True before",
-            stacklevel=2,
+            "and if it is, set their requires_grad to True before"
         )
     for path, module in named_modules(network):
         name = f"{path}.weight" if path else "weight"
         if getattr(module, "max_norm", None) is not None and name in will_be_held:
-            warnings.warn(
+            warn(
                 f"{prefix}{name} will be frozen, but the {type(module).__name__} has max_norm={module.max_norm!r}, by "
-                "which every forward pass rescales its weight; set max_norm to None to keep it as it is",
-                stacklevel=2,
+                "which every forward pass rescales its weight; set max_norm to None to keep it as it is"
             )
 
 

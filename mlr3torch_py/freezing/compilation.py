@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.timeline import UNKNOWN_LENGTH, timeline
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of
+from mlr3torch_py.warn import warn
 
 __all__ = ["warn_of_recompilation"]
 
@@ -68,11 +68,10 @@ def warn_of_recompilation(
     if needed > limit and governed[0] == module:  # one warning for all of them
         modes = ["training", "validation", "a short last batch"]
         modes = [mode for mode, there in zip(modes, (True, len(loaders) > 1, n_short), strict=True) if there]
-        warnings.warn(
+        warn(
             f"torch.compile: {patterns} sets of trainable weights in {listed(modes)} need {needed} compilations, "
             f"but torch stops compiling after {limit}; set torch._dynamo.config.recompile_limit = {needed}, "
-            "or unfreeze in fewer steps",
-            stacklevel=2,
+            "or unfreeze in fewer steps"
         )
 
 

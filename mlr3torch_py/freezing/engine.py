@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -27,6 +26,7 @@ from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_fr
 from mlr3torch_py.network.unwrap import all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 from mlr3torch_py.schedule.rates import Factor, factors_at
+from mlr3torch_py.warn import warn
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
 
@@ -222,7 +222,7 @@ class FreezingEngine(Generic[_Host]):
         optimizers = self._optimizers()
         missing = frozenset(missing_from(self.network, will_train, optimizers))
         if message := in_no_optimizer(self.network, missing - self.driver.missing_, optimizers):
-            warnings.warn(f"{self.prefix}{message}", stacklevel=2)
+            warn(f"{self.prefix}{message}")
         self.driver.missing_ = missing
 
     def _hold(self, moment: Moment) -> None:

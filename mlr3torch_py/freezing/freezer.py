@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
@@ -17,6 +16,7 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.select.functions import select_name
+from mlr3torch_py.warn import warn
 
 __all__ = ["Freezer", "Names"]
 
@@ -183,7 +183,7 @@ class Freezer(FreezingCallback):
 
     def advise(self, net: Net) -> None:
         for sentence in partly_selected(tied_names(named_parameters(self.network_of(net))), self.governed):
-            warnings.warn(sentence, stacklevel=2)
+            warn(sentence)
 
     def _whole(self, argument: str) -> int | None:
         value, least = getattr(self, argument), 1 if argument == "unfreeze_every_n_epochs" else 0

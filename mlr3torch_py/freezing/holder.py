@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, Final, get_args
+from typing import Any, ClassVar, Final, get_args
 
 from torch import nn
 
@@ -34,6 +34,7 @@ class FreezingCallback(CallbackSet, ABC):
     `FreezingEngine`, which the first of them starts and drives. The other modules of the net are left as they are.
     """
 
+    _is_machinery: ClassVar[bool] = True
     module: str = "module"  # also of callbacks that earlier versions have pickled
 
     frozen_mode: Mode

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
@@ -286,9 +285,9 @@ class CallbackSetUnfreeze(FreezingCallback):
         selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]
         for place, select, selected in selections:
             for part in select.unmatched(names, module):
-                warnings.warn(f"{place}: {part!r} matches no weight of the network", stacklevel=2)
+                warn(f"{place}: {part!r} matches no weight of the network")
             for sentence in partly_selected(tied, selected):
-                warnings.warn(f"{place}: {sentence}", stacklevel=2)
+                warn(f"{place}: {sentence}")
         last_epoch = len(net.history) + net.max_epochs
         for step in plan.steps:
             if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
@@ -462,4 +461,4 @@ class CallbackSetUnfreeze(FreezingCallback):
 def _warn(what: str, steps: list[Step]) -> None:
     if steps:
         rows = listed((step.row for step in steps), most=3)
-        warnings.warn(f"`unfreeze`: {what.format(rows)}", stacklevel=3)
+        warn(f"`unfreeze`: {what.format(rows)}")

@@ -29,11 +29,14 @@ class Flow:
     ----------
     order : dict of str to int
         The paths of the modules that were called, and the number of their first call.
+    shapes : dict of str to str
+        The shape of the first tensor that each of them returned at first.
     """
 
     def __init__(self, is_complete: bool) -> None:
         self.is_complete = is_complete
         self.order: dict[str, int] = {}
+        self.shapes: dict[str, str] = {}
         self._reads: dict[str, set[str]] = {}  # what a module reads, at first or second hand
 
     def first_call(self, path: str) -> int | None:
@@ -117,6 +120,8 @@ def _watched(network: nn.Module, batch: Any, is_complete: bool, keeps_mode: bool
             flow._add(path, sources)
 
     def after(module: nn.Module, _: Any, output: Any) -> Any:
+        for path in paths[id(module)]:
+            flow.shapes.setdefault(path, _shape(output))
         return marks.marked(output, paths[id(module)]) if is_complete else None
 
     handles: list[RemovableHandle] = []
@@ -170,6 +175,14 @@ class _Marks:
             seen |= below
             nodes += below
         return found
+
+
+def _shape(value: Any) -> str:
+    """Write the shape of the first tensor in a value that may be nested; an empty string without any."""
+    if isinstance(value, torch.Tensor):
+        return str(tuple(value.shape))
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return next((shape for shape in map(_shape, parts) if shape), "")
 
 
 def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -17,6 +17,7 @@ from mlr3torch_py.callbacks.one_cycle import CallbackSetLRSchedulerOneCycle
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.freezer import Freezer, Names
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
@@ -26,6 +27,7 @@ from mlr3torch_py.registry.torch_callback import TorchCallback
 from mlr3torch_py.schedule.table import Table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.algebra import Select
+from mlr3torch_py.training.sink import Sink
 
 __all__ = ["Key", "t_clbk", "t_clbks"]
 
@@ -66,6 +68,7 @@ def t_clbk(
     keep_best: bool = False,
     monitor: str | None = None,
     lower_is_better: bool | None = None,
+    sink: Sink = print,
 ) -> TorchCallback[CallbackSetCheckpoint]: ...
 @overload
 def t_clbk(
@@ -79,6 +82,7 @@ def t_clbk(
     monitor: str = "valid_loss",
     lower_is_better: bool | None = None,
     after_schedule: bool = False,
+    sink: Sink = print,
 ) -> TorchCallback[CallbackSetEarlyStopping]: ...
 @overload
 def t_clbk(
@@ -198,7 +202,12 @@ def t_clbk(
 ) -> TorchCallback[CallbackSetLRScheduler]: ...
 @overload
 def t_clbk(
-    key: Literal["progress"], *, id: str | None = None, weight: float | None = None, digits: int = 2
+    key: Literal["progress"],
+    *,
+    id: str | None = None,
+    weight: float | None = None,
+    digits: int | None = None,
+    plot: bool = False,
 ) -> TorchCallback[CallbackSetProgress]: ...
 @overload
 def t_clbk(
@@ -229,6 +238,7 @@ def t_clbk(
 ) -> TorchCallback[CallbackSetUnfreeze]: ...
 @overload
 def t_clbk(key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback: ...
+@short_traceback
 def t_clbk(
     key: str | None = None, *, id: str | None = None, weight: float | None = None, **params: Any
 ) -> TorchCallback | list[str]:
@@ -269,9 +279,10 @@ def t_clbk(
     -----
     The parameters by key, which each class explains:
 
-    - ``checkpoint``: path, freq, resume=False, keep_last=None, keep_best=False, monitor=None, lower_is_better=None
+    - ``checkpoint``: path, freq, resume=False, keep_last=None, keep_best=False, monitor=None,
+      lower_is_better=None, sink=print
     - ``early_stopping``: patience=5, min_delta=0.0, restore_best_weights=False, monitor='valid_loss',
-      lower_is_better=None, after_schedule=False
+      lower_is_better=None, after_schedule=False, sink=print
     - ``freeze_audit``: on_change='raise', sample=None
     - ``freezer``: names=None, name_starts_with=None, except_names=None, except_name_starts_with=None,
       until_step=None, until_epoch=None, start_epoch=None, unfreeze_every_n_epochs=None, frozen_mode='train',
@@ -287,7 +298,7 @@ def t_clbk(
     - ``lr_reduce_on_plateau``: mode=None, factor=0.1, patience=10, threshold=0.0001, threshold_mode='rel',
       cooldown=0, min_lr=0, eps=1e-08, monitor='valid_loss'
     - ``lr_step``: step_size, gamma=0.1, last_epoch=-1
-    - ``progress``: digits=2
+    - ``progress``: digits=None, plot=False
     - ``tb``: path, log_train_loss=False, r_tags=True
     - ``unfreeze``: starting_weights, unfreeze=None, schedule=None, frozen_mode='train', frozen_norm=None,
       frozen_dropout=None, module='module', restore_best_between=False, monitor='valid_loss', lower_is_better=None
@@ -315,6 +326,7 @@ def t_clbk(
 def t_clbks(keys: None = None) -> list[str]: ...
 @overload
 def t_clbks(keys: Iterable[Key | str]) -> list[TorchCallback]: ...
+@short_traceback
 def t_clbks(keys: Iterable[Key | str] | None = None) -> list[TorchCallback] | list[str]:
     """Make several callbacks by key.
 

@@ -14,6 +14,7 @@ from mlr3torch_py.callbacks.lr_arguments import name_of
 from mlr3torch_py.callbacks.lr_class import lr_scheduler_class
 from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler
 from mlr3torch_py.callbacks.on_plateau import CallbackSetLRSchedulerReduceOnPlateau
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.by_key import t_clbk
 from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks
@@ -27,6 +28,7 @@ C = TypeVar("C", bound=CallbackSet)
 _Callback = TorchCallback | CallbackSet | type[CallbackSet] | str
 
 
+@short_traceback
 def as_lr_scheduler(
     x: type[lr_scheduler.LRScheduler] | Callable[..., Any], step_on_epoch: bool = True, **params: Any
 ) -> TorchCallback[CallbackSetLRScheduler]:
@@ -59,7 +61,7 @@ def as_lr_scheduler(
     Examples
     --------
     >>> from torch.optim.lr_scheduler import ExponentialLR
-    >>> as_lr_scheduler(ExponentialLR, gamma=0.9)
+    >>> print(as_lr_scheduler(ExponentialLR, gamma=0.9))
     <TorchCallback:lr_ExponentialLR>
     * Label: ExponentialLR
     * Generator: CallbackSetLRScheduler_ExponentialLR
@@ -115,6 +117,7 @@ def as_torch_callback(
 ) -> TorchCallback[C]: ...
 @overload
 def as_torch_callback(x: str, *, id: str | None = None, clone: bool = False) -> TorchCallback: ...
+@short_traceback
 def as_torch_callback(x: Any, *, id: str | None = None, clone: bool = False) -> TorchCallback:
     """Convert a callback, a class or a key to a TorchCallback.
 
@@ -169,6 +172,7 @@ def _as_torch_callback(x: Any) -> TorchCallback:
     raise TypeError(f"`x` is {shown(x)}; give a TorchCallback, a CallbackSet, a class of these, or a key")
 
 
+@short_traceback
 def as_torch_callbacks(x: _Callback | Sequence[_Callback] | None, *, clone: bool = False) -> list[TorchCallback]:
     """Convert callbacks, classes or keys to a list of TorchCallbacks.
 

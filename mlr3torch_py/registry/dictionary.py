@@ -20,10 +20,13 @@ from mlr3torch_py.callbacks.one_cycle import CallbackSetLRSchedulerOneCycle
 from mlr3torch_py.callbacks.progress import CallbackSetProgress
 from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
+from mlr3torch_py.html import html_table
 from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
+from mlr3torch_py.training.callback_html import code, summary_of
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 
 __all__ = ["CallbackDictionary", "mlr3torch_callbacks"]
@@ -40,13 +43,14 @@ class CallbackDictionary:
     --------
     >>> "unfreeze" in mlr3torch_callbacks
     True
-    >>> mlr3torch_callbacks.get("unfreeze").id
+    >>> mlr3torch_callbacks["unfreeze"].id
     'unfreeze'
     """
 
     def __init__(self) -> None:
         self._generators: dict[str, type[CallbackSet]] = {}
 
+    @short_traceback
     def add(self, key: str, generator: type[CallbackSet]) -> None:
         """Add a callback, or replace one.
 
@@ -68,6 +72,7 @@ class CallbackDictionary:
             raise TypeError(f"`generator` is {shown(generator)}; give a subclass of CallbackSet")
         self._generators[key] = generator
 
+    @short_traceback
     def get(self, key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback:
         """Make a callback by its key.
 
@@ -154,6 +159,13 @@ class CallbackDictionary:
             rows.append((key, generator.label or generator.__name__, generator.default_weight, list(params), required))
         return pd.DataFrame(rows, columns=["key", "label", "weight", "params", "required"])
 
+    def __getitem__(self, key: str) -> TorchCallback:
+        __tracebackhide__ = True
+        return self.get(key)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.keys()
+
     def __contains__(self, key: object) -> bool:
         return key in self.keys()
 
@@ -162,6 +174,14 @@ class CallbackDictionary:
 
     def __len__(self) -> int:
         return len(self._generators)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for key in self.keys():
+            params = parameters_of(self._generators[key])
+            written = [name if value is REQUIRED else f"{name}={code(value)}" for name, value in params.items()]
+            rows.append([key, summary_of(self._generators[key]), ", ".join(written)])
+        return html_table(["key", "what it does", "parameters"], rows, left={0, 1, 2})
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {', '.join(self.keys())}>"

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeGuard, overload
 import pandas as pd
 
 from mlr3torch_py.arguments import plain, shown
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.dictionary import mlr3torch_callbacks
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
@@ -34,6 +35,7 @@ def to_dict(value: Sequence[TorchCallback | CallbackSet]) -> list[dict[str, Any]
 def to_dict(value: Mapping[str, Any]) -> dict[str, Any]: ...
 @overload
 def to_dict(value: Table | None) -> dict[str, Any] | list[dict[str, Any]]: ...
+@short_traceback
 def to_dict(value: Any) -> Any:
     """Turn selectors, conditions, tables and callbacks into plain data.
 
@@ -73,6 +75,7 @@ def to_dict(value: Any) -> Any:
     return plain_data.to_dict(value)
 
 
+@short_traceback
 def from_dict(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Any:
     """Turn plain data into selectors, conditions, tables and callbacks.
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn
 from sklearn.base import clone
 
 from mlr3torch_py.arguments import check_mapping, check_names, check_text, shown
+from mlr3torch_py.frames import short_traceback
+from mlr3torch_py.training.callback_html import callback_html, code, given
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.from_functions import callback_set
 
@@ -118,6 +120,20 @@ class TorchCallback(NamedTuple, Generic[C]):
         return TorchCallback(self.id, self.generate())
 
     def __repr__(self) -> str:
+        from mlr3torch_py.registry.dictionary import mlr3torch_callbacks  # which imports this module
+
+        key = mlr3torch_callbacks.key_of(type(self.callback))
+        if key not in mlr3torch_callbacks:
+            return f"TorchCallback({self.id!r}, {self.callback!r})"
+        own: dict[str, Any] = {} if self.id == key else {"id": self.id}
+        own |= {} if self.callback.weight_ is None else {"weight": self.callback.weight_}
+        own |= {name: value for name, value in given(self.callback).items() if value is not REQUIRED}
+        return f"t_clbk({', '.join([repr(key), *(f'{name}={code(value)}' for name, value in own.items())])})"
+
+    def _repr_html_(self) -> str:
+        return callback_html(repr(self), self.callback)
+
+    def __str__(self) -> str:
         lines = [f"<TorchCallback:{self.id}>", f"* Label: {self.label}", f"* Generator: {type(self.callback).__name__}"]
         lines += [f"* {name}: {value!r}" for name, value in self.parameters.items()]
         return "\n".join(lines)
@@ -138,6 +154,7 @@ def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
     return {p.name: REQUIRED if p.default is p.empty else p.default for p in parameters}
 
 
+@short_traceback
 def torch_callback(
     id: str,
     *,
@@ -182,7 +199,7 @@ def torch_callback(
     --------
     >>> def say(self):
     ...     print(self.ctx.epoch)
-    >>> torch_callback("say", label="Says the epoch", on_epoch_end=say)
+    >>> print(torch_callback("say", label="Says the epoch", on_epoch_end=say))
     <TorchCallback:say>
     * Label: Says the epoch
     * Generator: CallbackSetSay

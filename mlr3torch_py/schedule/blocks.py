@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_choice, check_names, check_network, check_whole, shown
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.blocks import Block, find_blocks, without_slight
 from mlr3torch_py.network.flow import flow_of
@@ -46,6 +47,7 @@ class BlockTable(pd.DataFrame):
         return "\n".join("  ".join(line) for line in zip(*columns, strict=True))
 
 
+@short_traceback
 def network_blocks(
     network: nn.Module | NetOfUser,
     X: Any = None,

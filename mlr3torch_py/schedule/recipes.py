@@ -10,6 +10,7 @@ import pandas as pd
 from torch import nn
 
 from mlr3torch_py.arguments import check_choice, check_number, check_whole, shown
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.network.tree import Level
 from mlr3torch_py.protocols import NetOfUser
 from mlr3torch_py.schedule.blocks import Head
@@ -148,6 +149,7 @@ def gradual_unfreezing(
     level: Level = "layer",
     warmup: int = 0,
 ) -> UnfreezeArguments: ...
+@short_traceback
 def gradual_unfreezing(
     network: nn.Module | NetOfUser | None = None,
     every: int = 1,
@@ -258,6 +260,7 @@ def chain_thaw(
     n_groups: int | None = None,
     level: Level = "layer",
 ) -> UnfreezeArguments: ...
+@short_traceback
 def chain_thaw(
     network: nn.Module | NetOfUser | None = None,
     every: int = 1,
@@ -345,6 +348,7 @@ def head_first(
     lr_mult: float = 1.0,
     warmup: int = 0,
 ) -> UnfreezeArguments: ...
+@short_traceback
 def head_first(
     network: nn.Module | NetOfUser | None = None,
     epochs: int = 1,

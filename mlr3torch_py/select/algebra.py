@@ -6,15 +6,19 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import reduce
+from html import escape
 from inspect import signature
 from typing import Any, ClassVar, Final, TypeVar, dataclass_transform
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_network, shown
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import NetOfUser
+from mlr3torch_py.select.shown import Selection
 from mlr3torch_py.select.value import fields_of, value
 
 __all__ = ["SELECTORS", "Select", "check_nesting", "check_select", "plain_name", "selector"]
@@ -51,6 +55,7 @@ class Select(ABC):
 
     fn: ClassVar[str] = ""
 
+    @short_traceback
     def __call__(self, names: Iterable[str]) -> list[str]:
         """Return the selected names in the order of `names`.
 
@@ -80,6 +85,7 @@ class Select(ABC):
         selected = self.matches(dict.fromkeys(listed).keys())
         return [name for name in listed if name in selected]
 
+    @short_traceback
     def expand(self, module: nn.Module | NetOfUser) -> list[str]:
         """Return the names of the selected parameters of a network.
 
@@ -105,6 +111,38 @@ class Select(ABC):
         names = named_parameters(network).keys()
         selected = self.matches(names, bare(network))
         return [name for name in names if name in selected]
+
+    @short_traceback
+    def show(self, module: nn.Module | NetOfUser) -> Selection:
+        """Show the tree of a network, with the selected parameters ticked.
+
+        Parameters
+        ----------
+        module : torch.nn.Module or skorch.NeuralNet
+            A network, or an initialized net.
+
+        Returns
+        -------
+        Selection
+            It prints as text, and shows itself in a notebook.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `expand` does.
+
+        Examples
+        --------
+        >>> from mlr3torch_py import MLP, select_last
+        >>> select_last(1).show(MLP(4, 3, neurons=(8, 8)))
+        select_last(1): 2 of 6 parameters, 27 of 139 weights
+        [ ] {0,3}  (4 parameters, 112 weights)
+        [x] 6  (2 parameters, 27 weights)
+        """
+        selected = frozenset(self.expand(module))
+        tensors = named_parameters(check_network("module", module))
+        sizes = {name: 0 if is_lazy(tensor) else tensor.numel() for name, tensor in tensors.items()}
+        return Selection(repr(self), sizes, selected)
 
     @abstractmethod
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
@@ -163,6 +201,9 @@ class Select(ABC):
         Select
         """
         return cls(**fields)
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
 
     def __repr__(self) -> str:
         # The code that makes it: the first field by position, the others by name unless they have their default.

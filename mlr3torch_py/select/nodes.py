@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import reduce
@@ -22,6 +21,7 @@ from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.unwrap import named_modules
 from mlr3torch_py.patterns import expanded, patterns
 from mlr3torch_py.select.algebra import Select, Union, selector
+from mlr3torch_py.warn import warn
 
 __all__ = ["All", "First", "Glob", "Grep", "Last", "Name", "Nothing", "Prefix", "Trainable", "Type", "joined"]
 
@@ -99,8 +99,7 @@ class Grep(Select):
         for flag in ("ignore_case", "perl", "fixed"):
             object.__setattr__(self, flag, check_flag(flag, getattr(self, flag)))
         if self.fixed and self.ignore_case:
-            # The level of the caller of select_grep.
-            warnings.warn("`ignore_case=True` is ignored, because `fixed=True` compares letter by letter", stacklevel=4)
+            warn("`ignore_case=True` is ignored, because `fixed=True` compares letter by letter")
             object.__setattr__(self, "ignore_case", False)
         if not self.fixed:
             try:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
 from enum import Enum
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
-from types import MappingProxyType
 from typing import Any, ClassVar, Final, Self
 
-import pandas as pd
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.callback_html import callback_html, code, given
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, StagedCallback
 
@@ -41,6 +40,7 @@ def _starting_run(on_train_begin: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(on_train_begin)
     def wrapper(self: CallbackSet, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        __tracebackhide__ = True
         if must_start_run(net, self):
             Run(net).start(self, X, y, **kwargs)
         else:
@@ -93,7 +93,6 @@ class CallbackSet(StagedCallback):
     label: ClassVar[str] = ""
     man: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("mlr3torch_py", "skorch", "torch")
-    gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -176,21 +175,6 @@ class CallbackSet(StagedCallback):
                     f"or to the net as callbacks__{name}__{parameter}"
                 )
 
-    def require_module(self, net: Net) -> None:
-        """Check that a net has the module that this callback governs.
-
-        Raises
-        ------
-        TypeError
-            If it has modules of other names only.
-        """
-        if not hasattr(net, "module_"):
-            raise TypeError(f"{type(self).__name__} governs parts of `module_`, which {type(net).__name__} lacks")
-
-    def is_replaced(self, parameter: str) -> bool:
-        """Check whether a required parameter need not be set, since another one stands in its place."""
-        return False
-
     def _get_param_names(self) -> list[str]:
         parameters = inspect.signature(type(self)).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -233,10 +217,11 @@ class CallbackSet(StagedCallback):
     def __str__(self) -> str:
         return f"<{type(self).__name__}>\n* Stages: {', '.join(self.stages)}"
 
+    def _repr_html_(self) -> str:
+        return callback_html(repr(self), self)
+
     def __repr__(self) -> str:
-        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
-        given = {name: value for name, value in self.get_params(deep=False).items() if _differs(value, defaults[name])}
-        return f"{type(self).__name__}({', '.join(f'{name}={_code(value)}' for name, value in given.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={code(value)}' for name, value in given(self).items())})"
 
 
 def _is_installed(package: str) -> bool:
@@ -264,11 +249,3 @@ def _check_stages(cls: type, base: type) -> None:
 
 def _defines(cls: type[CallbackSet], hook: str) -> bool:
     return all(getattr(cls, hook) is not getattr(base, hook, None) for base in (CallbackSet, Callback))
-
-
-def _differs(value: Any, default: Any) -> bool:
-    return value is not default and not (isinstance(value, str) and value == default)  # of copies that were pickled
-
-
-def _code(value: Any) -> str:
-    return repr(value.to_dict("list") if isinstance(value, pd.DataFrame) else value)

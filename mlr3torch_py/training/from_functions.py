@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from mlr3torch_py.arguments import check_callable, check_mapping, check_number, check_text, shown
+from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
@@ -19,6 +20,7 @@ __all__ = ["callback_set"]
 _TRAINING_ONLY = ("batch_begin", "batch_end", "after_backward")
 
 
+@short_traceback
 def callback_set(
     classname: str,
     *,

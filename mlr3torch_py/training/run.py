@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 
 from skorch.callbacks import Callback, PrintLog
 
+from mlr3torch_py.frames import hide_frames, short_traceback
 from mlr3torch_py.network.internals import check_internals
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
@@ -69,6 +70,7 @@ class Run:
         self._acts_after_backward = False
         self._outputs = OutputRecorder(self.ctx)
 
+    @short_traceback
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_begin`` of `caller` and of all callbacks after it."""
         for name, callback in self.net.callbacks_:
@@ -141,6 +143,7 @@ class Run:
             raise
         except BaseException as error:
             self.exit(error)
+            hide_frames(error)
             raise
         finally:
             self._release_get_iterator()
@@ -238,6 +241,7 @@ class Run:
         for callback in self.staged:
             callback.find_late_score(self.net)
 
+    @short_traceback
     def end(self, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_end`` of all callbacks, then exit."""
         self._end_skorchs_loop()
@@ -330,6 +334,7 @@ class _Adaptor(Callback):  # type: ignore[misc]
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Start a run."""
+        __tracebackhide__ = True
         Run(net).start(self, X, y, **kwargs)
 
 

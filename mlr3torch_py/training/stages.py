@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
 
 from mlr3torch_py.arguments import check_number
@@ -50,12 +52,18 @@ HOOK_OF_STAGE: Final = {
 }
 
 
+_OF_USERS: Final = frozenset({"ctx", "weight", "keeps_outputs", *HOOK_OF_STAGE.values()})
+
+
 class StagedCallback(Callback):
     """A callback of skorch with a context, a weight and further stages, see `run`."""
+
+    _is_machinery: ClassVar[bool] = True  # `dir` leaves out what such a class defines itself, stages apart
 
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
     lost_on_resume: ClassVar[str] = ""
+    gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
     weight_: float | None = None
     awaits_score_: bool = False
     has_warned_of_nan_: bool = False
@@ -156,6 +164,21 @@ class StagedCallback(Callback):
     def require_params(self, name: str = "") -> None:
         """Raise if a parameter is missing or invalid."""
 
+    def require_module(self, net: Net) -> None:
+        """Check that a net has the module that this callback governs.
+
+        Raises
+        ------
+        TypeError
+            If it has modules of other names only.
+        """
+        if not hasattr(net, "module_"):
+            raise TypeError(f"{type(self).__name__} governs parts of `module_`, which {type(net).__name__} lacks")
+
+    def is_replaced(self, parameter: str) -> bool:
+        """Check whether a required parameter need not be set, since another one stands in its place."""
+        return False
+
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
         """Act before any ``on_train_begin``; return True if the net's history was replaced."""
         return False
@@ -183,6 +206,18 @@ class StagedCallback(Callback):
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         """Stage ``exit``: after the stage ``end``, or when training raises; repeated if Ctrl-C interrupts it."""
+
+    def __dir__(self) -> list[str]:
+        """Leave out what is no user's business: the machinery, and state that no docstring explains."""
+        classes = type(self).__mro__
+        machinery = {name for cls in classes if "_is_machinery" in vars(cls) for name in vars(cls)} - _OF_USERS
+        texts = [cls.__doc__ or "" for cls in classes]
+        return [
+            name
+            for name in super().__dir__()
+            if name.startswith("__")
+            or (name not in machinery and (not name.endswith("_") or any(name in text for text in texts)))
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         owner = self.owner_ if self.ctx_ is None else Owner(self.ctx_.net)

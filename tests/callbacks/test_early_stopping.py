@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback, EpochScoring
+from skorch.dataset import ValidSplit
 
 from mlr3torch_py import CallbackSet, CallbackSetEarlyStopping, t_clbk, torch_callback
 from tests.helpers import X, golden, iris_net, moved, weights, y
@@ -211,3 +212,20 @@ def test_no_warning_is_given_if_nothing_was_stopped():
         net = iris_net(CallbackSetEarlyStopping(3, monitor="train_loss"), max_epochs=1).fit(X, y)
         net.partial_fit(X, y)
     assert len(net.history) == 2
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_it_says_why_training_stops_if_the_net_is_verbose(verbose, capsys):
+    stopping = t_clbk("early_stopping", patience=2, min_delta=100.0)
+    iris_net(stopping, max_epochs=9, verbose=verbose, train_split=ValidSplit(3)).fit(X, y)
+    line = "Stopping at epoch 3, since valid_loss has not improved in the last 2 epochs; the best epoch is 1."
+    assert (line in capsys.readouterr().out) == bool(verbose)
+
+
+def test_another_sink_is_told_whatever_the_verbosity(capsys):
+    lines = []
+    stopping = t_clbk("early_stopping", patience=2, min_delta=100.0, sink=lines.append)
+    iris_net(stopping, max_epochs=9, train_split=ValidSplit(3)).fit(X, y)
+    assert len(lines) == 1
+    with pytest.raises(TypeError, match="`sink` is 3; give a function"):
+        t_clbk("early_stopping", sink=3)

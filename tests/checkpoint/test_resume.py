@@ -157,3 +157,15 @@ def test_resuming_is_logged(tmp_path, caplog):
     with caplog.at_level("INFO", logger="mlr3torch_py"):
         run(tmp_path, 2, resume=True)
     assert f"resuming {tmp_path} after epoch 2 of 2" in caplog.text
+
+
+def test_a_verbose_net_says_what_is_resumed_and_what_is_finished(tmp_path, capsys):
+    lines = []
+    for epochs in (2, 4, 4):
+        iris_net(checkpoint(tmp_path, resume=True, sink=lines.append), max_epochs=epochs).fit(X, y)
+    assert lines == [
+        f"Resumed {tmp_path} after epoch 2, 2 left.",
+        f"Resumed {tmp_path} after epoch 4, which was the last one: finished already, nothing to train.",
+    ]
+    iris_net(checkpoint(tmp_path, resume=True), max_epochs=4, verbose=1).fit(X, y)
+    assert capsys.readouterr().out == lines[1] + "\n"

@@ -403,3 +403,13 @@ def test_a_net_with_a_module_that_cannot_be_pickled_has_a_plan(initialized):
 
     net = iris_net(unfreeze(), t_clbk("frozen_cache"), module=Local, module__d_in=4, module__d_out=3, module__p=0.0)
     assert freeze_plan(net.initialize() if initialized else net, X, y).cache is not None
+
+
+def test_a_plan_says_by_what_factor_a_block_is_slower():
+    network = MLP(4, 3, neurons=(8, 8))
+    plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **gradual_unfreezing(network, lr_decay=2.0))])
+    assert "2 lr_mult 0.5: 3.weight, 3.bias" in str(plan)
+    assert "3 lr_mult 0.25: 0.weight, 0.bias" in plan._repr_html_()
+    frame = plan.to_frame().drop_duplicates("name").set_index("name")
+    assert frame.lr_mult["6.weight"] == 1
+    assert frame.lr_mult["0.bias"] == 0.25

@@ -1,8 +1,13 @@
 """Pictures of a history, on the time axis of the plan."""
 
+import os
+
 import matplotlib as mpl
+import nbformat
 import pytest
+from matplotlib import pyplot
 from matplotlib.text import Annotation
+from nbclient import NotebookClient
 from skorch.dataset import ValidSplit
 from torch import nn
 
@@ -15,7 +20,7 @@ from mlr3torch_py import (
     select_prefix,
     t_clbk,
 )
-from tests.helpers import Nested, X, iris_net, y
+from tests.helpers import Nested, Stops, X, iris_net, y
 
 mpl.use("Agg")
 VALID = ValidSplit(3, stratified=True)
@@ -24,7 +29,7 @@ VALID = ValidSplit(3, stratified=True)
 @pytest.fixture(autouse=True)
 def closed():
     yield
-    mpl.pyplot.close("all")
+    pyplot.close("all")
 
 
 def in_two_epochs():
@@ -149,8 +154,8 @@ def test_a_net_without_a_history_cannot_be_drawn():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scores": "valid_ac"}, "`scores` has 'valid_ac', which no epoch has; did you mean 'valid_acc'"),
-        ({"scores": 3}, "`scores` is 3; give names of scores"),
+        ({"metrics": "valid_ac"}, "`metrics` has 'valid_ac', which no epoch has; did you mean 'valid_acc'"),
+        ({"metrics": 3}, "`metrics` is 3; give names of scores"),
         ({"rates": 1}, "`rates` is 1; give True or False"),
         ({"plan": "0.weight"}, "`plan` is '0.weight'; give what freeze_plan returned"),
         ({"names": None}, "`names` is None; give True or False"),
@@ -160,3 +165,44 @@ def test_wrong_arguments_are_refused(arguments, message):
     net = iris_net(in_two_epochs(), train_split=VALID, max_epochs=1).fit(X, y)
     with pytest.raises((TypeError, ValueError), match=message):
         plot_history(net, **arguments)
+
+
+def test_an_event_of_an_interrupted_epoch_is_marked():
+    net = iris_net(in_two_epochs(), Stops(KeyboardInterrupt, 4), batch_size=50, max_epochs=5).fit(X, y)
+    assert "train_loss" not in net.history[1]
+    net.partial_fit(X, y)
+    assert marks(plot_history(net).axes[0])[0] == 2
+
+
+def test_losses_are_drawn_into_given_axes():
+    net = iris_net(in_two_epochs(), train_split=VALID).fit(X, y)
+    figure, ax = pyplot.subplots()
+    assert plot_history(net, ax=ax) is figure
+    assert figure.axes == [ax]
+    assert marks(ax) == [2, 4]
+    assert all(tick == int(tick) for tick in ax.get_xticks())
+
+
+def test_pictures_have_no_ground_and_ink_for_light_and_dark_themes():
+    net = iris_net(in_two_epochs(), train_split=VALID)
+    plan = freeze_plan(net, X, y)
+    for figure in (plot_history(net.fit(X, y), "valid_acc", plan=plan), plan.plot().figure):
+        grounds = [figure.get_facecolor(), *(ax.get_facecolor() for ax in figure.axes)]
+        assert all(ground[3] == 0 for ground in grounds)
+        for ax in figure.axes:
+            texts = [*ax.texts, ax.xaxis.label, ax.yaxis.label, *ax.get_yticklabels(), *ax.get_xticklabels()]
+            assert all(0.3 < min(mpl.colors.to_rgb(text.get_color())) < 0.7 for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", ["plot_history(net)", "plot_history(net);", "figure = plot_history(net)"])
+def test_a_notebook_shows_it_once(last):
+    source = f"""
+from tests.helpers import X, iris_net, y
+from mlr3torch_py import *
+net = iris_net(t_clbk("unfreeze", starting_weights=select_all()), max_epochs=1).fit(X, y)
+{last}"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    NotebookClient(notebook, timeout=120).execute(env={**environment, "PYTHONPATH": os.getcwd()})
+    assert sum("image/png" in output.get("data", {}) for output in notebook.cells[0].outputs) == 1

@@ -58,5 +58,6 @@ def test_an_overload_returns_the_class_of_the_callback(key):
 @pytest.mark.parametrize("key", mlr3torch_callbacks)
 def test_the_help_lists_the_parameters_of_every_key(key):
     parameters = inspect.signature(class_of(key)).parameters.values()
-    listed = ", ".join(p.name if is_required(p) else f"{p.name}={p.default!r}" for p in parameters)
+    defaults = {p.name: "print" if p.default is print else repr(p.default) for p in parameters}
+    listed = ", ".join(p.name if is_required(p) else f"{p.name}={defaults[p.name]}" for p in parameters)
     assert f"- ``{key}``: {listed or 'none'}" in " ".join(t_clbk.__doc__.split())

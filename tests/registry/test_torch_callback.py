@@ -12,7 +12,7 @@ def test_callbacks_are_described_for_people(capsys):
     assert made.packages == ["mlr3torch_py", "skorch", "torch"]
     assert made.man == "mlr3torch_py.callbacks.early_stopping.CallbackSetEarlyStopping"
     assert made.parameters["patience"] == 3
-    assert repr(made).splitlines()[:4] == [
+    assert str(made).splitlines()[:4] == [
         "<TorchCallback:early_stopping>",
         "* Label: Early Stopping",
         "* Generator: CallbackSetEarlyStopping",

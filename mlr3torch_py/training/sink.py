@@ -1,0 +1,40 @@
+"""Say in a line how a training ended, as callbacks of skorch do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from mlr3torch_py.arguments import shown
+from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.processes import is_main_process
+
+__all__ = ["Sink", "check_sink", "say"]
+
+Sink: TypeAlias = Callable[[str], object]
+
+
+def check_sink(sink: object) -> None:
+    """Check that a sink can be called.
+
+    Raises
+    ------
+    TypeError
+        If it cannot.
+    """
+    if not callable(sink):
+        raise TypeError(f"`sink` is {shown(sink)}; give a function of a text, such as print")
+
+
+def say(net: Net, sink: Sink, line: str) -> None:
+    """Give a line to a sink: to `print` only if the net is verbose, and no callback of its shows progress.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+    sink : callable
+    line : str
+    """
+    shows: list[Any] = [one for _, one in net.callbacks_ if getattr(type(one), "shows_progress", False) is True]
+    if is_main_process() and (sink is not print or (net.verbose and not shows)):
+        sink(line)
