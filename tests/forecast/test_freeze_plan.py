@@ -410,6 +410,6 @@ def test_a_plan_says_by_what_factor_a_block_is_slower():
     plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **gradual_unfreezing(network, lr_decay=2.0))])
     assert "2 lr_mult 0.5: 3.weight, 3.bias" in str(plan)
     assert "3 lr_mult 0.25: 0.weight, 0.bias" in plan._repr_html_()
-    frame = plan.to_frame().drop_duplicates("name").set_index("name")
+    frame = plan.to_frame().drop_duplicates("name", keep="last").set_index("name")
     assert frame.lr_mult["6.weight"] == 1
     assert frame.lr_mult["0.bias"] == 0.25
