@@ -36,6 +36,13 @@ def no_download(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: weights)
 
 
+@pytest.fixture(autouse=True)
+def no_log():
+    """Undo what a page does to show the log."""
+    yield
+    mlr3torch_py.log_to_console(None)
+
+
 def run(codes):
     scope = {}
     for code in codes:
