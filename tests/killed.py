@@ -57,12 +57,17 @@ def jobs():
     }
 
 
-def net_of(folder, job, **more):
-    params = {**jobs()[job], **more}
-    table, rates, has_generator = (params.pop(name, None) for name in ("table", "rates", "generator"))
+def seed():
     torch.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
+
+
+def net_of(folder, job, *, is_seeded=True, **more):
+    params = {**jobs()[job], **more}
+    table, rates, has_generator = (params.pop(name, None) for name in ("table", "rates", "generator"))
+    if is_seeded:
+        seed()
     callbacks = [
         t_clbk("checkpoint", path=folder, freq=params.pop("freq", 1), resume=True),
         ("error_rate", EpochScoring(error_rate, on_train=True)),
@@ -102,12 +107,34 @@ class Killer:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(folder, job, kill_at=None, **more):
-    """Train in this process, and return the net and its Killer."""
-    net, killer = net_of(folder, job, **more).initialize(), Killer(kill_at)
+def once(folder, job):
+    """Train one net, and return it with its folder."""
+    return {folder: net_of(folder, job).fit(X, y)}
+
+
+def again(folder, job):
+    """Train a net, and train it on."""
+    return {folder: net_of(folder, job, max_epochs=2).fit(X, y).partial_fit(X, y)}
+
+
+def both(folder, job):
+    """Train two nets, of which the second draws what the first has left."""
+    seed()
+    nets = [net_of(folder / name, job, is_seeded=False, max_epochs=3) for name in ("a", "b")]
+    return {folder / name: net.fit(X, y) for name, net in zip(("a", "b"), nets, strict=True)}
+
+
+def scripts():
+    """Return scripts by name: the function that trains, and what it trains."""
+    once_each = {job: (once, job) for job in jobs()}
+    return once_each | {"a call and another": (again, "epochs"), "two nets": (both, "hidden values")}
+
+
+def train(folder, script, kill_at=None):
+    """Run a script in this process, and return its nets by folder, and its Killer."""
+    (of, job), killer = scripts()[script], Killer(kill_at)
     sys.setprofile(killer)
     try:
-        net.partial_fit(X, y)
+        return of(folder, job), killer
     finally:
         sys.setprofile(None)
-    return net, killer
