@@ -81,7 +81,7 @@ class CallbackSetFrozenCache(CallbackSet):
     ...     t_clbk("frozen_cache"),
     ... ]).fit(X, y)
     >>> net.history[:, ("cache_hits", "cache_misses")]
-    [(0, 300), (300, 0), (300, 0)]
+    [(0, 150), (150, 0), (150, 0)]
     """
 
     label = "Frozen Cache"
@@ -135,10 +135,10 @@ class CallbackSetFrozenCache(CallbackSet):
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.cached_ is None:
             return
-        n_bytes, tally = self.cached_.budget.used, self.cached_.end_epoch()
+        tally = self.cached_.end_epoch()
         net.history.record("cache_hits", tally.hits)
         net.history.record("cache_misses", tally.misses)
-        net.history.record("cache_bytes", n_bytes)
+        net.history.record("cache_bytes", self.cached_.budget.used)
         net.history.record("cache_saved", tally.saved)
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
