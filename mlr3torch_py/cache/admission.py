@@ -91,8 +91,8 @@ class Admission:
     Notes
     -----
     A module is *row-wise* if its output for a row depends on that row alone. Trials check this separately for each
-    signature, at calls 1 to 4, 8, 16, 32 and so on: they recompute three rows in smaller batches. They also look for
-    effects that an answer from memory would lack, such as drawing random numbers or modifying the module.
+    signature, at calls 1 to 4, 8, 16, 32 and so on: they recompute two or three rows in smaller batches. They also look
+    for effects that an answer from memory would lack, such as drawing random numbers or modifying the module.
 
     Examples
     --------
@@ -192,7 +192,7 @@ class Admission:
         if request.signature in self._row_wise and number > _FIRST_TRIALS and number.bit_count() > 1:
             return None
         found = generators(module=self._module)
-        samples = [(rows, call.take(rows)) for rows in _sample_rows(len(call))]
+        samples = [(rows, call.take(rows)) for rows in _sample_rows(len(call), is_first=number == 1)]
         return Trial(self.find_change() is not None, found, random_states(found), samples)
 
     def finish_trial(self, trial: Trial, request: Request, call: Call, output: Any, relation: Relation = "new") -> None:
@@ -272,14 +272,11 @@ class Admission:
         return True
 
 
-def _sample_rows(n_rows: int) -> list[list[int]]:
-    """Choose rows to be computed without the others: the last with one at random before it, and the first alone."""
+def _sample_rows(n_rows: int, *, is_first: bool) -> list[list[int]]:
+    """Choose rows to be computed again: the last, with one at random before it, and once the first alone."""
     last = n_rows - 1
-    return [
-        rows
-        for rows in ([last, secrets.randbelow(last)] if last > 0 else [last], [0][:n_rows])
-        if min(rows, default=-1) >= 0
-    ]
+    samples = [[last, secrets.randbelow(last)]] if last > 0 else []
+    return [*samples, [0]] if n_rows and (is_first or not samples) else samples
 
 
 def is_fit_in_eval_mode(module: nn.Module, call: Call) -> bool:

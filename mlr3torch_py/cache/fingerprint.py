@@ -17,6 +17,7 @@ __all__ = ["Fingerprint"]
 
 # Compared on their own, or allowed to differ.
 _NOT_SETTINGS: Final = frozenset({"training", "train", "_parameters", "_buffers", "_modules", "_compiled_call_impl"})
+_NUMBERS: Final = frozenset({bool, int, float})
 _CONTAINERS: Final = (list, tuple, dict, set)
 
 
@@ -24,7 +25,7 @@ class _Contents(NamedTuple):
     """The contents of a container or tensor."""
 
     leaves: Sequence[Any]
-    structure: TreeSpec | None = None
+    structure: TreeSpec | type | None = None
 
 
 _MEMBER: Final[Callable[..., Any]] = dict.get
@@ -165,6 +166,8 @@ def _contents(value: Any) -> _Contents:
         return _Contents((content_hash(value),))
     if not value:
         return _EMPTY
+    if type(value) is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
+        return _Contents(value, tuple)
     leaves, structure = tree_flatten(list(value) if isinstance(value, set) else value)
     return _Contents([content_hash(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
 

@@ -15,7 +15,7 @@ __all__ = ["are_near", "largest_values", "precision_of"]
 
 def largest_values(tensors: Iterable[torch.Tensor]) -> list[float]:
     """Compute the largest finite absolute value of each tensor; 0 for an empty one."""
-    return [_sizes(tensor).max().item() if tensor.numel() else 0.0 for tensor in tensors]
+    return list(map(_largest_value, tensors))
 
 
 def are_near(
@@ -66,6 +66,16 @@ def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: 
     tolerance = math.sqrt(precision) * sizes.amax(0) + 64 * precision * sizes.max().clamp(min=largest) + precision
     is_same = (one == other) | (one.isnan() & other.isnan())
     return bool((is_same | ((one - other).abs() <= tolerance)).all())
+
+
+def _largest_value(tensor: torch.Tensor) -> float:
+    if not tensor.numel():
+        return 0.0
+    if tensor.is_floating_point():
+        ends = [abs(end.item()) for end in tensor.aminmax()]  # without a copy of the tensor
+        if all(map(math.isfinite, ends)):
+            return max(ends)
+    return _sizes(tensor).max().item()
 
 
 def _sizes(tensor: torch.Tensor) -> torch.Tensor:
