@@ -15,10 +15,10 @@ from mlr3torch_py.network.bits import content_hash, version_of
 
 __all__ = ["Fingerprint"]
 
-# Compared on their own, or allowed to differ.
-_NOT_SETTINGS: Final = frozenset({"training", "train", "_parameters", "_buffers", "_modules", "_compiled_call_impl"})
+# What every module has, hooks among it, is looked at elsewhere, or may differ.
+_NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
 _NUMBERS: Final = frozenset({bool, int, float})
-_CONTAINERS: Final = (list, tuple, dict, set)
+_WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
 
 
 class _Contents(NamedTuple):
@@ -155,7 +155,7 @@ def _see(owner: dict[str, Any], name: str, tensor: torch.Tensor, before: _Seen |
 def _settings(layer: nn.Module) -> dict[str, Any]:
     """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
     return {
-        name: _contents(value) if isinstance(value, (*_CONTAINERS, torch.Tensor)) else value
+        name: _contents(value) if isinstance(value, _WITH_CONTENTS) else value
         for name, value in vars(layer).items()
         if name not in _NOT_SETTINGS
     }
