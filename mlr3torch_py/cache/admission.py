@@ -17,8 +17,9 @@ from torch.nn.modules import module as torch_module
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
+from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.rounding import are_near, largest_values, precision_of
-from mlr3torch_py.cache.rows import Call, NotCacheableError, OutputSpec
+from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
 __all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "is_fit_in_eval_mode", "is_transformed"]

@@ -12,6 +12,7 @@ from mlr3torch_py.cache.layout import Layout
 from mlr3torch_py.cache.rounding import precision_of
 from mlr3torch_py.cache.rows import Call, Reference
 from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.cache.tally import Tally
 
 __all__ = ["Answer", "Stage"]
 
@@ -22,7 +23,7 @@ class Stage(Protocol):
     name: str
     module: nn.Module
     budget: Budget
-    tally: Any
+    tally: Tally
     seconds_per_row: float
 
     def compute(self, call: Call) -> Any: ...
@@ -66,12 +67,17 @@ class Answer:
         return self._call
 
     @property
-    def chain(self) -> dict[Answer, None]:
-        """The answers that it is made from, itself included."""
-        found = {self: None}
-        for reference in self.call.references:
-            found |= reference.answer.chain
-        return found
+    def chain(self) -> list[Answer]:
+        """The answers that it is made from, and itself, in the order of their calls."""
+        found: dict[Answer, None] = {}
+        waiting = [self]
+        while waiting:  # not by recursion, since there may be more of them than Python allows
+            before = [one.answer for one in waiting[-1].call.references if one.answer not in found]
+            if before:
+                waiting += before
+            else:
+                found[waiting.pop()] = None
+        return list(found)
 
     @property
     def has_changed_input(self) -> bool:
@@ -99,7 +105,7 @@ class Answer:
         """Return the answer if other rows had been computed."""
         return Answer(self.stage, self.layout, self.call, self.keys, rows)
 
-    def compute(self, rows: Sequence[int], memo: dict[Answer, list[torch.Tensor]] | None = None) -> list[torch.Tensor]:
+    def compute(self, rows: Sequence[int]) -> list[torch.Tensor]:
         """Compute some rows from the values that the first modules were given.
 
         Raises
@@ -107,29 +113,29 @@ class Answer:
         RuntimeError
             If these were modified.
         """
-        memo = {} if memo is None else memo
-        if self not in memo:
-            if self.call.has_changed():
-                raise RuntimeError(
-                    f"frozen_cache: an input of {self.stage.name} was modified in place before its output was used; "
-                    "use out-of-place operations, or name other modules in `modules`"
-                )
-            is_written = self.layout.relation == "written"
+        outputs: dict[Answer, list[torch.Tensor]] = {}
+        for answer in self.chain:
+            outputs[answer] = answer._compute_from(outputs, rows)
+        return outputs[self]
 
-            def values(reference: Reference) -> torch.Tensor:
-                value = reference.answer.compute(rows, memo)[reference.index]
-                return value.clone() if is_written else value
+    def _compute_from(self, outputs: Mapping[Answer, list[torch.Tensor]], rows: Sequence[int]) -> list[torch.Tensor]:
+        if self.call.has_changed():
+            raise RuntimeError(
+                f"frozen_cache: an input of {self.stage.name} was modified in place before its output was used; "
+                "use out-of-place operations, or name other modules in `modules`"
+            )
+        is_written = self.layout.relation == "written"
 
-            call = self.call.take(rows, values)
-            is_grad_enabled, dtype = self.layout.modes
-            device = next((tensor.device.type for tensor in call.tensors), "cpu")
-            with (
-                torch.set_grad_enabled(is_grad_enabled),
-                torch.autocast(device, dtype=dtype, enabled=dtype is not None),
-            ):
-                output = self.stage.compute(call)
-            memo[self] = self.layout.spec.tensors_of(output, len(rows))
-        return memo[self]
+        def values(reference: Reference) -> torch.Tensor:
+            value = outputs[reference.answer][reference.index]
+            return value.clone() if is_written else value
+
+        call = self.call.take(rows, values)
+        is_grad_enabled, dtype = self.layout.modes
+        device = call.device.type
+        with torch.set_grad_enabled(is_grad_enabled), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            output = self.stage.compute(call)
+        return self.layout.spec.tensors_of(output, len(rows))
 
     def fetch(self, index: int, part: torch.Tensor | None) -> torch.Tensor:
         """Return a tensor of the output, and keep its rows.

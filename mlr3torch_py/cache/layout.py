@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch.utils._pytree import tree_leaves
 
+from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.rounding import largest_values
-from mlr3torch_py.cache.rows import Call, NotCacheableError, OutputSpec
+from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.store import Budget, Table
 
 __all__ = ["Layout", "Relation", "relation_of"]
@@ -90,6 +91,7 @@ class Layout:
 
     def end_epoch(self) -> None:
         """Drop rows that were not used, if the budget was short."""
+        self._children = [child for child in self._children if not child.is_dropped]
         for table in self.tables:
             if dropped := table.end_epoch():
                 for source in self.sources:

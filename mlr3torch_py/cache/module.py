@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -21,30 +20,11 @@ from mlr3torch_py.cache.rounding import are_near
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.stopwatch import Stopwatch
 from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.cache.tally import Tally
 
-__all__ = ["CachedModule", "Tally"]
+__all__ = ["CachedModule"]
 
 _MAX_LAYOUTS: Final = 1000
-
-
-@dataclass(slots=True)
-class Tally:
-    """Hit and miss counts of a module.
-
-    Parameters
-    ----------
-    hits, misses : int
-        Rows taken from memory, and rows computed.
-    saved : float
-        Estimated seconds for computing the hits, minus the seconds that the cache itself took.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    saved: float = 0.0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.hits + other.hits, self.misses + other.misses, self.saved + other.saved)
 
 
 class CachedModule:

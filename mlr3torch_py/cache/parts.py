@@ -12,11 +12,12 @@ from torch import nn
 from mlr3torch_py.cache.admission import NEEDS_GRADIENT
 from mlr3torch_py.cache.boundary import Boundary
 from mlr3torch_py.cache.frozen import frozen_parts, is_callable, links
-from mlr3torch_py.cache.module import CachedModule, Tally
+from mlr3torch_py.cache.module import CachedModule
 from mlr3torch_py.cache.placeholder import Passes
 from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy, quoted
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.cache.tally import Tally
 from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.parameters import can_train, trainable_names
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from mlr3torch_py.cache.rows import RowSpec
+from mlr3torch_py.cache.output import RowSpec
 
 __all__ = ["Budget", "Table"]
 
@@ -105,6 +105,7 @@ class Table:
 
     def add(self, keys: Sequence[bytes], rows: torch.Tensor) -> None:
         """Copy rows into the table until the budget is used up."""
+        self._used.update(keys)
         new = {key: i for i, key in enumerate(keys) if key not in self._slots}
         if not new:
             return
@@ -119,7 +120,6 @@ class Table:
             part = rows.detach() if chosen == list(range(len(rows))) else rows.detach()[chosen]
             self._rows[start : start + len(names)] = part
         self._slots.update(zip(names, range(start, start + len(names)), strict=True))
-        self._used.update(names)
 
     def end_epoch(self) -> set[bytes]:
         """Return unused space, and drop the rows not used since the last call if the budget was short.

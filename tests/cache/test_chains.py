@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from mlr3torch_py.cache.parts import CachedParts
-from tests.cache.helpers import frozen, same
+from tests.cache.helpers import cached, frozen, same
 
 WIDTH, N = 4, 24
 DATA = torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -213,3 +213,30 @@ def test_any_network_trains_as_without_the_cache(kinds, program, events, max_byt
     for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert all("_compiled_call_impl" not in vars(module) for module in network.modules())
+
+
+class Many(nn.Module):
+    """Layers in a row, each of which is also given what the one before it was given."""
+
+    def __init__(self, n, is_residual):
+        super().__init__()
+        self.layers = nn.ModuleList(frozen(Sum()) for _ in range(n))
+        self.head = nn.Linear(WIDTH, 2)
+        self.is_residual = is_residual
+
+    def forward(self, x):
+        before = None
+        for layer in self.layers:
+            before, x = x, layer(x, before) if self.is_residual else layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("n", "is_residual"), [(400, False), (40, True)])
+def test_a_chain_may_be_long_and_branch_at_every_step(n, is_residual):
+    network = Many(n, is_residual)
+    fresh = copy.deepcopy(network)
+    parts = cached(network, check=1)
+    for _ in range(3):
+        torch.testing.assert_close(network(DATA), fresh(DATA))
+        parts.settle(), parts.end_epoch(), parts.begin_epoch(), parts.refresh()
+    assert sum(one.n_bytes > 0 for one in parts.modules.values()) == 1

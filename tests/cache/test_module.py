@@ -12,8 +12,8 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from mlr3torch_py.cache.check import HitCheck
-from mlr3torch_py.cache.module import Tally
 from mlr3torch_py.cache.parts import CachedParts
+from mlr3torch_py.cache.tally import Tally
 from tests.cache.helpers import CHANGES, ROWS, UNSEEN, Part, cached, counts, frozen, normed
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlr3torch_py.cache.rows import OutputSpec
+from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.store import Budget, Table
 from tests.cache.helpers import ROWS, cached, counts, frozen
 
