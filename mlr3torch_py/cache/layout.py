@@ -48,6 +48,7 @@ class Layout:
         self.modes = modes
         self._children: list[Layout] = []
         self._tables: dict[int, Table] = {}
+        self._geometry: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._spec: OutputSpec | None = None
         self.largest: Sequence[float] = ()
         self.relation: Relation = "new"
@@ -75,6 +76,14 @@ class Layout:
     def tables(self) -> Iterable[Table]:
         """The rows, for each tensor of the output that was asked for."""
         return self._tables.values()
+
+    def geometry(self, index: int, n_rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shape and the strides of a tensor of the output."""
+        found = self._geometry.get((index, n_rows))
+        if found is None:
+            row = self.spec.tensors[index]
+            found = self._geometry[index, n_rows] = (n_rows, *row.shape), row.strides(n_rows)
+        return found
 
     def learn(self, output: object, n_rows: int, relation: Relation) -> None:
         """Take the spec from an output."""

@@ -153,13 +153,13 @@ class CachedModule:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a call of the module."""
-        if is_transformed():
-            args, kwargs = arguments_made_real(args, kwargs)
-            return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         if len(args) == 1 and not kwargs and type(args[0]) is Placeholder:
             output = self._follow(args[0])
             if output is not None:
                 return output
+        if is_transformed():
+            args, kwargs = arguments_made_real(args, kwargs)
+            return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         given = Given(args, kwargs)
         if self.is_link and not given.placeholders:
             return self.module._call_impl(*given.args, **given.kwargs)  # type: ignore[no-untyped-call]

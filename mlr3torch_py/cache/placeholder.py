@@ -141,9 +141,13 @@ class Placeholder(torch.Tensor):
 
     @staticmethod
     def __new__(cls, pending: Pending) -> Placeholder:
-        row, n_rows = pending.answer.layout.spec.tensors[pending.index], len(pending.answer.keys)
+        layout = pending.answer.layout
+        row, (shape, strides) = (
+            layout.spec.tensors[pending.index],
+            layout.geometry(pending.index, len(pending.answer.keys)),
+        )
         made: Placeholder = torch.Tensor._make_wrapper_subclass(
-            cls, (n_rows, *row.shape), strides=row.strides(n_rows), dtype=row.dtype, device=row.device
+            cls, shape, strides=strides, dtype=row.dtype, device=row.device
         )
         made.pending = pending
         if pending.passes.current is not None:
