@@ -25,6 +25,7 @@ MODULES = {
     "f": "memory",
     "g": "stages",
     "h": "plan",
+    "i": "backbones",
 }
 DOCS = Path(__file__).parents[1] / "docs"
 WITHIN, ABOVE, NO_LIMIT = "#0b5394", "#b45309", "#7f7f7f"
