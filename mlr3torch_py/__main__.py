@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _Observer(Callback):  # type: ignore[misc]
-    """Takes down, at the end of each epoch, which parameters are trainable."""
+    """Records, at the end of each epoch, which parameters are trainable."""
 
     def initialize(self) -> _Observer:
         self.trainable_: dict[int, dict[str, bool]] = {}

@@ -42,9 +42,22 @@ def names():
 CTX = re.findall(r"\bctx\.(\w+)", " ".join(HERE))
 
 
+def complaint(code, names):
+    try:
+        eval(re.sub(r"\bctx\.", "ctx_", code), dict(names))
+    except (AttributeError, KeyError, NameError) as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_every_name_is_there(name, names):
-    eval(re.sub(r"\bctx\.", "ctx_", name), dict(names))
+    assert not complaint(name, names)
+
+
+def test_a_name_that_is_not_there_is_noticed(names):
+    assert "t_clbx" in complaint("t_clbx", names)
+    assert "nobody" in complaint("callback.nobody", names)
 
 
 def test_a_row_says_what_to_use_where_there_is_no_counterpart():

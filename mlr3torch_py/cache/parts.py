@@ -192,7 +192,7 @@ class CachedParts:
         return tally
 
     def close(self) -> None:
-        """Restore the own calls of all modules, and forget all rows."""
+        """Call all modules directly again, and forget all rows."""
         for path in self.stages:
             self._release(path)
         self._put_boundaries_in_place()

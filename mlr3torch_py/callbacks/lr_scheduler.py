@@ -13,18 +13,15 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from torch.optim import lr_scheduler
 
-from mlr3torch_py.arguments import check_number, check_text, check_whole
+from mlr3torch_py.arguments import check_number, check_whole
 from mlr3torch_py.callbacks.lr_arguments import ThrowAway, Trial, check_arguments, is_of_torch
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.clock import take_back_epoch
-from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.recipe import recipe_class
-from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
 
 __all__ = [
     "CallbackSetLRScheduler",
-    "CallbackSetLRSchedulerReduceOnPlateau",
     "lr_scheduler_class",
     "name_of",
 ]
@@ -248,73 +245,6 @@ class CallbackSetLRScheduler(CallbackSet):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"scheduler_": None, "state_": self.state_dict()}
-
-
-class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
-    """Lower the rates when a score has stopped improving.
-
-    Parameters
-    ----------
-    **params
-        Those of ``torch.optim.lr_scheduler.ReduceLROnPlateau``, and `monitor`, the key of the score in a row of
-        ``net.history``, by default ``"valid_loss"``. Without a `mode`, the callback of the net that records the score
-        is asked whether lower or higher is better; a score that no callback knows is minimised.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When training begins, if a parameter is wrong, or nothing records the score.
-
-    Warns
-    -----
-    UserWarning
-        When training begins, for a score whose direction nobody knows.
-
-    See Also
-    --------
-    CallbackSetLRScheduler
-
-    Notes
-    -----
-    An epoch without the score, or with the score None or NaN, is no evaluation: the scheduler does not step.
-    """
-
-    scheduler_class = lr_scheduler.ReduceLROnPlateau
-    _trial_scores = (1.0,)
-
-    def check_params(self) -> None:
-        super().check_params()
-        check_text("monitor", vars(self)["monitor"], "the name of a score in the history")
-
-    def before_first_epoch(self, net: Net, dataset_train: Any) -> None:
-        if vars(self)["mode"] is None:
-            warn_of_unknown_direction(net, vars(self)["monitor"], "`mode`, 'min' or 'max'")
-
-    def build(self, optimizer: Any, arguments: dict[str, Any]) -> Any:
-        own = {name: value for name, value in arguments.items() if name != "monitor"}
-        return super().build(optimizer, own | {"mode": own["mode"] or "min"})
-
-    def make(self, net: Net, dataset_train: Any) -> Any:
-        asked = "min" if lower_is_better(net, vars(self)["monitor"]) else "max"
-        return self.build(net.optimizer_, self.arguments | {"mode": vars(self)["mode"] or asked})
-
-    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self._record(net)
-        self._step(net)
-
-    def find_late_score(self, net: Net) -> None:
-        if self.awaits_score_:
-            self._step(net)
-
-    @property
-    def monitors(self) -> tuple[str, ...]:
-        return (vars(self)["monitor"],)
-
-    def _step(self, net: Net) -> None:
-        score = from_main_process(self.read_score(net, vars(self)["monitor"]))
-        if score is not None:
-            self._follow(net)
-            self.scheduler_.step(score)
 
 
 def lr_scheduler_class(

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from mlr3torch_py.freezing.advice import in_no_optimizer, missing_from
 from mlr3torch_py.freezing.inventory import Inventory
+from mlr3torch_py.freezing.memory import complete_momentum, forget_directions
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
@@ -112,6 +113,7 @@ class FreezingEngine(Generic[_Host]):
         self.moment = replace(moment, batch=self.batch)
         self._change(f"batch {self.batch}", fresh)
         self._check_something_trains()
+        complete_momentum(self._optimizers())
         self._flags_before = None
         self._rates.watch(_movable(self.network))
         self.due = self.batch + 1 if self._rates.are_unproven else self._next_row(self.batch)
@@ -202,7 +204,7 @@ class FreezingEngine(Generic[_Host]):
         before = self.held
         self._hold(self.moment)
         if freeze(self.network, self.held, governed=written, tensors=self._inventory.tensors):
-            self._clear_directions()
+            forget_directions(self._optimizers())
         held_by = [(holder, holder.held_) for holder in self.holders]
         has_other_pins = self._pins.set(modules_to_pin(self.network, held_by))
         if has_other_pins:
@@ -235,12 +237,6 @@ class FreezingEngine(Generic[_Host]):
             for name, factor in plan.lr_factors:
                 factors.setdefault(id(self._inventory.tensors[name]), factor)
         return factors
-
-    def _clear_directions(self) -> None:
-        """Reset LBFGS: its gradient memory would keep moving frozen weights."""
-        for optimizer in self._optimizers():
-            if isinstance(optimizer, torch.optim.LBFGS):
-                optimizer.state.clear()
 
     def _check_something_trains(self) -> None:
         groups = [group["params"] for optimizer in self._optimizers() for group in optimizer.param_groups]

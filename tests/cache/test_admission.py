@@ -308,19 +308,6 @@ def test_trials_find_rows_that_depend_on_each_other_only_at_times(n_calls):
     assert parts.budget.used == 0
 
 
-@pytest.mark.parametrize("n_calls", range(1, 8))
-@pytest.mark.parametrize("n_known", [0, 6])
-def test_a_module_that_draws_random_numbers_only_at_times_leaves_no_rows(n_calls, n_known):
-    part = frozen(Part(lambda f, x: f(x) + (torch.rand(1) if is_noisy else 0)))
-    parts, is_noisy = cached(part, "", check=0), False
-    for i in range(n_calls):
-        part(ROWS + i)
-    is_noisy = True
-    part(torch.cat([ROWS[:n_known], -ROWS[n_known:]]))
-    assert "it draws random numbers" in told(parts)[0]
-    assert parts.budget.used == 0
-
-
 def test_the_first_call_may_set_up_a_table():
     class Lazy(nn.Linear):
         def forward(self, x):

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -92,13 +92,13 @@ def test_a_module_that_does_not_draw_is_not_blamed(kind, draw):
         assert counts(parts) == (12, 72)
 
 
-@pytest.mark.parametrize("draw", [*DRAW, "nothing"])
+@pytest.mark.parametrize("thread", [*DRAW, "idle", "none"])
 @pytest.mark.parametrize("n_calls", range(1, 8))
 @pytest.mark.parametrize("n_known", [0, 6])
-def test_a_module_that_draws_only_at_times_leaves_no_rows(n_calls, n_known, draw):
+def test_a_module_that_draws_only_at_times_leaves_no_rows(n_calls, n_known, thread):
     part = frozen(Part(lambda f, x: f(x) + (torch.rand(1) if is_noisy else 0)))
     parts, is_noisy = cached(part, "", check=0), False
-    with somebody_else_drawing(DRAW.get(draw, lambda: None)):
+    with nullcontext() if thread == "none" else somebody_else_drawing(DRAW.get(thread, lambda: None)):
         for i in range(n_calls):
             part(ROWS + i)
         is_noisy = True

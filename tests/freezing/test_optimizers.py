@@ -12,7 +12,7 @@ from torch.optim import LBFGS
 from torch.testing import assert_close
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, select_prefix
-from tests.helpers import Trace, X, iris_net, moved, y
+from tests.helpers import Trace, X, iris_net, moved, weights, y
 
 
 class Matrices(nn.Sequential):
@@ -154,3 +154,21 @@ def test_gradients_may_be_accumulated_over_batches():
     for (before, after), trainable in zip(pairwise(trace.weights_), trace.batches_, strict=True):
         assert moved(before, after) <= set(trainable)
     assert sum(bool(moved(*pair)) for pair in pairwise(trace.weights_)) == 8
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": True}, {"weight_decay": 0.1}, {"maximize": True}])
+@pytest.mark.parametrize("table", [{"epoch": [2, 3]}, {"batch": [2, 6]}, {"epoch": [2, 3], "lr_mult": [0.1, None]}])
+def test_fused_sgd_trains_what_is_unfrozen_later_as_the_other_kinds_do(table, options):
+    def trained(fused):
+        torch.manual_seed(0)
+        schedule = table | {"weights": [select_prefix("3"), select_all()]}
+        given = {f"optimizer__{name}": value for name, value in options.items()}
+        net = iris_net(
+            CallbackSetUnfreeze(select_prefix("6"), schedule), optimizer=torch.optim.SGD, optimizer__momentum=0.9,
+            optimizer__fused=fused, lr=0.01, **given,
+        )  # fmt: skip
+        return net.fit(X, y).partial_fit(X, y)
+
+    fused, plain = trained(True), trained(None)
+    for one, other in zip(weights(fused).values(), weights(plain).values(), strict=True):
+        assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -2,11 +2,11 @@
 
 import ast
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import torch
 
 import mlr3torch_py
 from mlr3torch_py.network import internals
@@ -59,7 +59,7 @@ def test_a_missing_name_is_an_error_that_names_the_release(monkeypatch):
     empty = ModuleType("torch.utils._pytree")
     monkeypatch.setitem(sys.modules, "torch.utils._pytree", empty)
     message = (
-        f"torch {torch.__version__} lacks torch.utils._pytree.tree_map, which mlr3torch_py needs to find the tensors"
+        f"torch {version('torch')} lacks torch.utils._pytree.tree_map, which mlr3torch_py needs to find the tensors"
     )
     with pytest.raises(ImportError) as error:
         internal("torch.utils._pytree", "tree_map")

@@ -74,6 +74,7 @@ def test_a_score_of_the_user_is_not_refused(monitoring):
     for recorder in recorders:
         net = iris_net(("recorder", recorder) if isinstance(recorder, Callback) else recorder, monitoring("valid_loss"))
         net.set_params(train_split=None, max_epochs=2, callbacks__valid_loss=None).fit(X, y)
+        assert len(net.history[:, "valid_loss"]) == 2
 
 
 @every_one

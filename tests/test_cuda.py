@@ -1,0 +1,168 @@
+"""What the package promises, on a GPU: flags, pins, rates, mixed precision, resuming, audit and cache."""
+
+import copy
+
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from mlr3torch_py import CallbackSetUnfreeze, freeze_plan, select_all, select_prefix, t_clbk
+from tests.helpers import X, iris_net, moved, weights, y
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+LATER = {"epoch": [3], "weights": [select_all()]}
+OPTIMIZERS = {
+    "SGD": (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+    "SGD fused": (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "fused": True}),
+    "Adam fused": (torch.optim.Adam, {"fused": True, "weight_decay": 0.1}),
+    "AdamW foreach": (torch.optim.AdamW, {"foreach": True}),
+    "Adam capturable": (torch.optim.Adam, {"capturable": True}),
+    "RMSprop": (torch.optim.RMSprop, {"momentum": 0.9}),
+    "Adagrad": (torch.optim.Adagrad, {}),
+    "LBFGS": (torch.optim.LBFGS, {}),
+}
+
+
+class Network(nn.Module):
+    """`body`, with normalisation and dropout, and `head`."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x)))
+
+
+@pytest.fixture(autouse=True)
+def deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.manual_seed(0)
+
+
+def net_of(*callbacks, **params):
+    return iris_net(*callbacks, **{"module": Network, "device": "cuda", "lr": 0.01, "max_epochs": 2} | params)
+
+
+def freezing(table=None, **options):
+    return CallbackSetUnfreeze(select_prefix("head"), table, **{"frozen_mode": "eval"} | options)
+
+
+def state(net):
+    return {name: tensor.clone() for name, tensor in net.module_.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_is_frozen_keeps_its_bits_and_then_trains(optimizer):
+    kind, params = OPTIMIZERS[optimizer]
+    given = {f"optimizer__{name}": value for name, value in params.items()}
+    net = net_of(freezing(LATER), optimizer=kind, **given).initialize()
+    before = state(net)
+    net.partial_fit(X, y)
+    assert moved(before, state(net)) == {"head.weight", "head.bias"}
+    halfway = weights(net)
+    net.partial_fit(X, y)
+    assert moved(halfway, weights(net)) == set(halfway)
+    assert all(tensor.is_cuda for tensor in weights(net).values())
+
+
+def test_factors_on_rates_do_what_groups_by_hand_do():
+    table = {"epoch": [1], "weights": [select_prefix("body")], "lr_mult": [0.1]}
+    ours = net_of(CallbackSetUnfreeze(select_all(), table), audited=False).fit(X, y)
+    torch.manual_seed(0)
+    by_hand = net_of(audited=False, optimizer__param_groups=[("body*", {"lr": 0.001})]).fit(X, y)
+    for one, other in zip(weights(ours).values(), weights(by_hand).values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+class Scaled(NeuralNetClassifier):
+    """Trains in half precision with a GradScaler, as the documentation of torch shows."""
+
+    def initialize(self):
+        super().initialize()
+        self.scaler_ = torch.amp.GradScaler("cuda")
+        return self
+
+    def train_step(self, batch, **fit_params):
+        inputs, targets = batch
+        self._set_training(True)
+        self.optimizer_.zero_grad()
+        with torch.autocast("cuda", dtype=torch.float16):
+            y_pred = self.infer(inputs, **fit_params)
+            loss = self.get_loss(y_pred, targets, X=inputs, training=True)
+        self.scaler_.scale(loss).backward()
+        self.notify("on_grad_computed", named_parameters=self.get_all_learnable_params())
+        self.scaler_.step(self.optimizer_)
+        self.scaler_.update()
+        return {"loss": loss, "y_pred": y_pred}
+
+
+@pytest.mark.parametrize("lr_mult", [None, 0.1])
+def test_mixed_precision_with_a_scaler(lr_mult):
+    table = {"epoch": [3], "weights": [select_all()], "lr_mult": [lr_mult]}
+    net = net_of(freezing(table), cls=Scaled, audited=False).initialize()
+    before = state(net)
+    net.partial_fit(X, y)
+    assert moved(before, state(net)) == {"head.weight", "head.bias"}
+    halfway = weights(net)
+    net.partial_fit(X, y)
+    assert moved(halfway, weights(net)) == set(halfway)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_resumed_run_equals_one_without_a_stop_bit_for_bit(tmp_path, stop):
+    def run(folder, max_epochs):
+        torch.manual_seed(0)
+        torch.cuda.manual_seed_all(0)
+        checkpoint = t_clbk("checkpoint", path=tmp_path / folder, freq=1, resume=True)
+        schedule = CallbackSetUnfreeze(select_prefix("head"), {"epoch": [3], "weights": [select_all()]})
+        return net_of(
+            schedule, checkpoint, max_epochs=max_epochs, optimizer=torch.optim.Adam, iterator_train__shuffle=True,
+            audited=False,
+        ).fit(X, y)  # fmt: skip
+
+    whole = run("whole", 4)
+    run("stopped", stop)
+    resumed = run("stopped", 4)
+    assert not moved(state(whole), state(resumed))
+    assert resumed.history[:, "train_loss"] == whole.history[:, "train_loss"]
+
+
+def test_the_cache_takes_rows_from_memory_and_gives_the_same_weights():
+    network = Network()
+    plainly = net_of(freezing(), module=copy.deepcopy(network), max_epochs=4).fit(X, y)
+    cached = net_of(freezing(), t_clbk("frozen_cache"), module=network, max_epochs=4).fit(X, y)
+    assert cached.history[:, "cache_hits"][1:] == [150] * 3
+    for one, other in zip(weights(plainly).values(), weights(cached).values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_the_audit_finds_a_write():
+    class Writes(Network):
+        def forward(self, x):
+            if self.training:
+                self.body[0].weight.data += 1e-3
+            return super().forward(x)
+
+    with pytest.raises(RuntimeError, match="body.0.weight"):
+        net_of(freezing(), module=Writes).fit(X, y)
+
+
+def test_early_stopping_puts_the_best_weights_back_on_the_gpu():
+    stopping = t_clbk("early_stopping", monitor="train_loss", patience=1, min_delta=100.0, restore_best_weights=True)
+    net = net_of(stopping, max_epochs=5, audited=False).fit(X, y)
+    assert len(net.history) == 2
+    assert all(tensor.is_cuda for tensor in weights(net).values())
+
+
+def test_a_plan_is_made_without_training():
+    net = net_of(freezing(LATER), max_epochs=4).initialize()
+    before = state(net)
+    plan = freeze_plan(net, X, y)
+    assert [phase.epoch for phase in plan.phases] == [1, 3]
+    assert not moved(before, state(net))
