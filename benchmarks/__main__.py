@@ -25,7 +25,8 @@ MODULES = {
     "f": "memory",
     "g": "stages",
     "h": "plan",
-    "i": "growth",
+    "i": "backbones",
+    "j": "growth",
 }
 DOCS = Path(__file__).parents[1] / "docs"
 WITHIN, ABOVE, NO_LIMIT = "#0b5394", "#b45309", "#7f7f7f"

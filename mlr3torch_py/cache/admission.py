@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
@@ -14,8 +15,10 @@ from torch.autograd import forward_ad
 
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
-from mlr3torch_py.cache.rounding import largest_values, reproduces
-from mlr3torch_py.cache.rows import Call, NotCacheableError, OutputSpec
+from mlr3torch_py.cache.layout import Relation
+from mlr3torch_py.cache.output import OutputSpec
+from mlr3torch_py.cache.rounding import are_near, largest_values, precision_of
+from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.network.internals import check_internals, internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
@@ -24,6 +27,7 @@ __all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "is_fit_in_eval_mo
 NEEDS_GRADIENT: Final = "its input requires a gradient"
 
 _FIRST_TRIALS: Final = 4
+_FEW_ROWS: Final = 4
 _MODE: Final = attrgetter("training")
 _GLOBAL_HOOKS: Final = [
     internal("torch.nn.modules.module", name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
@@ -59,11 +63,14 @@ class Trial(NamedTuple):
         All random generators that the call might draw from.
     random_states : mapping
         Their states.
+    samples : sequence of pairs of list of int and Call
+        Small batches to be computed again: which rows, and their values.
     """
 
     is_module_changed: bool
     generators: Mapping[str, Any]
     random_states: Mapping[str, Any]
+    samples: Sequence[tuple[list[int], Call]] = ()
 
     @property
     def moved(self) -> dict[str, Any]:
@@ -89,15 +96,15 @@ class Admission:
     Notes
     -----
     A module is *row-wise* if its output for a row depends on that row alone. Trials check this separately for each
-    signature, at calls 1 to 4, 8, 16, 32 and so on: they recompute the rows in smaller batches. They also look for
-    effects that an answer from memory would lack, such as drawing random numbers or modifying the module.
+    signature, at calls 1 to 4, 8, 16, 32 and so on: they recompute two or three rows in smaller batches. They also look
+    for effects that an answer from memory would lack, such as drawing random numbers or modifying the module.
 
     Examples
     --------
     >>> admission, batch = Admission(nn.Flatten()), torch.rand(3, 2, 2)
-    >>> request = admission.read((batch,), {})
-    >>> trial = admission.start_trial(request)
-    >>> admission.finish_trial(trial, request, output=batch.flatten(1))
+    >>> request = admission.read(call := Call((batch,), {}))
+    >>> trial = admission.start_trial(request, call)
+    >>> admission.finish_trial(trial, request, call, output=batch.flatten(1))
     >>> admission.is_row_wise(request)
     True
     """
@@ -122,6 +129,16 @@ class Admission:
         """Whether the module seems unchanged, at a glance; see `Fingerprint.seems_current`."""
         return self._fingerprint.seems_current
 
+    @property
+    def seems_usual(self) -> bool:
+        """Whether the module seems unchanged, and there are no hooks."""
+        return not (any(_GLOBAL_HOOKS) or any(self._hooks)) and self.seems_current
+
+    def settings(self, device: torch.device) -> Hashable:
+        """Return the modes of the layers, of autograd and of autocast."""
+        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        return bytes(map(_MODE, self._layers)), torch.is_grad_enabled(), autocast
+
     def find_change(self, *, trust_versions: bool = False) -> str | None:
         """Compare the module with what it was at the last comparison.
 
@@ -140,7 +157,7 @@ class Admission:
         self._fingerprint = now
         return change
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request | None:
+    def read(self, call: Call) -> Request | None:
         """Read the arguments of a call.
 
         Returns
@@ -154,10 +171,9 @@ class Admission:
             If the module cannot be cached at all.
         """
         self._check_hooks()
-        call = Call(args, kwargs)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
             raise NotCacheableError(NEEDS_GRADIENT, "freeze everything that comes before it, too", may_fit_below=False)
-        settings = call.pattern, bytes(map(_MODE, self._layers)), torch.is_grad_enabled(), call.autocast_dtype
+        settings = call.pattern, self.settings(call.device)
         signature = settings, len(call) == 1
         if call.is_ambiguous or not self._row_wise.get(signature, True):
             return None
@@ -167,15 +183,23 @@ class Admission:
         """Whether trials have found calls of this signature to be row-wise."""
         return self._row_wise.get(request.signature, False)
 
-    def start_trial(self, request: Request) -> Trial | None:
-        """Prepare a trial of a call that is about to be computed; None if no trial is due."""
+    def start_trial(self, request: Request, call: Call) -> Trial | None:
+        """Prepare a trial of a call that is about to be computed; None if no trial is due.
+
+        Parameters
+        ----------
+        request : Request
+        call : Call
+            The call with all of its values.
+        """
         self._n_computed[request.signature] = number = self._n_computed[request.signature] + 1
         if request.signature in self._row_wise and number > _FIRST_TRIALS and number.bit_count() > 1:
             return None
         found = generators(module=self._module)
-        return Trial(self.find_change() is not None, found, random_states(found))
+        samples = [(rows, call.take(rows)) for rows in _sample_rows(len(call), is_first=number == 1)]
+        return Trial(self.find_change() is not None, found, random_states(found), samples)
 
-    def finish_trial(self, trial: Trial, request: Request, output: Any) -> None:
+    def finish_trial(self, trial: Trial, request: Request, call: Call, output: Any, relation: Relation = "new") -> None:
         """Judge a call by its output and by what else it has done.
 
         Raises
@@ -184,12 +208,12 @@ class Admission:
             If the module cannot be cached.
         """
         moved = trial.moved
-        if request.call.has_changed():
+        if relation != "written" and call.has_changed():
             raise NotCacheableError("it modifies its input in place", "use out-of-place operations")
         if not self._left_module_unchanged():
             return
-        self._check_draws(moved, request.call, output)
-        before, now = self._row_wise.get(request.signature), self._is_row_wise(request.call, output)
+        self._check_draws(moved, call, output)
+        before, now = self._row_wise.get(request.signature), self._gives_again(call, output, trial.samples)
         self._row_wise[request.signature] = now
         if not now and (before or not any(self._row_wise.values())):
             raise NotCacheableError(
@@ -235,25 +259,28 @@ class Admission:
         self._was_changed_by_call |= change is not None
         return change is None
 
-    def _is_row_wise(self, call: Call, output: Any) -> bool:
-        """Recompute the rows in smaller batches and another order."""
-        last = len(call) - 1
-        return self._gives_again(call, output, range(last, -1, -2), range(last - 1, -1, -2), range(min(1, len(call))))
-
-    def _gives_again(self, call: Call, output: Any, *batches: Sequence[int]) -> bool:
-        """Recompute the rows in some batches, or in the one that they came in."""
-        n_rows = len(call)
-        spec = OutputSpec.of(output, n_rows)
-        rows = spec.split(output, n_rows)
-        largest = largest_values(rows)
+    def _gives_again(self, call: Call, output: Any, samples: Sequence[tuple[list[int], Call]] = ()) -> bool:
+        """Recompute some rows in smaller batches, or all in the batch that they came in."""
+        spec = OutputSpec.of(output, len(call))
+        tensors = spec.tensors_of(output, len(call))
+        largest = largest_values(tensors)
+        precision = precision_of(self._module, call, tensors)
         try:
-            return all(
-                reproduces(self._module, call, {i: rows[i] for i in batch}, spec, largest)
-                for batch in batches or [range(n_rows)]
-                if batch
-            )
+            for rows, part in samples or [(list(range(len(call))), call)]:
+                again = self._module._call_impl(*part.args, **part.kwargs)  # type: ignore[no-untyped-call]
+                ours, theirs = [tensor[rows] for tensor in tensors], spec.tensors_of(again, len(rows))
+                if not are_near(ours, theirs, precision=precision, largest=largest):
+                    return False
         except Exception:  # whatever a module raises that accepts whole batches only
             return False
+        return True
+
+
+def _sample_rows(n_rows: int, *, is_first: bool) -> list[list[int]]:
+    """Choose rows to be computed again: the last, with one at random before it, and once the first alone."""
+    last = n_rows - 1
+    samples = [[last, secrets.randbelow(last)]] if last > 0 else []
+    return [*samples, [0]] if n_rows and (is_first or not samples) else samples
 
 
 def is_fit_in_eval_mode(module: nn.Module, call: Call) -> bool:
@@ -279,12 +306,12 @@ def is_fit_in_eval_mode(module: nn.Module, call: Call) -> bool:
                 layer.training = False
             admission = Admission(copied)
             for _ in range(3):  # since one call may set up a table; in turns, to see whether any row is remembered
-                call = call.take(range(len(call))[::-1])
-                request = admission.read(call.args, call.kwargs)
-                trial = request and admission.start_trial(request)
+                call = call.take(range(min(len(call), _FEW_ROWS))[::-1])
+                request = admission.read(call)
+                trial = request and admission.start_trial(request, call)
                 if request is None or trial is None:
                     return False
-                admission.finish_trial(trial, request, copied(*call.args, **call.kwargs))
+                admission.finish_trial(trial, request, call, copied(*call.args, **call.kwargs))
     except Exception:  # whatever a module raises that cannot be copied
         return False
     return admission.has_verdict

@@ -23,7 +23,8 @@ class CallbackSetFrozenCache(CallbackSet):
 
     While a submodule is frozen as a whole, its output for a row stays the same from epoch to epoch. Rows are identified
     by a 128-bit hash of their content, so shuffling, validation and pipelines need nothing special, and a row that is
-    augmented at random is computed.
+    augmented at random is computed. Frozen submodules that follow each other count as one: only what they give to other
+    code is kept.
 
     Parameters
     ----------
@@ -35,8 +36,8 @@ class CallbackSetFrozenCache(CallbackSet):
         The bytes that cached rows may take, overhead of Python and torch included. Rows beyond the limit are computed
         as without the cache. Cached rows stay, except those that were not used for a whole epoch.
     check : int
-        How many rows from memory are recomputed and compared in each epoch, for each submodule, in a batch drawn at
-        random; 0 for none.
+        How many rows from memory are recomputed and compared at a time, in a batch drawn at random; 0 for none. That is
+        done in the first epoch with hits, and then as often as it takes at most 1 % of the time that is saved.
 
     Raises
     ------
@@ -62,14 +63,20 @@ class CallbackSetFrozenCache(CallbackSet):
 
     Notes
     -----
-    The history records for each epoch the rows taken from memory (`cache_hits`), the rows computed (`cache_misses`),
-    the bytes in use (`cache_bytes`), and the estimated seconds for computing the hits minus those that the cache took
-    (`cache_saved`). On devices that run asynchronously, only the seconds that Python waits are counted.
+    The history records for each epoch the rows taken from memory (`cache_hits`) and computed (`cache_misses`), counted
+    where other code asks for them, the bytes in use when the epoch ends (`cache_bytes`), and the estimated seconds for
+    computing the hits minus those that the cache took (`cache_saved`). On devices that run asynchronously, only the
+    seconds that Python waits are counted.
 
     Rows are forgotten when something in their submodule is unfrozen, when its parameters, buffers, children or other
     attributes change, and when training begins and ends. Changes that torch's version counters see take effect at once;
     writes through ``.data`` or numpy, and other attributes, when the next epoch begins. Trials check whether the rows
-    of a batch are independent while the cache is filled, which costs a few additional batches in the first epoch.
+    of a batch are independent while the cache is filled, by two or three rows of some batches.
+
+    Between submodules that are cached, code of the network is given a subclass of `torch.Tensor` in place of an output,
+    which becomes a plain tensor in place when anything but its shape, dtype or device is asked for. Hooks, trainable
+    modules and losses are given plain tensors. Modules without parameters between cached ones, such as ``nn.ReLU`` and
+    ``nn.MaxPool2d``, are not called for rows from memory.
 
     Each process of a data-parallel training has its own cache. Only submodules of ``module_`` are cached.
 
@@ -81,7 +88,7 @@ class CallbackSetFrozenCache(CallbackSet):
     ...     t_clbk("frozen_cache"),
     ... ]).fit(X, y)
     >>> net.history[:, ("cache_hits", "cache_misses")]
-    [(0, 300), (300, 0), (300, 0)]
+    [(0, 150), (150, 0), (150, 0)]
     """
 
     label = "Frozen Cache"
@@ -142,10 +149,10 @@ class CallbackSetFrozenCache(CallbackSet):
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.cached_ is None:
             return
-        n_bytes, tally = self.cached_.budget.used, self.cached_.end_epoch()
+        tally = self.cached_.end_epoch()
         net.history.record("cache_hits", tally.hits)
         net.history.record("cache_misses", tally.misses)
-        net.history.record("cache_bytes", n_bytes)
+        net.history.record("cache_bytes", self.cached_.budget.used)
         net.history.record("cache_saved", tally.saved)
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:

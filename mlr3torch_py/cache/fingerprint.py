@@ -15,16 +15,17 @@ from mlr3torch_py.network.internals import TreeSpec, tree_flatten
 
 __all__ = ["Fingerprint"]
 
-# Compared on their own, or allowed to differ.
-_NOT_SETTINGS: Final = frozenset({"training", "train", "_parameters", "_buffers", "_modules", "_compiled_call_impl"})
-_CONTAINERS: Final = (list, tuple, dict, set)
+# What every module has, hooks among it, is looked at elsewhere, or may differ.
+_NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
+_NUMBERS: Final = frozenset({bool, int, float})
+_WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
 
 
 class _Contents(NamedTuple):
     """The contents of a container or tensor."""
 
     leaves: Sequence[Any]
-    structure: TreeSpec | None = None
+    structure: TreeSpec | type | None = None
 
 
 _MEMBER: Final[Callable[..., Any]] = dict.get
@@ -154,7 +155,7 @@ def _see(owner: dict[str, Any], name: str, tensor: torch.Tensor, before: _Seen |
 def _settings(layer: nn.Module) -> dict[str, Any]:
     """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
     return {
-        name: _contents(value) if isinstance(value, (*_CONTAINERS, torch.Tensor)) else value
+        name: _contents(value) if isinstance(value, _WITH_CONTENTS) else value
         for name, value in vars(layer).items()
         if name not in _NOT_SETTINGS
     }
@@ -165,6 +166,8 @@ def _contents(value: Any) -> _Contents:
         return _Contents((content_hash(value),))
     if not value:
         return _EMPTY
+    if type(value) is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
+        return _Contents(value, tuple)
     leaves, structure = tree_flatten(list(value) if isinstance(value, set) else value)
     return _Contents([content_hash(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
 

@@ -20,7 +20,7 @@ class Cost:
     Parameters
     ----------
     rows : float
-        The number of rows that the module receives for it.
+        The number of rows that it is asked for; 0 if only other cached modules are given its output.
     n_bytes : float
         The bytes that the cache needs for these.
     seconds : float
@@ -79,9 +79,9 @@ def measure_costs(parts: CachedParts, run: Callable[[], object], n_rows: int) ->
         run()
         is_settled = not parts.settle() and is_settled
     costs = {
-        path: Cost(cached.tally.hits / n_rows, cached.rows.n_bytes / n_rows, cached.tally.saved / n_rows)
-        for path, cached in parts.modules.items()
-        if cached.tally.hits and not cached.tally.misses
+        path: Cost(cached.tally.hits / n_rows, cached.n_bytes / n_rows, cached.tally.saved / n_rows)
+        for path, cached in parts.stages.items()
+        if cached.tally.saved and not cached.tally.misses
     }
     parts.end_epoch()
     parts.close()
@@ -124,6 +124,7 @@ def estimate_epochs(
     n_rows = n_train + n_valid
     ends = [*(span.batch for span in spans[1:]), sys.maxsize]
     kept: dict[str, float] = {}
+    asked: set[str] = set()
     table = []
     for epoch in range(1, max_epochs + 1):
         hits = misses = n_bytes = saved = 0.0
@@ -134,7 +135,12 @@ def estimate_epochs(
                 continue
             requested = n_train * n_batches / per_epoch + (n_valid if end >= next_first else 0)
             capacity = max_bytes // max(1.0, sum(cost.n_bytes for cost in span.costs.values()))
-            kept = {path: kept.get(path, 0.0) for path in span.costs}
+            # Rows are kept where they are asked for, which may have been elsewhere before.
+            kept = {
+                path: kept.get(path, 0.0) if path in asked or not cost.rows else 0.0
+                for path, cost in span.costs.items()
+            }
+            asked = {path for path, cost in span.costs.items() if cost.rows}
             for path, cost in span.costs.items():
                 known = requested * kept[path] / n_rows
                 kept[path] = min(kept[path] + requested - known, capacity)

@@ -35,6 +35,7 @@ INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
         ("TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"),
         "find the tensors in nested arguments and outputs",
     ),
+    "torch._C": {"DisableTorchFunctionSubclass": "read the metadata of a placeholder"},
     "torch.utils._python_dispatch": {"TorchDispatchMode": "notice which operations draw random numbers"},
     "torch._dynamo": {"config": "know after how many compilations torch stops"},
     "torch._dynamo.eval_frame": {"OptimizedModule": "see whether a network is compiled"},
@@ -42,7 +43,13 @@ INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
     "torch.autograd.forward_ad": {"_current_level": "see whether a call is differentiated in forward mode"},
     "torch.nn.modules.batchnorm": {"_NormBase": "tell normalisation layers that keep statistics"},
     "torch.nn.modules.module": dict.fromkeys(
-        ("_global_forward_hooks", "_global_forward_pre_hooks"), "notice hooks that would not run for a cached row"
+        (
+            "_global_forward_hooks",
+            "_global_forward_pre_hooks",
+            "_global_backward_hooks",
+            "_global_backward_pre_hooks",
+        ),
+        "notice hooks that would not run for a cached row",
     ),
     "torch.nn.Module": {
         "_parameters": "list parameters in places, quickly",
@@ -51,14 +58,17 @@ INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
         "_modules": "list children in places, quickly",
         "_forward_hooks": "notice hooks that would not run for a cached row",
         "_forward_pre_hooks": "notice hooks that would not run for a cached row",
+        "_backward_pre_hooks": "notice hooks that must see real tensors",
         "_call_impl": "compute a call that is not answered from memory",
         "_compiled_call_impl": "answer a call from memory, and see whether a module is compiled",
     },
     "torch.Tensor": {
         "_version": "notice that a tensor was written into",
         "_backward_hooks": "notice hooks on gradients",
+        "_make_wrapper_subclass": "make placeholders for outputs that are looked up later",
         "_values": "read sparse gradients",
     },
+    "torch.UntypedStorage": {"_cdata": "see whether two tensors share memory"},
     "torch.nn.parallel.DistributedDataParallel": {
         "_build_params_for_reducer": "rebuild its reducer when the trainable parameters change",
         "_build_debug_param_to_name_mapping": "rebuild its reducer when the trainable parameters change",
