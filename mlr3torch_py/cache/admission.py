@@ -183,6 +183,16 @@ class Admission:
         """Whether trials have found calls of this signature to be row-wise."""
         return self._row_wise.get(request.signature, False)
 
+    @property
+    def digest(self) -> str:
+        """A hash of what the module is, which is the same in other processes."""
+        return self._fingerprint.digest
+
+    def trust(self, request: Request) -> None:
+        """Take calls of this signature to be row-wise, as trials in another process have found."""
+        self._row_wise[request.signature] = True
+        self._n_computed[request.signature] = _FIRST_TRIALS
+
     def start_trial(self, request: Request, call: Call) -> Trial | None:
         """Prepare a trial of a call that is about to be computed; None if no trial is due.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.protocols import Net, last_event, pinned_kinds
 from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.processes import are_several
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFrozenCache"]
@@ -78,7 +79,8 @@ class CallbackSetFrozenCache(CallbackSet):
     modules and losses are given plain tensors. Modules without parameters between cached ones, such as ``nn.ReLU`` and
     ``nn.MaxPool2d``, are not called for rows from memory.
 
-    Each process of a data-parallel training has its own cache. Only submodules of ``module_`` are cached.
+    A checkpoint callback beside it keeps the cached rows in a file of their own, so that a resumed run has the same
+    ones, to the bit, and computes none of them again. Each process of a data-parallel training has its own cache. Only submodules of ``module_`` are cached.
 
     Examples
     --------
@@ -93,10 +95,6 @@ class CallbackSetFrozenCache(CallbackSet):
 
     label = "Frozen Cache"
     default_weight = 400
-    lost_on_resume = (
-        "the rows of frozen_cache, which are computed again in other batches and so may be rounded differently: leave "
-        "out frozen_cache where every bit matters"
-    )
     cached_: CachedParts | None = None
     event_: int | None = None
 
@@ -168,6 +166,23 @@ class CallbackSetFrozenCache(CallbackSet):
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self._close()
+
+    @property
+    def lost_on_resume(self) -> str:
+        if not are_several():
+            return ""
+        return (
+            "the rows of frozen_cache in other processes than the main one, which are computed again and so may be "
+            "rounded differently: leave out frozen_cache where every bit matters"
+        )
+
+    def lasting_state(self) -> tuple[Hashable, Callable[[], Mapping[str, Any]]] | None:
+        return None if self.cached_ is None else (self.cached_.mark, self.cached_.packed)
+
+    def load_lasting_state(self, state: Mapping[str, Any]) -> None:
+        if self.cached_ is not None and self.ctx is not None:
+            self.cached_.recall(state)
+            self.event_ = last_event(self.ctx.net)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"cached_": None, "event_": None}

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
+from xxhash import xxh3_128_hexdigest
 
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
@@ -18,6 +19,7 @@ __all__ = ["Fingerprint"]
 # What every module has, hooks among it, is looked at elsewhere, or may differ.
 _NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
 _NUMBERS: Final = frozenset({bool, int, float})
+_PLAIN: Final = _NUMBERS | {str, bytes, type(None)}
 _WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
 
 
@@ -118,6 +120,13 @@ class Fingerprint:
         """The hashes of all parameters."""
         return [seen.hash for seen in self._tensors if isinstance(seen.tensor, nn.Parameter)]
 
+    @property
+    def digest(self) -> str:
+        """A hash of what other processes can compare: classes of layers, parameters, buffers and plain settings."""
+        classes = [f"{cls.__module__}.{cls.__qualname__}" for _, cls in self._layers]
+        tensors = [(seen.name, seen.hash) for seen in self._tensors]
+        return xxh3_128_hexdigest(repr((classes, tensors, [_plain(settings) for settings in self._settings])).encode())
+
     def difference(self, other: Fingerprint) -> str | None:
         """Name something that differs; None if nothing does."""
         if len(self._layers) != len(other._layers) or len(self._tensors) != len(other._tensors):
@@ -170,6 +179,11 @@ def _contents(value: Any) -> _Contents:
         return _Contents(value, tuple)
     leaves, structure = tree_flatten(list(value) if isinstance(value, set) else value)
     return _Contents([content_hash(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
+
+
+def _plain(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    found = [(name, value.leaves if isinstance(value, _Contents) else [value]) for name, value in settings.items()]
+    return [(name, list(leaves)) for name, leaves in found if all(type(leaf) in _PLAIN for leaf in leaves)]
 
 
 def _are_same(one: Any, other: Any) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
 from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.rounding import largest_values
 from mlr3torch_py.cache.rows import Call, NotCacheableError
-from mlr3torch_py.cache.store import Budget, Table
+from mlr3torch_py.cache.store import Budget, Table, packed_keys, unpacked_keys
 from mlr3torch_py.network.internals import tree_leaves
 
 __all__ = ["Layout", "Relation", "relation_of"]
@@ -25,12 +25,8 @@ class Layout:
 
     Parameters
     ----------
-    parents : iterable of Layout
-        Those of the calls that gave the input.
-    has_rows : bool
-        Whether rows of the input are given by value.
-    modes : tuple
-        Whether gradients are enabled, and the dtype of autocast, in these calls.
+    digest : str
+        The same in each process for such calls.
 
     Attributes
     ----------
@@ -42,10 +38,10 @@ class Layout:
         Their number when the epoch began; 0 once something was forgotten.
     """
 
-    def __init__(
-        self, parents: Iterable[Layout], *, has_rows: bool, modes: tuple[bool, torch.dtype | None] = (True, None)
-    ) -> None:
-        self.modes = modes
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        self.modes: tuple[bool, torch.dtype | None] = True, None
+        self.sources: tuple[Layout, ...] = ()
         self._children: list[Layout] = []
         self._tables: dict[int, Table] = {}
         self._geometry: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -55,9 +51,28 @@ class Layout:
         self.complete: set[bytes] = set()
         self.n_remembered = 0
         self.is_dropped = False
+
+    def __repr__(self) -> str:
+        return self.digest
+
+    def follow(
+        self, parents: Iterable[Layout], *, has_rows: bool, modes: tuple[bool, torch.dtype | None] = (True, None)
+    ) -> None:
+        """Take the place behind the calls that gave the input.
+
+        Parameters
+        ----------
+        parents : iterable of Layout
+            Those of these calls.
+        has_rows : bool
+            Whether rows of the input are given by value.
+        modes : tuple
+            Whether gradients are enabled, and the dtype of autocast.
+        """
+        self.modes = modes
         own = (self,) if has_rows else ()
         parents = list(dict.fromkeys(parents))
-        self.sources: tuple[Layout, ...] = tuple(dict.fromkeys([*(s for one in parents for s in one.sources), *own]))
+        self.sources = tuple(dict.fromkeys([*(source for one in parents for source in one.sources), *own]))
         for parent in parents:
             parent._children.append(self)
 
@@ -71,6 +86,36 @@ class Layout:
         """The spec of the output."""
         assert self._spec is not None
         return self._spec
+
+    @property
+    def mark(self) -> Hashable:
+        """What is another after rows were kept or dropped."""
+        return self.digest, len(self.complete), tuple((i, table.n_changes) for i, table in self._tables.items())
+
+    def packed(self) -> dict[str, Any] | None:
+        """Return tensors and plain values of which `unpacked` makes the layout; None if there are none."""
+        spec = self.spec.packed()
+        if spec is None:
+            return None
+        tables = {i: table.packed() for i, table in self._tables.items()}
+        return {
+            "spec": spec,
+            "relation": self.relation,
+            "largest": list(self.largest),
+            "complete": packed_keys(self.complete),
+            "tables": tables,
+        }
+
+    @classmethod
+    def unpacked(cls, digest: str, packed: Mapping[str, Any], budget: Budget) -> Layout:
+        """Make a layout of what `packed` returned."""
+        layout = cls(digest)
+        layout._spec = OutputSpec.unpacked(packed["spec"])
+        layout.relation, layout.largest = packed["relation"], packed["largest"]
+        layout.complete = set(unpacked_keys(packed["complete"]))
+        for i, (keys, rows) in packed["tables"].items():
+            layout.table(i, budget).add(unpacked_keys(keys), rows)
+        return layout
 
     @property
     def tables(self) -> Iterable[Table]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import nn
+from xxhash import xxh3_128_hexdigest
 
 from mlr3torch_py.cache.admission import Admission, Request, is_fit_in_eval_mode, is_transformed
 from mlr3torch_py.cache.answer import Answer
@@ -95,6 +96,7 @@ class CachedModule:
         self._seconds_computing = 0.0
         self._layouts: dict[Hashable, Layout] = {}
         self._followed: dict[Hashable, Layout] = {}
+        self._recalled: dict[str, Layout] = {}
         self.forget()
         # The place of a compiled call: the module's hooks run inside of it, and pickle and deepcopy skip it.
         module._compiled_call_impl = self
@@ -135,6 +137,33 @@ class CachedModule:
         self._layouts = {key: layout for key, layout in self._layouts.items() if not layout.is_dropped}
         for layout in self._layouts.values():
             layout.end_epoch()
+
+    @property
+    def mark(self) -> Hashable:
+        """What is another after rows were kept or dropped."""
+        return tuple(layout.mark for layout in self._known_layouts)
+
+    def packed(self) -> dict[str, Any]:
+        """Return tensors and plain values from which `recall` takes the rows, in this process or another."""
+        layouts = {layout.digest: layout.packed() for layout in self._known_layouts}
+        return {
+            "module": self._admission.digest,
+            "seconds_per_row": self.seconds_per_row,
+            "layouts": {digest: packed for digest, packed in layouts.items() if packed is not None},
+        }
+
+    def recall(self, packed: Mapping[str, Any]) -> None:
+        """Take the rows that `packed` returned, if the module is what it was."""
+        if packed["module"] == self._admission.digest:
+            self.seconds_per_row = packed["seconds_per_row"]
+            self._recalled = {
+                digest: Layout.unpacked(digest, layout, self.budget) for digest, layout in packed["layouts"].items()
+            }
+
+    @property
+    def _known_layouts(self) -> list[Layout]:
+        own = [layout for layout in self._layouts.values() if not (layout.is_new or layout.is_dropped)]
+        return [*own, *self._recalled.values()]
 
     def forget(self) -> None:
         """Forget all rows, and everything learned about the module."""
@@ -265,13 +294,17 @@ class CachedModule:
             if len(self._layouts) > _MAX_LAYOUTS:
                 self._drop_layouts()
             call, parents = request.call, [reference.answer.layout for reference in request.call.references]
-            modes = torch.is_grad_enabled(), call.autocast_dtype
-            layout = self._layouts[request.layout] = Layout(parents, has_rows=call.has_rows, modes=modes)
+            digest = xxh3_128_hexdigest(repr((self.name, request.layout)).encode())
+            layout = self._layouts[request.layout] = self._recalled.pop(digest, Layout(digest))
+            layout.follow(parents, has_rows=call.has_rows, modes=(torch.is_grad_enabled(), call.autocast_dtype))
+            if not layout.is_new:
+                self._admission.trust(request)
         return layout
 
     def _drop_layouts(self) -> None:
-        for layout in self._layouts.values():
+        for layout in [*self._layouts.values(), *self._recalled.values()]:
             layout.drop()
+        self._recalled.clear()
         self._layouts.clear()
         self._followed.clear()
 

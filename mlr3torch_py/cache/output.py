@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from mlr3torch_py.cache.rows import PLAIN, NotCacheableError
-from mlr3torch_py.network.internals import TreeSpec, tree_flatten, tree_unflatten
+from mlr3torch_py.network.internals import TreeSpec, tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
 __all__ = ["OutputSpec", "RowSpec"]
 
@@ -32,6 +32,8 @@ _OBSTACLES: Final[tuple[tuple[Callable[[Any, int], bool], str], ...]] = (
         "its output holds a tensor of shape {shape} for {n_rows} rows",
     ),
 )
+# Plain values that files of tensors hold, too.
+_PACKED: Final = frozenset({type(None), bool, int, float, str})
 
 
 class RowSpec(NamedTuple):
@@ -83,6 +85,28 @@ class OutputSpec:
     plain: tuple[Any, ...]
     tensors: tuple[RowSpec, ...]
     is_tensor: bool
+
+    def packed(self) -> dict[str, Any] | None:
+        """Return plain values of which `unpacked` makes the spec; None if there are none."""
+        try:
+            tree = treespec_dumps(self.tree)
+        except Exception:  # of whatever kind, for containers that are not torch's
+            return None
+        if not all(leaf is ... or type(leaf) in _PACKED for leaf in self.plain):
+            return None
+        plain = [[] if leaf is ... else [leaf] for leaf in self.plain]
+        tensors = [(list(row.shape), row.dtype, str(row.device), list(row.order)) for row in self.tensors]
+        return {"tree": tree, "plain": plain, "tensors": tensors, "is_tensor": self.is_tensor}
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> OutputSpec:
+        """Make a spec of what `packed` returned."""
+        plain = tuple(leaf[0] if leaf else ... for leaf in packed["plain"])
+        tensors = tuple(
+            RowSpec(torch.Size(shape), dtype, torch.device(device), tuple(order))
+            for shape, dtype, device, order in packed["tensors"]
+        )
+        return cls(treespec_loads(packed["tree"]), plain, tensors, packed["is_tensor"])
 
     @classmethod
     def of(cls, output: Any, n_rows: int) -> OutputSpec:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -190,6 +191,28 @@ class CachedParts:
         if not self._modules:
             self.close()
         return tally
+
+    @property
+    def mark(self) -> Hashable:
+        """What is another after rows were kept or dropped."""
+        rejected = frozenset(self._rejected), frozenset(self._containers)
+        return rejected, tuple((path, cached.mark) for path, cached in self.stages.items())
+
+    def packed(self) -> dict[str, Any]:
+        """Return tensors and plain values from which `recall` takes the rows, in this process or another."""
+        return {
+            "containers": sorted(self._containers),
+            "rejected": sorted(self._rejected),
+            "stages": {path: cached.packed() for path, cached in self.stages.items()},
+        }
+
+    def recall(self, packed: Mapping[str, Any]) -> None:
+        """Cache what was cached when `packed` was called, with the rows that there were."""
+        self._containers, self._rejected = set(packed["containers"]), set(packed["rejected"])
+        self.refresh(retry_rejected=False)
+        for path, cached in self.stages.items():
+            if path in packed["stages"]:
+                cached.recall(packed["stages"][path])
 
     def close(self) -> None:
         """Call all modules directly again, and forget all rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from typing import Final
 
@@ -10,7 +10,7 @@ import torch
 
 from mlr3torch_py.cache.output import RowSpec
 
-__all__ = ["Budget", "Table"]
+__all__ = ["Budget", "Table", "packed_keys", "unpacked_keys"]
 
 # About what Python needs for a key, and for its entries in a dictionary and in sets.
 _BYTES_PER_KEY: Final = 256
@@ -60,6 +60,11 @@ class Table:
     row : RowSpec
     budget : Budget
 
+    Attributes
+    ----------
+    n_changes : int
+        How often rows were added or dropped.
+
     Examples
     --------
     >>> rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -77,6 +82,7 @@ class Table:
         # In memory, a row is in one piece: its dimensions are those of the outputs without the first, in their order.
         self._order = [dim - 1 for dim in row.order if dim]
         self._slots: dict[bytes, int] = {}
+        self.n_changes = 0
         self._used: set[bytes] = set()
         self._rows = self._allocate(0)
 
@@ -120,6 +126,11 @@ class Table:
             part = rows.detach() if chosen == list(range(len(rows))) else rows.detach()[chosen]
             self._rows[start : start + len(names)] = part
         self._slots.update(zip(names, range(start, start + len(names)), strict=True))
+        self.n_changes += 1
+
+    def packed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and the rows; later changes of the table leave these as they are."""
+        return packed_keys(self._slots), self._rows[: len(self._slots)]
 
     def end_epoch(self) -> set[bytes]:
         """Return unused space, and drop the rows not used since the last call if the budget was short.
@@ -130,6 +141,7 @@ class Table:
             The keys that were dropped.
         """
         stale = self._slots.keys() - self._used if self._budget.is_short else set[bytes]()
+        self.n_changes += bool(stale)
         if stale or len(self._slots) < len(self._rows):
             slots = [slot for key, slot in self._slots.items() if key not in stale]
             rows = self.gather(slots) if slots else self._allocate(0)
@@ -157,3 +169,17 @@ class Table:
     def _allocate(self, n_rows: int) -> torch.Tensor:
         order = (0, *(dim + 1 for dim in self._order))
         return torch.empty_permuted((n_rows, *self._row.shape), order, dtype=self._row.dtype, device=self._row.device)
+
+
+def packed_keys(keys: Collection[bytes]) -> torch.Tensor:
+    """Return keys of 16 bytes as a tensor."""
+    return (
+        torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16)
+        if keys
+        else torch.empty(0, 16, dtype=torch.uint8)
+    )
+
+
+def unpacked_keys(packed: torch.Tensor) -> list[bytes]:
+    """Return the keys that `packed_keys` has packed."""
+    return [key.tobytes() for key in packed.numpy()]

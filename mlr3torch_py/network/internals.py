@@ -15,7 +15,15 @@ from torch import nn
 
 if TYPE_CHECKING:  # so that type checkers see what these are
     from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+    from torch.utils._pytree import (
+        TreeSpec,
+        tree_flatten,
+        tree_leaves,
+        tree_map,
+        tree_unflatten,
+        treespec_dumps,
+        treespec_loads,
+    )
 
 __all__ = [
     "INTERNALS",
@@ -27,12 +35,14 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
+    "treespec_dumps",
+    "treespec_loads",
 ]
 
 # By owner: a module, or a class whose instances have the names.
 INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
     "torch.utils._pytree": dict.fromkeys(
-        ("TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"),
+        ("TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten", "treespec_dumps", "treespec_loads"),
         "find the tensors in nested arguments and outputs",
     ),
     "torch._C": {"DisableTorchFunctionSubclass": "read the metadata of a placeholder"},
@@ -162,3 +172,5 @@ if not TYPE_CHECKING:
     tree_leaves = internal("torch.utils._pytree", "tree_leaves")
     tree_map = internal("torch.utils._pytree", "tree_map")
     tree_unflatten = internal("torch.utils._pytree", "tree_unflatten")
+    treespec_dumps = internal("torch.utils._pytree", "treespec_dumps")
+    treespec_loads = internal("torch.utils._pytree", "treespec_loads")

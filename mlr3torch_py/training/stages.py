@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Final, TypeGuard
 
 from skorch.callbacks import Callback
@@ -36,7 +37,6 @@ class StagedCallback(Callback):  # type: ignore[misc]
 
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
-    lost_on_resume: ClassVar[str] = ""
     weight_: float | None = None
     awaits_score_ = False
     has_warned_of_nan_ = False
@@ -104,6 +104,21 @@ class StagedCallback(Callback):  # type: ignore[misc]
 
     def find_late_score(self, net: Net) -> None:
         """Read a score again that was missing at ``on_epoch_end``; other callbacks have recorded theirs by now."""
+
+    @property
+    def lost_on_resume(self) -> str:
+        """What a checkpoint cannot keep of the callback, with the remedy."""
+        return ""
+
+    def lasting_state(self) -> tuple[Hashable, Callable[[], Mapping[str, Any]]] | None:
+        """Return what else a checkpoint keeps: a mark that changes when it does, and a function that returns it.
+
+        It consists of tensors and plain values. What has the mark of the checkpoint before is not written again.
+        """
+        return None
+
+    def load_lasting_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `lasting_state` has returned, once all callbacks have begun."""
 
     def require_params(self, name: str = "") -> None:
         """Raise if a parameter is missing or invalid."""
