@@ -132,9 +132,15 @@ def scripts():
 
 def train(folder, script, kill_at=None):
     """Run a script in this process, and return its nets by folder, and its Killer."""
-    (of, job), killer = scripts()[script], Killer(kill_at)
+    killer = Killer(kill_at)
     sys.setprofile(killer)
     try:
-        return of(folder, job), killer
+        return run(folder, script), killer
     finally:
         sys.setprofile(None)
+
+
+def run(folder, script):
+    """Run a script, and return its nets by folder."""
+    of, job = scripts()[script]
+    return of(folder, job)

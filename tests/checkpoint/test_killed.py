@@ -31,7 +31,7 @@ def finals(nets):
 def test_two_runs_that_are_not_stopped_are_equal(uninterrupted, tmp_path):
     """Otherwise the comparisons below prove nothing."""
     for script, (expected, _) in uninterrupted.items():
-        assert finals(killed.train(tmp_path / script, script)[0]) == expected
+        assert finals(killed.run(tmp_path / script, script)) == expected
 
 
 @pytest.mark.parametrize("n", range(int(os.environ.get("KILLS", "22"))))
@@ -48,7 +48,7 @@ def test_a_run_that_is_killed_at_any_moment_and_resumed_equals_one_that_never_st
     assert process.exitcode == -signal.SIGKILL
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* is skipped", category=UserWarning)
-        nets, _ = killed.train(tmp_path, script)
+        nets = killed.run(tmp_path, script)
     assert finals(nets) == expected
 
 
