@@ -80,7 +80,8 @@ class CallbackSetFrozenCache(CallbackSet):
     ``nn.MaxPool2d``, are not called for rows from memory.
 
     A checkpoint callback beside it keeps the cached rows in a file of their own, so that a resumed run has the same
-    ones, to the bit, and computes none of them again. Each process of a data-parallel training has its own cache. Only submodules of ``module_`` are cached.
+    ones, to the bit, and computes none of them again. Each process of a data-parallel training has its own cache. Only
+    submodules of ``module_`` are cached.
 
     Examples
     --------

@@ -18,11 +18,12 @@ from mlr3torch_py.checkpoint.attributes import hash_of
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
 from mlr3torch_py.checkpoint.layout import state_dicts
 from mlr3torch_py.checkpoint.net_state import callback_states
-from mlr3torch_py.checkpoint.parts import generators_of, module_places, modules_of, searched
+from mlr3torch_py.checkpoint.parts import attributes_of_skorch, generators_of, module_places, modules_of, searched
 from mlr3torch_py.network.holdings import plain_values
 from mlr3torch_py.network.randomness import generators, random_states, set_random_states
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import rows_of
+from mlr3torch_py.training.run import own_callbacks
 
 __all__ = ["STOPPED", "Ending", "Rehearsal", "main"]
 
@@ -159,7 +160,12 @@ def _ending_of(net: Net, dataset: Any, said: list[str]) -> Ending:
     hashes["random states"] = {key: hash_of(value) for key, value in random.items()}
     skip, roots = searched(net, dataset)
     roots = {name: root for name, root in roots.items() if not name.endswith(ours)}
-    elsewhere = {path: _text(value) for path, value in plain_values(roots, skip).items()}
+    compared = {
+        f"callbacks_.{name}.{attribute}"
+        for name, callback in own_callbacks(net).items()
+        for attribute in attributes_of_skorch(callback)
+    }
+    elsewhere = {path: _text(value) for path, value in plain_values(roots, skip).items() if path not in compared}
     return Ending(hashes, elsewhere, said)
 
 

@@ -113,7 +113,8 @@ def _held_by(value: Any, *, with_leaves: bool = False) -> Iterator[tuple[str, An
         yield from _held_by_module(value)
     elif not isinstance(value, type):
         yield from _attributes(value)
-    yield from _held_by_class(value if isinstance(value, type) else type(value))
+    own = frozenset[str]() if isinstance(value, type) else frozenset(getattr(value, "__dict__", ()))
+    yield from _held_by_class(value if isinstance(value, type) else type(value), own)
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
@@ -152,12 +153,18 @@ def _held_by_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
             yield f".{GLOBALS}.{name}", inner
 
 
-def _held_by_class(cls: type) -> Iterator[tuple[str, Any]]:
-    """Yield what the class of an object holds, functions included; nothing for those of Python and of torch."""
+def _held_by_class(cls: type, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """Yield what the class of an object holds, functions included; nothing for those of Python and of torch.
+
+    What the object has of its own by the same name comes first, and what a class has before what its parents have.
+    """
+    seen = set(own)
     for one in cls.__mro__:
         if _is_library(one.__module__):
             return
-        for name, inner in vars(one).items():
+        found = [(name, inner) for name, inner in vars(one).items() if name not in seen]
+        seen.update(vars(one))
+        for name, inner in found:
             inner = getattr(inner, "fget", None) or getattr(inner, "__func__", inner)
             if not (name.startswith("__") and not callable(inner)):
                 yield f".{name}", inner
