@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
@@ -13,7 +14,9 @@ from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.store import Budget, Table
 from mlr3torch_py.network.internals import tree_leaves
 
-__all__ = ["Layout", "Relation", "relation_of"]
+__all__ = ["N_TRIALS", "Layout", "Relation", "relation_of"]
+
+N_TRIALS: Final = 4  # after so many, all positions of a batch were tried
 
 # How the memory of an output relates to that of the input: it is its own, or the output is the input itself, as it was
 # or written in place, or a view of it.
@@ -40,6 +43,8 @@ class Layout:
         For a source, the rows that were kept wherever they were asked for, by key.
     n_remembered : int
         Their number when the epoch began; 0 once something was forgotten.
+    n_tried : collections.Counter
+        For each tensor of the output that was asked for, how many whole batches were computed, and so tried.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Layout:
         self.relation: Relation = "new"
         self.complete: set[bytes] = set()
         self.n_remembered = 0
+        self.n_tried: Counter[int] = Counter()
         self.is_dropped = False
         own = (self,) if has_rows else ()
         parents = list(dict.fromkeys(parents))
