@@ -122,7 +122,7 @@ class Admission:
         self._row_wise: dict[Hashable, bool] = {}
         self._n_computed: Counter[Hashable] = Counter()
         self._was_changed_by_call = False
-        self._is_in_doubt = False  # whether a change was found that a call may have made
+        self._is_in_doubt = True  # whether it is calls that change the module
         self._check_hooks()
 
     @property
