@@ -15,18 +15,17 @@ from torch.autograd import forward_ad
 
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
-from mlr3torch_py.cache.layout import Relation
+from mlr3torch_py.cache.layout import N_TRIALS, Relation
 from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.rounding import are_near, largest_values, precision_of
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.network.internals import check_internals, internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
-__all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "is_fit_in_eval_mode", "is_transformed"]
+__all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "dependent", "is_fit_in_eval_mode", "is_transformed"]
 
 NEEDS_GRADIENT: Final = "its input requires a gradient"
 
-_FIRST_TRIALS: Final = 4
 _FEW_ROWS: Final = 4
 _MODE: Final = attrgetter("training")
 _GLOBAL_HOOKS: Final = [
@@ -58,7 +57,7 @@ class Trial(NamedTuple):
     Parameters
     ----------
     is_module_changed : bool
-        Whether the module was modified unseen, through ``.data`` or numpy, since the epoch began.
+        Whether the module was modified unseen, through ``.data`` or numpy, since it was last compared.
     generators : mapping
         All random generators that the call might draw from.
     random_states : mapping
@@ -96,8 +95,14 @@ class Admission:
     Notes
     -----
     A module is *row-wise* if its output for a row depends on that row alone. Trials check this separately for each
-    signature, at calls 1 to 4, 8, 16, 32 and so on: they recompute two or three rows in smaller batches. They also look
-    for effects that an answer from memory would lack, such as drawing random numbers or modifying the module.
+    signature, at calls 1 to 4, 8, 16, 32 and so on. Each recomputes every fourth row, in two small batches and in
+    reverse order, and each begins at another row, so that every position of a batch is tried in four calls. That finds
+    statistics, sums, sorting and maxima over the batch, outliers that affect others, branches on its size, and rows
+    that are mixed by position. What affects few rows of few batches only is found if it happens to rows that are tried,
+    or by a check of hits.
+
+    Trials also look for effects that an answer from memory would lack, such as drawing random numbers or modifying the
+    module.
 
     Examples
     --------
@@ -117,6 +122,7 @@ class Admission:
         self._row_wise: dict[Hashable, bool] = {}
         self._n_computed: Counter[Hashable] = Counter()
         self._was_changed_by_call = False
+        self._is_in_doubt = True  # whether it is calls that change the module
         self._check_hooks()
 
     @property
@@ -191,7 +197,7 @@ class Admission:
     def trust(self, request: Request) -> None:
         """Take calls of this signature to be row-wise, as trials in another process have found."""
         self._row_wise[request.signature] = True
-        self._n_computed[request.signature] = _FIRST_TRIALS
+        self._n_computed[request.signature] = N_TRIALS
 
     def start_trial(self, request: Request, call: Call) -> Trial | None:
         """Prepare a trial of a call that is about to be computed; None if no trial is due.
@@ -203,14 +209,20 @@ class Admission:
             The call with all of its values.
         """
         self._n_computed[request.signature] = number = self._n_computed[request.signature] + 1
-        if request.signature in self._row_wise and number > _FIRST_TRIALS and number.bit_count() > 1:
+        if request.signature in self._row_wise and number > N_TRIALS and number.bit_count() > 1:
             return None
         found = generators(module=self._module)
-        samples = [(rows, call.take(rows)) for rows in _sample_rows(len(call), is_first=number == 1)]
-        return Trial(self.find_change() is not None, found, random_states(found), samples)
+        samples = [(rows, call.take(rows)) for rows in _sample_rows(len(call), number)]
+        is_changed = self._is_in_doubt and self.find_change() is not None
+        return Trial(is_changed, found, random_states(found), samples)
 
-    def finish_trial(self, trial: Trial, request: Request, call: Call, output: Any, relation: Relation = "new") -> None:
+    def finish_trial(self, trial: Trial, request: Request, call: Call, output: Any, relation: Relation = "new") -> bool:
         """Judge a call by its output and by what else it has done.
+
+        Returns
+        -------
+        bool
+            Whether the module is unchanged since it was last compared, so that rows known before are still right.
 
         Raises
         ------
@@ -221,15 +233,13 @@ class Admission:
         if relation != "written" and call.has_changed():
             raise NotCacheableError("it modifies its input in place", "use out-of-place operations")
         if not self._left_module_unchanged():
-            return
+            return False
         self._check_draws(moved, call, output)
         before, now = self._row_wise.get(request.signature), self._gives_again(call, output, trial.samples)
         self._row_wise[request.signature] = now
         if not now and (before or not any(self._row_wise.values())):
-            raise NotCacheableError(
-                "its output for a row depends on the rest of the batch, or it does not accept every batch",
-                may_depend_on_mode=True,
-            )
+            raise dependent()
+        return True
 
     def start_watch(self) -> Trial:
         """Prepare to watch a call that is computed without a trial."""
@@ -260,8 +270,9 @@ class Admission:
     def _left_module_unchanged(self) -> bool:
         """Check what a call did to the module; one call may change it, to set up a table or the like."""
         parameters = self._fingerprint.parameter_hashes
-        change = self.find_change()
-        if change and self._was_changed_by_call:
+        was_in_doubt, change = self._is_in_doubt, self.find_change()
+        self._is_in_doubt = change is not None
+        if change and self._was_changed_by_call and was_in_doubt:
             raise NotCacheableError(
                 f"a call changes {change}, which would not happen for a row from memory",
                 may_depend_on_mode=self._fingerprint.parameter_hashes == parameters,
@@ -286,11 +297,20 @@ class Admission:
         return True
 
 
-def _sample_rows(n_rows: int, *, is_first: bool) -> list[list[int]]:
-    """Choose rows to be computed again: the last, with one at random before it, and once the first alone."""
-    last = n_rows - 1
-    samples = [[last, secrets.randbelow(last)]] if last > 0 else []
-    return [*samples, [0]] if n_rows and (is_first or not samples) else samples
+def _sample_rows(n_rows: int, number: int) -> list[list[int]]:
+    """Choose small batches of rows to be computed again in the trial of some number."""
+    step = max(1, min(N_TRIALS, n_rows))
+    nth = number if number <= N_TRIALS else number.bit_length() + 1
+    rows = list(range(n_rows))[-nth % step :: step][::-1]
+    if len(rows) == 1 < n_rows:
+        rows.append((rows[0] + 1 + secrets.randbelow(n_rows - 1)) % n_rows)
+    return [one for one in (rows[::2], rows[1::2]) if one]
+
+
+def dependent() -> NotCacheableError:
+    """Say that rows depend on each other."""
+    reason = "its output for a row depends on the rest of the batch, or it does not accept every batch"
+    return NotCacheableError(reason, may_depend_on_mode=True)
 
 
 def is_fit_in_eval_mode(module: nn.Module, call: Call) -> bool:

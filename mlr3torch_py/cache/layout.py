@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 
@@ -13,7 +14,9 @@ from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.store import Budget, Table, packed_keys, unpacked_keys
 from mlr3torch_py.network.internals import tree_leaves
 
-__all__ = ["Layout", "Relation", "relation_of"]
+__all__ = ["N_TRIALS", "Layout", "Relation", "relation_of"]
+
+N_TRIALS: Final = 4  # after so many, all positions of a batch were tried
 
 # How the memory of an output relates to that of the input: it is its own, or the output is the input itself, as it was
 # or written in place, or a view of it.
@@ -36,6 +39,8 @@ class Layout:
         For a source, the rows that were kept wherever they were asked for, by key.
     n_remembered : int
         Their number when the epoch began; 0 once something was forgotten.
+    n_tried : collections.Counter
+        For each tensor of the output that was asked for, how many whole batches were computed, and so tried.
     """
 
     def __init__(self, digest: str) -> None:
@@ -50,6 +55,7 @@ class Layout:
         self.relation: Relation = "new"
         self.complete: set[bytes] = set()
         self.n_remembered = 0
+        self.n_tried: Counter[int] = Counter()
         self.is_dropped = False
 
     def __repr__(self) -> str:
@@ -103,6 +109,7 @@ class Layout:
             "relation": self.relation,
             "largest": list(self.largest),
             "complete": packed_keys(self.complete),
+            "n_tried": dict(self.n_tried),
             "tables": tables,
         }
 
@@ -113,6 +120,7 @@ class Layout:
         layout._spec = OutputSpec.unpacked(packed["spec"])
         layout.relation, layout.largest = packed["relation"], packed["largest"]
         layout.complete = set(unpacked_keys(packed["complete"]))
+        layout.n_tried.update(packed["n_tried"])
         for i, (keys, rows) in packed["tables"].items():
             layout.table(i, budget).add(unpacked_keys(keys), rows)
         return layout

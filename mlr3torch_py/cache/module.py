@@ -11,13 +11,12 @@ import torch
 from torch import nn
 from xxhash import xxh3_128_hexdigest
 
-from mlr3torch_py.cache.admission import Admission, Request, is_fit_in_eval_mode, is_transformed
+from mlr3torch_py.cache.admission import Admission, Request, dependent, is_fit_in_eval_mode, is_transformed
 from mlr3torch_py.cache.answer import Answer
 from mlr3torch_py.cache.check import HitCheck
 from mlr3torch_py.cache.given import Given
 from mlr3torch_py.cache.layout import Layout, relation_of
 from mlr3torch_py.cache.placeholder import Passes, Pending, Placeholder, arguments_made_real
-from mlr3torch_py.cache.rounding import are_near
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.stopwatch import Stopwatch
 from mlr3torch_py.cache.store import Budget
@@ -230,14 +229,17 @@ class CachedModule:
         with Stopwatch() as watch:
             again = answer.compute(rows)[index]
         self._check.pay(watch.seconds, answer.seconds_per_row)
-        largest = [answer.layout.largest[index]]
-        if not are_near([value[rows]], [again], precision=answer.precision, largest=largest):
+        if not answer.is_near(index, value[rows], again):
             raise RuntimeError(
                 f"frozen_cache: {self.name} now gives another output for a row than when the row was cached, although "
                 "nothing in it, or in what comes before it, seems to have changed. Either an output depends on the "
                 "rest of the batch or on something outside of its module, or a module was modified through .data or "
                 "numpy during this epoch; name other modules in `modules`"
             )
+
+    def reject_dependent(self, call: Call) -> None:
+        """Give the module up because its rows depend on each other, as in this call."""
+        self._reject(dependent(), call)
 
     def _follow(self, placeholder: Placeholder) -> Any:
         """Answer a call like others before it, all of whose rows are known; None if it is not one."""
@@ -347,8 +349,10 @@ class CachedModule:
             relation = relation_of(call, output) if self.is_link else "new"
             if trial is None:
                 self._admission.finish_watch(watch, call, output)
-            else:
-                self._admission.finish_trial(trial, request, call, output, relation)
+            elif not self._admission.finish_trial(trial, request, call, output, relation):
+                self._drop_layouts()
+                self.tally.misses += len(keys)
+                return output
             if not self._admission.is_row_wise(request):
                 self.tally.misses += len(keys)
                 return output

@@ -21,7 +21,7 @@ from mlr3torch_py.cache.store import Budget
 from mlr3torch_py.cache.tally import Tally
 from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.parameters import can_train, trainable_names
-from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
+from mlr3torch_py.network.unwrap import Structure, bare, named_modules, named_parameters
 
 __all__ = ["CachedParts"]
 
@@ -90,6 +90,7 @@ class CachedParts:
         self._new: set[str] = set()  # no batch has begun and ended since these were put in place
         self._new_in_epoch: set[str] = set()
         self._is_settled, self._is_refreshed = True, True
+        self._structure: Structure | None = None  # when it was refreshed
         self._never_called = set(names or ())
         if names is not None:
             _check_names(self._module, names)
@@ -120,8 +121,14 @@ class CachedParts:
         if retry_rejected:
             self._rejections.forget(self._rejected - self._containers)
             self._rejected.clear()
+        structure = Structure.of(self._module)
+        is_in_place = all(one.is_in_place for one in self.stages.values()) and all(
+            one.is_in_place for one in self._boundaries
+        )
+        if structure == self._structure and self._is_refreshed and is_in_place and not retry_rejected:
+            return
         trainable = set(trainable_names(self._module))
-        self._is_refreshed = False
+        self._structure, self._is_refreshed = structure, False
         while not self._is_refreshed:  # a module may be rejected at first sight
             self._is_refreshed = True
             found = frozen_parts(self._module, trainable, among=self._names, containers=self._containers)
@@ -265,6 +272,7 @@ class CachedParts:
         cached = self._links.pop(path) if path in self._links else self._modules.pop(path)
         cached.remove()
         self._boundaries.append(Boundary(cached.module, self._passes))
+        self._structure = None
         self._new.discard(path)
         self._past_tallies.append(cached.tally)
         if cached.is_called:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mlr3torch_py.cache.rows import Call
+from mlr3torch_py.network.unwrap import all_modules
 
 __all__ = ["are_near", "largest_values", "precision_of"]
 
@@ -52,8 +53,9 @@ def are_near(
 
 def precision_of(module: nn.Module, call: Call, output: Iterable[torch.Tensor]) -> float:
     """Return the precision of the coarsest dtype that is known to take part in a call."""
-    tensors = (*module.parameters(), *module.buffers(), *call.tensors, *output)
-    dtypes = {torch.float32, *(tensor.dtype for tensor in tensors), call.autocast_dtype}
+    own = [one for layer in all_modules(module) for one in (*layer._parameters.values(), *layer._buffers.values())]
+    tensors = (*own, *call.tensors, *output)
+    dtypes = {torch.float32, *(tensor.dtype for tensor in tensors if tensor is not None), call.autocast_dtype}
     return max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None and dtype.is_floating_point)
 
 

@@ -23,7 +23,7 @@ from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
-from mlr3torch_py.network.unwrap import all_modules
+from mlr3torch_py.network.unwrap import Structure, all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
@@ -77,7 +77,8 @@ class FreezingEngine(Generic[_Host]):
         self.event = next(_EVENTS)
         self._inventory = self._look()
         self._flags_before: Flags | None = None
-        self._pins = Pins()
+        self._pins, self._to_pin = Pins(), list[nn.Module]()
+        self._pins_for: object = None  # what these follow from
         self._rates = Rates(host.record_rate)
 
     @property
@@ -206,7 +207,10 @@ class FreezingEngine(Generic[_Host]):
         if freeze(self.network, self.held, governed=written, tensors=self._inventory.tensors):
             forget_directions(self._optimizers())
         held_by = [(holder, holder.held_) for holder in self.holders]
-        has_other_pins = self._pins.set(modules_to_pin(self.network, held_by))
+        reason = Structure.of(self.network), [(holder, tuple(holder.modes), held) for holder, held in held_by]
+        if reason != self._pins_for:
+            self._pins_for, self._to_pin = reason, list(modules_to_pin(self.network, held_by))
+        has_other_pins = self._pins.set(self._to_pin)
         if has_other_pins:
             _check_pins(self.network)
         if has_other_pins or self.held != before:

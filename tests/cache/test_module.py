@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from mlr3torch_py.cache.check import HitCheck
+from mlr3torch_py.cache.layout import N_TRIALS
 from mlr3torch_py.cache.parts import CachedParts
 from mlr3torch_py.cache.tally import Tally
 from tests.cache.helpers import CHANGES, ROWS, UNSEEN, Part, cached, counts, frozen, normed
@@ -151,18 +152,19 @@ class Counting(nn.Linear):
     computed = []  # noqa: RUF012, it is not the module's own, so that it is not rejected
 
 
-@pytest.mark.parametrize(("check", "expected"), [(0, []), (1, [1]), (3, [3]), (100, [3])])
+@pytest.mark.parametrize(("check", "expected"), [(0, []), (1, [1]), (3, [3]), (100, [12])])
 def test_the_check_recomputes_some_rows_of_the_first_epoch_with_hits(check, expected):
     checked = set()
     for _ in range(20):
         part = frozen(Counting(4, 3))
         parts = cached(part, check=check)
-        part(ROWS)
+        for i in range(N_TRIALS):
+            part(ROWS + i)
         parts.begin_epoch()
         part.computed.clear()
-        for i, rows in enumerate(ROWS.split(3)):
+        for i in range(N_TRIALS):
             before = len(part.computed)
-            part(rows)
+            part(ROWS + i)
             checked |= {i} if len(part.computed) > before else set()
         assert part.computed == expected
     assert checked == ({0, 1, 2, 3} if check else set())
