@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlr3torch_py.arguments import check_flag, check_whole
-from mlr3torch_py.network.unwrap import bare
+from mlr3torch_py.names import listed
+from mlr3torch_py.network.unwrap import modules_of
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
+from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
+from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetEarlyStopping"]
 
@@ -32,7 +36,8 @@ class CallbackSetEarlyStopping(CallbackSet):
     min_delta : float
         A score counts as better if it beats the best one by more than this.
     restore_best_weights : bool
-        Whether to restore the weights of the best epoch at the end, also when training ends by an error.
+        Whether to restore the weights of the best epoch at the end, also when training ends by an error: those of all
+        modules of the net, and of its criteria.
     monitor : str
         The key of the score in a row of ``net.history``.
     lower_is_better : bool, optional
@@ -45,6 +50,8 @@ class CallbackSetEarlyStopping(CallbackSet):
         The best epoch so far, its score, and the number of scores since.
     best_epochs : int
         The best epoch so far, by R's name.
+    best_weights_ : dict or None
+        The state dict of ``module_`` in the best epoch, if it is to be restored.
 
     Raises
     ------
@@ -56,7 +63,8 @@ class CallbackSetEarlyStopping(CallbackSet):
     UserWarning
         When training begins, for a score whose direction nobody knows. Once for a score that is NaN. When training
         ends, if no epoch had the score. If `fit` is to continue a training that this callback has stopped; nothing is
-        trained then.
+        trained then. If the weights of the best epoch are to be restored, but are not at hand: the history was loaded
+        or taken back, or `monitor` or another argument was changed.
 
     See Also
     --------
@@ -66,9 +74,10 @@ class CallbackSetEarlyStopping(CallbackSet):
     -----
     Ported from the early stopping of R's mlr3torch. An epoch without the score, or with the score None or NaN, is no
     evaluation, and counts neither for nor against `patience`. Everything but the best weights is computed from the
-    history of the net, so counting continues across ``partial_fit`` and a loaded history. Its weight is 1000, so it
-    runs late; give it the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the restored
-    weights.
+    history of the net, so counting continues across ``partial_fit`` and a loaded history. The best weights belong to
+    their epoch: they are not restored once the history lacks that epoch, as after ``load_params``. Its weight is 1000,
+    so it runs late; give it the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the
+    restored weights.
 
     Examples
     --------
@@ -82,7 +91,8 @@ class CallbackSetEarlyStopping(CallbackSet):
     label = "Early Stopping"
     default_weight = 1000
     found_ = Stagnation()
-    best_weights_: dict[str, Any] | None = None
+    best_: _Weights | None = None
+    missed_: int | None = None
     is_restored_ = True
 
     def __init__(
@@ -98,6 +108,10 @@ class CallbackSetEarlyStopping(CallbackSet):
         self.restore_best_weights = restore_best_weights
         self.monitor = monitor
         self.lower_is_better = lower_is_better
+
+    @property
+    def best_weights_(self) -> Mapping[str, Any] | None:
+        return None if self.best_ is None else self.best_.parts.get("module")
 
     @property
     def best_epoch(self) -> int | None:
@@ -123,8 +137,14 @@ class CallbackSetEarlyStopping(CallbackSet):
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self.is_restored_ = False
         if len(net.history) == 0:
-            self.best_weights_ = None
+            self.best_ = None
         self._update(net)
+
+    def after_begin(self, net: Net, X: Any, y: Any) -> None:
+        """Decide whether to train, and whether the best weights are at hand; the history may have been loaded."""
+        self._update(net)
+        if self.restore_best_weights and self.best_epoch is not None:
+            self._drop_stale_weights(net)
         if self._has_stagnated():
             warnings.warn(
                 f"`{self.monitor}` had stopped improving in an earlier call, so nothing is trained; "
@@ -154,7 +174,7 @@ class CallbackSetEarlyStopping(CallbackSet):
             return
         self._update(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):
-            self.best_weights_ = deepcopy(bare(net.module_).state_dict())
+            self.best_ = _Weights.of(net)
         if self._has_stagnated():
             logger.info("`%s` has not improved for %d epochs: training stops", self.monitor, self.stagnation)
             if self.ctx is None:
@@ -173,9 +193,15 @@ class CallbackSetEarlyStopping(CallbackSet):
         Returns
         -------
         dict
-            The `monitor`, the best epoch and score, the stagnation, and the best weights, None without any.
+            The `monitor`, the best epoch and score, and the stagnation; the best weights of ``module_``, None without
+            any, those of other modules and criteria, and the epoch to which they belong, with its scores.
         """
-        return {"monitor": self.monitor, **self.found_._asdict(), "best_weights": self.best_weights_}
+        state = {"monitor": self.monitor, **self.found_._asdict(), "best_weights": self.best_weights_}
+        if self.best_ is not None:
+            others = {name: part for name, part in self.best_.parts.items() if name != "module"}
+            mark = self.best_.mark
+            state |= {"best_others": others, "weights_of": {"epoch": mark.n_rows, "rows": list(mark.last)}}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state.
@@ -183,7 +209,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         Parameters
         ----------
         state : dict
-            As `state_dict` returns it.
+            As `state_dict` returns it, or as earlier versions did, with the best weights of ``module_`` alone.
 
         Raises
         ------
@@ -195,8 +221,11 @@ class CallbackSetEarlyStopping(CallbackSet):
                 f"`state` is of the score {state.get('monitor')!r}, but `monitor` is {self.monitor!r}; "
                 "give a state of the same score"
             )
-        self.best_weights_ = state["best_weights"]
         self.found_ = Stagnation(**{name: state[name] for name in Stagnation._fields})
+        module, others = state["best_weights"], state.get("best_others", {})
+        parts = others if module is None else {"module": module, **others}
+        of = state.get("weights_of", {"epoch": self.found_.best_epoch, "rows": []})
+        self.best_ = _Weights(parts, HistoryMark(of["epoch"], tuple(of["rows"]))) if parts else None
 
     def _rule(self) -> Plateau:
         return Plateau(self.monitor, self.patience or 1, self.min_delta, self.lower_is_better)
@@ -205,10 +234,76 @@ class CallbackSetEarlyStopping(CallbackSet):
         return 0 < self.patience <= self.stagnation
 
     def _restore(self, net: Net) -> None:
-        if self.restore_best_weights and self.best_weights_ is not None and not self.is_restored_:
-            bare(net.module_).load_state_dict(self.best_weights_)
+        if self.restore_best_weights and self.best_ is not None and not self.is_restored_:
+            self._update(net)  # another callback may have taken the history back at the end
+            self._drop_stale_weights(net)
+            if self.best_ is not None:
+                self.best_.restore(net)
         self.is_restored_ = True
+
+    def _drop_stale_weights(self, net: Net) -> None:
+        """Drop weights that are not of the best epoch of a net's history; warn if there are none of it."""
+        kept, epoch = self.best_, self.best_epoch
+        cause = None
+        if kept is None:
+            cause = "were not kept"
+        elif not kept.mark.is_in(net.history):
+            cause = "were not kept: those kept are of another net, or of epochs that were taken back"
+        elif kept.mark.n_rows != epoch:
+            cause = f"were not kept: with the former arguments epoch {kept.mark.n_rows} was the best"
+        elif different := kept.differences(net):
+            cause = f"do not fit the net, which has another {listed(different, most=3)}"
+        if cause is None:
+            return
+        self.best_ = None
+        if self.missed_ != epoch:
+            self.missed_ = epoch
+            warn(
+                f"`restore_best_weights`: the best epoch is {epoch}, whose weights {cause}; so none are restored "
+                "unless a later epoch is better. To restore them, load the callback's state too, or a pickle of the net"
+            )
 
     def _update(self, net: Net) -> None:
         rule = self._rule().directed(lower_is_better(net, self.monitor))
         self.found_ = from_main_process(rule.stagnation(scores_by_epoch(net.history, self.monitor)))
+
+
+class _Weights(NamedTuple):
+    """The weights of all modules and criteria of a net at the end of an epoch.
+
+    Parameters
+    ----------
+    parts : mapping
+        Their state dicts, by name.
+    mark : HistoryMark
+        The history up to that epoch.
+    """
+
+    parts: Mapping[str, Mapping[str, Any]]
+    mark: HistoryMark
+
+    @classmethod
+    def of(cls, net: Net) -> _Weights:
+        states = {name: module.state_dict() for name, module in modules_of(net).items()}
+        return cls(deepcopy({name: state for name, state in states.items() if state}), HistoryMark.of(net.history))
+
+    def restore(self, net: Net) -> None:
+        for name, module in modules_of(net).items():
+            if name in self.parts:
+                module.load_state_dict(self.parts[name])
+
+    def differences(self, net: Net) -> list[str]:
+        """List the tensors that the net lacks, or has in another shape."""
+        here = {name: module.state_dict() for name, module in modules_of(net).items()}
+        trained = {name for name, module in modules_of(net).items() if any(True for _ in module.parameters())}
+        return [
+            f"{part}_.{key}"
+            for part in sorted(self.parts.keys() | trained)
+            for key in sorted(self.parts.get(part, {}).keys() | here.get(part, {}).keys())
+            if _shape(self.parts.get(part, {}).get(key)) != _shape(here.get(part, {}).get(key))
+        ]
+
+
+def _shape(value: Any) -> Any:
+    """Return the shape of a tensor, or the type of another value."""
+    return getattr(value, "shape", type(value))

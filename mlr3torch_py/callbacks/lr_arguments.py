@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter
 from typing import Any, Final, Literal
 
@@ -21,7 +23,7 @@ from mlr3torch_py.arguments import check_choice, check_flag, check_number, check
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.schedule.plateau import as_whole
 
-__all__ = ["ThrowAway", "Trial", "check_arguments", "is_of_torch"]
+__all__ = ["ThrowAway", "Trial", "check_arguments", "copied", "is_of_torch", "name_of"]
 
 _LISTS: Final = (list, tuple, Sequence, Iterable, typing.Iterable)
 _IMPORTED_FOR_TYPES: Final = {"Callable": Callable, "Iterable": Iterable, "Sequence": Sequence}
@@ -55,6 +57,20 @@ class ThrowAway(Optimizer):
 def is_of_torch(scheduler: Any) -> bool:
     """Check whether a scheduler class is one of torch's own."""
     return isinstance(scheduler, type) and scheduler.__module__.startswith("torch.optim.")
+
+
+def name_of(scheduler: Any) -> str:
+    """Return the name of a scheduler class, or of a function that makes a scheduler, as part of an identifier.
+
+    Examples
+    --------
+    >>> name_of(partial(check_arguments, given={}))
+    'check_arguments'
+    """
+    while isinstance(scheduler, partial):
+        scheduler = scheduler.func
+    name = getattr(scheduler, "__name__", type(scheduler).__name__)
+    return re.sub(r"_+", "_", re.sub(r"\W", "", name)).strip("_") or "function"
 
 
 def check_arguments(scheduler: Any, parameters: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +203,7 @@ class Trial:
         optimizer = ThrowAway(self.optimizer.param_groups, getattr(self.optimizer, "defaults", {}))
         was_fine = all(map(_is_rate, optimizer.rates))
         try:
-            scheduler = self.make(optimizer, _copied(arguments))
+            scheduler = self.make(optimizer, copied(arguments))
             if not callable(getattr(scheduler, "step", None)) or not hasattr(scheduler, "state_dict"):
                 return TypeError(f"it returned {shown(scheduler)}, which is no scheduler")
             for step, scores in enumerate(self.steps, start=1):
@@ -206,7 +222,7 @@ def _is_rate(rate: float) -> bool:
     return 0 <= rate <= _LARGEST
 
 
-def _copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Copy arguments, as functions may count their calls."""
     try:
         return deepcopy(dict(arguments))

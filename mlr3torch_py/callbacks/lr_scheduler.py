@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import re
-import warnings
-from functools import partial
+from collections.abc import Mapping
+from copy import deepcopy
 from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
@@ -14,20 +13,18 @@ import numpy as np
 from torch.optim import lr_scheduler
 
 from mlr3torch_py.arguments import check_number, check_whole
-from mlr3torch_py.callbacks.lr_arguments import ThrowAway, Trial, check_arguments, is_of_torch
+from mlr3torch_py.callbacks.lr_arguments import ThrowAway, Trial, check_arguments, copied, name_of
+from mlr3torch_py.callbacks.lr_groups import continue_group, kept_rates, point_at, rates_of, reset_rates, set_rates
+from mlr3torch_py.callbacks.lr_state import RATE, Progress, merged, n_updates
+from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
-from mlr3torch_py.training.clock import take_back_epoch
-from mlr3torch_py.training.recipe import recipe_class
+from mlr3torch_py.training.clock import rows_of, take_back_epoch
+from mlr3torch_py.warn import warn
 
-__all__ = [
-    "CallbackSetLRScheduler",
-    "lr_scheduler_class",
-    "name_of",
-]
+__all__ = ["CallbackSetLRScheduler"]
 
-_RATES: Final[tuple[str, ...]] = ("lr", "initial_lr", "momentum", "betas")
-_EVENT: Final = "event_lr"
+_OWN: Final = "callback"
 
 
 class CallbackSetLRScheduler(CallbackSet):
@@ -45,6 +42,11 @@ class CallbackSetLRScheduler(CallbackSet):
     TypeError, ValueError
         When training begins, if a parameter is wrong. The scheduler is tried out on a copy of the optimizer's groups.
 
+    Warns
+    -----
+    UserWarning
+        At the first epoch, if the net has trained before and the history does not tell how far the schedule is.
+
     See Also
     --------
     as_lr_scheduler : For a scheduler that has no key.
@@ -52,10 +54,12 @@ class CallbackSetLRScheduler(CallbackSet):
     Notes
     -----
     Ported from ``CallbackSetLRScheduler`` of R's mlr3torch. When training continues, by ``partial_fit`` or from a
-    pickle, so do the scheduler and the rates. When the optimizer is replaced during training, the scheduler continues
-    with the new one; if that has another rate, in proportion to it. A scheduler that steps after each batch does not
-    step when accelerate has left out the step of the optimizer, as it does when gradients overflow in mixed precision,
-    and between the updates of gradient accumulation.
+    pickle, so do the scheduler and the rates. If the history was taken back or loaded, or another net has used the
+    callback in between, the scheduler is stepped over the epochs of the history. Arguments that are changed between
+    calls, also in the script of a resumed run, count from then on; the rates continue from where they are. When the
+    optimizer is replaced during training, the scheduler continues with the new one; if that has another rate, in
+    proportion to it. A scheduler that steps after each batch does not step when accelerate has left out the step of the
+    optimizer, as it does when gradients overflow in mixed precision, and between the updates of gradient accumulation.
 
     The history has the learning rate of the first param group as `event_lr`, as with skorch's ``LRScheduler``: in the
     row of each epoch, and for a scheduler that steps after each batch also by batch.
@@ -73,7 +77,13 @@ class CallbackSetLRScheduler(CallbackSet):
     gone_params = MappingProxyType({"verbose": "torch's schedulers no longer have it"})
     scheduler_: Any = None
     state_: dict[str, Any] | None = None
+    first_state_: Any = None
     rates_: tuple[float, ...] | None = None
+    left_: tuple[float, ...] | None = None
+    has_rates_ = True
+    is_stale_ = False
+    is_in_history_ = False
+    is_alone_ = True
 
     def __init__(self, **params: Any) -> None:
         bound = inspect.signature(type(self)).bind(**params)
@@ -93,9 +103,9 @@ class CallbackSetLRScheduler(CallbackSet):
         """Make the scheduler for an optimizer."""
         return self.scheduler_class(optimizer, **arguments)
 
-    def make(self, net: Net, dataset_train: Any) -> Any:
-        """Make the scheduler for the optimizer of a net."""
-        return self.build(net.optimizer_, self.arguments)
+    def _arguments_in(self, net: Net, dataset_train: Any) -> dict[str, Any]:
+        """Complete the arguments for a net."""
+        return self.arguments
 
     def simulate(self, steps: int, initial_lr: float = 0.01, step_args: Any = None) -> np.ndarray[Any, Any]:
         """Return the learning rates of the next steps, without training.
@@ -159,29 +169,112 @@ class CallbackSetLRScheduler(CallbackSet):
         if len(net.history) == 0:
             self.state_ = None
 
+    def after_begin(self, net: Net, X: Any, y: Any) -> None:
+        """Drop the state of another net, or of another history."""
+        self.is_stale_ = not self.belongs_to(net)
+        if not self._can_use_state(net):
+            self.state_ = None
+
+    def _can_use_state(self, net: Net) -> bool:
+        return self.belongs_to(net)
+
+    def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
+        """Find out, before any scheduler acts, what the optimizer and the history have of this schedule."""
+        groups = net.optimizer_.param_groups
+        others = [one for _, one in net.callbacks_ if isinstance(one, CallbackSetLRScheduler) and one is not self]
+        is_added = self.owner_ is None and any(other.state_ is not None for other in others)
+        self.is_in_history_ = not is_added and any(RATE in row for row in rows_of(net.history))
+        self.is_alone_ = not others
+        self.has_rates_ = all("initial_lr" in group for group in groups) and not self._are_rates_left_over(net)
+        if self.state_ is None and not self.has_rates_:
+            reset_rates(net.optimizer_)
+
+    def _are_rates_left_over(self, net: Net) -> bool:
+        """Whether the rates are those of epochs that were taken back: the history was loaded, but no optimizer."""
+        if self.owner_ is None or self.owner_.fits(net) or not self.owner_.may_be(net):
+            return False
+        return self.left_ == rates_of(net)
+
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.scheduler_ is not None:
             self._follow(net)
             return
-        groups = net.optimizer_.param_groups
-        current = [{key: group[key] for key in _RATES if key in group} for group in groups]
-        if self.state_ is None and len(net.history) > 1:
-            warnings.warn(
-                f"{type(self).__name__} starts from its first step at epoch {len(net.history)}, since it has no state "
-                "of the earlier epochs; to continue, use load_state_dict() or a pickle of the net",
-                stacklevel=2,
-            )
         if self.state_ is None:
-            self.rates_ = tuple(group["lr"] for group in groups)
+            is_scheduled = self.is_in_history_ and self.has_rates_
+            self.rates_ = rates_of(net, "initial_lr" if is_scheduled else "lr")
         try:
-            self.scheduler_ = self.make(net, dataset_train)
+            arguments = self._arguments_in(net, dataset_train)
         except ValueError:
             take_back_epoch(net)
             raise
+        self.first_state_ = self._first_state(net.optimizer_, arguments)
         if self.state_ is not None:
-            self.scheduler_.load_state_dict(self.state_)
-            for group, values in zip(groups, current, strict=True):
-                group.update(values)
+            self._continue(self.state_, net.optimizer_, arguments)
+        elif self.is_in_history_:
+            self._work_out(net, arguments)
+        else:
+            self._start(net, arguments)
+
+    def _first_state(self, optimizer: Any, arguments: dict[str, Any]) -> Any:
+        """Return the state in which a scheduler with these arguments starts."""
+        groups = [group | {"lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
+        for group in groups:
+            group.pop("initial_lr", None)
+        with kept_random_states():
+            scheduler = self.build(ThrowAway(groups, getattr(optimizer, "defaults", {})), copied(arguments))
+            return deepcopy(scheduler.state_dict())
+
+    def _start(self, net: Net, arguments: dict[str, Any], why: str = "") -> None:
+        """Start the schedule."""
+        if len(net.history) > 1:
+            warn(
+                f"{type(self).__name__} starts from its first step at epoch {len(net.history)}, since it has no state "
+                f"of the earlier epochs{why}; to continue, use load_state_dict() or a pickle of the net"
+            )
+        self.scheduler_ = self.build(net.optimizer_, arguments)
+
+    def _continue(self, state: dict[str, Any], optimizer: Any, arguments: dict[str, Any]) -> None:
+        """Continue from a state, with the arguments and the rates of now."""
+        kept = {key: value for key, value in state.items() if key != _OWN}
+        loaded = merged(kept, state.get(_OWN, {}).get("first_state"), self.first_state_, arguments)
+        current = kept_rates(optimizer)
+        if loaded is not kept:  # other arguments may say where the rates begin
+            current = kept_rates(optimizer, "lr", "momentum", "betas")
+            reset_rates(optimizer)
+        self.scheduler_ = self.build(optimizer, arguments)
+        self.scheduler_.load_state_dict(loaded)
+        set_rates(optimizer, current)
+
+    def _work_out(self, net: Net, arguments: dict[str, Any]) -> None:
+        """Step over the epochs of the history; keep the rates of now, if they are of that history."""
+        optimizer = net.optimizer_
+        current, keys = kept_rates(optimizer), [list(group) for group in optimizer.param_groups]
+        if self.has_rates_:
+            set_rates(optimizer, [{"lr": group["initial_lr"]} for group in optimizer.param_groups])
+        self.scheduler_ = self.build(net.optimizer_, arguments)
+        progress = Progress(self.scheduler_, net)
+        for row in rows_of(net.history)[:-1]:
+            progress.repeat(row, self._steps_in(net, row), is_by_epoch=self.step_on_epoch)
+        differs = self.is_alone_ and progress.differs
+        found = f"{progress.rate:g} for epoch {progress.epoch}, where the history has {progress.recorded:g}"
+        if differs and self.owner_ is None:
+            set_rates(optimizer, current)
+            for group, before in zip(optimizer.param_groups, keys, strict=True):
+                for key in group.keys() - set(before):
+                    del group[key]
+            self._start(net, arguments, f", whose rates are not those of this schedule: it gives {found}")
+            return
+        if self.has_rates_:
+            set_rates(optimizer, current)
+        if differs and self.is_stale_:
+            warn(
+                f"{type(self).__name__} was stepped over the epochs of the history, since its state is of another net "
+                f"or of other epochs; but it gives the rate {found}; give it the arguments with which they were trained"
+            )
+
+    def _steps_in(self, net: Net, row: Mapping[str, Any]) -> list[tuple[float, ...]]:
+        """Return the arguments of each step in an epoch of the history."""
+        return [()] * (int(RATE in row) if self.step_on_epoch else n_updates(net, row))
 
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and self.scheduler_.optimizer is not net.optimizer_:
@@ -189,7 +282,7 @@ class CallbackSetLRScheduler(CallbackSet):
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and not self.step_on_epoch:
-            net.history.record_batch(_EVENT, _rate(net))
+            net.history.record_batch(RATE, _rate(net))
             if not _was_step_left_out(net):
                 self._follow(net)
                 self.scheduler_.step()
@@ -200,13 +293,18 @@ class CallbackSetLRScheduler(CallbackSet):
             self._follow(net)
             self.scheduler_.step()
 
+    def epochs_have_ended(self, net: Net) -> None:
+        if self.scheduler_ is not None:  # otherwise no epoch has begun
+            super().epochs_have_ended(net)
+            self.left_ = rates_of(net)
+
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self.state_, self.scheduler_ = self.state_dict(), None
 
     def _record(self, net: Net) -> None:
         """Record the rate of the epoch, unless another scheduler has done so before it stepped."""
-        if _EVENT not in net.history.to_list()[-1]:
-            net.history.record(_EVENT, _rate(net))
+        if RATE not in net.history.to_list()[-1]:
+            net.history.record(RATE, _rate(net))
 
     def _follow(self, net: Net) -> None:
         """Schedule the optimizer that the net has now, from the current step on, if it has replaced its optimizer."""
@@ -220,8 +318,8 @@ class CallbackSetLRScheduler(CallbackSet):
             )
         if getattr(now, "optimizer", now) is not getattr(before, "optimizer", before):  # accelerate wraps it again
             for old, new, rate in zip_longest(before.param_groups, now.param_groups, self.rates_ or ()):
-                _continue(old, new, rate)
-        _point_at(self.scheduler_, now)
+                continue_group(old, new, rate)
+        point_at(self.scheduler_, now)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the state of the scheduler; None before any training.
@@ -229,69 +327,31 @@ class CallbackSetLRScheduler(CallbackSet):
         Returns
         -------
         dict or None
+            That of torch's scheduler, and as `callback` the state in which it started, by which other arguments are
+            noticed when it is loaded.
         """
-        state: dict[str, Any] | None = self.state_ if self.scheduler_ is None else self.scheduler_.state_dict()
-        return state
+        if self.scheduler_ is None:
+            return self.state_
+        return {**self.scheduler_.state_dict(), _OWN: {"first_state": self.first_state_, **self._more_state()}}
+
+    def _more_state(self) -> dict[str, Any]:
+        return {}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Restore a state; it takes effect when a net with a history begins its next epoch.
+
+        The arguments that the scheduler has by then count, not those with which the state was made.
 
         Parameters
         ----------
         state : dict or None
             As `state_dict` returns it.
         """
-        self.state_ = state
+        self.state_, self.owner_ = state, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"scheduler_": None, "state_": self.state_dict()}
-
-
-def lr_scheduler_class(
-    scheduler_class: Any,
-    *,
-    step_on_epoch: bool = True,
-    base: type[CallbackSetLRScheduler] = CallbackSetLRScheduler,
-    label: str = "",
-    **more: Any,
-) -> type[CallbackSetLRScheduler]:
-    """Make the callback class of a scheduler class, or of a function that makes a scheduler for an optimizer.
-
-    `more` are further parameters, and other defaults of those of the scheduler.
-    """
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = {
-        p.name: p.replace(kind=p.KEYWORD_ONLY, annotation=p.empty)
-        for p in list(inspect.signature(scheduler_class).parameters.values())[1:]
-        if p.kind in named and (p.name != "verbose" or not is_of_torch(scheduler_class))
-    }
-    for name, value in more.items():
-        parameters[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
-    name = name_of(scheduler_class)
-    namespace = {
-        "__doc__": f"``{name}`` as a callback, see `CallbackSetLRScheduler`.",
-        "__signature__": inspect.Signature(list(parameters.values())),
-        "scheduler_class": scheduler_class if isinstance(scheduler_class, type) else staticmethod(scheduler_class),
-        "step_on_epoch": step_on_epoch,
-        "label": label,
-    }
-    given = {"step_on_epoch": step_on_epoch, "base": base, "label": label, **more}
-    recipe = partial(lr_scheduler_class, scheduler_class, **given)
-    return recipe_class(f"CallbackSetLRScheduler_{name}", base, namespace, recipe)
-
-
-def name_of(scheduler: Any) -> str:
-    """Return the name of a scheduler class, or of a function that makes a scheduler, as part of an identifier.
-
-    Examples
-    --------
-    >>> name_of(partial(lr_scheduler_class, base=None))
-    'lr_scheduler_class'
-    """
-    while isinstance(scheduler, partial):
-        scheduler = scheduler.func
-    name = getattr(scheduler, "__name__", type(scheduler).__name__)
-    return re.sub(r"_+", "_", re.sub(r"\W", "", name)).strip("_") or "function"
+        left = self.left_ if self.ctx is None else rates_of(self.ctx.net)
+        return super().__getstate__() | {"scheduler_": None, "state_": self.state_dict(), "left_": left}
 
 
 def _rate(net: Net) -> float:
@@ -304,31 +364,3 @@ def _was_step_left_out(net: Net) -> bool:
     return accelerator is not None and (
         bool(accelerator.optimizer_step_was_skipped) or getattr(accelerator, "sync_gradients", True) is False
     )
-
-
-def _continue(old: dict[str, Any], new: dict[str, Any], rate: float | None) -> None:
-    """Bring a group of a new optimizer to the same point of a schedule.
-
-    Parameters
-    ----------
-    old, new : dict
-        The groups of the two optimizers.
-    rate : float, optional
-        The rate of the old one before the schedule.
-    """
-    rate = old.get("initial_lr", old["lr"]) if rate is None else rate
-    is_absolute = old.get("initial_lr", rate) != rate  # the schedule itself says where the rate begins
-    factor = 1 if is_absolute or not rate else new["lr"] / rate
-    new.update({key: value for key, value in old.items() if key not in new})
-    new.update({key: old[key] * factor for key in ("lr", "initial_lr") if key in old})
-
-
-def _point_at(scheduler: Any, optimizer: Any) -> None:
-    """Let a scheduler, and those that it consists of, set the rates of another optimizer."""
-    scheduler.optimizer = optimizer
-    if hasattr(scheduler, "base_lrs"):
-        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-    if getattr(scheduler, "_step_count", None) == 1:
-        scheduler._step_count = 2  # at its first step torch would warn of an optimizer that it did not see before
-    for part in getattr(scheduler, "_schedulers", ()):
-        _point_at(part, optimizer)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import lr_scheduler
 
 from mlr3torch_py.arguments import check_text
 from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler
+from mlr3torch_py.callbacks.lr_state import RATE
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.clock import score_of
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
 
@@ -52,16 +55,31 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
         check_text("monitor", vars(self)["monitor"], "the name of a score in the history")
 
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
+        super().before_first_epoch(net, dataset_train, dataset_valid)
         if vars(self)["mode"] is None:
             warn_of_unknown_direction(net, vars(self)["monitor"], "`mode`, 'min' or 'max'")
 
     def build(self, optimizer: Any, arguments: dict[str, Any]) -> Any:
         own = {name: value for name, value in arguments.items() if name != "monitor"}
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # as all other schedulers of torch do
         return super().build(optimizer, own | {"mode": own["mode"] or "min"})
 
-    def make(self, net: Net, dataset_train: Any) -> Any:
+    def _arguments_in(self, net: Net, dataset_train: Any) -> dict[str, Any]:
         asked = "min" if lower_is_better(net, vars(self)["monitor"]) else "max"
-        return self.build(net.optimizer_, self.arguments | {"mode": vars(self)["mode"] or asked})
+        return self.arguments | {"mode": vars(self)["mode"] or asked}
+
+    def _can_use_state(self, net: Net) -> bool:
+        monitor = vars(self)["monitor"]
+        own = (self.state_ or {}).get("callback", {})
+        return super()._can_use_state(net) and own.get("monitor", monitor) == monitor
+
+    def _steps_in(self, net: Net, row: Mapping[str, Any]) -> list[tuple[float, ...]]:
+        score = from_main_process(score_of(row, vars(self)["monitor"]) if RATE in row else None)
+        return [] if score is None else [(score,)]
+
+    def _more_state(self) -> dict[str, Any]:
+        return {"monitor": vars(self)["monitor"]}
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._record(net)

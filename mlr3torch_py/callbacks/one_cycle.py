@@ -7,8 +7,9 @@ from typing import Any, Final
 from torch.optim import lr_scheduler
 
 from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler
+from mlr3torch_py.callbacks.lr_state import accumulation, n_updates
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.clock import moment_of
+from mlr3torch_py.training.clock import moment_of, rows_of
 
 __all__ = ["CallbackSetLRSchedulerOneCycle"]
 
@@ -50,12 +51,14 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
             arguments["total_steps"] = n_steps
         return arguments
 
-    def make(self, net: Net, dataset_train: Any) -> Any:
+    def _arguments_in(self, net: Net, dataset_train: Any) -> dict[str, Any]:
         arguments, per_epoch = self.arguments, _updates_per_epoch(net, dataset_train)
         has_own_length = arguments["total_steps"] is not None or arguments["epochs"] is not None
         if arguments["total_steps"] is None:
             arguments["total_steps"] = self._length(net, arguments["epochs"], arguments["steps_per_epoch"] or per_epoch)
-        planned = arguments["total_steps"] if self.state_ is None else self.state_["total_steps"]
+        if self.state_ is not None and not has_own_length:
+            arguments["total_steps"] = self.state_["total_steps"]
+        planned = arguments["total_steps"]
         needed = None if per_epoch is None else self._done(net) + self._epochs_left(net) * per_epoch
         is_resumed = self.ctx is not None and self.ctx.is_resumed
         if needed is not None and (needed > planned or (is_resumed and not has_own_length and needed != planned)):
@@ -63,8 +66,8 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
                 f"the cycle was made for {planned} steps, but with `max_epochs` of {net.max_epochs} the training "
                 f"comes to {needed}; give `total_steps`, or `epochs` and `steps_per_epoch`, for all calls together"
             )
-        self._try(net.optimizer_, arguments, n_steps=min(arguments["total_steps"], _MOST_TRIED))
-        return self.build(net.optimizer_, arguments)
+        self._try(net.optimizer_, arguments, n_steps=min(planned, _MOST_TRIED))
+        return arguments
 
     def _length(self, net: Net, epochs: int | None, per_epoch: int | None) -> int:
         """Return the number of steps of a cycle without `total_steps`."""
@@ -77,18 +80,14 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
 
     def _done(self, net: Net) -> int:
         """Return the number of steps before."""
-        if _accumulation(net) > 1:
-            return 0 if self.state_ is None else int(self.state_["last_epoch"])
+        if accumulation(net) > 1:
+            if self.state_ is not None:
+                return int(self.state_["last_epoch"])
+            return sum(n_updates(net, row) for row in rows_of(net.history))
         return moment_of(net.history).batch
 
     def _epochs_left(self, net: Net) -> int:
         return net.max_epochs if self.ctx is None else self.ctx.total_epochs - self.ctx.epoch + 1
-
-
-def _accumulation(net: Net) -> int:
-    """Return how many batches of accelerate make one update."""
-    steps = getattr(getattr(net, "accelerator", None), "gradient_accumulation_steps", 1)
-    return steps if isinstance(steps, int) else 1
 
 
 def _updates_per_epoch(net: Net, dataset_train: Any) -> int | None:
@@ -97,4 +96,4 @@ def _updates_per_epoch(net: Net, dataset_train: Any) -> int | None:
         n_batches = len(net.get_iterator(dataset_train, training=True))
     except (TypeError, NotImplementedError):
         return None
-    return -(-n_batches // _accumulation(net))
+    return -(-n_batches // accumulation(net))

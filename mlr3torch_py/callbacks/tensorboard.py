@@ -12,7 +12,6 @@ from mlr3torch_py.arguments import check_flag
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import n_trainable
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, row_of
 from mlr3torch_py.training.context import scores_of
@@ -78,7 +77,6 @@ class CallbackSetTB(CallbackSet):
     label = "TensorBoard"
     packages = (*CallbackSet.packages, "tensorboard")
     folder_: Path | None = None
-    mark_: HistoryMark | None = None
     by_epoch_: Any = None
     by_batch_: Any = None
 
@@ -121,22 +119,21 @@ class CallbackSetTB(CallbackSet):
             writer.flush()
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
-        self.mark_ = HistoryMark.of(net.history)
         for writer in self._writers():
             writer.close()
             _number(Path(writer.log_dir))
         self.by_epoch_ = self.by_batch_ = None
 
     def __getstate__(self) -> dict[str, Any]:
-        mark = self.mark_ if self.ctx is None else HistoryMark.of(self.ctx.net.history)
-        return super().__getstate__() | {"mark_": mark, "by_epoch_": None, "by_batch_": None}
+        return super().__getstate__() | {"by_epoch_": None, "by_batch_": None}
 
     def _writers(self) -> list[Any]:
         return [writer for writer in (self.by_epoch_, self.by_batch_) if writer is not None]
 
     def _open(self, net: Net) -> Path:
         _import_writer()
-        is_ours = self.mark_ is not None and self.mark_.fits(net.history)
+        owner = self.owner_
+        is_ours = owner is not None and (owner.fits(net) or owner.is_behind(net))
         folder = folder_of(net, self.path, self.folder_ if is_ours else None)
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))

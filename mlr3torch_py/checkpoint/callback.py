@@ -20,7 +20,6 @@ from mlr3torch_py.checkpoint.portable import to_portable
 from mlr3torch_py.checkpoint.session import Session
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import History, Net
-from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.clock import row_of, score_of
 from mlr3torch_py.training.context import ContextTorch
@@ -123,7 +122,6 @@ class CallbackSetCheckpoint(CallbackSet):
     default_weight: ClassVar[float] = math.inf
     keeps_settings: ClassVar[bool] = True
     folder_: CheckpointFolder | None = None
-    mark_: HistoryMark | None = None
     call_: Mapping[str, Any] | None = None
     session_: Session | None = None
 
@@ -175,7 +173,8 @@ class CallbackSetCheckpoint(CallbackSet):
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
         """Open the folder, and let the callbacks see the history of the run that is resumed."""
         self._check_comes_last(net)
-        fits = self.mark_ is not None and self.mark_.fits(net.history)
+        owner = self.owner_
+        fits = owner is not None and (owner.fits(net) or (owner.is_behind(net) and not callable(self.path)))
         previous = self.folder_ if fits or not len(net.history) else None
         self.folder_ = CheckpointFolder(folder_of(net, self.path, None if previous is None else previous.path))
         place = Place(self.folder_, self.resume, self.call_ if previous is not None and fits else None)
@@ -208,21 +207,23 @@ class CallbackSetCheckpoint(CallbackSet):
         if is_due:
             self._save()
 
+    def epochs_have_ended(self, net: Net) -> None:
+        super().epochs_have_ended(net)
+        if self.session_ is not None and self.folder_ is not None:
+            self.session_.capture_unseen(self.folder_.rows.n_rows)  # before on_train_end, which may change the weights
+
     def on_exit(self, net: Net, **kwargs: Any) -> None:
-        self.mark_ = HistoryMark.of(net.history)
         session = self.session_
         if self.folder_ is not None:
             try:
                 if session is not None:
-                    session.capture_unseen(self.folder_.rows.n_rows)
                     self._save()
             finally:
                 self.folder_.files.release()
         self.session_ = None
 
     def __getstate__(self) -> dict[str, Any]:
-        mark = self.mark_ if self.ctx is None else HistoryMark.of(self.ctx.net.history)
-        return super().__getstate__() | {"session_": None, "mark_": mark}
+        return super().__getstate__() | {"session_": None}
 
     def _save(self) -> None:
         session, folder = cast(Session, self.session_), cast(CheckpointFolder, self.folder_)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from skorch.callbacks import EarlyStopping
+
 from mlr3torch_py.checkpoint.attributes import Attributes
 from mlr3torch_py.checkpoint.contents import GRADIENTS, Checkpoint
 from mlr3torch_py.checkpoint.layout import optimizer_classes, state_dicts
@@ -34,6 +36,7 @@ __all__ = [
     "restore_history",
     "restore_parts",
     "restore_rest",
+    "was_stopped",
 ]
 
 
@@ -104,6 +107,15 @@ def restore_callbacks(net: Net, checkpoint: Checkpoint) -> None:
             vars(callback).clear()
             vars(callback).update(attributes)
         raise
+
+
+def was_stopped(net: Net, checkpoint: Checkpoint) -> bool:
+    """Whether skorch's EarlyStopping has stopped the run, and would have with the patience of now."""
+    return any(
+        state["misses_"] >= callback.patience
+        for callback, state in _states_for(net, checkpoint)
+        if isinstance(callback, EarlyStopping)
+    )
 
 
 def restore_history(net: Net, checkpoint: Checkpoint) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from mlr3torch_py.network.holdings import GLOBALS, walk
 from mlr3torch_py.network.randomness import generators
-from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
+from mlr3torch_py.network.unwrap import bare, modules_of, named_modules, named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.run import own_callbacks
@@ -41,12 +41,6 @@ _STATES_OF_SKORCH: Final[Mapping[type, tuple[str, ...]]] = MappingProxyType(
 )
 # By which skorch clears the gradients of the batch before.
 _STEPPING: Final = ("train_step", "train_step_single", "_zero_grad_optimizer", "_step_optimizer")
-
-
-def modules_of(net: Net) -> dict[str, nn.Module]:
-    """Return the bare modules and criteria of a net that are modules, by name."""
-    parts = {name: getattr(net, f"{name}_", None) for name in (*net._modules, *net._criteria)}
-    return {name: bare(part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def module_places(net: Net) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from mlr3torch_py.checkpoint.net_state import (
     restore_history,
     restore_parts,
     restore_rest,
+    was_stopped,
 )
 from mlr3torch_py.checkpoint.parts import generators_of, modules_of, searched
 from mlr3torch_py.checkpoint.place import Plan
@@ -180,7 +181,8 @@ class Session:
 
     def _restore_net(self, checkpoint: Checkpoint) -> None:
         net = self.net
-        is_over = self._plan.is_over or checkpoint.epoch >= self._ctx.total_epochs or self._ctx.terminate
+        self._ctx.terminate |= self._plan.is_over or was_stopped(net, checkpoint)
+        is_over = self._ctx.terminate or checkpoint.epoch >= self._ctx.total_epochs
         check_fits(net, checkpoint, self._ctx.total_epochs)
         if "settings" in checkpoint.state:
             check_settings(checkpoint.state["settings"], self._settings, is_finished=is_over)
@@ -190,8 +192,6 @@ class Session:
         missing = restore_rest(net, checkpoint, self._attributes)
         if missing:
             warn(f"the checkpoint holds a state of {listed(missing)}, which the net lacks")
-        if self._plan.is_over:
-            self._ctx.terminate = True
 
     def _with_lasting(self, checkpoint: Checkpoint) -> Checkpoint:
         """Add what callbacks keep that seldom changes."""
@@ -237,12 +237,12 @@ class Session:
             one.lost_on_resume for one in own_callbacks(self.net).values() if is_staged(one) and one.lost_on_resume
         ]
         lost += [f"{place}, whose state_dict() no file can hold" for place in object_states(self.net)[1]]
-        if any(getattr(one, "persistent_workers", False) and one.num_workers for one in self._ctx.loaders):
-            lost.append(
-                "the random states of persistent workers, so they are restarted in every epoch: give "
-                "persistent_workers=False"
-            )
         self._warn_of(lost)
+        if any(getattr(one, "persistent_workers", False) and one.num_workers for one in self._ctx.loaders):
+            warn(
+                "the checkpoint restarts persistent workers after each epoch, since it cannot read their random "
+                "states; so the net does not train as without it, but as with persistent_workers=False: give that"
+            )
 
     def _unreadable(self, dataset_train: Any) -> list[str]:
         skip, roots = searched(self.net, dataset_train, self._ctx.loaders)

@@ -8,7 +8,18 @@ from functools import cache
 
 from torch import nn
 
-__all__ = ["Structure", "all_modules", "bare", "named_modules", "named_parameters", "names_by_tensor", "tied_names"]
+from mlr3torch_py.protocols import Net
+
+__all__ = [
+    "Structure",
+    "all_modules",
+    "bare",
+    "modules_of",
+    "named_modules",
+    "named_parameters",
+    "names_by_tensor",
+    "tied_names",
+]
 
 # The attribute under which each wrapper keeps its module. Wrappers are listed by name so that none has to be imported:
 # an instance exists only if its class has been imported already.
@@ -54,6 +65,26 @@ def bare(module: nn.Module) -> nn.Module:
     while (attribute := _wrapped_under(type(module))) is not None:  # type: ignore[arg-type]
         module = getattr(module, attribute)
     return module
+
+
+def modules_of(net: Net) -> dict[str, nn.Module]:
+    """Return the bare modules and criteria of a net that are modules, by name.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+
+    Returns
+    -------
+    dict of str to torch.nn.Module
+
+    Examples
+    --------
+    >>> list(modules_of(iris_net().initialize()))
+    ['module', 'criterion']
+    """
+    parts = {name: getattr(net, f"{name}_", None) for name in (*net._modules, *net._criteria)}
+    return {name: bare(part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from mlr3torch_py.arguments import check_flag, shown
-from mlr3torch_py.callbacks.lr_scheduler import lr_scheduler_class, name_of
+from mlr3torch_py.callbacks.lr_arguments import name_of
+from mlr3torch_py.callbacks.lr_class import lr_scheduler_class
 from mlr3torch_py.callbacks.on_plateau import CallbackSetLRSchedulerReduceOnPlateau
 from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks, t_clbk

@@ -14,7 +14,7 @@ from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
-from mlr3torch_py.callbacks.lr_scheduler import lr_scheduler_class
+from mlr3torch_py.callbacks.lr_class import lr_scheduler_class
 from mlr3torch_py.callbacks.on_plateau import CallbackSetLRSchedulerReduceOnPlateau
 from mlr3torch_py.callbacks.one_cycle import CallbackSetLRSchedulerOneCycle
 from mlr3torch_py.callbacks.progress import CallbackSetProgress

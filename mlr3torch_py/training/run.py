@@ -130,15 +130,16 @@ class Run:
         kept = vars(self.net).get("get_iterator")
         vars(self.net)["get_iterator"] = self._get_iterator
         try:
-            fitted = self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
-            for callback in self.staged:
-                callback.after_last_epoch(self.net)
+            try:
+                fitted = self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
+                for callback in self.staged:
+                    callback.after_last_epoch(self.net)
+            finally:
+                self._end_epochs()
         except KeyboardInterrupt:  # skorch catches it, then calls on_train_end
-            self._take_back_epoch()
             self.arrange()
             raise
         except BaseException as error:
-            self._take_back_epoch()
             self.exit(error)
             raise
         finally:
@@ -158,11 +159,16 @@ class Run:
         if getattr(vars(self.net).get("get_iterator"), "__self__", None) is self:
             del vars(self.net)["get_iterator"]
 
-    def _take_back_epoch(self) -> None:
-        """Remove the history row of an epoch at whose beginning a callback has raised."""
+    def _end_epochs(self) -> None:
+        """Remove the row of an epoch at whose beginning a callback has raised; let callbacks note their history.
+
+        They do so here, since callbacks such as skorch's Checkpoint take the history back at ``on_train_end``.
+        """
         if self._beginning and len(self.net.history) == self._beginning:
             take_back_epoch(self.net)
         self._beginning = 0
+        for callback in self.joined:
+            callback.epochs_have_ended(self.net)
 
     def begin_epoch(self, dataset_train: Any, dataset_valid: Any) -> None:
         """Update ``ctx``; before the first epoch of the run, let the callbacks prepare."""

@@ -10,6 +10,7 @@ from skorch.callbacks import Callback
 
 from mlr3torch_py.arguments import check_number
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.belonging import Owner
 from mlr3torch_py.training.clock import score_of
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.warn import warn
@@ -41,6 +42,7 @@ class StagedCallback(Callback):  # type: ignore[misc]
     awaits_score_ = False
     has_warned_of_nan_ = False
     ctx_: ContextTorch | None = None
+    owner_: Owner | None = None
     given_: dict[str, tuple[Any, ...]] | None = None
 
     @property
@@ -77,6 +79,25 @@ class StagedCallback(Callback):  # type: ignore[misc]
         if all(name in attributes and p.kind is not p.VAR_KEYWORD for name, p in parameters.items()):
             made = type(self)(**{name: attributes[name] for name in parameters})
             attributes |= {name: value for name, value in vars(made).items() if name not in parameters}
+
+    def belongs_to(self, net: Net) -> bool:
+        """Check whether what the callback keeps from earlier calls is of a net and of its history.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+
+        Returns
+        -------
+        bool
+            False if another net was trained with the callback since, or if the history was taken back, or replaced,
+            between two calls. True if nothing is known of earlier calls, as for a state that was loaded.
+        """
+        return self.owner_ is None or self.owner_.fits(net)
+
+    def epochs_have_ended(self, net: Net) -> None:
+        """Note the net and history to which the callback belongs: after the last epoch, however it has ended."""
+        self.owner_ = Owner(net)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self.given_ is not None and name != "ctx_":
@@ -152,7 +173,8 @@ class StagedCallback(Callback):  # type: ignore[misc]
         """Stage ``exit``: after the stage ``end``, or when training raises; repeated if Ctrl-C interrupts it."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"ctx_": None}
+        owner = self.owner_ if self.ctx_ is None else Owner(self.ctx_.net)
+        return self.__dict__ | {"ctx_": None, "owner_": owner}
 
 
 def is_staged(callback: object) -> TypeGuard[StagedCallback]:

@@ -6,14 +6,14 @@ from collections import deque
 import pytest
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from mlr3torch_py import t_clbk
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from tests.checkpoint.kept import Accumulates, Criterion, Hidden, PlainCriterion, Scaled, Scaler, TwoOptimizers
 from tests.checkpoint.runs import checkpoint, files, resumed_equals_whole, run
-from tests.helpers import X, iris_net, y
+from tests.helpers import X, iris_net, moved, weights, y
 
 KINDS = {
     "pending gradients": {"cls": Accumulates},
@@ -104,7 +104,9 @@ def test_persistent_workers_are_named_and_restarted(tmp_path):
             checkpoint(path, resume=True), *more, module=nn.Linear(4, 3), audited=False, max_epochs=3, **workers
         )
 
-    with pytest.warns(UserWarning, match="persistent workers.*give persistent_workers=False"):
+    with pytest.warns(
+        UserWarning, match="restarts persistent workers after each epoch.* as with persistent_workers=False"
+    ):
         assert resumed_equals_whole(tmp_path, net_of, lambda: (Noisy(), None))
 
 
@@ -112,6 +114,25 @@ def test_an_object_that_the_net_lacks_is_named(tmp_path):
     run(tmp_path, 1, cls=Scaled)
     with pytest.warns(UserWarning, match=r"holds a state of scaler, scalers\[0\], which the net lacks"):
         run(tmp_path, 2, resume=True)
+
+
+@pytest.mark.parametrize("load_best", [False, True])
+def test_a_run_that_early_stopping_of_skorch_had_ended_stays_ended(load_best, tmp_path):
+    def train(path, patience):
+        torch.manual_seed(0)
+        stopping = EarlyStopping("train_loss", patience, threshold=9, threshold_mode="abs", load_best=load_best)
+        net = iris_net(stopping, checkpoint(path, resume=True), audited=False).fit(X, y)
+        return net, weights(net), torch.rand(3).tolist()
+
+    first, trained, drawn = train(tmp_path / "resumed", 2)
+    again, kept, drawn_again = train(tmp_path / "resumed", 2)
+    assert len(first.history) == len(again.history) == 3
+    assert (moved(trained, kept), drawn) == (set(), drawn_again)
+    with pytest.warns(UserWarning, match="resumed with other settings: callbacks__EarlyStopping__patience"):
+        longer, further, _ = train(tmp_path / "resumed", 9)
+    whole, uninterrupted, _ = train(tmp_path / "whole", 9)
+    assert len(longer.history) == len(whole.history) == 4
+    assert not moved(further, uninterrupted)
 
 
 def test_checkpoints_with_early_stopping_of_skorch_keep_the_last_epoch(tmp_path):

@@ -1,0 +1,127 @@
+"""The state of a learning-rate scheduler: worked out from a history, or merged with new arguments."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from operator import is_
+from typing import Any, Final
+
+from mlr3torch_py.protocols import Net
+
+__all__ = ["RATE", "Progress", "accumulation", "merged", "n_updates"]
+
+RATE: Final = "event_lr"
+
+
+class Progress:
+    """Steps of a scheduler over the epochs of a history.
+
+    Parameters
+    ----------
+    scheduler : torch.optim.lr_scheduler.LRScheduler
+    net : skorch.NeuralNet
+
+    Attributes
+    ----------
+    epoch : int
+        The last epoch of which the history has the rate; 0 if there is none.
+    rate, recorded : float
+        The rate of that epoch, worked out and in the history.
+    """
+
+    def __init__(self, scheduler: Any, net: Net) -> None:
+        self.epoch = 0
+        self.rate = self.recorded = math.nan
+        self._scheduler = scheduler
+        self._net = net
+        self._n_seen = 0
+
+    @property
+    def differs(self) -> bool:
+        return self.epoch > 0 and not math.isclose(self.rate, self.recorded, rel_tol=1e-6, abs_tol=1e-12)
+
+    def repeat(self, row: Mapping[str, Any], steps: Iterable[tuple[float, ...]], *, is_by_epoch: bool) -> None:
+        """Repeat the steps of an epoch."""
+        self._n_seen += 1
+        before = self._rate()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of steps before those of the optimizer
+            for scores in steps:
+                self._scheduler.step(*scores)
+        if RATE in row:
+            self.epoch, self.recorded = self._n_seen, float(row[RATE])
+            self.rate = before if is_by_epoch else self._rate()
+
+    def _rate(self) -> float:
+        return float(self._net.optimizer_.param_groups[0]["lr"])
+
+
+def n_updates(net: Net, row: Mapping[str, Any]) -> int:
+    """Count the updates in an epoch of the history for which a scheduler has stepped."""
+    if "train_batch_count" in row:
+        n_batches = int(row["train_batch_count"]) if RATE in row else 0
+    else:
+        n_batches = sum(RATE in entry for entry in row.get("batches", ()))
+    return -(-n_batches // accumulation(net))
+
+
+def accumulation(net: Net) -> int:
+    """Return how many batches of accelerate make one update."""
+    steps = getattr(getattr(net, "accelerator", None), "gradient_accumulation_steps", 1)
+    return steps if isinstance(steps, int) else 1
+
+
+def merged(
+    kept: dict[Any, Any], before: dict[Any, Any] | None, now: dict[Any, Any], arguments: Iterable[str] = ()
+) -> dict[Any, Any]:
+    """Return a state with what other arguments have changed.
+
+    Parameters
+    ----------
+    kept : dict
+        The state of a scheduler.
+    before, now : dict
+        The states in which it, and a scheduler with other arguments, start. Where they are equal, `kept` counts,
+        elsewhere `now`. `before` is None for a state of an earlier version.
+    arguments : iterable of str
+        The names of the arguments.
+
+    Returns
+    -------
+    dict
+        `kept` itself, if nothing has changed.
+
+    Examples
+    --------
+    >>> merged({"gamma": 0.5, "step": 7}, {"gamma": 0.5, "step": 0}, {"gamma": 0.1, "step": 0})
+    {'gamma': 0.1, 'step': 7}
+    """
+    if before is None:
+        constant = set(arguments) - {"last_epoch"}
+        before = {key: kept.get(key) if key in constant else value for key, value in now.items()}
+    whole = {key: value for key, value in kept.items() if key in now or key not in before}
+    whole |= {key: _entry(kept, before, key, value) for key, value in now.items()}
+    is_kept = whole.keys() == kept.keys() and all(whole[key] is kept[key] for key in kept)
+    return kept if is_kept else whole
+
+
+def _entry(kept: dict[Any, Any], before: dict[Any, Any], key: Any, now: Any) -> Any:
+    """Return what a key of a merged state has."""
+    if key not in kept or key not in before:
+        return now
+    three = kept[key], before[key], now
+    if all(type(one) is dict for one in three):
+        return merged(*three)
+    if all(type(one) is list and one and all(type(entry) is dict for entry in one) for one in three):
+        parts = [merged(*entries) for entries in zip(*three, strict=False)]  # the schedulers of a SequentialLR
+        return kept[key] if all(map(is_, parts, kept[key])) else parts
+    return kept[key] if _are_equal(before[key], now) else now
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except (TypeError, ValueError, RuntimeError):  # arrays, or tensors, of several numbers
+        return False
