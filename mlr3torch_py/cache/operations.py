@@ -1,0 +1,97 @@
+"""Operations on placeholders, between modules, that are answered like calls of modules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from mlr3torch_py.cache.functions import Operation, split
+from mlr3torch_py.cache.module import CachedModule
+from mlr3torch_py.cache.placeholder import Passes, Placeholder
+from mlr3torch_py.cache.rows import NotCacheableError
+from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.network.unwrap import all_modules
+
+__all__ = ["Operations"]
+
+_Function = Callable[..., Any]
+_MAX_KINDS: Final = 32
+
+
+class Operations:
+    """The operations of a network that are links.
+
+    Parameters
+    ----------
+    budget : Budget
+    check : int
+        See `CachedModule`.
+    """
+
+    def __init__(self, budget: Budget, check: int) -> None:
+        self._budget, self._check = budget, check
+        self._cached: dict[Hashable, CachedModule | None] = {}  # None for those that cannot be
+        self._n_kinds: Counter[Callable[..., Any]] = Counter()
+        self._frozen: dict[int, torch.UntypedStorage] = {}
+
+    @property
+    def stages(self) -> Mapping[str, CachedModule]:
+        """The operations whose calls are answered, by a name."""
+        return {f"{one.name} {i}": one for i, one in enumerate(self._cached.values()) if one is not None}
+
+    def follow(self, module: nn.Module) -> None:
+        """Note which tensors of a network stay the same, so that operations may take them."""
+        layers = all_modules(module)
+        tensors = [one for layer in layers for one in (*layer._parameters.values(), *layer._buffers.values())]
+        storages = [one.untyped_storage() for one in tensors if one is not None and not is_lazy(one)]
+        trainable = {one.untyped_storage()._cdata for one in tensors if one is not None and one.requires_grad}
+        self._frozen = {one._cdata: one for one in storages if one._cdata not in trainable}
+
+    def answer(
+        self, passes: Passes, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Answer a call of a function; `NotImplemented` if it cannot be."""
+        found = split(function, args, kwargs, Placeholder)
+        if found is None:
+            return NotImplemented
+        operation, tensors = found
+        if any(one.untyped_storage()._cdata not in self._frozen for one in tensors[operation.n_by_row :]):
+            return NotImplemented
+        key = operation.key
+        if key not in self._cached:
+            self._cached[key] = self._put_in_place(operation, passes)
+        cached = self._cached[key]
+        return NotImplemented if cached is None else cached(*tensors)
+
+    def close(self) -> None:
+        """Forget all rows, and all operations."""
+        for one in self.stages.values():
+            one.remove()
+        self._cached.clear()
+        self._n_kinds.clear()
+        self._frozen.clear()
+
+    def _put_in_place(self, operation: Operation, passes: Passes) -> CachedModule | None:
+        function = operation.function
+        self._n_kinds[function] += 1
+        if self._n_kinds[function] > _MAX_KINDS:  # it may differ from call to call
+            return None
+        reject = partial(self._reject, operation.key)
+        try:
+            return CachedModule(
+                f"{function.__name__}()", operation, self._budget, self._check, reject, passes=passes, is_link=True
+            )
+        except NotCacheableError:
+            return None
+
+    def _reject(self, key: Hashable, error: NotCacheableError, fits_in_eval_mode: bool) -> None:
+        """Call the function itself from now on; the user need not know."""
+        if (cached := self._cached.get(key)) is not None:
+            cached.remove()
+        self._cached[key] = None
