@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 __all__ = ["Operation", "split"]
@@ -43,7 +42,7 @@ class _Slot(NamedTuple):
     position: int
 
 
-class Operation(nn.Module):
+class Operation(NamedTuple):
     """A function with all of its arguments but the tensors.
 
     Parameters
@@ -57,16 +56,12 @@ class Operation(nn.Module):
         Which of the others are one row, to be repeated for all.
     """
 
-    def __init__(self, function: Callable[..., Any], template: Any, n_by_row: int, repeated: tuple[int, ...]) -> None:
-        super().__init__()
-        self.function, self.template, self.n_by_row, self.repeated = function, template, n_by_row, repeated
+    function: Callable[..., Any]
+    template: Any
+    n_by_row: int
+    repeated: tuple[int, ...]
 
-    @property
-    def key(self) -> Hashable:
-        """The same for operations that differ in their tensors alone."""
-        return self.function, self.template, self.n_by_row, self.repeated
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
+    def __call__(self, *tensors: torch.Tensor) -> Any:
         """Apply the function."""
         by_row, others = tensors[: self.n_by_row], list(tensors[self.n_by_row :])
         for i in self.repeated:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -24,6 +24,17 @@ _Function = Callable[..., Any]
 _MAX_KINDS: Final = 32
 
 
+class _Applied(nn.Module):
+    """An operation as a module."""
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.operation(*tensors)
+
+
 class Operations:
     """The operations of a network that are links.
 
@@ -36,7 +47,7 @@ class Operations:
 
     def __init__(self, budget: Budget, check: int) -> None:
         self._budget, self._check = budget, check
-        self._cached: dict[Hashable, CachedModule | None] = {}  # None for those that cannot be
+        self._cached: dict[Operation, CachedModule | None] = {}  # None for those that cannot be
         self._n_kinds: Counter[Callable[..., Any]] = Counter()
         self._frozen: dict[int, torch.UntypedStorage] = {}
 
@@ -63,10 +74,9 @@ class Operations:
         operation, tensors = found
         if any(one.untyped_storage()._cdata not in self._frozen for one in tensors[operation.n_by_row :]):
             return NotImplemented
-        key = operation.key
-        if key not in self._cached:
-            self._cached[key] = self._put_in_place(operation, passes)
-        cached = self._cached[key]
+        if operation not in self._cached:
+            self._cached[operation] = self._put_in_place(operation, passes)
+        cached = self._cached[operation]
         return NotImplemented if cached is None else cached(*tensors)
 
     def close(self) -> None:
@@ -82,16 +92,22 @@ class Operations:
         self._n_kinds[function] += 1
         if self._n_kinds[function] > _MAX_KINDS:  # it may differ from call to call
             return None
-        reject = partial(self._reject, operation.key)
+        reject = partial(self._reject, operation)
         try:
             return CachedModule(
-                f"{function.__name__}()", operation, self._budget, self._check, reject, passes=passes, is_link=True
+                f"{function.__name__}()",
+                _Applied(operation),
+                self._budget,
+                self._check,
+                reject,
+                passes=passes,
+                is_link=True,
             )
         except NotCacheableError:
             return None
 
-    def _reject(self, key: Hashable, error: NotCacheableError, fits_in_eval_mode: bool) -> None:
+    def _reject(self, operation: Operation, error: NotCacheableError, fits_in_eval_mode: bool) -> None:
         """Call the function itself from now on; the user need not know."""
-        if (cached := self._cached.get(key)) is not None:
+        if (cached := self._cached.get(operation)) is not None:
             cached.remove()
-        self._cached[key] = None
+        self._cached[operation] = None
