@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.cache.functions import Operation, split
 from mlr3torch_py.cache.module import CachedModule
@@ -22,6 +21,15 @@ __all__ = ["Operations"]
 
 _Function = Callable[..., Any]
 _MAX_KINDS: Final = 32
+
+
+def _storage(tensor: torch.Tensor) -> tuple[int, torch.UntypedStorage | None]:
+    """Return the storage of a tensor, after what identifies it; 0 and None if it has none."""
+    try:
+        storage = tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse and lazy ones
+        return 0, None
+    return storage._cdata, storage
 
 
 class _Applied(nn.Module):
@@ -60,9 +68,9 @@ class Operations:
         """Note which tensors of a network stay the same, so that operations may take them."""
         layers = all_modules(module)
         tensors = [one for layer in layers for one in (*layer._parameters.values(), *layer._buffers.values())]
-        storages = [one.untyped_storage() for one in tensors if one is not None and not is_lazy(one)]
-        trainable = {one.untyped_storage()._cdata for one in tensors if one is not None and one.requires_grad}
-        self._frozen = {one._cdata: one for one in storages if one._cdata not in trainable}
+        storages = [(one, _storage(one)) for one in tensors if one is not None]
+        trainable = {id_ for one, (id_, _) in storages if one.requires_grad}
+        self._frozen = {id_: storage for _, (id_, storage) in storages if id_ not in trainable and storage is not None}
 
     def answer(
         self, passes: Passes, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -72,7 +80,7 @@ class Operations:
         if found is None:
             return NotImplemented
         operation, tensors = found
-        if any(one.untyped_storage()._cdata not in self._frozen for one in tensors[operation.n_by_row :]):
+        if any(_storage(one)[0] not in self._frozen for one in tensors[operation.n_by_row :]):
             return NotImplemented
         if operation not in self._cached:
             self._cached[operation] = self._put_in_place(operation, passes)
