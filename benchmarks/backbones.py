@@ -154,8 +154,8 @@ def compare(name, n, epochs):
     labels = torch.randint(CLASSES, (n,)).numpy()
     ready = features(network, head, data)
     freezing = lambda: t_clbk("unfreeze", starting_weights=select_prefix(head), frozen_mode="eval")  # noqa: E731
-    _, alone = trained(deepcopy(network.get_submodule(head)), ready, labels, epochs=2 * epochs)
-    plain, usual = trained(deepcopy(network), data, labels, freezing(), epochs=3)
+    _, alone = trained(deepcopy(network.get_submodule(head)), ready, labels, epochs=3 * epochs)
+    plain, usual = trained(deepcopy(network), data, labels, freezing(), epochs=epochs)
     with Stopwatch([(CachedParts, "begin_epoch"), (Answer, "compute")]).running() as checks:
         cached, ours = trained(
             deepcopy(network), data, labels, freezing(), t_clbk("frozen_cache"), epochs=epochs, stopwatch=checks
@@ -183,6 +183,6 @@ def compare(name, n, epochs):
     ]
 
 
-def measure(n=256, epochs=6):
+def measure(n=256, epochs=4):
     available = [name for name, (package, *_) in NETWORKS.items() if find_spec(package)]
     return table([one for name in available for one in compare(name, n, epochs)])

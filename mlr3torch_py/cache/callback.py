@@ -72,12 +72,14 @@ class CallbackSetFrozenCache(CallbackSet):
     Rows are forgotten when something in their submodule is unfrozen, when its parameters, buffers, children or other
     attributes change, and when training begins and ends. Changes that torch's version counters see take effect at once;
     writes through ``.data`` or numpy, and other attributes, when the next epoch begins. Trials check whether the rows
-    of a batch are independent while the cache is filled, by two or three rows of some batches.
+    of a batch are independent while the cache is filled, by every fourth row of some batches, other ones each time.
+    Until four batches have tried all positions, rows from memory are computed again before they are used. What affects
+    few rows of few batches only may be missed until a check finds it.
 
     Between submodules that are cached, code of the network is given a subclass of `torch.Tensor` in place of an output,
     which becomes a plain tensor in place when anything but its shape, dtype or device is asked for. Hooks, trainable
-    modules and losses are given plain tensors. Modules without parameters between cached ones, such as ``nn.ReLU`` and
-    ``nn.MaxPool2d``, are not called for rows from memory.
+    modules and losses are given plain tensors. Modules without parameters between cached ones, such as ``nn.ReLU``, and
+    functions such as ``torch.flatten`` and ``torch.cat`` are not called for rows from memory.
 
     A checkpoint callback beside it keeps the cached rows in a file of their own, so that a resumed run has the same
     ones, to the bit, and computes none of them again. Each process of a data-parallel training has its own cache. Only

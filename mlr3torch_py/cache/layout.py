@@ -41,6 +41,8 @@ class Layout:
         Their number when the epoch began; 0 once something was forgotten.
     n_tried : collections.Counter
         For each tensor of the output that was asked for, how many whole batches were computed, and so tried.
+    seen : set of int
+        The tensors of the output that were asked for other than by one view of them.
     """
 
     def __init__(self, digest: str) -> None:
@@ -56,6 +58,7 @@ class Layout:
         self.complete: set[bytes] = set()
         self.n_remembered = 0
         self.n_tried: Counter[int] = Counter()
+        self.seen: set[int] = set()
         self.is_dropped = False
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from mlr3torch_py.cache.admission import NEEDS_GRADIENT
 from mlr3torch_py.cache.boundary import Boundary
 from mlr3torch_py.cache.frozen import frozen_parts, is_callable, links
 from mlr3torch_py.cache.module import CachedModule
+from mlr3torch_py.cache.operations import Operations
 from mlr3torch_py.cache.placeholder import Passes
 from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy, quoted
 from mlr3torch_py.cache.rows import NotCacheableError
@@ -79,7 +80,8 @@ class CachedParts:
         self._check = check
         self._mode_remedy = partial(mode_remedy, norm_is_pinned=norm_is_pinned, others_are_pinned=others_are_pinned)
         self.budget = Budget(max_bytes)
-        self._passes = Passes()
+        self._operations = Operations(self.budget, check)
+        self._passes = Passes(self._operations.answer)
         self._modules: dict[str, CachedModule] = {}
         self._links: dict[str, CachedModule] = {}
         self._boundaries: list[Boundary] = []
@@ -102,8 +104,8 @@ class CachedParts:
 
     @property
     def stages(self) -> Mapping[str, CachedModule]:
-        """The modules whose calls are answered, by path: these, and those without parameters between them."""
-        return self._modules | self._links
+        """Whose calls are answered: these, and the modules without parameters and operations between them."""
+        return {**self._modules, **self._links, **self._operations.stages}
 
     @property
     def never_called(self) -> list[str]:
@@ -136,6 +138,7 @@ class CachedParts:
             found = links(self._module, found.values(), containers=self._containers) if self._modules else {}
             self._replace(self._links, found, self._put_link_in_place)
         self._put_boundaries_in_place()
+        self._operations.follow(self._module)
 
     def settle(self) -> bool:
         """Try the children of modules that a batch has shown not to fit, and warn about what is given up.
@@ -223,8 +226,9 @@ class CachedParts:
 
     def close(self) -> None:
         """Call all modules directly again, and forget all rows."""
-        for path in self.stages:
+        for path in [*self._modules, *self._links]:
             self._release(path)
+        self._operations.close()
         self._put_boundaries_in_place()
 
     def _replace(

@@ -42,9 +42,14 @@ class Passes(threading.local):
     ----------
     current : dict or None
         The placeholders that were made during it and are alive, by id.
+    operations : callable or None
+        Answers a call of a function that is given placeholders by others; `NotImplemented` if it cannot.
     """
 
     current: dict[int, weakref.ref[torch.Tensor]] | None = None
+
+    def __init__(self, operations: Callable[..., Any] | None = None) -> None:
+        self.operations = operations
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -82,9 +87,18 @@ class Pending:
     view: Callable[[], torch.Tensor] | None = None
     value: torch.Tensor | None = None
     _version: int | None = None
+    _has_view: bool = False
 
     def __post_init__(self) -> None:
         self._version = None if self.part is None else version_of(self.part)
+        if type(self.base) is Placeholder:
+            self.base.pending.note_view()
+
+    def note_view(self) -> None:
+        """Note that there is a view of the tensor; what one writes into it, another one sees."""
+        if self._has_view:
+            self.answer.layout.seen.add(self.index)
+        self._has_view = True
 
     @property
     def is_written(self) -> bool:
@@ -105,6 +119,7 @@ class Pending:
     def fetch(self) -> torch.Tensor:
         """Return the values, as a tensor object of its own."""
         if self.value is None:
+            self.answer.layout.seen.add(self.index)
             self.value = self._look_up()
         return self.value.detach()
 
@@ -117,8 +132,17 @@ class Pending:
             self._version = version_of(self.part)
         return self.part
 
+    @property
+    def _is_base_seen(self) -> bool:
+        """Whether other code may see what the tensor is a view of, as it did while the cache was filled."""
+        if type(self.base) is not Placeholder:
+            return self.base is not None
+        base = self.base.pending
+        is_same = self.answer.call.references[0].answer is base.answer
+        return not is_same or base.index in base.answer.layout.seen or base.is_written or base._is_base_seen
+
     def _look_up(self) -> torch.Tensor:
-        if self.view is not None:
+        if self.view is not None and self._is_base_seen:
             made: torch.Tensor = self.view()
             return made
         if self.is_written:
@@ -160,6 +184,10 @@ class Placeholder(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if (passes := _passes_of(args)) is not None and passes.operations is not None:
+            output = passes.operations(passes, func, args, kwargs or {})
+            if output is not NotImplemented:
+                return output
         args, kwargs = arguments_made_real(args, kwargs or {})
         return func(*args, **kwargs)
 
@@ -206,3 +234,13 @@ def _made_real(leaf: Any) -> Any:
         except RuntimeError:
             return value
         return leaf
+
+
+def _passes_of(args: tuple[Any, ...]) -> Passes | None:
+    """Find the forward pass under way to which the first placeholder among the arguments belongs."""
+    for value in args[:2]:
+        for leaf in value if type(value) in {tuple, list} else (value,):
+            if type(leaf) is Placeholder:
+                passes = leaf.pending.passes
+                return passes if passes.current is not None else None
+    return None

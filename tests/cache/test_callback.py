@@ -206,6 +206,17 @@ class Branches(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+
+    def forward(self, x):
+        return self.head[0](self.first(x)) + self.head[1](self.second(x))
+
+
+class Together(Branches):
+    """Two branches with one head."""
+
+    def __init__(self):
+        super().__init__()
         self.head = nn.Linear(8, 3)
 
     def forward(self, x):
@@ -214,7 +225,11 @@ class Branches(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "expected"),
-    [(Branches, [(0, 300), (300, 0), (150, 0), (150, 0)]), (Normed, [(0, 150), (150, 0), (0, 150), (150, 0)])],
+    [
+        (Branches, [(0, 300), (300, 0), (150, 0), (150, 0)]),
+        (Together, [(0, 150), (150, 0), (0, 150), (150, 0)]),
+        (Normed, [(0, 150), (150, 0), (0, 150), (150, 0)]),
+    ],
 )
 def test_an_event_elsewhere_leaves_the_rows_but_of_what_led_to_it(module, expected):
     table = {"epoch": [3], "weights": [select_prefix("second")]}
