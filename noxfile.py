@@ -42,9 +42,10 @@ def lint(session):
 
 @nox.session
 def types(session):
-    """Check the types."""
+    """Check the types, and what a user's type checkers say."""
     install(session, "-e", ".[dev]")
     session.run("mypy")
+    session.run("pytest", "tests/test_types.py", *session.posargs)
 
 
 @nox.session
@@ -86,6 +87,12 @@ def lowest(session):
     """Run the quick tests with the lowest releases that pyproject.toml admits."""
     session.install("-c", "tests/lowest.txt", "-e", ".[dev]")
     session.run("pytest", "-m", "not slow", "-n", "auto", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def gpu(session):
+    """Run the tests that need a GPU, in the environment that you are in, which has a torch for it."""
+    session.run("python", "-m", "pytest", "-m", "gpu", *session.posargs)
 
 
 @nox.session(venv_backend="venv", reuse_venv=False)

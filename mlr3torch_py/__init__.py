@@ -19,12 +19,14 @@ from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
 from mlr3torch_py.mlp import MLP
 from mlr3torch_py.network.parameters import trainable_names
+from mlr3torch_py.registry.by_key import t_clbk, t_clbks
 from mlr3torch_py.registry.conversion import as_lr_scheduler, as_torch_callback, as_torch_callbacks
-from mlr3torch_py.registry.dictionary import mlr3torch_callbacks, t_clbk, t_clbks
+from mlr3torch_py.registry.dictionary import mlr3torch_callbacks
 from mlr3torch_py.registry.plain_data import from_dict, to_dict
 from mlr3torch_py.registry.torch_callback import TorchCallback, torch_callback
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.recipes import chain_thaw, gradual_unfreezing, head_first
+from mlr3torch_py.schedule.recipes import Schedule, chain_thaw, gradual_unfreezing, head_first
+from mlr3torch_py.schedule.table import Table
 from mlr3torch_py.select.functions import (
     Select,
     select_all,
@@ -63,7 +65,9 @@ __all__ = [
     "Freezer",
     "Plateau",
     "ResumeReport",
+    "Schedule",
     "Select",
+    "Table",
     "TorchCallback",
     "as_lr_scheduler",
     "as_torch_callback",

@@ -9,7 +9,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-__all__ = ["AcceleratedNet", "EventCounter", "History", "Net", "last_event", "pinned_kinds"]
+__all__ = [
+    "AcceleratedNet",
+    "EventCounter",
+    "History",
+    "Net",
+    "NetOfUser",
+    "PipelineOfUser",
+    "last_event",
+    "pinned_kinds",
+]
 
 
 class History(Protocol):
@@ -52,6 +61,20 @@ class Net(Protocol):
     def initialize_module(self) -> Any: ...
     def _uniquely_named_callbacks(self) -> Iterator[tuple[str, Any]]: ...
     def _current_init_context(self, name: str) -> AbstractContextManager[None]: ...
+
+
+class NetOfUser(Protocol):
+    """An initialized net, as it is given by users: skorch has no types, so little of it can be asked for."""
+
+    @property
+    def module_(self) -> Any: ...
+
+
+class PipelineOfUser(Protocol):
+    """A pipeline of scikit-learn, which has no types either."""
+
+    @property
+    def steps(self) -> Any: ...
 
 
 class AcceleratedNet(Net, Protocol):

@@ -16,7 +16,9 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Processes that have imported everything start in no time. The first that is started decides on this for all.
-multiprocessing.set_forkserver_preload(["tests.killed", "tests.parallel", "accelerate", "torch._dynamo"])
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+if START == "forkserver":
+    multiprocessing.set_forkserver_preload(["tests.killed", "tests.parallel", "accelerate", "torch._dynamo"])
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,7 @@ def seeded():
 @pytest.fixture(scope="session")
 def processes():
     """Processes that start in no time."""
-    return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context(START)
 
 
 @pytest.fixture

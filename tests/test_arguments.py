@@ -61,7 +61,7 @@ def test_infinity_is_a_number_where_it_may_be_one():
         (lambda: check_whole("n", torch.ones(100), "epochs"), "`n` is <torch.Tensor>; give a whole"),
         (lambda: check_number("p", 2, "a share up to 1", most=1), "`p` is 2; give a share up to 1"),
         (lambda: check_number("p", 0, "a number above 0", above=0), "`p` is 0; give a number above 0"),
-        (lambda: check_number("p", np.True_), "`p` is np.True_; give a finite number"),
+        (lambda: check_number("p", np.True_), r"`p` is (np\.True_|True); give a finite number"),
         (lambda: check_number("p", math.inf), "`p` is inf; give a finite number"),
         (lambda: check_flag("f", 1), "`f` is 1; give True or False"),
         (lambda: check_choice("unit", 3, ("epoch", "batch")), "`unit` is 3; give 'epoch' or 'batch'"),

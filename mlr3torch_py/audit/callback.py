@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Literal
 
 import pandas as pd
 
@@ -21,7 +21,7 @@ from mlr3torch_py.training.processes import is_main_process
 
 __all__ = ["CallbackSetFreezeAudit"]
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 # Events are numbered from 1, and there are none without freezing callbacks.
 _NO_EVENT: Final = 0
@@ -96,19 +96,19 @@ class CallbackSetFreezeAudit(CallbackSet):
     """
 
     label = "Freeze Audit"
-    default_weight = 500
+    default_weight: ClassVar[float] = 500
     event_: int | None = _NO_EVENT
     frozen_: FrozenTensors | None = None
     trainable_: TrainableTensors | None = None
     forward_: ForwardWatch | None = None
     report_: AuditReport | None = None
     warned_of_: frozenset[str] = frozenset()
-    n_batches_ = 0
-    next_look_ = 1
-    is_looking_ = False
-    is_checked_ = True
+    n_batches_: int = 0
+    next_look_: int = 1
+    is_looking_: bool = False
+    is_checked_: bool = True
 
-    def __init__(self, on_change: str = "raise", sample: int | None = None) -> None:
+    def __init__(self, on_change: Literal["raise", "warn"] = "raise", sample: int | None = None) -> None:
         self.on_change = on_change
         self.sample = sample
 

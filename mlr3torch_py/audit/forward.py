@@ -30,7 +30,7 @@ class ForwardWatch:
         self.net = net
         self.before: Callable[[], None] | None = before
         self.after: Callable[[Any], None] | None = after
-        self.own = vars(net).get("infer")  # somebody else may have put something in its place
+        self.own: Any = vars(net).get("infer")  # somebody else may have put something in its place
         net.__dict__["infer"] = self
 
     def __call__(self, x: Any, **fit_params: Any) -> Any:

@@ -96,7 +96,7 @@ class FrozenTensors:
         sample: int | None,
         with_buffers: bool,
     ) -> None:
-        self.held = frozen_by_us(network)
+        self.held: frozenset[str] = frozen_by_us(network)
         self._sample = sample
         modules, pinned = dict(named_modules(network)), {id(one) for one in pinned_modules(network).values()}
         whole = _frozen_as_a_whole(network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -97,7 +97,7 @@ class CallbackSetFrozenCache(CallbackSet):
     """
 
     label = "Frozen Cache"
-    default_weight = 400
+    default_weight: ClassVar[float] = 400
     cached_: CachedParts | None = None
     event_: int | None = None
 

@@ -87,8 +87,8 @@ class CachedModule:
         self.budget = budget
         self.reject = reject
         self.is_link = is_link
-        self.tally = Tally()
-        self.is_called = False
+        self.tally: Tally = Tally()
+        self.is_called: bool = False
         self._passes = Passes() if passes is None else passes
         self._check = HitCheck(check)
         self._n_rows = self._n_known = 0

@@ -26,7 +26,7 @@ from mlr3torch_py.network.unwrap import Structure, bare, named_modules, named_pa
 
 __all__ = ["CachedParts"]
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
 class CachedParts:
@@ -79,7 +79,7 @@ class CachedParts:
         self._names = None if names is None else frozenset(names)
         self._check = check
         self._mode_remedy = partial(mode_remedy, norm_is_pinned=norm_is_pinned, others_are_pinned=others_are_pinned)
-        self.budget = Budget(max_bytes)
+        self.budget: Budget = Budget(max_bytes)
         self._operations = Operations(self.budget, check)
         self._passes = Passes(self._operations.answer)
         self._modules: dict[str, CachedModule] = {}

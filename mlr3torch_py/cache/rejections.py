@@ -15,7 +15,7 @@ from mlr3torch_py.warn import warn
 
 __all__ = ["Rejection", "Rejections", "mode_remedy", "quoted"]
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 _OTHER_MODULES: Final = "name other modules in `modules`"
 

@@ -133,13 +133,14 @@ class Call:
     )
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.args, self.kwargs = args, kwargs
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
         self._leaves, self._structure = _flatten(args, kwargs)
         for leaf in self._leaves:
             if not isinstance(leaf, _LEAF):
                 raise NotCacheableError(f"it is given a {type(leaf).__name__}, whose content cannot be read")
-        self.tensors = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
-        self.references = [leaf for leaf in self._leaves if type(leaf) is Reference]
+        self.tensors: list[torch.Tensor] = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
+        self.references: list[Reference] = [leaf for leaf in self._leaves if type(leaf) is Reference]
         self._n_rows = next((leaf.shape[0] for leaf in self._leaves if isinstance(leaf, _ARRAY) and leaf.ndim), 0)
         self._is_by_row = [
             isinstance(leaf, _ARRAY) and leaf.ndim > 0 and leaf.shape[0] == self._n_rows for leaf in self._leaves

@@ -30,4 +30,4 @@ class Stopwatch:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.seconds = perf_counter() - self._start
+        self.seconds: float = perf_counter() - self._start

@@ -34,8 +34,8 @@ class Budget:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.used = 0
-        self.is_short = False
+        self.used: int = 0
+        self.is_short: bool = False
 
     def take(self, n: int, *, of: int) -> int:
         """Take the bytes of `n` things of one size, or of as many as fit; return their number."""

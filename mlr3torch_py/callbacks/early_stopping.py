@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from mlr3torch_py.arguments import check_flag, check_whole
 from mlr3torch_py.names import listed
@@ -22,7 +22,7 @@ from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetEarlyStopping"]
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
 class CallbackSetEarlyStopping(CallbackSet):
@@ -89,11 +89,11 @@ class CallbackSetEarlyStopping(CallbackSet):
     """
 
     label = "Early Stopping"
-    default_weight = 1000
-    found_ = Stagnation()
+    default_weight: ClassVar[float] = 1000
+    found_: Stagnation = Stagnation()
     best_: _Weights | None = None
     missed_: int | None = None
-    is_restored_ = True
+    is_restored_: bool = True
 
     def __init__(
         self,

@@ -74,7 +74,7 @@ class CallbackSetLRScheduler(CallbackSet):
 
     scheduler_class: ClassVar[Any] = lr_scheduler.LRScheduler
     step_on_epoch: ClassVar[bool] = True
-    gone_params = MappingProxyType({"verbose": "torch's schedulers no longer have it"})
+    gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({"verbose": "torch's schedulers no longer have it"})
     scheduler_: Any = None
     state_: dict[str, Any] | None = None
     first_state_: Any = None

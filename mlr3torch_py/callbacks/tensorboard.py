@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mlr3torch_py.arguments import check_flag
 from mlr3torch_py.names import listed
@@ -75,7 +75,7 @@ class CallbackSetTB(CallbackSet):
     """
 
     label = "TensorBoard"
-    packages = (*CallbackSet.packages, "tensorboard")
+    packages: ClassVar[tuple[str, ...]] = (*CallbackSet.packages, "tensorboard")
     folder_: Path | None = None
     by_epoch_: Any = None
     by_batch_: Any = None

@@ -26,7 +26,7 @@ from mlr3torch_py.network.evaluation import Pins
 from mlr3torch_py.network.parameters import Flags, can_train, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
-from mlr3torch_py.protocols import Net
+from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.timeline import timeline
@@ -37,7 +37,7 @@ _KINDS = (FreezingCallback, CallbackSetFrozenCache)
 
 
 def freeze_plan(
-    net: Net | nn.Module,
+    net: nn.Module | NetOfUser | PipelineOfUser,
     X: Any = None,
     y: Any = None,
     max_epochs: int | None = None,

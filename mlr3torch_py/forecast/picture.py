@@ -10,7 +10,7 @@ import numpy as np
 from mlr3torch_py.arguments import check_network, shown
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
-from mlr3torch_py.protocols import Net
+from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def plot_plan(
     return ax
 
 
-def plot_history(net: Net) -> Figure:
+def plot_history(net: NetOfUser | PipelineOfUser) -> Figure:
     """Draw the losses and the share of trainable weights of a training.
 
     Epochs in which something was frozen or unfrozen are marked where they begin, between the losses of the epoch before

@@ -37,7 +37,9 @@ class NetProbe:
         The training batches of an epoch, and the rows of the data; 0 before `load`.
     """
 
-    n_batches = n_train = n_valid = 0
+    n_batches: int = 0
+    n_train: int = 0
+    n_valid: int = 0
 
     def __init__(self, net: Net, types: tuple[type, ...]) -> None:
         self.net = net
@@ -54,7 +56,7 @@ class NetProbe:
                 probe.initialize_module()
         self._probe = probe
         self.module: nn.Module = probe.module_
-        self.callbacks = [clone(callback) for _, callback in probe.callbacks_ if isinstance(callback, types)]
+        self.callbacks: list[Any] = [clone(callback) for _, callback in probe.callbacks_ if isinstance(callback, types)]
 
     def optimizers(self) -> list[Optimizer]:
         """Return the optimizers of the net, or new ones if it has none yet; none if they cannot be made."""

@@ -28,7 +28,7 @@ from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 # Events are numbered over all engines, so that no two of them have the same number.
 _EVENTS: Final = count(1)
@@ -70,11 +70,12 @@ class FreezingEngine(Generic[_Host]):
     def __init__(self, host: _Host, holders: Sequence[Holder], moment: Moment) -> None:
         self.host = host
         self.holders = holders
-        self.driver = holders[0]
-        self.moment = moment
-        self.batch, self.due = moment.batch, 0.0
+        self.driver: Holder = holders[0]
+        self.moment: Moment = moment
+        self.batch: int = moment.batch
+        self.due: float = 0.0
         self.held: Held = frozenset()
-        self.event = next(_EVENTS)
+        self.event: int = next(_EVENTS)
         self._inventory = self._look()
         self._flags_before: Flags | None = None
         self._pins, self._to_pin = Pins(), list[nn.Module]()
@@ -148,7 +149,8 @@ class FreezingEngine(Generic[_Host]):
         return held
 
     def _look(self) -> Inventory:
-        self.network, self.optimizer = self.host.network, self.host.optimizer
+        self.network: nn.Module = self.host.network
+        self.optimizer: object = self.host.optimizer
         return Inventory(self.network, self._optimizers())
 
     def _optimizers(self) -> list[Optimizer]:

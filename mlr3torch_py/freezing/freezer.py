@@ -10,6 +10,7 @@ from torch import nn
 from mlr3torch_py.arguments import check_list, check_names, check_whole
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import named_parameters, tied_names
 from mlr3torch_py.protocols import Net
@@ -17,9 +18,9 @@ from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.select.functions import select_name
 
-__all__ = ["Freezer"]
+__all__ = ["Freezer", "Names"]
 
-_Names = str | Sequence[str] | None
+Names = str | Sequence[str] | None
 
 
 class Freezer(FreezingCallback):
@@ -92,18 +93,18 @@ class Freezer(FreezingCallback):
 
     def __init__(
         self,
-        names: _Names = None,
+        names: Names = None,
         name_starts_with: str | Sequence[str | Sequence[str]] | None = None,
-        except_names: _Names = None,
-        except_name_starts_with: _Names = None,
+        except_names: Names = None,
+        except_name_starts_with: Names = None,
         until_step: int | None = None,
         until_epoch: int | None = None,
         start_epoch: int | None = None,
         unfreeze_every_n_epochs: int | None = None,
         *,
-        frozen_mode: str = "train",
-        frozen_norm: str | None = None,
-        frozen_dropout: str | None = None,
+        frozen_mode: Mode = "train",
+        frozen_norm: Mode | None = None,
+        frozen_dropout: Mode | None = None,
     ) -> None:
         self.names = names
         self.name_starts_with = name_starts_with
@@ -113,9 +114,9 @@ class Freezer(FreezingCallback):
         self.until_epoch = until_epoch
         self.start_epoch = start_epoch
         self.unfreeze_every_n_epochs = unfreeze_every_n_epochs
-        self.frozen_mode = frozen_mode
-        self.frozen_norm = frozen_norm
-        self.frozen_dropout = frozen_dropout
+        self.frozen_mode: Mode = frozen_mode
+        self.frozen_norm: Mode | None = frozen_norm
+        self.frozen_dropout: Mode | None = frozen_dropout
 
     def check_params(self) -> None:
         self.check_modes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from mlr3torch_py.freezing.advice import advise_on_network
 from mlr3torch_py.freezing.compilation import warn_of_recompilation
 from mlr3torch_py.freezing.engine import FreezingEngine
 from mlr3torch_py.freezing.host import SkorchHost
+from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.network.parameters import can_train, n_trainable
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import Net
@@ -30,9 +31,9 @@ class FreezingCallback(CallbackSet, ABC):
     weights, are left as they are.
     """
 
-    frozen_mode: str
-    frozen_norm: str | None
-    frozen_dropout: str | None
+    frozen_mode: Mode
+    frozen_norm: Mode | None
+    frozen_dropout: Mode | None
     engine_: FreezingEngine[SkorchHost] | None = None
     declared_: tuple[Plan, ...] = ()
     plans_: tuple[Plan, ...] = ()
@@ -61,7 +62,7 @@ class FreezingCallback(CallbackSet, ABC):
         return frozenset().union(*(plan.held(moment) for plan in self.plans_))
 
     @property
-    def modes(self) -> tuple[str, str]:
+    def modes(self) -> tuple[Mode, Mode]:
         """The modes of frozen normalisation layers, and of all other modules in frozen parts."""
         norm, other = self.frozen_norm, self.frozen_dropout
         return norm or self.frozen_mode, other or self.frozen_mode
@@ -69,9 +70,9 @@ class FreezingCallback(CallbackSet, ABC):
     def check_modes(self) -> None:
         """Check the parameters that all freezing callbacks have."""
         for argument, known in (
-            ("frozen_mode", ("train", "eval")),
-            ("frozen_norm", (None, "train", "eval")),
-            ("frozen_dropout", (None, "train", "eval")),
+            ("frozen_mode", get_args(Mode)),
+            ("frozen_norm", (None, *get_args(Mode))),
+            ("frozen_dropout", (None, *get_args(Mode))),
         ):
             remedy = "give 'train', or 'eval' to pin these modules in eval mode while they are frozen" + (
                 ", or None to follow `frozen_mode`" if None in known else ""

@@ -39,8 +39,8 @@ class Inventory:
     """
 
     def __init__(self, network: nn.Module, optimizers: Iterable[Optimizer]) -> None:
-        self.tensors = named_parameters(network)
-        self.tied = frozenset(map(frozenset, tied_names(self.tensors)))
+        self.tensors: dict[str, nn.Parameter] = named_parameters(network)
+        self.tied: frozenset[frozenset[str]] = frozenset(map(frozenset, tied_names(self.tensors)))
         self._modules = all_modules(network)
         self._optimizers = [(one, sum(len(group["params"]) for group in one.param_groups)) for one in optimizers]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,10 @@ from torch.optim import Optimizer
 
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
-__all__ = ["Holder", "Host"]
+__all__ = ["Holder", "Host", "Mode"]
+
+Mode = Literal["train", "eval"]
+"""The mode of what is frozen."""
 
 
 class Host(Protocol):
@@ -69,7 +72,7 @@ class Holder(Protocol):
         """Return the names that are held frozen at a moment."""
 
     @property
-    def modes(self) -> tuple[str, str]:
+    def modes(self) -> tuple[Mode, Mode]:
         """The modes, "train" or "eval", of frozen normalisation layers and of all other frozen modules."""
 
     def opening(self) -> str:

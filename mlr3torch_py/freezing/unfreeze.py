@@ -16,12 +16,13 @@ from mlr3torch_py.arguments import check_names, shown
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import read_table
+from mlr3torch_py.schedule.table import Table, read_table
 from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.training.callback_set import REQUIRED
 from mlr3torch_py.training.clock import scores_by_epoch
@@ -30,7 +31,7 @@ from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direc
 
 __all__ = ["CallbackSetUnfreeze"]
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
 class _LoadedState(NamedTuple):
@@ -130,22 +131,23 @@ class CallbackSetUnfreeze(FreezingCallback):
     """
 
     label = "Unfreeze"
+    plans_: tuple[Plan, ...] = ()
     loaded_: _LoadedState | None = None
 
     def __init__(
         self,
         starting_weights: Select,
-        unfreeze: Any = None,
+        unfreeze: Table | None = None,
         *,
-        frozen_mode: str = "train",
-        frozen_norm: str | None = None,
-        frozen_dropout: str | None = None,
+        frozen_mode: Mode = "train",
+        frozen_norm: Mode | None = None,
+        frozen_dropout: Mode | None = None,
     ) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
-        self.frozen_mode = frozen_mode
-        self.frozen_norm = frozen_norm
-        self.frozen_dropout = frozen_dropout
+        self.frozen_mode: Mode = frozen_mode
+        self.frozen_norm: Mode | None = frozen_norm
+        self.frozen_dropout: Mode | None = frozen_dropout
 
     def check_params(self) -> None:
         self.check_modes()

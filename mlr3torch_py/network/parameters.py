@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_network
 from mlr3torch_py.network.unwrap import all_modules, bare, named_parameters
-from mlr3torch_py.protocols import Net
+from mlr3torch_py.protocols import NetOfUser
 
 __all__ = [
     "Flags",
@@ -29,7 +29,7 @@ _FROZEN_BY_US = "_frozen_by_mlr3torch_py"
 _FROZEN_BEFORE_US = "_frozen_before_mlr3torch_py"
 
 
-def trainable_names(module: nn.Module | Net) -> list[str]:
+def trainable_names(module: nn.Module | NetOfUser) -> list[str]:
     """List the names of the parameters that require a gradient.
 
     Parameters

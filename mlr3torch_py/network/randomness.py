@@ -22,7 +22,8 @@ _KINDS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.rando
 def generators(*skip: object, **roots: object) -> dict[str, Any]:
     """Find the global generators and those inside objects.
 
-    The global generators are those of torch, of each CUDA device once CUDA is in use, of numpy and of Python.
+    The global generators are those of torch, of each CUDA device once CUDA is in use, of numpy and of Python. Those of
+    other devices, such as MPS and XPU, are left out: nobody has run this package there.
 
     Parameters
     ----------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import Parameter, isabstract, signature
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from torch import nn
 from torch.optim import lr_scheduler
@@ -12,17 +12,24 @@ from torch.optim import lr_scheduler
 from mlr3torch_py.arguments import check_flag, shown
 from mlr3torch_py.callbacks.lr_arguments import name_of
 from mlr3torch_py.callbacks.lr_class import lr_scheduler_class
+from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler
 from mlr3torch_py.callbacks.on_plateau import CallbackSetLRSchedulerReduceOnPlateau
 from mlr3torch_py.names import nearest
-from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks, t_clbk
+from mlr3torch_py.registry.by_key import t_clbk
+from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
 from mlr3torch_py.select.algebra import Select
 from mlr3torch_py.training.callback_set import CallbackSet
 
 __all__ = ["as_lr_scheduler", "as_torch_callback", "as_torch_callbacks"]
 
+C = TypeVar("C", bound=CallbackSet)
+_Callback = TorchCallback | CallbackSet | type[CallbackSet] | str
 
-def as_lr_scheduler(x: Any, step_on_epoch: bool = True, **params: Any) -> TorchCallback:
+
+def as_lr_scheduler(
+    x: type[lr_scheduler.LRScheduler] | Callable[..., Any], step_on_epoch: bool = True, **params: Any
+) -> TorchCallback[CallbackSetLRScheduler]:
     """Make a callback from any learning-rate scheduler.
 
     Parameters
@@ -76,7 +83,8 @@ def as_lr_scheduler(x: Any, step_on_epoch: bool = True, **params: Any) -> TorchC
     dictionary, name = CallbackDictionary(), name_of(x)
     key = f"lr_{name}"
     dictionary.add(key, lr_scheduler_class(x, step_on_epoch=step_on_epoch, label=name, **more))
-    return dictionary.get(key, **params)
+    made: TorchCallback[Any] = dictionary.get(key, **params)
+    return made
 
 
 def _check_scheduler(x: Any) -> None:
@@ -101,6 +109,12 @@ def _check_scheduler(x: Any) -> None:
         raise TypeError(f"`x` is {shown(x)}, which takes no optimizer; give {function}")
 
 
+@overload
+def as_torch_callback(
+    x: TorchCallback[C] | C | type[C], *, id: str | None = None, clone: bool = False
+) -> TorchCallback[C]: ...
+@overload
+def as_torch_callback(x: str, *, id: str | None = None, clone: bool = False) -> TorchCallback: ...
 def as_torch_callback(x: Any, *, id: str | None = None, clone: bool = False) -> TorchCallback:
     """Convert a callback, a class or a key to a TorchCallback.
 
@@ -155,7 +169,7 @@ def _as_torch_callback(x: Any) -> TorchCallback:
     raise TypeError(f"`x` is {shown(x)}; give a TorchCallback, a CallbackSet, a class of these, or a key")
 
 
-def as_torch_callbacks(x: Any, *, clone: bool = False) -> list[TorchCallback]:
+def as_torch_callbacks(x: _Callback | Sequence[_Callback] | None, *, clone: bool = False) -> list[TorchCallback]:
     """Convert callbacks, classes or keys to a list of TorchCallbacks.
 
     Parameters
@@ -188,5 +202,5 @@ def as_torch_callbacks(x: Any, *, clone: bool = False) -> list[TorchCallback]:
     """
     if x is None:
         return []
-    is_list = isinstance(x, Sequence) and not isinstance(x, (str, bytes, TorchCallback))
-    return [as_torch_callback(entry, clone=clone) for entry in (x if is_list else [x])]
+    entries: Any = x if isinstance(x, Sequence) and not isinstance(x, (str, bytes, TorchCallback)) else [x]
+    return [as_torch_callback(entry, clone=clone) for entry in entries]

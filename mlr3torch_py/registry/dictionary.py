@@ -1,15 +1,15 @@
-"""The dictionary of callbacks; t_clbk makes one by its key."""
+"""The dictionary of callbacks by key."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, overload
+from collections.abc import Iterator
+from typing import Any, Final
 
 import pandas as pd
 from torch.optim import lr_scheduler
 
-from mlr3torch_py.arguments import check_names, shown
+from mlr3torch_py.arguments import shown
 from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
@@ -22,11 +22,11 @@ from mlr3torch_py.callbacks.tensorboard import CallbackSetTB
 from mlr3torch_py.checkpoint.callback import CallbackSetCheckpoint
 from mlr3torch_py.freezing.freezer import Freezer
 from mlr3torch_py.freezing.unfreeze import CallbackSetUnfreeze
-from mlr3torch_py.names import listed, nearest
+from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 
-__all__ = ["CallbackDictionary", "mlr3torch_callbacks", "t_clbk", "t_clbks"]
+__all__ = ["CallbackDictionary", "mlr3torch_callbacks"]
 
 
 class CallbackDictionary:
@@ -170,7 +170,7 @@ class CallbackDictionary:
 _ONE_CYCLE: dict[str, Any] = {"base": CallbackSetLRSchedulerOneCycle, "step_on_epoch": False}
 _ON_PLATEAU: dict[str, Any] = {"base": CallbackSetLRSchedulerReduceOnPlateau, "mode": None, "monitor": "valid_loss"}
 
-mlr3torch_callbacks = CallbackDictionary()
+mlr3torch_callbacks: Final = CallbackDictionary()
 mlr3torch_callbacks.add("checkpoint", CallbackSetCheckpoint)
 mlr3torch_callbacks.add("early_stopping", CallbackSetEarlyStopping)
 mlr3torch_callbacks.add("freeze_audit", CallbackSetFreezeAudit)
@@ -189,100 +189,3 @@ for _key, _scheduler, _label, _more in (
     ("lr_step", lr_scheduler.StepLR, "Step Decay", {}),
 ):
     mlr3torch_callbacks.add(_key, lr_scheduler_class(_scheduler, label=f"{_label} LR Scheduler", **_more))
-
-
-@overload
-def t_clbk(key: None = None) -> list[str]: ...
-@overload
-def t_clbk(key: str, *, id: str | None = None, weight: float | None = None, **params: Any) -> TorchCallback: ...
-def t_clbk(
-    key: str | None = None, *, id: str | None = None, weight: float | None = None, **params: Any
-) -> TorchCallback | list[str]:
-    """Make a callback by its key, ready for ``callbacks=[...]``.
-
-    Parameters
-    ----------
-    key : str, optional
-        A key of `mlr3torch_callbacks`; without one, all keys are listed. It is the name of the callback in the net,
-        where its parameters are ``callbacks__<key>__<parameter>`` (in R ``cb.<key>.<parameter>``). For two callbacks
-        of one kind, number them, ``"freezer_1"`` and ``"freezer_2"``, or give an `id`.
-    id : str, optional
-        Another name of the callback in the net.
-    weight : float, optional
-        Where it runs among the others, see `CallbackSet`.
-    **params
-        Parameters of the callback. A required one can also be set later, through the net; if it is not, ``fit`` raises
-        before training.
-
-    Returns
-    -------
-    TorchCallback or list of str
-        A pair of the name and the callback; without a key, the keys. Where skorch expects a bare callback, as in
-        ``set_params(callbacks__unfreeze=...)`` and in a grid over callbacks, give its `callback`.
-
-    Raises
-    ------
-    KeyError
-        If the key is unknown; the message names the nearest.
-    TypeError, ValueError
-        If a parameter is unknown or has the wrong type or value.
-
-    See Also
-    --------
-    t_clbks, mlr3torch_callbacks
-
-    Examples
-    --------
-    >>> from mlr3torch_py import select_last
-    >>> net = iris_net(callbacks=[t_clbk("unfreeze")], callbacks__unfreeze__starting_weights=select_last(1))
-    >>> head, encoder = t_clbk("freezer_1", names="3.bias"), t_clbk("freezer", id="encoder", names="0.bias")
-    >>> net = iris_net(callbacks=[head, encoder], callbacks__encoder__until_epoch=2)
-    >>> t_clbk("unfreze")
-    Traceback (most recent call last):
-        ...
-    KeyError: "`key` is 'unfreze', which no callback has; did you mean 'unfreeze', 'freezer'?"
-    """
-    if key is None:
-        given = [name for name, value in {"id": id, "weight": weight, **params}.items() if value is not None]
-        if given:
-            raise TypeError(f"{listed(f'`{name}`' for name in given)} came without a `key`; give the key first")
-        return mlr3torch_callbacks.keys()
-    return mlr3torch_callbacks.get(key, id=id, weight=weight, **params)
-
-
-@overload
-def t_clbks(keys: None = None) -> list[str]: ...
-@overload
-def t_clbks(keys: Iterable[str]) -> list[TorchCallback]: ...
-def t_clbks(keys: Iterable[str] | None = None) -> list[TorchCallback] | list[str]:
-    """Make several callbacks by key.
-
-    Parameters
-    ----------
-    keys : iterable of str, optional
-        Without any, all keys are listed.
-
-    Returns
-    -------
-    list of TorchCallback, or of str
-
-    Raises
-    ------
-    KeyError
-        If a key is unknown; the message names the nearest.
-    TypeError
-        If `keys` is not a list of keys.
-
-    Examples
-    --------
-    >>> [callback.id for callback in t_clbks(["unfreeze", "history"])]
-    ['unfreeze', 'history']
-    """
-    if keys is None:
-        return mlr3torch_callbacks.keys()
-    if isinstance(keys, str):
-        raise TypeError(f"`keys` is {shown(keys)}; give a list of keys, or use t_clbk({shown(keys)})")
-    wanted = check_names("keys", keys)
-    if unknown := [key for key in wanted if mlr3torch_callbacks._without_number(key) not in mlr3torch_callbacks]:
-        raise KeyError(f"`keys` has {listed(map(repr, unknown))}; {nearest(unknown, mlr3torch_callbacks)}")
-    return [t_clbk(key) for key in wanted]

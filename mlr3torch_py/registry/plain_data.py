@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeGuard, overload
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from mlr3torch_py.registry.dictionary import mlr3torch_callbacks
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
 from mlr3torch_py.schedule import plain_data
 from mlr3torch_py.schedule.plateau import Plateau
+from mlr3torch_py.schedule.table import Table
 from mlr3torch_py.select.algebra import Select
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 
@@ -22,6 +23,16 @@ __all__ = ["from_dict", "to_dict"]
 _KEYS: Final = ("callback", "id", "weight", "params")
 
 
+@overload
+def to_dict(  # type: ignore[overload-overlap] # nothing is a callback and a sequence
+    value: Select | Plateau | TorchCallback | CallbackSet | pd.DataFrame,
+) -> dict[str, Any]: ...
+@overload
+def to_dict(value: Sequence[TorchCallback | CallbackSet]) -> list[dict[str, Any]]: ...
+@overload
+def to_dict(value: Mapping[str, Any]) -> dict[str, Any]: ...
+@overload
+def to_dict(value: Table | None) -> dict[str, Any] | list[dict[str, Any]]: ...
 def to_dict(value: Any) -> Any:
     """Turn selectors, conditions, tables and callbacks into plain data.
 
@@ -61,7 +72,7 @@ def to_dict(value: Any) -> Any:
     return plain_data.to_dict(value)
 
 
-def from_dict(data: Any) -> Any:
+def from_dict(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Any:
     """Turn plain data into selectors, conditions, tables and callbacks.
 
     Parameters
@@ -99,7 +110,7 @@ def from_dict(data: Any) -> Any:
     return plain_data.from_dict(data)
 
 
-def _is_callback(data: object) -> bool:
+def _is_callback(data: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(data, Mapping) and "callback" in data
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn
 
 from sklearn.base import clone
 
@@ -15,8 +15,17 @@ from mlr3torch_py.training.from_functions import callback_set
 
 __all__ = ["TorchCallback", "check_id", "parameters_of", "torch_callback"]
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
 
-class TorchCallback(NamedTuple):
+    C = TypeVar("C", bound=CallbackSet, default=CallbackSet, covariant=True)
+else:
+    from typing import TypeVar
+
+    C = TypeVar("C", covariant=True)
+
+
+class TorchCallback(NamedTuple, Generic[C]):
     """A callback with its name, as skorch takes it in ``callbacks=[...]``.
 
     Parameters
@@ -38,7 +47,7 @@ class TorchCallback(NamedTuple):
     """
 
     id: str
-    callback: CallbackSet
+    callback: C
 
     @property
     def label(self) -> str:
@@ -66,14 +75,14 @@ class TorchCallback(NamedTuple):
         """Where the callback runs among the others, see `CallbackSet`."""
         return self.callback.weight
 
-    def generate(self) -> CallbackSet:
+    def generate(self) -> C:
         """Return a new callback with the same parameters and no state.
 
         Returns
         -------
         CallbackSet
         """
-        generated: CallbackSet = clone(self.callback)
+        generated: C = clone(self.callback)
         return generated
 
     def __iter__(self) -> Iterator[Any]:

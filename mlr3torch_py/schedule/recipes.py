@@ -15,7 +15,7 @@ from torch import nn
 from mlr3torch_py.arguments import check_choice, check_list, check_network, check_number, check_whole, shown
 from mlr3torch_py.network.evaluation import NORMALISATION
 from mlr3torch_py.network.unwrap import bare
-from mlr3torch_py.protocols import Net
+from mlr3torch_py.protocols import NetOfUser
 from mlr3torch_py.schedule.table import Unit
 from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.select.functions import select_name, select_prefix
@@ -44,7 +44,7 @@ class Schedule(dict[str, Any]):
 
 
 def gradual_unfreezing(
-    network: nn.Module | Net,
+    network: nn.Module | NetOfUser,
     every: int = 1,
     start: int = 1,
     unit: Unit = "epoch",
@@ -115,7 +115,7 @@ def gradual_unfreezing(
 
 
 def chain_thaw(
-    network: nn.Module | Net,
+    network: nn.Module | NetOfUser,
     every: int = 1,
     start: int = 1,
     unit: Unit = "epoch",
@@ -176,7 +176,7 @@ def chain_thaw(
 
 
 def head_first(
-    network: nn.Module | Net,
+    network: nn.Module | NetOfUser,
     epochs: int = 1,
     groups: Sequence[Select] | None = None,
     *,
@@ -225,7 +225,7 @@ def head_first(
     return Schedule(head, pd.DataFrame(rows, columns=["epoch", "weights"]))
 
 
-def _blocks(network: nn.Module | Net, groups: Sequence[Select] | None, among: Select | None) -> list[Select]:
+def _blocks(network: nn.Module | NetOfUser, groups: Sequence[Select] | None, among: Select | None) -> list[Select]:
     if groups is not None:
         blocks = _given_blocks(groups)
     else:

@@ -17,10 +17,15 @@ from mlr3torch_py.names import nearest
 from mlr3torch_py.schedule.plateau import Plateau, as_whole
 from mlr3torch_py.select.algebra import Select, check_select
 
-__all__ = ["COLUMNS", "TIMES", "Action", "Column", "Row", "Unit", "read_table"]
+__all__ = ["COLUMNS", "TIMES", "Action", "Column", "Row", "Table", "Unit", "read_table"]
 
 Action = Literal["unfreeze", "freeze"]
 Unit = Literal["epoch", "batch"]
+
+_Columns = Mapping[str, Any]
+_Records = Sequence[Mapping[str, Any]]
+Table = pd.DataFrame | _Columns | _Records | Sequence[pd.DataFrame | _Columns | _Records | None]
+"""What `unfreeze` accepts: a table as a DataFrame, a mapping of columns or a list of records, or several of them."""
 
 _PLURAL: Final[dict[Unit, str]] = {"epoch": "epochs", "batch": "batches"}
 TIMES: Final = ("when", *_PLURAL)
@@ -189,6 +194,8 @@ def _as_frame(table: object) -> pd.DataFrame:
         raise TypeError(f"`unfreeze` is {shown(table)} ({type(table).__name__}); {remedy}")
     try:
         return pd.DataFrame(data)
+    except OverflowError:  # pandas 2 has no whole numbers beyond 64 bits
+        return pd.DataFrame(data, dtype=object)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"`unfreeze` is not a table ({error}); give every column a list of the same length, "

@@ -14,7 +14,7 @@ from torch import nn
 from mlr3torch_py.arguments import check_network, shown
 from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.network.unwrap import bare, named_parameters
-from mlr3torch_py.protocols import Net
+from mlr3torch_py.protocols import NetOfUser
 from mlr3torch_py.select.value import fields_of, value
 
 __all__ = ["SELECTORS", "Select", "check_nesting", "check_select", "plain_name", "selector"]
@@ -80,7 +80,7 @@ class Select(ABC):
         selected = self.matches(dict.fromkeys(listed).keys())
         return [name for name in listed if name in selected]
 
-    def expand(self, module: nn.Module | Net) -> list[str]:
+    def expand(self, module: nn.Module | NetOfUser) -> list[str]:
         """Return the names of the selected parameters of a network.
 
         Parameters

@@ -10,7 +10,7 @@ from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import pandas as pd
 from sklearn.base import clone
@@ -194,7 +194,7 @@ class CallbackSet(StagedCallback):
             return names
         return [name for name in parameters if name in vars(self)]
 
-    def set_params(self, **params: Any) -> CallbackSet:
+    def set_params(self, **params: Any) -> Self:
         """Set parameters of the callback.
 
         Parameters

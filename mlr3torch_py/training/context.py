@@ -82,8 +82,8 @@ class ContextTorch:
         self.keeps_outputs = False
         self.loaders: list[Any] = []
         self.epochs_before: int | None = None
-        self.ended_epoch = 0
-        self.total_epochs = len(net.history) + net.max_epochs
+        self.ended_epoch: int = 0
+        self.total_epochs: int = len(net.history) + net.max_epochs
         self.batch: Any = None
         self.y_hat: torch.Tensor | None = None
         self.y_hats: Any = None

@@ -59,7 +59,7 @@ class Run:
     def __init__(self, net: Net) -> None:
         check_internals("skorch.NeuralNet", net)
         self.net = net
-        self.ctx = ContextTorch(net)
+        self.ctx: ContextTorch = ContextTorch(net)
         self.in_order: list[NamedCallback] = []
         self.staged: list[StagedCallback] = []
         self.joined: list[StagedCallback] = []

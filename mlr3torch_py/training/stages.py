@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar, Final, TypeGuard
-
-from skorch.callbacks import Callback
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
 
 from mlr3torch_py.arguments import check_number
 from mlr3torch_py.protocols import Net
@@ -16,6 +14,26 @@ from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.warn import warn
 
 __all__ = ["HOOK_OF_STAGE", "StagedCallback", "is_staged"]
+
+if TYPE_CHECKING:
+
+    class Callback:
+        """The callback of skorch, which has no types; skorch passes all but the net by keyword."""
+
+        def initialize(self) -> Any: ...
+        def on_train_begin(self, net: Any, **kwargs: Any) -> None: ...
+        def on_train_end(self, net: Any, **kwargs: Any) -> None: ...
+        def on_epoch_begin(self, net: Any, **kwargs: Any) -> None: ...
+        def on_epoch_end(self, net: Any, **kwargs: Any) -> None: ...
+        def on_batch_begin(self, net: Any, **kwargs: Any) -> None: ...
+        def on_batch_end(self, net: Any, **kwargs: Any) -> None: ...
+        def on_grad_computed(self, net: Any, **kwargs: Any) -> None: ...
+        def _get_param_names(self) -> list[str]: ...
+        def get_params(self, deep: bool = True) -> dict[str, Any]: ...
+        def set_params(self, **params: Any) -> Any: ...
+
+else:
+    from skorch.callbacks import Callback
 
 HOOK_OF_STAGE: Final = {
     "begin": "on_train_begin",
@@ -33,14 +51,14 @@ HOOK_OF_STAGE: Final = {
 }
 
 
-class StagedCallback(Callback):  # type: ignore[misc]
+class StagedCallback(Callback):
     """A callback of skorch with a context, a weight and further stages, see `run`."""
 
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
     weight_: float | None = None
-    awaits_score_ = False
-    has_warned_of_nan_ = False
+    awaits_score_: bool = False
+    has_warned_of_nan_: bool = False
     ctx_: ContextTorch | None = None
     owner_: Owner | None = None
     given_: dict[str, tuple[Any, ...]] | None = None

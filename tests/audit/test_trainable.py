@@ -232,6 +232,8 @@ ORDINARY = {
 @pytest.mark.parametrize("kind", ORDINARY)
 @pytest.mark.filterwarnings("ignore:`unfreeze`:UserWarning")
 def test_ordinary_trainings_are_not_warned_of(kind):
+    if kind == "LBFGS" and torch.__version__ < "2.13":
+        pytest.skip("LBFGS of this torch is itself warned of a conversion")
     params = ORDINARY[kind]()
     freezer = params.pop("freezer")
     first, *rest = freezer if isinstance(freezer, tuple) else (freezer,)

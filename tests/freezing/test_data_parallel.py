@@ -47,7 +47,10 @@ from tests.parallel import (
     own_net,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="needs POSIX, to start processes by a forkserver"),
+]
 
 X, y = X[:144], y[:144]  # three batches of 48
 NETS = {"own": own_net, "accelerate": accelerated_net}

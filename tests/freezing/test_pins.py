@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix
 from mlr3torch_py.network.evaluation import Pins, overruled_pins, pinned_modules
 from tests.freezing.modes import KINDS, NORMALISATION, Network, Probe, buffers, is_fixed, modes, scripted, traced
-from tests.helpers import Stops, X, iris_net, moved, y
+from tests.helpers import KEEPS_INSTANCE_NORM, Stops, X, iris_net, moved, y
 
 # Torch pickles neither scripted nor parametrized modules.
 PICKLED = [kind for kind in KINDS if "scripted" not in kind and "parametrization" not in kind]
@@ -140,6 +140,8 @@ def test_an_averaged_network_gets_its_statistics_from_update_bn(kind):
 
 @pytest.mark.parametrize("kind", PICKLED)
 def test_a_net_that_a_checkpoint_has_pickled_pins_again_when_it_goes_on(kind, tmp_path):
+    if "InstanceNorm" in kind and not KEEPS_INSTANCE_NORM:
+        pytest.skip("InstanceNorm of this torch changes its statistics in eval mode")
     keep = Checkpoint(monitor=None, f_pickle="net.pkl", dirname=tmp_path)
     probe = ("probe", Probe())
     iris_net(("unfreeze", released(3)), probe, keep, module=Network(KINDS[kind]()), max_epochs=1).fit(X, y)
