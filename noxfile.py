@@ -78,7 +78,7 @@ def example(session):
 @nox.session(venv_backend="venv", reuse_venv=False)
 def newest(session):
     """Run the quick tests, and those of real networks, with the newest torch that has a torchvision."""
-    session.install("torch==2.14.1", "torchvision==0.29.1", "timm", "transformers", "-e", ".[dev]")
+    session.install("torch==2.14.1", "torchvision==0.29.1", "-e", ".[dev,networks]")
     session.run("pytest", "-m", "not slow or real_networks", "-n", "auto", *session.posargs)
 
 

@@ -24,9 +24,11 @@ from mlr3torch_py.registry.conversion import as_lr_scheduler, as_torch_callback,
 from mlr3torch_py.registry.dictionary import mlr3torch_callbacks
 from mlr3torch_py.registry.plain_data import from_dict, to_dict
 from mlr3torch_py.registry.torch_callback import TorchCallback, torch_callback
+from mlr3torch_py.schedule.blocks import network_blocks
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.recipes import Schedule, chain_thaw, gradual_unfreezing, head_first
+from mlr3torch_py.schedule.recipes import chain_thaw, gradual_unfreezing, head_first
 from mlr3torch_py.schedule.table import Table
+from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.functions import (
     Select,
     select_all,
@@ -80,6 +82,7 @@ __all__ = [
     "gradual_unfreezing",
     "head_first",
     "mlr3torch_callbacks",
+    "network_blocks",
     "plot_history",
     "select_all",
     "select_first",

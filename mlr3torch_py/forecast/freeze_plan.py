@@ -18,7 +18,7 @@ from mlr3torch_py.arguments import check_whole, shown
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_costs
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of, split_pipeline, transformed
-from mlr3torch_py.forecast.report import FreezePlan, Phase
+from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
 from mlr3torch_py.freezing.advice import in_no_optimizer
 from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
@@ -166,6 +166,7 @@ def _plan(subject: _Subject) -> FreezePlan:
         max_epochs=subject.max_epochs or last_epoch,
         batches_per_epoch=subject.batches_per_epoch,
         notes=tuple(_notes(subject, steps)),
+        pending=tuple(_pending(subject, steps)),
     )
 
 
@@ -198,16 +199,32 @@ def _phases(subject: _Subject, tied: Sequence[Sequence[str]]) -> tuple[list[Phas
 
 def _notes(subject: _Subject, steps: Sequence[Step]) -> Iterator[str]:
     """Yield what a plan leaves open, and which of its rows have no effect."""
-    last_epoch, per_epoch = subject.max_epochs, subject.batches_per_epoch or 1
+    last_epoch = subject.max_epochs
     for step in steps:
         if isinstance(step.row.time, Plateau):
             yield f"{step.row} depends on the training; here it takes effect at its `no_later_than`, or never"
-        elif last_epoch is not None and step.time > last_epoch * (per_epoch if step.row.unit == "batch" else 1):
+        elif _is_too_late(step, subject):
             yield f"{step.row} has no effect, since epoch {last_epoch} is the last one by `max_epochs`"
     optimizers = [] if subject.probe is None else subject.probe.optimizers()
     will_train = frozenset[str]().union(*(p.ever_trainable for cb in subject.freezing for p in cb.plans_))
     if missing := in_no_optimizer(subject.module, will_train, optimizers):
         yield missing
+
+
+def _is_too_late(step: Step, subject: _Subject) -> bool:
+    per_epoch = (subject.batches_per_epoch or 1) if step.row.unit == "batch" else 1
+    return subject.max_epochs is not None and step.time > subject.max_epochs * per_epoch
+
+
+def _pending(subject: _Subject, steps: Sequence[Step]) -> Iterator[Pending]:
+    """Yield the rows that wait for a condition, or come after the last epoch."""
+    for step in steps:
+        time, freezes = step.row.time, step.row.action == "freeze"
+        if isinstance(time, Plateau):
+            until = time.no_later_than or math.inf
+            yield Pending(step.names, freezes, f"a plateau of {time.monitor}", is_condition=True, until=until)
+        elif _is_too_late(step, subject):
+            yield Pending(step.names, freezes, f"{step.row.unit} {time}", is_condition=False)
 
 
 def _latest(plan: Plan) -> dict[int, int]:

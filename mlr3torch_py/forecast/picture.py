@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mlr3torch_py.arguments import check_network, shown
 from mlr3torch_py.forecast.probe import split_pipeline
+from mlr3torch_py.names import listed
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 
@@ -20,6 +22,7 @@ __all__ = ["plot_history", "plot_plan"]
 
 # Light grey and dark blue differ in lightness as well as in hue, so everybody can tell them apart.
 FROZEN, TRAINABLE = "#d9d9d9", "#0b5394"
+HATCH = "#7f7f7f"
 MOST_ROWS = 40
 
 
@@ -30,8 +33,22 @@ class _Phase(Protocol):
     def trainable(self) -> Set[str]: ...
 
 
+class _Pending(Protocol):
+    @property
+    def waits_for(self) -> str: ...
+    @property
+    def is_condition(self) -> bool: ...
+    def waiting(self, phase: Any) -> Set[str]: ...
+
+
 def plot_plan(
-    phases: Sequence[_Phase], names: Sequence[str], max_epochs: int, per_epoch: int, ax: Axes | None = None
+    phases: Sequence[_Phase],
+    names: Sequence[str],
+    max_epochs: int,
+    per_epoch: int,
+    ax: Axes | None = None,
+    *,
+    pending: Sequence[_Pending] = (),
 ) -> Axes:
     """Draw which parameters are trainable in which phase.
 
@@ -46,6 +63,8 @@ def plot_plan(
         The number of batches in an epoch, by which the `batch` of a phase is placed.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure if missing.
+    pending : sequence of Pending
+        The rows whose parameters are hatched while they wait.
 
     Returns
     -------
@@ -84,8 +103,33 @@ def plot_plan(
     handles = [Patch(color=FROZEN, label="frozen"), Patch(color=TRAINABLE, label="trainable")]
     if np.any((shares > 0) & (shares < 1)):
         handles.insert(1, Patch(color=colours(0.5), label="in part"))
+    handles += _hatch(ax, edges, [[row.waiting(phase) for phase in phases] for row in pending], pending, rows)
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     return ax
+
+
+def _hatch(
+    ax: Axes,
+    edges: Sequence[float],
+    waiting: Sequence[Sequence[Set[str]]],
+    pending: Sequence[_Pending],
+    rows: Mapping[str, Sequence[str]],
+) -> list[Any]:
+    """Hatch what waits for a row, and return the entries of the legend."""
+    from matplotlib.patches import Patch, Rectangle
+
+    handles = []
+    for is_condition, hatch, what in ((True, "///", "waits for"), (False, "xxx", "never comes:")):
+        ours = [i for i, row in enumerate(pending) if row.is_condition is is_condition]
+        style: dict[str, Any] = {"facecolor": "none", "edgecolor": HATCH, "hatch": hatch, "linewidth": 0}
+        for y, group in enumerate(rows.values()):
+            for x, (start, end) in enumerate(pairwise(edges)):
+                if any(not waiting[i][x].isdisjoint(group) for i in ours):
+                    ax.add_patch(Rectangle((start, y), end - start, 1, **style))
+        if ours:
+            label = listed(dict.fromkeys(pending[i].waits_for for i in ours), most=2)
+            handles.append(Patch(label=f"{what} {label}", **style))
+    return handles
 
 
 def plot_history(net: NetOfUser | PipelineOfUser) -> Figure:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from mlr3torch_py.names import listed
+from mlr3torch_py.patterns import summarized
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FreezePlan", "Phase"]
+__all__ = ["FreezePlan", "Pending", "Phase"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,37 @@ class Phase:
     epoch: int
     batch: int
     trainable: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A row that may come later than the plan has it, or never.
+
+    Parameters
+    ----------
+    names : frozenset of str
+        The parameters that it selects.
+    freezes : bool
+        Whether it freezes them.
+    waits_for : str
+        What it waits for, such as a plateau of a score, or its time after the last epoch.
+    is_condition : bool
+        Whether it waits for a condition; otherwise it never comes.
+    until : float
+        The epoch at which it comes in any case; infinity if there is none.
+    """
+
+    names: frozenset[str]
+    freezes: bool
+    waits_for: str
+    is_condition: bool
+    until: float = math.inf
+
+    def waiting(self, phase: Phase) -> frozenset[str]:
+        """Return the parameters that wait for the row in a phase."""
+        if phase.epoch >= self.until:
+            return frozenset()
+        return self.names & phase.trainable if self.freezes else self.names - phase.trainable
 
 
 @dataclass(frozen=True)
@@ -56,6 +90,8 @@ class FreezePlan:
     cache : pandas.DataFrame, optional
         One row per `epoch` with `cache_hits`, `cache_misses`, `cache_bytes` and `cache_saved`, as the history will have
         them, if the net has ``t_clbk("frozen_cache")`` and its data are given.
+    pending : tuple of Pending
+        The rows that wait for a condition, or come after the last epoch.
     """
 
     sizes: dict[str, int]
@@ -65,6 +101,7 @@ class FreezePlan:
     batches_per_epoch: int | None
     notes: tuple[str, ...] = ()
     cache: pd.DataFrame | None = field(default=None, compare=False)
+    pending: tuple[Pending, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per phase and parameter.
@@ -136,6 +173,8 @@ class FreezePlan:
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the plan, with parameters or blocks down and epochs across.
 
+        What waits for a condition is hatched, and so is, in another way, what a row after the last epoch selects.
+
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
@@ -152,7 +191,8 @@ class FreezePlan:
         """
         from mlr3torch_py.forecast.picture import plot_plan
 
-        return plot_plan(self.phases, list(self.sizes), self.max_epochs, self.batches_per_epoch or 1, ax)
+        per_epoch = self.batches_per_epoch or 1
+        return plot_plan(self.phases, list(self.sizes), self.max_epochs, per_epoch, ax, pending=self.pending)
 
     def _count(self, names: Iterator[str] | Sequence[str] | frozenset[str] | dict[str, int]) -> int:
         return sum(self.sizes[name] for name in names if name not in self.aliases)
@@ -160,20 +200,50 @@ class FreezePlan:
     def _prefix(self, phase: Phase) -> list[str]:
         return list(takewhile(lambda name: name not in phase.trainable, self.sizes))
 
-    def __str__(self) -> str:
-        frame = self.summary()
-        frame["share"] = frame["share"].map("{:.0%}".format)
-        lines = [frame.to_string()]
+    def _changes(self) -> Iterator[str]:
+        """Yield what each phase releases and freezes, a few tensors by name and more by the modules that hold them."""
+        known = [name for name in self.sizes if name not in self.aliases]
         before: frozenset[str] = frozenset()
         for i, phase in enumerate(self.phases, start=1):
-            for doing, names in (("+", phase.trainable - before), ("-", before - phase.trainable)):
+            now = phase.trainable - self.aliases
+            for doing, names in (("+", now - before), ("-", before - now)):
                 if names:
-                    lines.append(f"{i} {doing} {listed((name for name in self.sizes if name in names), most=6)}")
-            before = phase.trainable
-        return "\n".join([*lines, *self.warnings(), *self.notes])
+                    yield f"{i} {doing} {summarized(names, known)}"
+            before = now
+
+    def __repr__(self) -> str:
+        weights = [self._count(phase.trainable) for phase in self.phases]
+        n, ends = len(self.phases), sorted({min(weights), max(weights)})
+        return (
+            f"<FreezePlan: {n} phase{'s' * (n != 1)} in {self.max_epochs} epoch{'s' * (self.max_epochs != 1)}, "
+            f"{' to '.join(f'{count:,}' for count in ends)} of {self._count(self.sizes):,} weights trainable>"
+        )
+
+    def __str__(self) -> str:
+        frame = self.summary()
+        frame["share"] = frame["share"].map(_percent)
+        return "\n".join([frame.to_string(), *self._changes(), *self.warnings(), *self.notes])
 
     def _repr_html_(self) -> str:
-        formats = {"share": "{:.0%}".format, "trainable": "{:,}".format, "total": "{:,}".format}
-        notes = "".join(f"<li>{note}</li>" for note in (*self.warnings(), *self.notes))
-        table: str = self.summary().to_html(formatters=formats)
-        return table + (f"<ul>{notes}</ul>" if notes else "")
+        frame = self.summary()
+        frame["share"] = frame["share"].map(_percent)
+        table: str = frame.to_html(formatters={"trainable": "{:,}".format, "total": "{:,}".format})
+        for lines in (list(self._changes()), [*self.warnings(), *self.notes]):
+            items = "".join(f"<li>{escape(line, quote=False)}</li>" for line in lines)
+            table += f"<ul>{items}</ul>" if items else ""
+        return table
+
+
+def _percent(share: float) -> str:
+    """Write a share so that what is neither nothing nor all does not look like it.
+
+    Examples
+    --------
+    >>> [_percent(share) for share in (0, 0.00067, 0.31, 0.9998, 1)]
+    ['0%', '0.1%', '31%', '99.98%', '100%']
+    """
+    for digits in range(9):
+        text = f"{share:.{digits}%}"
+        if share in (0, 1) or float(text[:-1]) not in (0, 100):
+            return text
+    return ">0%" if share < 0.5 else "<100%"

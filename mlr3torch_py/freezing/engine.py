@@ -24,6 +24,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import Structure, all_modules
+from mlr3torch_py.patterns import summarized
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
@@ -232,8 +233,7 @@ class FreezingEngine(Generic[_Host]):
                 ("freezing what was replaced at", fresh & before & self.held),
             ):
                 if names:
-                    ordered = (name for name in self._inventory.tensors if name in names)
-                    logger.info("%s %s: %s", doing, when, listed(ordered))
+                    logger.info("%s %s: %s", doing, when, summarized(names, self._inventory.tensors, most=10))
         self.host.record("event_unfreeze", has_changed or bool(self.host.recorded("event_unfreeze")))
 
     def _factors(self) -> dict[int, float]:

@@ -19,10 +19,12 @@ from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
+from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.table import Table, read_table
+from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.algebra import Select, check_select
 from mlr3torch_py.training.callback_set import REQUIRED
 from mlr3torch_py.training.clock import scores_by_epoch
@@ -61,6 +63,9 @@ class CallbackSetUnfreeze(FreezingCallback):
         and `lr_mult` (a factor on the learning rate of the weights, from the first step on; for each weight, the first
         row with a factor counts). A mapping of columns, a list of records, and a list of several tables are accepted as
         well. Without a table nothing is unfrozen.
+    schedule : Schedule, optional
+        A ready-made schedule in place of both, such as ``gradual_unfreezing(every=2)``. It is resolved for the network
+        when training begins.
     frozen_mode : {"train", "eval"}
         With "eval", every module in a part of the network that is frozen as a whole, by this callback, is pinned in
         eval mode while it is: normalisation keeps its running statistics, as in Keras, dropout and stochastic depth do
@@ -88,6 +93,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     See Also
     --------
     select_name : Select parameters by their names.
+    gradual_unfreezing : Make a schedule.
     t_clbk : Make this callback by its key, ``t_clbk("unfreeze")``.
 
     Notes
@@ -136,40 +142,51 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def __init__(
         self,
-        starting_weights: Select,
+        starting_weights: Select = REQUIRED,
         unfreeze: Table | None = None,
         *,
+        schedule: Schedule | None = None,
         frozen_mode: Mode = "train",
         frozen_norm: Mode | None = None,
         frozen_dropout: Mode | None = None,
     ) -> None:
         self.starting_weights = starting_weights
         self.unfreeze = unfreeze
+        self.schedule = schedule
         self.frozen_mode: Mode = frozen_mode
         self.frozen_norm: Mode | None = frozen_norm
         self.frozen_dropout: Mode | None = frozen_dropout
 
     def check_params(self) -> None:
         self.check_modes()
+        self._check_schedule()
         if self.starting_weights is not REQUIRED:
             check_select("starting_weights", self.starting_weights)
         read_table(self.unfreeze)
 
+    def is_replaced(self, parameter: str) -> bool:
+        return parameter == "starting_weights" and self.schedule is not None
+
     def make_plans(self, module: nn.Module) -> tuple[Plan]:
         names = named_parameters(module)
         self._check_loaded(names)
-        return (Plan.resolve(self.starting_weights, read_table(self.unfreeze), names, module),)
+        starting_weights, unfreeze = self.starting_weights, self.unfreeze
+        if self.schedule is not None:
+            starting_weights, unfreeze = self.schedule.resolve(module).values()
+        return (Plan.resolve(starting_weights, read_table(unfreeze), names, module),)
 
     def opening(self) -> str:
-        trainable = self.governed - self.held_
-        return f"training the following weights at the start: {listed(in_order(self.plans_, trainable)) or 'none'}"
+        (plan,) = self.plans_
+        trainable = summarized(self.governed - self.held_, plan.names, most=10)
+        return f"training the following weights at the start: {trainable or 'none'}"
 
     def describe(self, moment: Moment) -> str:
         (plan,) = self.plans_
         rows = [step.row for step in plan.pending(moment)]
+        name = "starting_weights" if self.schedule is None else "schedule"
         return (
-            f"`starting_weights` is {self.starting_weights!r} and selects "
-            f"{listed(in_order(self.plans_, plan.starting)) or 'nothing'}; "
+            f"`{name}` is {getattr(self, name)!r} and selects "
+            f"{summarized(plan.starting, plan.names, most=10) or 'nothing'}; "
             f"rows of `unfreeze` still pending: {listed(rows, most=3) or 'none'}; "
             f"parameters of the network: {listed(plan.names)}"
         )
@@ -205,7 +222,9 @@ class CallbackSetUnfreeze(FreezingCallback):
         module, names = bare(net.module_), dict.fromkeys(plan.names).keys()
         tied = tied_names(named_parameters(module))
         _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops(tied))
-        selections = [("`starting_weights`", self.starting_weights, plan.starting)]
+        selections = []
+        if self.schedule is None:
+            selections.append(("`starting_weights`", self.starting_weights, plan.starting))
         selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]
         for place, select, selected in selections:
             for part in select.unmatched(names, module):
@@ -270,6 +289,21 @@ class CallbackSetUnfreeze(FreezingCallback):
                 f"`state` is {shown(state)}; it must be what state_dict() returns: {{'trainable': [names]}}"
             )
         self.loaded_ = _LoadedState(check_names("trainable", state["trainable"]))
+
+    def _check_schedule(self) -> None:
+        if isinstance(self.starting_weights, Schedule):
+            schedule = self.starting_weights
+            raise TypeError(f"`starting_weights` is the schedule {schedule!r}; give it as schedule={schedule!r}")
+        if self.schedule is None:
+            return
+        if not isinstance(self.schedule, Schedule):
+            remedy = "give one made without a network, such as gradual_unfreezing(every=2)"
+            if isinstance(self.schedule, Mapping):
+                remedy = f"{remedy}, or pass its parts on by **"
+            raise TypeError(f"`schedule` is {shown(self.schedule)}; {remedy}")
+        for name, unset in (("starting_weights", REQUIRED), ("unfreeze", None)):
+            if getattr(self, name) is not unset:
+                raise ValueError(f"`schedule` and `{name}` are given, but a schedule is both; give only one of the two")
 
     def _check_loaded(self, names: Mapping[str, object]) -> None:
         """Check that a state that no net has adopted yet names parameters of the network."""

@@ -24,6 +24,7 @@ from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.registry.dictionary import mlr3torch_callbacks
 from mlr3torch_py.registry.torch_callback import TorchCallback
 from mlr3torch_py.schedule.table import Table
+from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.algebra import Select
 
 __all__ = ["Key", "t_clbk", "t_clbks"]
@@ -210,6 +211,7 @@ def t_clbk(
     weight: float | None = None,
     starting_weights: Select = ...,
     unfreeze: Table | None = None,
+    schedule: Schedule | None = None,
     frozen_mode: Mode = "train",
     frozen_norm: Mode | None = None,
     frozen_dropout: Mode | None = None,

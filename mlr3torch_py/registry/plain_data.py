@@ -15,6 +15,7 @@ from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parame
 from mlr3torch_py.schedule import plain_data
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.table import Table
+from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.algebra import Select
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 
@@ -38,14 +39,14 @@ def to_dict(value: Any) -> Any:
 
     Parameters
     ----------
-    value : Select, Plateau, what `CallbackSetUnfreeze` takes as `unfreeze`, a callback, or a list of callbacks
+    value : Select, Plateau, Schedule, table of `CallbackSetUnfreeze`, a callback, or a list of callbacks
 
     Returns
     -------
     dict or list
         Only dictionaries, lists, strings, numbers, booleans and None. A selector has a key ``fn``, a condition a key
-        ``monitor``, a callback a key ``callback`` and its parameters under ``params``; a table maps its columns to
-        lists. Several tables or callbacks are a list.
+        ``monitor``, a schedule a key ``schedule``, a callback a key ``callback`` and its parameters under ``params``; a
+        table maps its columns to lists. Several tables or callbacks are a list.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def from_dict(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Any:
 
     Returns
     -------
-    Select, Plateau, pandas.DataFrame, CallbackSet, TorchCallback, or list of these
+    Select, Plateau, Schedule, pandas.DataFrame, CallbackSet, TorchCallback, or list of these
 
     Raises
     ------
@@ -144,7 +145,7 @@ def _write(place: str, cell: Any) -> Any:
     if isinstance(cell, os.PathLike):
         return os.fspath(cell)
     is_table = isinstance(cell, (pd.DataFrame, Mapping)) or (isinstance(cell, Sequence) and any(map(_is_table, cell)))
-    if is_table or isinstance(cell, (Select, Plateau)):
+    if is_table or isinstance(cell, (Select, Plateau, Schedule)):
         return plain_data.to_dict(cell)
     if isinstance(cell, Sequence):
         return [_write(place, one) for one in cell]

@@ -1,4 +1,4 @@
-"""Selectors, conditions and tables as plain data, for JSON and YAML, and back."""
+"""Selectors, conditions, schedules and tables as plain data, for JSON and YAML, and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from mlr3torch_py.arguments import shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.schedule.plateau import Plateau
+from mlr3torch_py.schedule.recipes import RECIPES
 from mlr3torch_py.schedule.table import COLUMNS, TIMES, Row, read_table
+from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.algebra import SELECTORS, Select, check_nesting, plain_name
 from mlr3torch_py.select.value import fields_of
 
@@ -23,11 +25,11 @@ _DEEPEST: Final = 200
 
 
 def to_dict(value: Any) -> Any:
-    """Turn selectors, conditions and tables into plain data.
+    """Turn selectors, conditions, schedules and tables into plain data.
 
     Parameters
     ----------
-    value : Select, Plateau, or what `CallbackSetUnfreeze` takes as `unfreeze`
+    value : Select, Plateau, Schedule, or what `CallbackSetUnfreeze` takes as `unfreeze`
 
     Returns
     -------
@@ -43,6 +45,8 @@ def to_dict(value: Any) -> Any:
         return _select_to_dict(value)
     if isinstance(value, Plateau):
         return fields_of(value)
+    if isinstance(value, Schedule):
+        return _schedule_to_dict(value)
     try:
         read = read_table(value)
     except (TypeError, ValueError) as error:
@@ -52,7 +56,7 @@ def to_dict(value: Any) -> Any:
 
 
 def from_dict(data: Any) -> Any:
-    """Turn plain data into selectors, conditions and tables.
+    """Turn plain data into selectors, conditions, schedules and tables.
 
     Parameters
     ----------
@@ -60,7 +64,7 @@ def from_dict(data: Any) -> Any:
 
     Returns
     -------
-    Select, Plateau, pandas.DataFrame or list of pandas.DataFrame
+    Select, Plateau, Schedule, pandas.DataFrame or list of pandas.DataFrame
 
     Raises
     ------
@@ -125,6 +129,8 @@ def _is_select(data: object) -> bool:
 def _from_mapping(data: Mapping[str, Any]) -> Any:
     if "fn" in data:
         return _select_from_dict(data)
+    if isinstance(data.get("schedule"), str):
+        return _schedule_from_dict(data)
     if "monitor" in data:
         return Plateau(**_fields(Plateau, data))
     known = (*TIMES, *(column.name for column in COLUMNS))
@@ -139,6 +145,28 @@ def _from_mapping(data: Mapping[str, Any]) -> Any:
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("`unfreeze`", "`data`")) from error
     return table
+
+
+def _schedule_to_dict(schedule: Schedule) -> dict[str, Any]:
+    if RECIPES.get(schedule.fn) is not type(schedule):
+        raise TypeError(f"{schedule!r} cannot be written as plain data; only the ready-made schedules can")
+    defaults = signature(type(schedule)).parameters
+    given = {name: cell for name, cell in fields_of(schedule).items() if cell != defaults[name].default}
+    return {"schedule": schedule.fn} | {name: _cell_to_plain(cell) for name, cell in given.items()}
+
+
+def _cell_to_plain(cell: Any) -> Any:
+    if isinstance(cell, Select):
+        return to_dict(cell)
+    return list(map(_cell_to_plain, cell)) if isinstance(cell, tuple) else cell
+
+
+def _schedule_from_dict(data: Mapping[str, Any]) -> Schedule:
+    fn = data["schedule"]
+    if fn not in RECIPES:
+        raise ValueError(f"`data`: `schedule` is {shown(fn)}; {nearest([fn], RECIPES)}")
+    fields = _fields(RECIPES[fn], {name: cell for name, cell in data.items() if name != "schedule"})
+    return RECIPES[fn](**fields)
 
 
 def _time_column(row: Row) -> str:

@@ -4,55 +4,150 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from functools import reduce
-from operator import or_
-from typing import Any, NoReturn, get_args
+from typing import get_args, overload
 
 import pandas as pd
 from torch import nn
 
-from mlr3torch_py.arguments import check_choice, check_list, check_network, check_number, check_whole, shown
-from mlr3torch_py.network.evaluation import NORMALISATION
-from mlr3torch_py.network.unwrap import bare
+from mlr3torch_py.arguments import check_choice, check_number, check_whole, shown
+from mlr3torch_py.network.tree import Level
 from mlr3torch_py.protocols import NetOfUser
+from mlr3torch_py.schedule.blocks import Head
 from mlr3torch_py.schedule.table import Unit
-from mlr3torch_py.select.algebra import Select, check_select
-from mlr3torch_py.select.functions import select_name, select_prefix
+from mlr3torch_py.schedule.value import Groups, Schedule, UnfreezeArguments
+from mlr3torch_py.select.algebra import Select
+from mlr3torch_py.select.nodes import joined
+from mlr3torch_py.select.value import value
 
-__all__ = ["Schedule", "chain_thaw", "gradual_unfreezing", "head_first"]
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_NORMS = (*NORMALISATION, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-
-
-class Schedule(dict[str, Any]):
-    """The arguments of `CallbackSetUnfreeze`, to pass on by ``**``."""
-
-    def __init__(self, starting_weights: Select, unfreeze: pd.DataFrame) -> None:
-        super().__init__(starting_weights=starting_weights, unfreeze=unfreeze)
-
-    def set_params(self, **params: Any) -> NoReturn:
-        """Explain the mistake when the schedule is passed where skorch expects a callback.
-
-        Raises
-        ------
-        TypeError
-            Always.
-        """
-        raise TypeError("`callbacks` has a schedule in place of a callback; write t_clbk('unfreeze', **schedule)")
+__all__ = ["RECIPES", "chain_thaw", "gradual_unfreezing", "head_first"]
 
 
+@value
+class _GradualUnfreezing(Schedule):
+    """Block after block, from the head to the input."""
+
+    fn = "gradual_unfreezing"
+    every: int = 1
+    start: int = 1
+    unit: Unit = "epoch"
+    groups: Groups = None
+    lr_decay: float = 1.0
+    among: Select | None = None
+    head: Head = None
+    n_groups: int | None = None
+    level: Level = "layer"
+
+    def __post_init__(self) -> None:
+        _check_times(self)
+        decay = check_number("lr_decay", self.lr_decay, "a number above 0, such as 2.6", above=0)
+        object.__setattr__(self, "lr_decay", decay)
+        super().__post_init__()
+
+    def _arguments(self, blocks: list[Select]) -> UnfreezeArguments:
+        *body, head = blocks
+        table = pd.DataFrame({self.unit: _times(self.start, self.every, self.unit, len(body)), "weights": body[::-1]})
+        if (factors := _factors(self.lr_decay, len(body))) is not None:
+            table["lr_mult"] = factors
+        return UnfreezeArguments(head, table)
+
+
+@value
+class _ChainThaw(Schedule):
+    """The head, each other block alone, then all."""
+
+    fn = "chain_thaw"
+    every: int = 1
+    start: int = 1
+    unit: Unit = "epoch"
+    groups: Groups = None
+    among: Select | None = None
+    head: Head = None
+    n_groups: int | None = None
+    level: Level = "layer"
+
+    def __post_init__(self) -> None:
+        _check_times(self)
+        super().__post_init__()
+
+    def _arguments(self, blocks: list[Select]) -> UnfreezeArguments:
+        *body, head = blocks
+        *times, last_time = _times(self.start, self.every, self.unit, len(body) + 1)
+        rows: list[tuple[int, Select, str]] = []
+        for time, block, before in zip(times, body, [head, *body], strict=False):
+            rows += [(time, block, "unfreeze"), (time, before, "freeze")]
+        if body:
+            rows.append((last_time, joined([*body[:-1], head]), "unfreeze"))
+        return UnfreezeArguments(head, pd.DataFrame(rows, columns=[self.unit, "weights", "action"]))
+
+
+@value
+class _HeadFirst(Schedule):
+    """The head alone, then all."""
+
+    fn = "head_first"
+    epochs: int = 1
+    groups: Groups = None
+    among: Select | None = None
+    head: Head = None
+    n_groups: int | None = None
+    level: Level = "layer"
+
+    def __post_init__(self) -> None:
+        epochs = check_whole("epochs", self.epochs, "epochs", most=sys.maxsize - 1)
+        object.__setattr__(self, "epochs", epochs)
+        super().__post_init__()
+
+    def _arguments(self, blocks: list[Select]) -> UnfreezeArguments:
+        *body, head = blocks
+        rows = [(self.epochs + 1, joined(body))] if body else []
+        return UnfreezeArguments(head, pd.DataFrame(rows, columns=["epoch", "weights"]))
+
+
+RECIPES: dict[str, type[Schedule]] = {one.fn: one for one in (_GradualUnfreezing, _ChainThaw, _HeadFirst)}
+"""The classes of ready-made schedules by the function that makes them."""
+
+
+@overload
+def gradual_unfreezing(
+    network: None = None,
+    every: int = 1,
+    start: int = 1,
+    unit: Unit = "epoch",
+    groups: Groups = None,
+    lr_decay: float = 1.0,
+    *,
+    among: Select | None = None,
+    head: Head = None,
+    n_groups: int | None = None,
+    level: Level = "layer",
+) -> Schedule: ...
+@overload
 def gradual_unfreezing(
     network: nn.Module | NetOfUser,
     every: int = 1,
     start: int = 1,
     unit: Unit = "epoch",
-    groups: Sequence[Select] | None = None,
+    groups: Groups = None,
     lr_decay: float = 1.0,
     *,
     among: Select | None = None,
-) -> Schedule:
+    head: Head = None,
+    n_groups: int | None = None,
+    level: Level = "layer",
+) -> UnfreezeArguments: ...
+def gradual_unfreezing(
+    network: nn.Module | NetOfUser | None = None,
+    every: int = 1,
+    start: int = 1,
+    unit: Unit = "epoch",
+    groups: Groups = None,
+    lr_decay: float = 1.0,
+    *,
+    among: Select | None = None,
+    head: Head = None,
+    n_groups: int | None = None,
+    level: Level = "layer",
+) -> Schedule | UnfreezeArguments:
     """Unfreeze block after block, from the head to the input.
 
     The head, which is the last block, is trainable from the start. The block below it joins at ``start + every``, the
@@ -60,36 +155,40 @@ def gradual_unfreezing(
 
     Parameters
     ----------
-    network : torch.nn.Module or skorch.NeuralNet
-        A network, or an initialized net. Its blocks are the direct children that hold parameters. Sequential
-        containers, lists of modules, and children with a list of repeated layers are replaced by their own children. A
-        normalization layer belongs to the block before it, and a replaced module's own parameters to its first block.
+    network : torch.nn.Module or skorch.NeuralNet, optional
+        A network, or an initialized net. Without one, the schedule is a value for any network, to pass on as
+        ``t_clbk("unfreeze", schedule=...)``. The blocks are those of `network_blocks`.
     every : int
         The number of epochs or batches between two blocks.
     start : int
         The epoch or batch to count from, at least 1.
     unit : {"epoch", "batch"}
         The unit of `every` and `start`.
-    groups : sequence of Select, optional
-        The blocks, from the input to the head, in place of those of the module tree.
+    groups : sequence of Select, or pandas.DataFrame, optional
+        The blocks, from the input to the head, in place of those of the module tree. A table of `network_blocks` is
+        taken by its column `holds`.
     lr_decay : float
         The divisor of a block's learning rate for each block above it, such as 2.6.
     among : Select, optional
         What may be trained at all, such as `select_trainable`; blocks without any of it are left out.
+    head : str, list of str, or Select, optional
+    n_groups : int, optional
+    level : {"layer", "stage"}
+        As in `network_blocks`.
 
     Returns
     -------
-    dict
-        ``starting_weights`` and ``unfreeze``.
+    dict or Schedule
+        ``starting_weights`` and ``unfreeze`` for the network; without one, a value that prints as this call.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, or the network has no parameters.
+        If an argument is wrong, or the network has no parameters, or not those of the head.
 
     See Also
     --------
-    chain_thaw, head_first
+    chain_thaw, head_first, network_blocks
 
     References
     ----------
@@ -106,46 +205,80 @@ def gradual_unfreezing(
     0      2  select_prefix('3')
     1      3  select_prefix('0')
     >>> callback = t_clbk("unfreeze", **schedule)
+
+    Without a network, for any net:
+
+    >>> t_clbk("unfreeze", schedule=gradual_unfreezing(every=2, lr_decay=2.6)).callback
+    CallbackSetUnfreeze(schedule=gradual_unfreezing(every=2, lr_decay=2.6))
     """
-    *body, head = _blocks(network, groups, among)
-    table = pd.DataFrame({unit: _times(start, every, unit, len(body)), "weights": body[::-1]})
-    if (factors := _factors(lr_decay, len(body))) is not None:
-        table["lr_mult"] = factors
-    return Schedule(head, table)
+    schedule = _GradualUnfreezing(every, start, unit, groups, lr_decay, among, head, n_groups, level)
+    return schedule if network is None else schedule.resolve(network)
 
 
+@overload
+def chain_thaw(
+    network: None = None,
+    every: int = 1,
+    start: int = 1,
+    unit: Unit = "epoch",
+    groups: Groups = None,
+    *,
+    among: Select | None = None,
+    head: Head = None,
+    n_groups: int | None = None,
+    level: Level = "layer",
+) -> Schedule: ...
+@overload
 def chain_thaw(
     network: nn.Module | NetOfUser,
     every: int = 1,
     start: int = 1,
     unit: Unit = "epoch",
-    groups: Sequence[Select] | None = None,
+    groups: Groups = None,
     *,
     among: Select | None = None,
-) -> Schedule:
+    head: Head = None,
+    n_groups: int | None = None,
+    level: Level = "layer",
+) -> UnfreezeArguments: ...
+def chain_thaw(
+    network: nn.Module | NetOfUser | None = None,
+    every: int = 1,
+    start: int = 1,
+    unit: Unit = "epoch",
+    groups: Groups = None,
+    *,
+    among: Select | None = None,
+    head: Head = None,
+    n_groups: int | None = None,
+    level: Level = "layer",
+) -> Schedule | UnfreezeArguments:
     """Train the head, each other block alone, then all.
 
     The other blocks follow each other from the input to the head.
 
     Parameters
     ----------
-    network : torch.nn.Module or skorch.NeuralNet
+    network : torch.nn.Module or skorch.NeuralNet, optional
     every, start : int
     unit : {"epoch", "batch"}
     groups : sequence of Select, optional
         As in `gradual_unfreezing`; groups must not share weights.
     among : Select, optional
+    head : str, list of str, or Select, optional
+    n_groups : int, optional
+    level : {"layer", "stage"}
         As in `gradual_unfreezing`.
 
     Returns
     -------
-    dict
-        ``starting_weights`` and ``unfreeze``.
+    dict or Schedule
+        ``starting_weights`` and ``unfreeze`` for the network; without one, a value that prints as this call.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, or the network has no parameters.
+        If an argument is wrong, or the network has no parameters, or not those of the head.
 
     See Also
     --------
@@ -165,43 +298,65 @@ def chain_thaw(
     1      2  select_prefix('3')    freeze
     2      3  select_prefix('3')  unfreeze
     """
-    *body, head = _blocks(network, groups, among)
-    *times, last_time = _times(start, every, unit, len(body) + 1)
-    rows: list[tuple[int, Select, str]] = []
-    for time, block, before in zip(times, body, [head, *body], strict=False):
-        rows += [(time, block, "unfreeze"), (time, before, "freeze")]
-    if body:
-        rows.append((last_time, reduce(or_, [*body[:-1], head]), "unfreeze"))
-    return Schedule(head, pd.DataFrame(rows, columns=[unit, "weights", "action"]))
+    schedule = _ChainThaw(every, start, unit, groups, among, head, n_groups, level)
+    return schedule if network is None else schedule.resolve(network)
 
 
+@overload
+def head_first(
+    network: None = None,
+    epochs: int = 1,
+    groups: Groups = None,
+    *,
+    among: Select | None = None,
+    head: Head = None,
+    n_groups: int | None = None,
+    level: Level = "layer",
+) -> Schedule: ...
+@overload
 def head_first(
     network: nn.Module | NetOfUser,
     epochs: int = 1,
-    groups: Sequence[Select] | None = None,
+    groups: Groups = None,
     *,
     among: Select | None = None,
-) -> Schedule:
+    head: Head = None,
+    n_groups: int | None = None,
+    level: Level = "layer",
+) -> UnfreezeArguments: ...
+def head_first(
+    network: nn.Module | NetOfUser | None = None,
+    epochs: int = 1,
+    groups: Groups = None,
+    *,
+    among: Select | None = None,
+    head: Head = None,
+    n_groups: int | None = None,
+    level: Level = "layer",
+) -> Schedule | UnfreezeArguments:
     """Train the head alone, then the whole network.
 
     Parameters
     ----------
-    network : torch.nn.Module or skorch.NeuralNet
+    network : torch.nn.Module or skorch.NeuralNet, optional
     epochs : int
         The number of epochs with the head alone.
     groups : sequence of Select, optional
     among : Select, optional
+    head : str, list of str, or Select, optional
+    n_groups : int, optional
+    level : {"layer", "stage"}
         As in `gradual_unfreezing`.
 
     Returns
     -------
-    dict
-        ``starting_weights`` and ``unfreeze``.
+    dict or Schedule
+        ``starting_weights`` and ``unfreeze`` for the network; without one, a value that prints as this call.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, or the network has no parameters.
+        If an argument is wrong, or the network has no parameters, or not those of the head.
 
     See Also
     --------
@@ -216,105 +371,32 @@ def head_first(
     --------
     >>> from mlr3torch_py import MLP
     >>> head_first(MLP(4, 3, neurons=(8, 8)), epochs=5)["unfreeze"]
-       epoch                                  weights
-    0      6  select_prefix('0') | select_prefix('3')
+       epoch                   weights
+    0      6  select_prefix('0', '3')
     """
-    *body, head = _blocks(network, groups, among)
-    start = 1 + check_whole("epochs", epochs, "epochs", most=sys.maxsize - 1)
-    rows = [(start, reduce(or_, body))] if body else []
-    return Schedule(head, pd.DataFrame(rows, columns=["epoch", "weights"]))
+    schedule = _HeadFirst(epochs, groups, among, head, n_groups, level)
+    return schedule if network is None else schedule.resolve(network)
 
 
-def _blocks(network: nn.Module | NetOfUser, groups: Sequence[Select] | None, among: Select | None) -> list[Select]:
-    if groups is not None:
-        blocks = _given_blocks(groups)
-    else:
-        blocks = _blocks_of(check_network("network", network))
-        if not blocks:
-            raise ValueError("`network` has no parameters, and so no blocks; give one that has some")
-    if among is None:
-        return blocks
-    check_select("among", among)
-    module = check_network("network", network)
-    try:
-        blocks = [block & among for block in blocks if (block & among).expand(module)]
-    except ValueError as error:
-        raise ValueError(f"`among`, or `groups`, does not fit the network: {error}") from error
-    if not blocks:
-        raise ValueError(f"`among` is {among!r}, which selects nothing in any block; give one that does")
-    return blocks
-
-
-def _given_blocks(groups: object) -> list[Select]:
-    given = check_list("groups", groups, "a list of selectors, from the input to the head")
-    blocks = [check_select(f"`groups`: entry {i}", group) for i, group in enumerate(given)]
-    if not blocks:
-        raise ValueError("`groups` is empty; give one selector for each block, from the input to the head")
-    return blocks
-
-
-def _blocks_of(network: nn.Module) -> list[Select]:
-    blocks = []
-    for names, paths in _blocks_in(bare(network), ""):
-        selects = [*([select_name(names)] if names else []), *([select_prefix(*paths)] if paths else [])]
-        blocks.append(reduce(or_, selects))
-    return blocks
-
-
-def _blocks_in(module: nn.Module, prefix: str) -> list[tuple[list[str], list[str]]]:
-    """List the blocks in a module, as names of parameters and paths of modules."""
-    children = [(f"{prefix}{name}", bare(child)) for name, child in module.named_children() if _has_parameters(child)]
-    blocks: list[tuple[list[str], list[str]]] = []
-    for path, child in children:
-        if isinstance(child, _NORMS) and blocks:
-            blocks[-1][1].append(path)
-        elif isinstance(child, _CONTAINERS) or (
-            not isinstance(module, _CONTAINERS) and (_repeats(child) or (len(children) == 1 and _has_children(child)))
-        ):
-            blocks += _blocks_in(child, f"{path}.")
-        else:
-            blocks.append(([], [path]))
-    own = [f"{prefix}{name}" for name, _ in module.named_parameters(recurse=False)]
-    if own and not blocks:
-        return [(own, [])]
-    if own:
-        blocks[0][0][:0] = own
-    return blocks
-
-
-def _repeats(module: nn.Module) -> bool:
-    """Return whether a container in a module repeats a layer type."""
-    for part in module.modules():
-        if isinstance(part, _CONTAINERS):
-            types = [type(child) for child in part.children() if _has_parameters(child)]
-            if len(types) > len(set(types)):
-                return True
-    return False
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
-def _has_children(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
+def _check_times(schedule: _GradualUnfreezing | _ChainThaw) -> None:
+    unit = check_choice("unit", schedule.unit, get_args(Unit))
+    what = "epochs" if unit == "epoch" else "batches"
+    for name in ("start", "every"):
+        object.__setattr__(schedule, name, check_whole(name, getattr(schedule, name), what))
 
 
 def _times(start: int, every: int, unit: Unit, n: int) -> list[int]:
     """Return the `n` times after `start`."""
-    unit = check_choice("unit", unit, get_args(Unit))
-    what = "epochs" if unit == "epoch" else "batches"
-    start, every = check_whole("start", start, what), check_whole("every", every, what)
     if start + every * n > sys.maxsize:
+        what = "epochs" if unit == "epoch" else "batches"
         raise ValueError(f"`every` is {every}, with which the last block comes after {what} 2**63; give a smaller one")
     return [start + every * i for i in range(1, n + 1)]
 
 
-def _factors(lr_decay: float, n: int) -> list[float] | None:
+def _factors(decay: float, n: int) -> list[float] | None:
     """Return the factors on the learning rates of the `n` blocks below the head; None if all are 1."""
-    decay = check_number("lr_decay", lr_decay, "a number above 0, such as 2.6", above=0)
     if decay == 1:
         return None
     if not math.log(sys.float_info.min) < -n * math.log(decay) < math.log(sys.float_info.max):
-        raise ValueError(f"`lr_decay` is {shown(lr_decay)}, too far from 1 for {n} blocks; give a number such as 2.6")
+        raise ValueError(f"`lr_decay` is {shown(decay)}, too far from 1 for {n} blocks; give a number such as 2.6")
     return [decay**-i for i in range(1, n + 1)]

@@ -167,7 +167,8 @@ def select_prefix(*prefixes: str) -> Select:
     Parameters
     ----------
     *prefixes : str
-        Paths of modules or parameters, in whole components: ``"layer1"`` does not match ``layer10.weight``.
+        Paths of modules or parameters, in whole components: ``"layer1"`` does not match ``layer10.weight``. Braces hold
+        alternatives and ranges: ``"layer.{0..2}"`` is ``"layer.0", "layer.1", "layer.2"``.
 
     Returns
     -------
@@ -182,6 +183,8 @@ def select_prefix(*prefixes: str) -> Select:
     --------
     >>> select_prefix("layer1")(["layer1.weight", "layer1.0.bias", "layer10.weight"])
     ['layer1.weight', 'layer1.0.bias']
+    >>> select_prefix("layer.0", "layer.1", "layer.2", "layer.3", "layer.4", "head")
+    select_prefix('layer.{0..4}', 'head')
     """
     return Prefix(prefixes)
 
@@ -237,7 +240,7 @@ def select_type(*module_types: type[nn.Module]) -> Select:
 def select_first(n: int) -> Select:
     """Select the first blocks of a network.
 
-    Blocks are the direct children that hold parameters.
+    Blocks are those of `network_blocks`, in the order of the module tree.
 
     Parameters
     ----------
@@ -270,7 +273,7 @@ def select_first(n: int) -> Select:
 def select_last(n: int) -> Select:
     """Select the last blocks of a network.
 
-    Blocks are the direct children that hold parameters.
+    Blocks are those of `network_blocks`, in the order of the module tree.
 
     Parameters
     ----------

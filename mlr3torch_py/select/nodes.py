@@ -5,7 +5,9 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import reduce
+from operator import or_
 from time import monotonic
 from typing import Any, Final
 
@@ -15,11 +17,16 @@ from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_names, check_text, check_whole, shown
 from mlr3torch_py.names import ancestors, listed, nearest
+from mlr3torch_py.network.blocks import Block, find_blocks
 from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.unwrap import named_modules
-from mlr3torch_py.select.algebra import Select, selector
+from mlr3torch_py.patterns import expanded, patterns
+from mlr3torch_py.select.algebra import Select, Union, selector
 
-__all__ = ["All", "First", "Glob", "Grep", "Last", "Name", "Nothing", "Prefix", "Trainable", "Type"]
+__all__ = ["All", "First", "Glob", "Grep", "Last", "Name", "Nothing", "Prefix", "Trainable", "Type", "joined"]
+
+# More paths than these are shown by their common pattern.
+_MOST_PATHS: Final = 4
 
 # The longest time that a pattern may take for all names of a network.
 _SECONDS: Final = 2
@@ -148,7 +155,7 @@ class Prefix(Select):
         paths = tuple(check_text("prefixes", prefix, "paths").rstrip(".") for prefix in self.prefixes)
         if not all(paths):
             raise ValueError(f"`prefixes` is {shown(self.prefixes)}; leave out empty paths, or use select_all()")
-        object.__setattr__(self, "prefixes", paths)
+        object.__setattr__(self, "prefixes", tuple(path for given in paths for path in _expanded(given)))
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         below = tuple(f"{prefix}." for prefix in self.prefixes)
@@ -162,7 +169,12 @@ class Prefix(Select):
         return cls(check_names("prefixes", fields["prefixes"]))
 
     def __repr__(self) -> str:
-        return f"{self.fn}({', '.join(map(repr, self.prefixes))})"
+        paths: Sequence[str] = self.prefixes
+        if len(paths) > _MOST_PATHS:
+            short = patterns(paths)
+            # A module may have braces in its name.
+            paths = short if [one for path in short for one in expanded(path)] == list(paths) else paths
+        return f"{self.fn}({', '.join(map(repr, paths))})"
 
 
 @selector
@@ -211,7 +223,7 @@ class Type(Select):
 
 
 class Blocks(Select):
-    """Some direct children of a network."""
+    """Some blocks of a network."""
 
     __slots__ = ()
 
@@ -221,38 +233,53 @@ class Blocks(Select):
         object.__setattr__(self, "n", check_whole("n", self.n, "blocks"))
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
-        children = _needed(module, self)._modules
-        blocks = list(dict.fromkeys(block for block in map(_block, names) if block in children))
+        blocks = find_blocks(_needed(module, self))
         if not blocks:
-            raise ValueError(f"{self!r}: the network has no direct blocks that hold parameters; select them by name")
-        wanted = self.some(blocks)
-        return {name for name in names if _block(name) in wanted}
+            raise ValueError(f"{self!r}: the network has no parameters, and so no blocks")
+        return names & frozenset().union(*(block.names for block in self.some(blocks)))
 
     @abstractmethod
-    def some(self, blocks: list[str]) -> list[str]:
+    def some(self, blocks: list[Block]) -> list[Block]:
         """Return the selected ones of `blocks`."""
 
 
 @selector
 class First(Blocks):
-    """The first direct blocks of a network."""
+    """The first blocks of a network."""
 
     fn = "select_first"
     n: int
 
-    def some(self, blocks: list[str]) -> list[str]:
+    def some(self, blocks: list[Block]) -> list[Block]:
         return blocks[: self.n]
 
 
 @selector
 class Last(Blocks):
-    """The last direct blocks of a network."""
+    """The last blocks of a network."""
 
     fn = "select_last"
     n: int
 
-    def some(self, blocks: list[str]) -> list[str]:
+    def some(self, blocks: list[Block]) -> list[Block]:
         return blocks[-self.n :]
+
+
+def joined(selects: Iterable[Select]) -> Select:
+    """Join selectors by ``|``, all paths and all names in one selector each, so that they print in few words."""
+    names: list[str] = []
+    paths: list[str] = []
+    others: list[Select] = []
+    for select in selects:
+        for part in select.parts if isinstance(select, Union) else (select,):
+            if isinstance(part, Prefix):
+                paths += part.prefixes
+            elif isinstance(part, Name) and part.assert_present:
+                names += part.param_names
+            else:
+                others.append(part)
+    first: list[Select] = [Name(names)] if names else []
+    return reduce(or_, [*first, *([Prefix(tuple(paths))] if paths else []), *others])
 
 
 def compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
@@ -264,8 +291,11 @@ def compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
     return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)
 
 
-def _block(name: str) -> str:
-    return name.partition(".")[0]
+def _expanded(path: str) -> list[str]:
+    try:
+        return expanded(path)
+    except ValueError as error:
+        raise ValueError(f"`prefixes`: {error}") from error
 
 
 def _needed(module: nn.Module | None, select: Select) -> nn.Module:

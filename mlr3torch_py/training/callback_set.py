@@ -170,7 +170,7 @@ class CallbackSet(StagedCallback):
                 f"{type(self).__name__} needs {listed(missing)}, not installed here; run `pip install {missing[0]}`"
             )
         for parameter, value in self.get_params(deep=False).items():
-            if value is REQUIRED:
+            if value is REQUIRED and not self.is_replaced(parameter):
                 raise ValueError(
                     f"`{parameter}` of {type(self).__name__} was never set; pass it to t_clbk(), "
                     f"or to the net as callbacks__{name}__{parameter}"
@@ -186,6 +186,10 @@ class CallbackSet(StagedCallback):
         """
         if not hasattr(net, "module_"):
             raise TypeError(f"{type(self).__name__} governs parts of `module_`, which {type(net).__name__} lacks")
+
+    def is_replaced(self, parameter: str) -> bool:
+        """Check whether a required parameter need not be set, since another one stands in its place."""
+        return False
 
     def _get_param_names(self) -> list[str]:
         parameters = inspect.signature(type(self)).parameters

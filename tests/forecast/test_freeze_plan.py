@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -219,6 +220,34 @@ def test_a_plan_shows_itself_in_a_notebook_and_a_terminal():
     assert "2 - 6.weight, 6.bias" in str(freeze_plan(iris_net(unfreeze(chained))))
 
 
+def test_a_plan_prints_in_one_line_at_the_prompt():
+    network = Nested(50)
+    plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", schedule=gradual_unfreezing())])
+    assert repr(plan) == "<FreezePlan: 52 phases in 52 epochs, 15 to 2,435 of 2,435 weights trainable>"
+
+
+def test_a_large_block_is_shown_by_its_module_and_a_small_one_by_its_tensors():
+    plan = freeze_plan(Nested(2), callbacks=[t_clbk("unfreeze", schedule=gradual_unfreezing())])
+    for shown in (str(plan), plan._repr_html_()):
+        assert "1 + head.weight, head.bias" in shown
+        assert "2 + encoder.1 (6 tensors)" in shown
+
+
+def test_a_share_that_is_neither_nothing_nor_all_does_not_look_like_it():
+    tiny = nn.Sequential(nn.Linear(3000, 300), nn.Linear(300, 2))
+    plan = freeze_plan(tiny, callbacks=[t_clbk("unfreeze", schedule=gradual_unfreezing())])
+    for shown in (str(plan), plan._repr_html_()):
+        assert "0.1%" in shown
+        assert "100%" in shown
+    all_but_a_bias = freeze_plan(tiny, callbacks=[Freezer(names="1.bias")])
+    assert "99.9998%" in str(all_but_a_bias)
+
+
+def test_what_html_would_take_for_a_tag_is_escaped():
+    plan = freeze_plan(iris_net(unfreeze()))
+    assert "<b>" not in replace(plan, notes=("a <b> c",))._repr_html_()
+
+
 @pytest.mark.parametrize(
     ("net", "message"),
     [
@@ -268,6 +297,29 @@ def test_the_picture_holds_what_the_plan_says():
     assert ax.collections[0].get_coordinates()[0, :, 0].tolist() == [1, 2, 4, 5]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["frozen", "trainable"]
     assert plan.plot(ax) is ax
+
+
+def hatched(ax):
+    """Return the name of each hatched row, the epochs from and to, and the hatch."""
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    return [(names[int(r.get_y())], r.get_x(), r.get_x() + r.get_width(), r.get_hatch()) for r in ax.patches]
+
+
+def test_what_waits_for_a_condition_is_hatched_until_it_comes_at_the_latest():
+    table = {"when": [Plateau(no_later_than=3), Plateau("train_loss")], "weights": [select_prefix("3"), select_all()]}
+    ax = freeze_plan(iris_net(unfreeze(table))).plot()
+    three = [(name, 1, 3, "///") for name in ("3.weight", "3.bias")]
+    zero = [(name, *when, "///") for name in ("0.weight", "0.bias") for when in ((1, 3), (3, 5))]
+    assert sorted(hatched(ax)) == sorted(three + zero)
+    shown = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert shown == ["frozen", "trainable", "waits for a plateau of valid_loss, a plateau of train_loss"]
+
+
+def test_what_a_row_after_the_last_epoch_selects_is_marked_as_never():
+    tables = {"epoch": [2, 9], "weights": [select_prefix("3"), select_name("0.bias")]}
+    ax = freeze_plan(iris_net(unfreeze(tables))).plot()
+    assert hatched(ax) == [("0.bias", 1, 2, "xxx"), ("0.bias", 2, 5, "xxx")]
+    assert ax.get_legend().get_texts()[-1].get_text() == "never comes: epoch 9"
 
 
 def test_phases_of_batches_begin_inside_epochs():

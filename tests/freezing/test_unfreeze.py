@@ -417,6 +417,7 @@ def test_constructing_checks_nothing_so_that_clone_works():
         params = {
             "starting_weights": "anything",
             "unfreeze": 3,
+            "schedule": 4,
             "frozen_mode": 0,
             "frozen_norm": 5,
             "frozen_dropout": 1,

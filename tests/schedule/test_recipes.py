@@ -1,13 +1,21 @@
+import copy
+import json
+import pickle
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 from torch import nn
 
+import mlr3torch_py
 from mlr3torch_py import (
     MLP,
     chain_thaw,
+    freeze_plan,
+    from_dict,
     gradual_unfreezing,
     head_first,
     select_first,
@@ -17,6 +25,7 @@ from mlr3torch_py import (
     select_prefix,
     select_trainable,
     t_clbk,
+    to_dict,
 )
 from tests.helpers import Nested, Trace, X, iris_net, moved, y
 
@@ -265,3 +274,103 @@ def test_among_must_be_a_selector_that_selects_something():
         head_first(network_with_a_fixed_part(), among="2.weight")
     with pytest.raises(ValueError, match=r"`among` is select_none\(\), which selects nothing in any block"):
         head_first(network_with_a_fixed_part(), among=select_none())
+
+
+RECIPES = [
+    gradual_unfreezing(every=2, lr_decay=2.6),
+    chain_thaw(every=3, unit="batch", among=select_trainable()),
+    head_first(epochs=2, head=["6"]),
+    head_first(groups=[select_first(2), select_last(1)]),
+    gradual_unfreezing(n_groups=2, level="stage", head=select_prefix("6")),
+]
+
+
+@pytest.mark.parametrize("schedule", RECIPES, ids=repr)
+def test_a_schedule_without_a_network_is_a_value_that_prints_as_its_call(schedule):
+    assert eval(repr(schedule), vars(mlr3torch_py)) == schedule
+    for copied in (pickle.loads(pickle.dumps(schedule)), copy.deepcopy(schedule), clone(schedule, safe=False)):
+        assert copied == schedule
+        assert hash(copied) == hash(schedule)
+    assert from_dict(json.loads(json.dumps(to_dict(schedule)))) == schedule
+    with pytest.raises(AttributeError):
+        schedule.level = "stage"
+
+
+def test_equal_schedules_are_equal_whatever_was_written():
+    assert gradual_unfreezing(every=1) == gradual_unfreezing(start=1) != gradual_unfreezing(every=2)
+    assert repr(gradual_unfreezing(every=np.int64(1))) == "gradual_unfreezing()"
+    assert head_first() != gradual_unfreezing()
+
+
+@pytest.mark.parametrize("schedule", RECIPES, ids=repr)
+def test_a_value_trains_as_the_schedule_of_the_network_does(schedule):
+    resolved = trained(schedule.resolve(NETWORK))
+    assert trained({"schedule": schedule}) == resolved
+
+
+def test_a_network_that_is_given_makes_the_arguments_at_once():
+    made = gradual_unfreezing(NETWORK, every=2)
+    value = gradual_unfreezing(every=2).resolve(NETWORK)
+    assert list(made) == list(value) == ["starting_weights", "unfreeze"]
+    assert made["unfreeze"].equals(value["unfreeze"])
+
+
+def test_a_grid_over_schedules_reads_well():
+    net = iris_net(t_clbk("unfreeze"), module__neurons=(4, 4), max_epochs=2)
+    grid = {"callbacks__unfreeze__schedule": [gradual_unfreezing(every=2), head_first()]}
+    search = GridSearchCV(net, grid, cv=2, error_score="raise").fit(X, y)
+    shown = [str(cell) for cell in search.cv_results_["param_callbacks__unfreeze__schedule"]]
+    assert shown == ["gradual_unfreezing(every=2)", "head_first()"]
+    assert repr(search.best_params_["callbacks__unfreeze__schedule"]) in shown
+
+
+def test_a_net_with_a_schedule_is_cloned_pickled_and_planned():
+    unfreeze = t_clbk("unfreeze", schedule=gradual_unfreezing(every=2))
+    net = iris_net(unfreeze, module__neurons=(4, 4), max_epochs=3)
+    assert clone(net).initialize().get_params()["callbacks__unfreeze__schedule"] == gradual_unfreezing(every=2)
+    assert [phase.epoch for phase in freeze_plan(net, max_epochs=9).phases] == [1, 3, 5]
+    continued = pickle.loads(pickle.dumps(net.fit(X, y))).partial_fit(X, y)
+    assert continued.history[:, "n_trainable"] == [15, 15, 35, 35, 55, 55]
+    assert from_dict(to_dict(unfreeze)).callback.schedule == gradual_unfreezing(every=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"schedule": 3}, "`schedule` is 3; give one made without a network"),
+        ({"schedule": gradual_unfreezing(NETWORK)}, "or pass its parts on by"),
+        ({"schedule": head_first(), "starting_weights": select_last(1)}, "`schedule` and `starting_weights` are given"),
+        ({"schedule": head_first(), "unfreeze": {}}, "`schedule` and `unfreeze` are given"),
+        ({"starting_weights": head_first()}, r"give it as schedule=head_first\(\)"),
+        ({"starting_weights": select_last(1), "unfreeze": head_first()}, "`unfreeze` is head_first"),
+    ],
+)
+def test_a_schedule_in_the_wrong_place_is_explained(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        t_clbk("unfreeze", **arguments)
+
+
+def test_a_schedule_in_the_place_of_a_callback_is_explained():
+    with pytest.raises(TypeError, match=r"write t_clbk\('unfreeze', schedule=head_first\(\)\)"):
+        iris_net(head_first()).initialize()
+
+
+@pytest.mark.parametrize("recipe", [gradual_unfreezing, chain_thaw, head_first])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"head": "hed"}, "`head` has 'hed', which matches no weight; did you mean 'head'"),
+        ({"head": 5}, "`head` is 5"),
+        ({"head": []}, r"`head` is \[\]; give the paths"),
+        ({"n_groups": 0}, "`n_groups` is 0"),
+        ({"level": "block"}, "`level` is 'block'"),
+        ({"groups": [select_last(1)], "head": "head"}, "`groups` and `head` are given"),
+    ],
+)
+def test_wrong_words_about_blocks_are_named(recipe, arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        recipe(Nested(), **arguments)
+
+
+def test_the_last_row_of_many_blocks_is_one_selector():
+    assert repr(head_first(Nested(18))["unfreeze"]["weights"][0]) == "select_prefix('embed', 'encoder.{0..17}')"

@@ -54,16 +54,17 @@ def test_a_type_selects_what_lies_inside_such_modules():
     assert repr(select_type(Block)) == "select_type(tests.helpers.Block)"
 
 
-def test_first_and_last_count_direct_blocks_with_parameters():
+def test_first_and_last_count_the_blocks_of_schedules():
     network = Nested(blocks=2)
     assert select_first(1).expand(network) == select_prefix("embed").expand(network)
-    assert select_last(2).expand(network) == select_prefix("encoder", "head").expand(network)
+    assert select_last(2).expand(network) == select_prefix("encoder.1", "head").expand(network)
     assert select_last(9).expand(network) == select_all().expand(network)
     with_own = nn.Sequential(nn.ReLU(), nn.Linear(2, 2), nn.Dropout())
     with_own.scale = nn.Parameter(torch.ones(1))
-    assert select_first(1).expand(with_own) == select_last(1).expand(with_own) == ["1.weight", "1.bias"]
-    with pytest.raises(ValueError, match="no direct blocks"):
-        select_last(1).expand(nn.Linear(2, 2))
+    assert select_first(1).expand(with_own) == select_last(1).expand(with_own) == ["scale", "1.weight", "1.bias"]
+    assert select_last(1).expand(nn.Linear(2, 2)) == ["weight", "bias"]
+    with pytest.raises(ValueError, match="no parameters, and so no blocks"):
+        select_last(1).expand(nn.ReLU())
 
 
 @pytest.mark.parametrize("select", [select_type(nn.Linear), select_first(1), select_last(1), ~select_last(1)])
@@ -76,7 +77,7 @@ def test_a_shared_module_is_selected_under_all_its_names():
     linear = nn.Linear(2, 2)
     network = nn.Sequential(linear, nn.ReLU(), linear, nn.LayerNorm(2))
     assert (~select_type(nn.Linear)).expand(network) == ["3.weight", "3.bias"]
-    assert select_last(2).expand(network) == ["2.weight", "2.bias", "3.weight", "3.bias"]
+    assert select_last(1).expand(network) == ["0.weight", "0.bias", "2.weight", "2.bias", "3.weight", "3.bias"]
 
 
 def test_trainable_is_what_required_a_gradient_before_any_callback_acted_also_at_a_second_fit():

@@ -1,0 +1,206 @@
+"""Blocks: the parts of a network that a schedule freezes and unfreezes as one, from the input to the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
+
+from torch import nn
+
+from mlr3torch_py.network.flow import Flow
+from mlr3torch_py.network.tree import Level, Module, Tree, is_slight
+from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters, tied_names
+
+__all__ = ["Block", "find_blocks", "without_slight"]
+
+
+class Block(NamedTuple):
+    """A part of a network.
+
+    Parameters
+    ----------
+    names : frozenset of str
+        Its parameters, under all of their names.
+    main : frozenset of str
+        Those by which it is called: without norms, and without further names of a tied tensor.
+    """
+
+    names: frozenset[str]
+    main: frozenset[str]
+
+    @property
+    def is_slight(self) -> bool:
+        """Whether it only scales or shifts."""
+        return not self.main
+
+    def joined(self, other: Block) -> Block:
+        """Return one block in the place of two."""
+        return Block(self.names | other.names, self.main | other.main)
+
+
+class _Part(NamedTuple):
+    """Modules, and parameters of modules that were opened, in one block."""
+
+    modules: list[Module]
+    names: list[str]
+    is_slight: bool
+
+    def joined(self, other: _Part) -> _Part:
+        return _Part(self.modules + other.modules, self.names + other.names, self.is_slight and other.is_slight)
+
+    def holds(self, name: str) -> bool:
+        return name in self.names or any(not path or name.startswith(f"{path}.") for path, _ in self.modules)
+
+
+_Joinable = TypeVar("_Joinable", Block, _Part)
+
+
+def find_blocks(network: nn.Module, flow: Flow | None = None, level: Level = "layer") -> list[Block]:
+    """Find the blocks of a network, from the input to the head.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    flow : Flow, optional
+        What a forward pass has shown; without it the order is that of the module tree.
+    level : {"layer", "stage"}
+        Whether every layer of a list is a block, or the list.
+
+    Returns
+    -------
+    list of Block
+        Every parameter is in one of them; none for a network without parameters.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    >>> [sorted(block.names) for block in find_blocks(network)]
+    [['0.bias', '0.weight', '1.bias', '1.weight'], ['2.bias', '2.weight']]
+    """
+    network = bare(network)
+    tree = Tree(network, level, flow)
+    return without_slight(_blocks(network, _parts(tree)))
+
+
+def _parts(tree: Tree) -> list[_Part]:
+    """List the parts of a network in the order in which they run; the last one is the head."""
+    siblings = tree.children(tree.top)
+    first, is_whole = _heads(tree, siblings)
+    body = [part for sibling in siblings[:first] for part in _parts_in(tree, sibling)]
+    if is_whole:
+        tail = [_Part(siblings[first:], [], is_slight=False)]
+    else:
+        tail = [part for sibling in siblings[first:] for part in _parts_in(tree, sibling)]
+    if not (parts := without_slight(body + tail)):
+        return _with_own(tree.top, [])
+    *body, head = _side_by_side_joined(tree, parts)
+    while body and _are_heads(tree, body[-1], head):
+        head = body.pop().joined(head)
+    # Where nothing lies before them, they are no heads, and all would be one block.
+    return _with_own(tree.top, [*body, head] if body else parts)
+
+
+def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
+    """Return the position of the first head among the children of a network, and whether heads are to stay whole."""
+    layers = [i for i, one in enumerate(siblings) if tree.n_layers(one)]
+    if not layers:
+        return max(0, len(siblings) - 1), False
+    *before, first = layers
+    backbones = [i for i in before if tree.is_backbone(siblings[i])]
+    if tree.is_deep(siblings[first]) and _is_as_large(tree, siblings[first], [siblings[i] for i in backbones]):
+        return first, False
+    if backbones:
+        return next(i for i in layers if i > backbones[-1]), True
+    if tree.flow is not None and tree.flow.is_complete:
+        first = _after_shared(tree.flow, siblings, layers)
+    else:
+        while first > 0 and tree.are_side_by_side(siblings[first - 1], siblings[first]):
+            first -= 1
+    if first == 0:
+        return layers[-1], False
+    return first, first < layers[-1] or tree.has_own_forward(siblings[first])
+
+
+def _is_as_large(tree: Tree, last: Module, backbones: list[Module]) -> bool:
+    """Check whether a module is a backbone itself, such as a decoder, and no head of those before it."""
+    return all(2 * tree.n_layers(last) >= tree.n_layers(one) for one in backbones)
+
+
+def _after_shared(flow: Flow, siblings: list[Module], layers: list[int]) -> int:
+    """Return the position of the first child after the last one that several ends of the network have read."""
+    called = [i for i in layers if flow.first_call(siblings[i].path) is not None]
+    paths = {i: siblings[i].path for i in called}
+    ends = [i for i in called if not any(flow.reads(paths[j], paths[i]) for j in called if j != i)]
+    shared = [i for i in called if sum(flow.reads(paths[end], paths[i]) for end in ends) > 1]
+    if len(ends) < 2 or not shared:
+        return layers[-1]
+    return min((i for i in layers if i > shared[-1]), default=layers[-1])
+
+
+def _side_by_side_joined(tree: Tree, parts: list[_Part]) -> list[_Part]:
+    """Join neighbouring single layers that take the same, such as the embeddings of words and of positions."""
+    joined: list[_Part] = []
+    for part in parts:
+        is_beside = joined and all(_is_single_layer(tree, one) for one in (joined[-1], part))
+        if is_beside and tree.are_side_by_side(joined[-1].modules[-1], part.modules[0]):
+            part = joined.pop().joined(part)
+        joined.append(part)
+    return joined
+
+
+def _is_single_layer(tree: Tree, part: _Part) -> bool:
+    return all(not tree.children(one) and tree.n_layers(one) == 1 for one in part.modules)
+
+
+def _are_heads(tree: Tree, part: _Part, head: _Part) -> bool:
+    return len(part.modules) == 1 and bool(head.modules) and tree.are_side_by_side(part.modules[0], head.modules[0])
+
+
+def _parts_in(tree: Tree, at: Module) -> list[_Part]:
+    if not tree.opens(at):
+        return [_Part([at], [], is_slight=not tree.n_layers(at))]
+    return _with_own(at, [part for child in tree.children(at) for part in _parts_in(tree, child)])
+
+
+def _with_own(at: Module, parts: list[_Part]) -> list[_Part]:
+    """Add the parameters of a module that was opened to its first part."""
+    own = [f"{at.path}.{name}" if at.path else name for name, one in at.module._parameters.items() if one is not None]
+    if own and not parts:
+        return [_Part([], own, is_slight=False)]
+    if own:
+        parts[0] = _Part([], own, is_slight=False).joined(parts[0])
+    return parts
+
+
+def without_slight(parts: Iterable[_Joinable]) -> list[_Joinable]:
+    """Join what only scales or shifts, such as a norm, to what is before it.
+
+    At the beginning it is joined to what follows, unless that is the head.
+    """
+    joined: list[_Joinable] = []
+    for part in parts:
+        joined.append(joined.pop().joined(part) if joined and part.is_slight else part)
+    if len(joined) > 2 and joined[0].is_slight:
+        joined[:2] = [joined[0].joined(joined[1])]
+    return joined
+
+
+def _blocks(network: nn.Module, parts: list[_Part]) -> list[Block]:
+    """Turn parts into blocks, each tensor in the last of those that use it."""
+    tensors, owners = named_parameters(network), dict(named_modules(network))
+    aliases = {name: names for names in tied_names(tensors) for name in names}
+    found: list[Block] = []
+    taken: set[str] = set()
+
+    def around(name: str) -> str:
+        return name.rpartition(".")[0]
+
+    for part in reversed(parts):
+        own = [name for name in tensors if name not in taken and part.holds(name)]
+        names = {alias for name in own for alias in aliases.get(name, [name])}
+        layers = {around(name) for name in own if not is_slight(owners[around(name)], tensors[name])}
+        main = (name for name in own if around(name) in layers)
+        taken |= names
+        if names:
+            found.insert(0, Block(frozenset(names), frozenset(main)))
+    return found
