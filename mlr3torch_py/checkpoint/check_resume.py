@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -71,11 +73,15 @@ def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeR
     with kept_random_states(), TemporaryDirectory() as folder:
         job = Path(folder) / "job"
         job.write_bytes(_pickled(net, X, y, epochs))
-        whole, again = (_started(job, Path(folder) / name, epochs) for name in ("whole", "again"))
-        for epoch in range(1, epochs + 1):
-            _wait(_started(job, Path(folder) / "stopped", epoch), STOPPED if epoch < epochs else 0)
-        for process in (whole, again):
-            _wait(process, 0)
+        with (
+            _running(job, Path(folder) / "whole", epochs) as whole,
+            _running(job, Path(folder) / "again", epochs) as again,
+        ):
+            for epoch in range(1, epochs + 1):
+                with _running(job, Path(folder) / "stopped", epoch) as stopped:
+                    _wait(stopped, STOPPED if epoch < epochs else 0)
+            for process in (whole, again):
+                _wait(process, 0)
         return _compare(*(_ending(Path(folder) / name) for name in ("whole", "again", "stopped")))
 
 
@@ -100,13 +106,19 @@ def _pickled(net: Any, X: Any, y: Any, epochs: int) -> bytes:
         raise TypeError(f"`net` or its data cannot be sent to a new process: {error}") from error
 
 
-def _started(job: Path, folder: Path, stop_after: int) -> subprocess.Popen[str]:
+@contextmanager
+def _running(job: Path, folder: Path, stop_after: int) -> Iterator[subprocess.Popen[str]]:
+    """Train in a process, which ends with the block."""
     folder.mkdir(exist_ok=True)
     code = _CHILD.format(path=sys.path, argv=[str(job), str(folder), str(stop_after)])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _wait(process: subprocess.Popen[str], expected: int) -> None:
