@@ -110,6 +110,7 @@ class Admission:
     >>> request = admission.read(call := Call((batch,), {}))
     >>> trial = admission.start_trial(request, call)
     >>> admission.finish_trial(trial, request, call, output=batch.flatten(1))
+    True
     >>> admission.is_row_wise(request)
     True
     """

@@ -90,32 +90,47 @@ def split(
 
     Examples
     --------
+    >>> from torch import nn
     >>> x = nn.Parameter(torch.ones(2, 3))
     >>> operation, tensors = split(torch.cat, ([torch.zeros(1, 3).expand(2, 3), x], 1), {}, nn.Parameter)
     >>> [tuple(one.shape) for one in tensors], tuple(operation(*tensors).shape)
     ([(2, 3), (1, 3)], (2, 6))
     """
-    if function not in _FUNCTIONS or "out" in kwargs:
+    is_given_numbers = kwargs or not all(isinstance(one, torch.Tensor) for one in args)
+    if function not in _FUNCTIONS or "out" in kwargs or (function in _ARITHMETIC and is_given_numbers):
         return None
-    if function in _ARITHMETIC and (kwargs or not all(isinstance(one, torch.Tensor) for one in args)):
-        return None
-    found: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
+    rows: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
     try:
         if function in _RESHAPING and type(args[0]) is by_row:
             args = args[0], _shape(args[0], *args[1:])
-        template = _split((args, tuple(kwargs.items())), by_row, found)
+        template = _split((args, tuple(kwargs.items())), by_row, (rows, others))
+        repeated = _repeated(others, len(rows[0]) if rows[0].ndim else 0)
     except (IndexError, TypeError):
         return None
-    rows, others = found
-    n_rows, repeated = len(rows[0]) if rows and rows[0].ndim else 0, list[int]()
+    return Operation(function, template, len(rows), repeated), rows + [
+        one[:1] if i in repeated else one for i, one in enumerate(others)
+    ]
+
+
+def _repeated(others: Sequence[torch.Tensor], n_rows: int) -> tuple[int, ...]:
+    """List the positions of tensors that hold one row, expanded to all.
+
+    Raises
+    ------
+    TypeError
+        If there are no rows, or one of the tensors is large, trainable, or has a value for each row.
+    """
+    found: list[int] = []
     for i, one in enumerate(others):
         is_for_each_row = one.ndim > 0 and len(one) == n_rows > 1
-        if one.requires_grad or (is_for_each_row and one.stride(0) != 0) or one.numel() > _LARGEST:
-            return None
+        if one.requires_grad or one.numel() > _LARGEST or (is_for_each_row and one.stride(0) != 0):
+            raise TypeError
         if is_for_each_row:
-            others[i] = one[:1]
-            repeated.append(i)
-    return (Operation(function, template, len(rows), tuple(repeated)), rows + others) if n_rows else None
+            found.append(i)
+    if not n_rows:
+        raise TypeError
+    return tuple(found)
 
 
 def _split(value: Any, by_row: type[torch.Tensor], found: tuple[list[torch.Tensor], list[torch.Tensor]]) -> Any:
