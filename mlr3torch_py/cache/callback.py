@@ -98,6 +98,7 @@ class CallbackSetFrozenCache(CallbackSet):
 
     label = "Frozen Cache"
     default_weight: ClassVar[float] = 400
+    tools: ClassVar[tuple[str, ...]] = (*CallbackSet.tools, "cached_")
     cached_: CachedParts | None = None
     event_: int | None = None
 

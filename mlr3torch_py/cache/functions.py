@@ -61,6 +61,14 @@ class Operation(NamedTuple):
     n_by_row: int
     repeated: tuple[int, ...]
 
+    @property
+    def identity(self) -> str:
+        """What tells it from others, in any process."""
+        owner = getattr(self.function, "__objclass__", None)
+        module = getattr(self.function, "__module__", None)
+        function = module, None if owner is None else owner.__name__, self.function.__name__
+        return repr((function, *self[1:]))
+
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Apply the function."""
         by_row, others = tensors[: self.n_by_row], list(tensors[self.n_by_row :])

@@ -19,10 +19,10 @@ from mlr3torch_py.cache.layout import Layout, relation_of
 from mlr3torch_py.cache.placeholder import Passes, Pending, Placeholder, arguments_made_real
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.stopwatch import Stopwatch
-from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.cache.store import Budget, packed_bytes
 from mlr3torch_py.cache.tally import Tally
 
-__all__ = ["CachedModule"]
+__all__ = ["CachedModule", "bytes_of"]
 
 _MAX_LAYOUTS: Final = 1000
 
@@ -47,6 +47,8 @@ class CachedModule:
         The forward pass under way, within which it gives placeholders.
     is_link : bool
         Whether it has no parameters, so that only calls with placeholders are answered.
+    identity : str, optional
+        What tells it from other cached modules of the network, in any process; by default its name.
 
     Raises
     ------
@@ -81,8 +83,10 @@ class CachedModule:
         *,
         passes: Passes | None = None,
         is_link: bool = False,
+        identity: str = "",
     ) -> None:
         self.name = name
+        self._identity = identity or name
         self.module = module
         self.budget = budget
         self.reject = reject
@@ -296,7 +300,7 @@ class CachedModule:
             if len(self._layouts) > _MAX_LAYOUTS:
                 self._drop_layouts()
             call, parents = request.call, [reference.answer.layout for reference in request.call.references]
-            digest = xxh3_128_hexdigest(repr((self.name, request.layout)).encode())
+            digest = xxh3_128_hexdigest(repr((self._identity, request.layout)).encode())
             layout = self._layouts[request.layout] = self._recalled.pop(digest, Layout(digest))
             layout.follow(parents, has_rows=call.has_rows, modes=(torch.is_grad_enabled(), call.autocast_dtype))
             if not layout.is_new:
@@ -401,3 +405,9 @@ def _missing(call: Call, layout: Layout, keys: Sequence[bytes]) -> list[int]:
     if call.has_rows:
         found.append([i for i, key in enumerate(keys) if key not in layout.complete])
     return found[0] if len(found) == 1 else sorted(set[int]().union(*found))
+
+
+def bytes_of(packed: Mapping[str, Any]) -> int:
+    """Return the bytes that packed rows will take."""
+    tables = [table for layout in packed["layouts"].values() for table in layout["tables"].values()]
+    return sum(packed_bytes(keys, rows) for keys, rows in tables)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mlr3torch_py.cache.functions import Operation, split
-from mlr3torch_py.cache.module import CachedModule
+from mlr3torch_py.cache.module import CachedModule, bytes_of
 from mlr3torch_py.cache.placeholder import Passes, Placeholder
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.cache.store import Budget
@@ -58,11 +58,23 @@ class Operations:
         self._cached: dict[Operation, CachedModule | None] = {}  # None for those that cannot be
         self._n_kinds: Counter[Callable[..., Any]] = Counter()
         self._frozen: dict[int, torch.UntypedStorage] = {}
+        self._recalled: dict[str, Any] = {}
 
     @property
     def stages(self) -> Mapping[str, CachedModule]:
         """The operations whose calls are answered, by a name."""
         return {f"{one.name} {i}": one for i, one in enumerate(self._cached.values()) if one is not None}
+
+    def packed(self) -> dict[str, Any]:
+        """Return tensors and plain values from which `recall` takes the rows, in this process or another."""
+        cached = {one.identity: None if cached is None else cached.packed() for one, cached in self._cached.items()}
+        return {**self._recalled, **cached}
+
+    def recall(self, packed: Mapping[str, Any]) -> None:
+        """Take the rows that `packed` returned, for each operation when it is called."""
+        self._recalled = dict(packed)
+        for rows in filter(None, packed.values()):
+            self._budget.used += bytes_of(rows)
 
     def follow(self, module: nn.Module) -> None:
         """Note which tensors of a network stay the same, so that operations may take them."""
@@ -98,11 +110,12 @@ class Operations:
     def _put_in_place(self, operation: Operation, passes: Passes) -> CachedModule | None:
         function = operation.function
         self._n_kinds[function] += 1
-        if self._n_kinds[function] > _MAX_KINDS:  # it may differ from call to call
+        packed = self._recalled.pop(operation.identity, {})
+        if packed is None or self._n_kinds[function] > _MAX_KINDS:  # it may differ from call to call
             return None
         reject = partial(self._reject, operation)
         try:
-            return CachedModule(
+            cached = CachedModule(
                 f"{function.__name__}()",
                 _Applied(operation),
                 self._budget,
@@ -110,9 +123,14 @@ class Operations:
                 reject,
                 passes=passes,
                 is_link=True,
+                identity=operation.identity,
             )
         except NotCacheableError:
             return None
+        if packed:
+            self._budget.give_back(bytes_of(packed))
+            cached.recall(packed)
+        return cached
 
     def _reject(self, operation: Operation, error: NotCacheableError, fits_in_eval_mode: bool) -> None:
         """Call the function itself from now on; the user need not know."""

@@ -213,16 +213,18 @@ class CachedParts:
         return {
             "containers": sorted(self._containers),
             "rejected": sorted(self._rejected),
-            "stages": {path: cached.packed() for path, cached in self.stages.items()},
+            "stages": {path: cached.packed() for path, cached in {**self._modules, **self._links}.items()},
+            "operations": self._operations.packed(),
         }
 
     def recall(self, packed: Mapping[str, Any]) -> None:
         """Cache what was cached when `packed` was called, with the rows that there were."""
         self._containers, self._rejected = set(packed["containers"]), set(packed["rejected"])
         self.refresh(retry_rejected=False)
-        for path, cached in self.stages.items():
+        for path, cached in {**self._modules, **self._links}.items():
             if path in packed["stages"]:
                 cached.recall(packed["stages"][path])
+        self._operations.recall(packed["operations"])
 
     def close(self) -> None:
         """Call all modules directly again, and forget all rows."""

@@ -10,7 +10,7 @@ import torch
 
 from mlr3torch_py.cache.output import RowSpec
 
-__all__ = ["Budget", "Table", "packed_keys", "unpacked_keys"]
+__all__ = ["Budget", "Table", "packed_bytes", "packed_keys", "unpacked_keys"]
 
 # About what Python needs for a key, and for its entries in a dictionary and in sets.
 _BYTES_PER_KEY: Final = 256
@@ -183,3 +183,8 @@ def packed_keys(keys: Collection[bytes]) -> torch.Tensor:
 def unpacked_keys(packed: torch.Tensor) -> list[bytes]:
     """Return the keys that `packed_keys` has packed."""
     return [key.tobytes() for key in packed.numpy()]
+
+
+def packed_bytes(keys: torch.Tensor, rows: torch.Tensor) -> int:
+    """Return the bytes that a table of these rows takes."""
+    return len(keys) * _BYTES_PER_KEY + rows.numel() * rows.dtype.itemsize

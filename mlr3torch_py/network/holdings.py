@@ -129,7 +129,8 @@ def _held_by_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
     if network is not module:
         yield "", network
         return
-    yield from ((f".{name}", inner) for name, inner in vars(module).items() if name != "_modules")
+    others = ("_modules", "_compiled_call_impl")  # by which the calls of a module are compiled, or cached
+    yield from ((f".{name}", inner) for name, inner in vars(module).items() if name not in others)
     yield from ((f".{name}", child) for name, child in module._modules.items())
 
 

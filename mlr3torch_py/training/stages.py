@@ -56,6 +56,7 @@ class StagedCallback(Callback):
 
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
+    tools: ClassVar[tuple[str, ...]] = ("ctx",)  # attributes in which no state of the user's can be
     weight_: float | None = None
     awaits_score_: bool = False
     has_warned_of_nan_: bool = False

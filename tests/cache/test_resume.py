@@ -71,6 +71,14 @@ class Flat(nn.Module):
         return self.head(self.pool(self.more(x)).flatten(1))
 
 
+class Turned(Classifier):
+    """Differs from itself by the constants of an operation alone."""
+
+    def between(self, features):
+        pairs = features[:, :256].reshape(-1, 16, 16)
+        return torch.cat([pairs.transpose(1, 2).flatten(1) + features[:, 1:], features[:, :1]], 1)
+
+
 class Mixing(nn.Module):
     """Cannot be cached itself, but its children can."""
 
@@ -88,6 +96,7 @@ NETS = {
     "own code": lambda: Residual(wide()),
     "a dict": lambda: OfDict(Named()),
     "one by one": Flat,
+    "operations": lambda: Turned(wide()),
     "mixing": lambda: Classifier(Mixing()),
 }
 
