@@ -194,13 +194,15 @@ class CallbackSetEarlyStopping(CallbackSet):
         -------
         dict
             The `monitor`, the best epoch and score, and the stagnation; the best weights of ``module_``, None without
-            any, those of other modules and criteria, and the epoch to which they belong, with its scores.
+            any, those of other modules and criteria, and the epoch to which they belong, with its score.
         """
         state = {"monitor": self.monitor, **self.found_._asdict(), "best_weights": self.best_weights_}
         if self.best_ is not None:
             others = {name: part for name, part in self.best_.parts.items() if name != "module"}
             mark = self.best_.mark
-            state |= {"best_others": others, "weights_of": {"epoch": mark.n_rows, "rows": list(mark.last)}}
+            rows = [{self.monitor: row[self.monitor]} for row in mark.last[:1] if self.monitor in row]
+            # Without durations, as a state is the same in runs that are the same.
+            state |= {"best_others": others, "weights_of": {"epoch": mark.n_rows, "rows": rows}}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -37,6 +37,9 @@ def warm_up(optimizer, gamma=0.5):
     return SequentialLR(optimizer, [ConstantLR(optimizer, 0.1, 3), ExponentialLR(optimizer, gamma)], [2])
 
 
+# torch 2.8 warns of what its own SequentialLR does.
+pytestmark = pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+
 SCHEDULERS = [
     t_clbk("lr_step", step_size=2),
     t_clbk("lr_lambda", lr_lambda=half),
