@@ -112,6 +112,7 @@ FUNCTIONS = {
     for name in mlr3torch_py.__all__
     if inspect.isfunction(getattr(mlr3torch_py, name)) or name in ("MLP", "Plateau")
 }
+del FUNCTIONS["check_resume"]  # which trains in processes if a value is right; its own tests have wrong ones
 
 
 def _calls(function):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from copy import deepcopy
 from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
@@ -222,7 +221,8 @@ class CallbackSetLRScheduler(CallbackSet):
             group.pop("initial_lr", None)
         with kept_random_states():
             scheduler = self.build(ThrowAway(groups, getattr(optimizer, "defaults", {})), copied(arguments))
-            return deepcopy(scheduler.state_dict())
+            state: dict[str, Any] = scheduler.state_dict()
+            return state
 
     def _start(self, net: Net, arguments: dict[str, Any], why: str = "") -> None:
         """Start the schedule."""

@@ -15,8 +15,9 @@ from typing import Any, Final
 import pandas as pd
 import torch
 from sklearn.base import clone
+from skorch import NeuralNet
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_whole, shown
 from mlr3torch_py.checkpoint.rehearsal import STOPPED, Ending, Rehearsal
 from mlr3torch_py.checkpoint.resume_report import ResumeReport
 from mlr3torch_py.names import listed
@@ -69,6 +70,8 @@ def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeR
     * weights: 6 values are equal, bit for bit
     ...
     """
+    if not isinstance(net, NeuralNet):
+        raise TypeError(f"`net` is {shown(net)}; give a net of skorch")
     check_whole("epochs", epochs, "epochs", least=2)
     with kept_random_states(), TemporaryDirectory() as folder:
         job = Path(folder) / "job"

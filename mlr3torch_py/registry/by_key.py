@@ -62,6 +62,10 @@ def t_clbk(
     path: str | os.PathLike[str] | Callable[[], str | os.PathLike[str]] = ...,
     freq: int = ...,
     resume: bool | str | os.PathLike[str] = False,
+    keep_last: int | None = None,
+    keep_best: bool = False,
+    monitor: str | None = None,
+    lower_is_better: bool | None = None,
 ) -> TorchCallback[CallbackSetCheckpoint]: ...
 @overload
 def t_clbk(
@@ -258,7 +262,7 @@ def t_clbk(
     -----
     The parameters by key, which each class explains:
 
-    - ``checkpoint``: path, freq, resume=False
+    - ``checkpoint``: path, freq, resume=False, keep_last=None, keep_best=False, monitor=None, lower_is_better=None
     - ``early_stopping``: patience=5, min_delta=0.0, restore_best_weights=False, monitor='valid_loss',
       lower_is_better=None
     - ``freeze_audit``: on_change='raise', sample=None
@@ -278,7 +282,8 @@ def t_clbk(
     - ``lr_step``: step_size, gamma=0.1, last_epoch=-1
     - ``progress``: digits=2
     - ``tb``: path, log_train_loss=False
-    - ``unfreeze``: starting_weights, unfreeze=None, frozen_mode='train', frozen_norm=None, frozen_dropout=None
+    - ``unfreeze``: starting_weights, unfreeze=None, schedule=None, frozen_mode='train', frozen_norm=None,
+      frozen_dropout=None
 
     Examples
     --------

@@ -63,6 +63,18 @@ def test_one_epoch_is_too_few():
         check_resume(iris_net(), X, y, epochs=1)
 
 
+@pytest.mark.parametrize("net", [None, 3, "net", nn.Linear(4, 3), iris_net, [iris_net()]], ids=repr)
+def test_what_is_no_net_is_refused(net):
+    with pytest.raises(TypeError, match="`net` is .*; give a net of skorch"):
+        check_resume(net, X, y)
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 2.5, "2", None, float("nan"), True])
+def test_epochs_are_a_whole_number(epochs):
+    with pytest.raises((TypeError, ValueError), match="`epochs` is "):
+        check_resume(iris_net(), X, y, epochs=epochs)
+
+
 def test_what_cannot_be_sent_to_a_process_is_an_error():
     with pytest.raises(TypeError, match="cannot be sent to a new process"):
         check_resume(planted.linear(), X, (one for one in y))

@@ -7,6 +7,7 @@ import pytest
 import mlr3torch_py
 from mlr3torch_py import mlr3torch_callbacks, t_clbk
 from mlr3torch_py.registry.by_key import Key
+from mlr3torch_py.training.callback_set import REQUIRED
 
 
 def class_of(key):
@@ -22,12 +23,16 @@ def overloads():
     return {found[1]: signature for found, signature in keyed if found}
 
 
+def is_required(parameter):
+    return parameter.default in (parameter.empty, ..., REQUIRED)
+
+
 def written(parameters, annotated):
     """Write parameters as an overload has them: by keyword, and none of them required."""
     lines = []
     for p in parameters:
         if p.name not in ("key", "id", "weight"):
-            default = "..." if p.default in (p.empty, ...) else repr(p.default)
+            default = "..." if is_required(p) else repr(p.default)
             lines.append(f"{p.name}: {p.annotation if annotated else '?'} = {default}")
     return lines
 
@@ -53,5 +58,5 @@ def test_an_overload_returns_the_class_of_the_callback(key):
 @pytest.mark.parametrize("key", mlr3torch_callbacks)
 def test_the_help_lists_the_parameters_of_every_key(key):
     parameters = inspect.signature(class_of(key)).parameters.values()
-    listed = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+    listed = ", ".join(p.name if is_required(p) else f"{p.name}={p.default!r}" for p in parameters)
     assert f"- ``{key}``: {listed or 'none'}" in " ".join(t_clbk.__doc__.split())
