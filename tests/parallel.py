@@ -122,6 +122,7 @@ def accelerated_net(*callbacks, accumulate=1, handlers=(), **params):
 
 def _rank(rank, n_ranks, folder, task, arguments):
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")  # accelerate 0.30 says so of set ones
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     if n_ranks > 1:

@@ -66,7 +66,9 @@ def test_in_a_terminal_bars_go_over_the_batches_of_training_and_validation():
 
 
 def environment():
-    return {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "error"}
+    # asyncio of Python 3.12.1 warns of what the kernel of a notebook does
+    errors = "error,ignore:There is no current event loop"
+    return {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": errors}
 
 
 def read_all(descriptor):
