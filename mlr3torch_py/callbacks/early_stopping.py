@@ -213,16 +213,18 @@ class CallbackSetEarlyStopping(CallbackSet):
         state : dict
             As `state_dict` returns it, or as earlier versions did, with the best weights of ``module_`` alone.
 
-        Raises
-        ------
-        ValueError
-            If it is of another score.
+        Warns
+        -----
+        UserWarning
+            If it is of another score; then it is not used, and the counts come from the history.
         """
         if state.get("monitor") != self.monitor:
-            raise ValueError(
-                f"`state` is of the score {state.get('monitor')!r}, but `monitor` is {self.monitor!r}; "
-                "give a state of the same score"
+            warn(
+                f"`state` is of the score {state.get('monitor')!r}, but `monitor` is {self.monitor!r}, so it is "
+                "not used, and the best epoch comes from the history; give a state of the same score"
             )
+            self.found_, self.best_ = Stagnation(), None
+            return
         self.found_ = Stagnation(**{name: state[name] for name in Stagnation._fields})
         module, others = state["best_weights"], state.get("best_others", {})
         parts = others if module is None else {"module": module, **others}

@@ -4,6 +4,7 @@ import math
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback, EpochScoring
@@ -88,8 +89,27 @@ def test_a_state_goes_through_save_and_load():
     again = CallbackSetEarlyStopping(2, monitor="score", restore_best_weights=True)
     again.load_state_dict(stopping.state_dict())
     assert (again.best_epoch, again.best_score, again.stagnation) == (2, 0.4, 1)
-    with pytest.raises(ValueError, match="`state` is of the score 'score', but `monitor` is 'valid_loss'"):
-        CallbackSetEarlyStopping().load_state_dict(stopping.state_dict())
+    other = CallbackSetEarlyStopping()
+    with pytest.warns(UserWarning, match="`state` is of the score 'score', but `monitor` is 'valid_loss'"):
+        other.load_state_dict(stopping.state_dict())
+    assert (other.best_epoch, other.best_score, other.stagnation) == (None, None, 0)
+
+
+def test_a_resumed_script_may_monitor_another_score(tmp_path):
+    def net_of(monitor, epochs):
+        stopping = t_clbk("early_stopping", monitor=monitor, patience=9, restore_best_weights=True)
+        checkpoint = t_clbk("checkpoint", path=tmp_path, freq=1, resume=True)
+        return iris_net(stopping, Score(SCORES), checkpoint, batch_size=150, max_epochs=epochs)
+
+    net_of("score", 3).fit(X, y)
+    with (
+        pytest.warns(UserWarning, match="resumed with other settings: callbacks__early_stopping__monitor"),
+        pytest.warns(UserWarning, match="`state` is of the score 'score', but `monitor` is 'train_loss'"),
+        pytest.warns(UserWarning, match="the best epoch is 3, whose weights were not kept"),
+    ):
+        net = net_of("train_loss", 6).fit(X, y)
+    best = 1 + int(np.argmin(net.history[:, "train_loss"]))
+    assert dict(net.callbacks_)["early_stopping"].best_epoch == best
 
 
 def test_a_score_that_is_missing_is_named():

@@ -63,7 +63,9 @@ def test_one_epoch_is_too_few():
         check_resume(iris_net(), X, y, epochs=1)
 
 
-@pytest.mark.parametrize("net", [None, 3, "net", nn.Linear(4, 3), iris_net, [iris_net()]], ids=repr)
+@pytest.mark.parametrize(
+    "net", [None, 3, "net", nn.Linear(4, 3), iris_net, [iris_net()]], ids=lambda net: type(net).__name__
+)
 def test_what_is_no_net_is_refused(net):
     with pytest.raises(TypeError, match="`net` is .*; give a net of skorch"):
         check_resume(net, X, y)
