@@ -1,4 +1,4 @@
-"""(i) What an epoch costs after 10,000 epochs against after 10: a checkpoint, the history callback and the clock."""
+"""(j) What an epoch costs after 10,000 epochs against after 10: a checkpoint, the history callback and the clock."""
 
 from tempfile import mkdtemp
 
