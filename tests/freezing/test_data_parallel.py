@@ -1,6 +1,7 @@
 """Training in two processes that share the batches: what is right in one process is right in both."""
 
 import os
+import socket
 import subprocess
 import sys
 from itertools import pairwise
@@ -392,12 +393,18 @@ def test_what_accelerate_cannot_wrap_on_a_cpu_fails_as_the_guide_says(make, tmp_
     assert n_epochs == 0
 
 
+def free_port():
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return str(one.getsockname()[1])
+
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 LAUNCHERS = {
     "torchrun.py": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     "accelerate_launch.py": [
         *("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
-        *("--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", free_port(), "--mixed_precision", "no", "--dynamo_backend", "no"),
     ],
 }
 
@@ -414,7 +421,8 @@ def test_the_examples_run_as_the_guide_says(example):
     )
     assert done.returncode == 0, done.stderr
     assert "all processes have the same weights: True" in done.stdout
-    assert [int(row.split()[1]) for row in done.stdout.splitlines()[2:8]] == [27, 27, 99, 99, 139, 139]
+    rows = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]  # which torch 2.8 prints
+    assert [int(row.split()[1]) for row in rows[2:8]] == [27, 27, 99, 99, 139, 139]
 
 
 def n_trainable_of(net, X, y):

@@ -8,7 +8,7 @@ from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix, t_clbk
 from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
-from tests.helpers import Trace, X, iris_net, moved, y
+from tests.helpers import FOLLOWS_SCHEDULES, Trace, X, iris_net, moved, y
 
 # Tracing a criterion asks a tensor for its gradient, of which torch warns.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -38,9 +38,10 @@ TABLES = {
     "epochs": {"epoch": [2, 3, 4], "weights": WEIGHTS, "action": ACTIONS},
     "batches": {"batch": [2, 5, 8], "weights": WEIGHTS, "action": ACTIONS},
 }
+FOLLOWS = pytest.mark.skipif(not FOLLOWS_SCHEDULES, reason="refused with this torch")
 MODES = [
     pytest.param({}, id="eager"),
-    pytest.param({"compile": True, "compile__backend": "aot_eager"}, id="compiled", marks=pytest.mark.slow),
+    pytest.param({"compile": True, "compile__backend": "aot_eager"}, id="compiled", marks=[pytest.mark.slow, FOLLOWS]),
 ]
 
 
@@ -85,6 +86,7 @@ def test_what_is_frozen_stays_and_a_resumed_run_equals_one_fit(optimizer, table,
     check(tmp_path, optimizer, table, has_norm, mode)
 
 
+@FOLLOWS
 @pytest.mark.slow
 def test_with_inductor_too(tmp_path):
     check(tmp_path, OPTIMIZERS["SGD"], TABLES["epochs"], True, {"compile": True})
