@@ -302,9 +302,9 @@ class CheckpointFolder:
     def _write_part(self, part: str, content: Mapping[str, Any], file: BinaryIO, hashes: Mapping[str, str]) -> None:
         torch.save(content, file)
         if part not in self._loadable:
-            file.flush()
+            file.seek(0)
             try:
-                torch.load(file.name, map_location="cpu", weights_only=True, mmap=True)
+                torch.load(file, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError as error:
                 raise TypeError(
                     f"the state dict of `{part}` holds more than tensors and plain values, which a checkpoint cannot "

@@ -111,7 +111,7 @@ class SealedFiles:
         hashes: dict[str, str] = {}
         try:
             for name, write in writers.items():
-                with self._temporary(name).open("wb") as file:
+                with self._temporary(name).open("w+b") as file:
                     write(file, hashes)
                     file.flush()
                     os.fsync(file.fileno())

@@ -9,7 +9,10 @@ from tests import killed
 from tests.checkpoint.runs import final
 from tests.helpers import X, y
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="needs POSIX, to kill processes by SIGKILL"),
+]
 
 
 @pytest.fixture(scope="module")

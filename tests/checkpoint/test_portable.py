@@ -158,7 +158,7 @@ def test_what_no_file_can_hold_in_the_history_is_refused_at_the_first_epoch(valu
         def on_epoch_end(self, net, **kwargs):
             net.history.record("odd", value)
 
-    net = iris_net(checkpoint(tmp_path, freq=10), Records())
+    net = iris_net(checkpoint(tmp_path, freq=10), Records(), callbacks__print_log=None)
     with pytest.raises(TypeError, match="history.0.odd is of type .*, which a checkpoint cannot keep"):
         net.fit(X, y)
     assert len(net.history) == 1

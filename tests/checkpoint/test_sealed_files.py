@@ -1,9 +1,8 @@
 import hashlib
 import os
 import pickle
-import resource
-import signal
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,8 @@ from mlr3torch_py.checkpoint import sealed_files
 from mlr3torch_py.checkpoint.sealed_files import SealedFiles, json_writer
 from tests.checkpoint.runs import CrashError, Crashes, checkpoint, files, run
 from tests.helpers import X, iris_net, moved, weights, y
+
+POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX, to limit what a process may write")
 
 
 def text(content):
@@ -121,10 +122,13 @@ def tell_error(messages, function, arguments):
 
 def disk_is_full(folder):
     """Stand for a full disk: files may have 2,000 bytes, which is too little for this network."""
+    import resource
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
     run(folder, 3, resume=True)
 
 
+@POSIX
 @pytest.mark.slow
 def test_a_full_disk_is_an_error_that_leaves_older_checkpoints_intact(processes, tmp_path):
     run(tmp_path, 1)
@@ -143,6 +147,7 @@ def as_nobody(folder):
     net.partial_fit(X, y)
 
 
+@POSIX
 @pytest.mark.slow
 def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(processes):
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +160,7 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(processe
 def trains_slowly(folder, began):
     def tell(self):
         began.set()
-        signal.pause()
+        threading.Event().wait()
 
     iris_net(checkpoint(folder), torch_callback("tell", on_epoch_end=tell)).fit(X, y)
 
