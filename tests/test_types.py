@@ -22,7 +22,9 @@ from mlr3torch_py import MLP, CallbackSetUnfreeze, Freezer, Plateau, TorchCallba
 network: nn.Module = MLP(4, 3, neurons=(8, 8))
 net = NeuralNetClassifier(MLP, module__d_in=4, module__d_out=3)
 
-schedule: m.Schedule = m.gradual_unfreezing(network, every=2, unit="batch", lr_decay=2.6, among=m.select_trainable())
+schedule = m.gradual_unfreezing(network, every=2, unit="batch", lr_decay=2.6, among=m.select_trainable())
+value: m.Schedule = m.gradual_unfreezing(every=2, level="stage")
+CallbackSetUnfreeze(schedule=value)
 m.chain_thaw(net, unit="epoch", groups=[select_last(1), select_all()])
 m.head_first(network, 2)
 
@@ -42,6 +44,7 @@ unfreeze: CallbackSetUnfreeze = t_clbk("unfreeze", starting_weights=select_all()
 freezer: Freezer = t_clbk("freezer", id="body", names=["0.weight"], frozen_norm="eval", weight=3).callback.set_params()
 rates: Any = t_clbk("lr_step", step_size=2).callback.simulate(5)
 by_key: TorchCallback = t_clbk("unfreeze", **schedule)
+by_value: TorchCallback = t_clbk("unfreeze", schedule=value)
 name = "freezer"
 several = [by_key, t_clbk(name, names="0.bias"), t_clbk("freezer_1", names="0.bias"), *m.t_clbks(["history", name])]
 several += [t_clbk("lr_one_cycle", max_lr=(0.1, 0.2), anneal_strategy="linear"), t_clbk("lr_lambda", lr_lambda=abs)]
@@ -93,7 +96,6 @@ CallbackSetUnfreeze(select_all(), unfreeze=select_all())
 CallbackSetUnfreeze(select_all(), frozen="eval")
 CallbackSetUnfreeze("0.weight")
 CallbackSetUnfreeze(select_all)
-CallbackSetUnfreeze()
 Freezer("0.weight", frozen_mode="evaluation")
 Freezer("0.weight", until=3)
 Freezer(3)

@@ -18,7 +18,7 @@ from mlr3torch_py.callbacks.lr_state import RATE, Progress, merged, n_updates
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
-from mlr3torch_py.training.clock import rows_of, take_back_epoch
+from mlr3torch_py.training.clock import row_of, rows_of, take_back_epoch
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetLRScheduler"]
@@ -303,7 +303,7 @@ class CallbackSetLRScheduler(CallbackSet):
 
     def _record(self, net: Net) -> None:
         """Record the rate of the epoch, unless another scheduler has done so before it stepped."""
-        if RATE not in net.history.to_list()[-1]:
+        if RATE not in row_of(net.history, -1):
             net.history.record(RATE, _rate(net))
 
     def _follow(self, net: Net) -> None:

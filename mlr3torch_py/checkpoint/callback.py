@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -15,7 +15,7 @@ from mlr3torch_py.checkpoint.data_record import record_of
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from mlr3torch_py.checkpoint.net_state import callback_states
 from mlr3torch_py.checkpoint.parts import is_stateful
-from mlr3torch_py.checkpoint.place import Place
+from mlr3torch_py.checkpoint.place import Place, ends_before
 from mlr3torch_py.checkpoint.portable import to_portable
 from mlr3torch_py.checkpoint.session import Session
 from mlr3torch_py.names import listed
@@ -52,8 +52,8 @@ class CallbackSetCheckpoint(CallbackSet):
         counts all epochs of the run, so that a finished one trains nothing. A later call of ``partial_fit`` in the same
         script is resumed too.
     keep_last : int, optional
-        The number of checkpoints to keep, from 1; all by default, or the last one if `keep_best` is True. The end of
-        the call before is kept as well.
+        The number of checkpoints to keep, from 1; all by default, or the last one if `keep_best` is True. The ends
+        of all calls before are kept as well.
     keep_best : bool
         Whether to keep the checkpoint with the best score too.
     monitor : str, optional
@@ -124,6 +124,7 @@ class CallbackSetCheckpoint(CallbackSet):
     folder_: CheckpointFolder | None = None
     call_: Mapping[str, Any] | None = None
     session_: Session | None = None
+    ends_: Set[int] = frozenset()
 
     def __init__(
         self,
@@ -192,6 +193,7 @@ class CallbackSetCheckpoint(CallbackSet):
         """Restore the net, which the begin of other callbacks may have changed."""
         session, folder = cast(Session, self.session_), cast(CheckpointFolder, self.folder_)
         run = session.restore()
+        self.ends_ = ends_before(folder, session.call)
         on_main_process(lambda: folder.write_run(run))
 
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
@@ -241,7 +243,7 @@ class CallbackSetCheckpoint(CallbackSet):
         folder.write(checkpoint)
         if self.keep_last is not None or self.keep_best:
             written = folder.epochs()
-            kept = {*written[: self.keep_last or 1], checkpoint.epoch, cast(Mapping[str, Any], self.call_)["begin"]}
+            kept = {*written[: self.keep_last or 1], checkpoint.epoch, *self.ends_}
             if self.monitor is not None:
                 known = self.lower_is_better
                 is_loss = lower_is_better(net, self.monitor) if known is None else known

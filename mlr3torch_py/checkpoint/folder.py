@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -142,10 +142,7 @@ class CheckpointFolder:
         """
         epoch, parts, state = checkpoint[:3]
         lasting = {part: one for part, one in self._lasting.items() if one[0] == checkpoint.marks.get(part)}
-        part_of = {
-            _FILE_OF_PART.get(part, part + "-{}.pt").format(epoch): part for part in parts if part not in lasting
-        }
-
+        part_of = _file_names([part for part in parts if part not in lasting], epoch)
         written: dict[str, str] = {}
 
         def sealed_state(hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -205,16 +202,25 @@ class CheckpointFolder:
         return call
 
     def keep_only(self, epochs: Container[int]) -> None:
-        """Remove the checkpoints of all other epochs, each of them from its seal on."""
+        """Remove the checkpoints of all other epochs, each of them from its seal on.
+
+        Warns
+        -----
+        UserWarning
+            If a file cannot be removed, as on Windows while somebody reads it.
+        """
         names = self.files.names()
         needed = {file for epoch in self.epochs() if epoch in epochs for file in self._files(epoch)}
         for epoch in self._epochs():
-            if epoch not in epochs:
-                self.files.remove(f"state{epoch}.json")
-                for name in names:
-                    match = _IN_CHECKPOINT.fullmatch(name)
-                    if match and epoch == int(match[1] or match[2]) and name not in needed:
-                        self.files.remove(name)
+            if epoch in epochs:
+                continue
+            matches = [(name, _IN_CHECKPOINT.fullmatch(name)) for name in names if name not in needed]
+            others = [name for name, match in matches if match and epoch == int(match[1] or match[2])]
+            try:
+                for name in sorted(others, key=lambda name: name != f"state{epoch}.json"):
+                    self.files.remove(name)
+            except OSError as error:
+                warn(f"{self.path}: the checkpoint of epoch {epoch} stays until the next one is written ({error})")
 
     def epochs(self) -> list[int]:
         """List the epochs of the complete checkpoints, newest first."""
@@ -311,6 +317,17 @@ class CheckpointFolder:
                     "keep; leave the rest out of get_extra_state() or state_dict()"
                 ) from error
             self._loadable.add(part)
+
+
+def _file_names(parts: Iterable[str], epoch: int) -> dict[str, str]:
+    """Map file names to parts; no two of them differ by case alone, which some file systems do not tell apart."""
+    names: dict[str, str] = {}
+    for part in sorted(parts):
+        name = _FILE_OF_PART.get(part, part + "-{}.pt").format(epoch)
+        while name.lower() in map(str.lower, names):
+            name = f"_{name}"
+        names[name] = part
+    return names
 
 
 def id_of(run: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.folder import CheckpointFolder, id_of
 from mlr3torch_py.protocols import Net
 
-__all__ = ["Place", "Plan"]
+__all__ = ["Place", "Plan", "ends_before"]
 
 
 class Plan(NamedTuple):
@@ -133,6 +133,16 @@ def _end_of_call(folder: CheckpointFolder, newest: int, n: int) -> int | None:
     while (call := folder.call_of(epoch)) is not None and call["n"] > n:
         epoch = call["begin"]
     return epoch if call is not None and call["n"] == n else None
+
+
+def ends_before(folder: CheckpointFolder, call: Mapping[str, Any]) -> set[int]:
+    """Return the last epochs of all calls before one, by which a later script finds its way."""
+    ends: set[int] = set()
+    epoch = call["begin"]
+    while epoch and epoch not in ends and (before := folder.call_of(epoch)) is not None:
+        ends.add(epoch)
+        epoch = before["begin"]
+    return ends
 
 
 def _continues(folder: CheckpointFolder, n_epochs: int) -> bool:

@@ -124,6 +124,7 @@ class Session:
         """Restore the random states, and name what cannot be kept, before the first epoch."""
         self._split = split_of(dataset_train, dataset_valid)
         checkpoint, self._pending = self._pending, None
+        self._plan = self._plan._replace(checkpoint=None)  # which is as large as the net
         if checkpoint is not None:
             kept = checkpoint.state.get("split")
             if kept is not None and kept != self._split:

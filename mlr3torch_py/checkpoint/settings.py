@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, Final
 
@@ -82,7 +82,8 @@ _NOTHING: Final = object()
 def plain(value: Any) -> Any:
     """Return a value as plain data that is equal for equal settings, in any process."""
     if value is None or isinstance(value, bool | int | float | str):
-        return value if type(value) in (bool, int, float, str, type(None)) else str(value)
+        is_plain = type(value) in (bool, int, float, str, type(None)) and value == value  # NaN equals nothing
+        return value if is_plain else str(value)
     if isinstance(value, torch.Tensor):
         return f"tensor {tuple(value.shape)} {content_hash(value).hex()}"
     if isinstance(value, np.ndarray | np.generic):
@@ -93,6 +94,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):
         return [plain(item) for item in value]
+    if isinstance(value, Set):
+        return sorted(repr(plain(item)) for item in value)
     return _name(value)
 
 

@@ -29,7 +29,9 @@ _LEAVES: Final = (
 _LEAF_TYPES: Final = frozenset(_LEAVES) | {nn.Parameter}
 
 
-def walk(roots: Mapping[str, object], skip: Iterable[object] = ()) -> Iterator[tuple[str, Any]]:
+def walk(
+    roots: Mapping[str, object], skip: Iterable[object] = (), *, with_plain: bool = False
+) -> Iterator[tuple[str, Any]]:
     """Yield every object that some objects hold, at any depth, with its path.
 
     Values that hold nothing, such as numbers, strings, tensors and arrays, are left out. An object is yielded once,
@@ -41,6 +43,8 @@ def walk(roots: Mapping[str, object], skip: Iterable[object] = ()) -> Iterator[t
         Where to start; the roots themselves are yielded too.
     skip : iterable of object
         Objects that are neither yielded nor searched.
+    with_plain : bool
+        Whether to yield lists, tuples and dicts of nothing but values that hold nothing, of which data may have many.
 
     Yields
     ------
@@ -64,7 +68,11 @@ def walk(roots: Mapping[str, object], skip: Iterable[object] = ()) -> Iterator[t
         alive.append(value)  # so that no other object gets its id
         yield path, value
         stack += reversed(
-            [(path + suffix, inner) for suffix, inner in _held_by(value) if type(inner) not in _LEAF_TYPES]
+            [
+                (path + suffix, inner)
+                for suffix, inner in _held_by(value)
+                if type(inner) not in _LEAF_TYPES and (with_plain or not _is_plain(inner))
+            ]
         )
 
 
@@ -88,11 +96,17 @@ def plain_values(roots: Mapping[str, object], skip: Iterable[object] = ()) -> di
     """
     return {
         path + end: inner
-        for path, value in walk(roots, skip)
+        for path, value in walk(roots, skip, with_plain=True)
         if path.count(GLOBALS) <= 1 and not isinstance(value, set | frozenset)  # which have no order
         for end, inner in _held_by(value, with_leaves=True)
         if isinstance(inner, bool | int | float | str | torch.Tensor | np.ndarray | np.generic)
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Check whether a value is a list, tuple or dict of values that hold nothing."""
+    items = value.values() if type(value) is dict else value if type(value) in (list, tuple) else None
+    return items is not None and _LEAF_TYPES.issuperset(map(type, items))
 
 
 def _held_by(value: Any, *, with_leaves: bool = False) -> Iterator[tuple[str, Any]]:
@@ -100,8 +114,12 @@ def _held_by(value: Any, *, with_leaves: bool = False) -> Iterator[tuple[str, An
     left_out = frozenset[type]() if with_leaves else _LEAF_TYPES
     if isinstance(value, dict):
         yield from ((f"[{key!r}]", item) for key, item in value.items() if type(item) not in left_out)
+        if type(value) is dict:
+            return
     elif isinstance(value, list | tuple | set | frozenset | deque):
         yield from ((f"[{i}]", item) for i, item in enumerate(value) if type(item) not in left_out)
+        if type(value) in (list, tuple):
+            return
     elif isinstance(value, partial):
         yield from ((f".{name}", getattr(value, name)) for name in ("func", "args", "keywords"))
     elif isinstance(value, MethodType | BuiltinMethodType):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
 from mlr3torch_py.arguments import check_number
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.belonging import Owner
-from mlr3torch_py.training.clock import score_of
+from mlr3torch_py.training.clock import row_of, score_of
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.warn import warn
 
@@ -133,7 +133,7 @@ class StagedCallback(Callback):
 
     def read_score(self, net: Net, monitor: str, epoch: int = 0) -> float | None:
         """Return a score of an epoch, by default the last one; None if it was not evaluated, or not yet."""
-        row = net.history.to_list()[epoch - 1]
+        row = row_of(net.history, epoch - 1)
         self.awaits_score_ = monitor not in row
         score = score_of(row, monitor)
         if score is None and row.get(monitor) is not None and not self.has_warned_of_nan_:

@@ -1,3 +1,4 @@
+import os
 import re
 import sys
 
@@ -13,9 +14,18 @@ from mlr3torch_py.network.randomness import generators, random_states
 from tests.checkpoint import planted
 from tests.helpers import X, iris_net, weights, y
 
+# Each takes three or four processes; CHECKS=all runs the others too.
+ALL = os.environ.get("CHECKS") == "all"
+LOSSES = (
+    list(planted.planted())
+    if ALL
+    else ["a counter of the dataset", "a counter of the sampler", "a counter of the optimizer"]
+)
+GOOD = list(planted.good()) if ALL else ["plain", "dropout", "Adam", "the history"]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", planted.planted())
+@pytest.mark.parametrize("loss", LOSSES)
 def test_what_is_lost_is_found_and_named(loss):
     net, data, named = planted.planted()[loss]
     report = check_resume(net, *((X, y) if data is None else (data, None)))
@@ -24,7 +34,7 @@ def test_what_is_lost_is_found_and_named(loss):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("one", planted.good())
+@pytest.mark.parametrize("one", GOOD)
 def test_a_net_that_resumes_well_is_said_to(one):
     assert check_resume(planted.good()[one], X, y).ok
 

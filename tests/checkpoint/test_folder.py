@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mlr3torch_py import t_clbk
+from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from tests.checkpoint.runs import Evil, bits, checkpoint, files, net_of_format_1, reseal, run, seal_of, unpack_format_1
 from tests.helpers import X, iris_net, moved, weights, y
@@ -198,3 +199,30 @@ def test_what_is_written_has_the_layout_of_format_1_and_more(tmp_path):
         assert entry["sha256"] == hashlib.sha256((tmp_path / "new" / name).read_bytes()).hexdigest()
         old, new = (torch.load(folder / name, weights_only=True) for folder in (tmp_path, tmp_path / "new"))
         assert old.keys() == new.keys()
+
+
+def test_names_of_parts_that_differ_by_case_alone_have_files_of_their_own(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    parts = {"module": {"a": torch.ones(1)}, "enc": {"a": torch.zeros(1)}, "Enc": {"a": torch.ones(2)}}
+    folder.write(Checkpoint.of(1, parts, {"best": 0.5}))
+    names = files(tmp_path)
+    assert len(names) == len({name.lower() for name in names}) == 4
+    read = folder.read(1).parts
+    assert {name: part["a"].tolist() for name, part in read.items()} == {"module": [1], "enc": [0], "Enc": [1, 1]}
+    folder.keep_only(set())
+    assert files(tmp_path) == []
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_named_and_removed_later(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for epoch in (1, 2):
+        folder.write(Checkpoint.of(epoch, {"module": {"a": torch.ones(1)}}, {"best": 0.5}))
+    (tmp_path / "network1.pt").unlink()
+    (tmp_path / "network1.pt").mkdir()  # which cannot be removed as a file
+    with pytest.warns(UserWarning, match="epoch 1 stays until the next one is written"):
+        folder.keep_only({2})
+    assert folder.epochs() == [2]
+    (tmp_path / "network1.pt").rmdir()
+    (tmp_path / "network1.pt").touch()
+    folder.keep_only({2})
+    assert files(tmp_path) == ["network2.pt", "state2.json"]

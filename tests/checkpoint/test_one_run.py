@@ -4,6 +4,7 @@ import random
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from skorch.callbacks import Callback, InputShapeSetter
@@ -12,6 +13,7 @@ from torch import nn
 
 from mlr3torch_py import t_clbk
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
+from mlr3torch_py.checkpoint.settings import plain
 from mlr3torch_py.network.randomness import generators, random_states
 from tests.checkpoint.runs import CrashError, Crashes, checkpoint, files, run
 from tests.helpers import Stops, X, iris_net, moved, weights, y
@@ -138,6 +140,24 @@ def with_stopping(path, epochs, **params):
     stopping = t_clbk("early_stopping", patience=50, monitor="train_loss")
     net = iris_net(checkpoint(path, resume=True), stopping, max_epochs=epochs, batch_size=150)
     return net.set_params(**params).fit(X, y)
+
+
+class Tagged(Callback):
+    def __init__(self, tags):
+        self.tags = tags
+
+
+def test_equal_settings_are_equal_in_any_process():
+    """NaN equals nothing, and the order of a set differs from process to process."""
+    table = pd.DataFrame({"epoch": [2, 3], "lr_mult": [0.1, float("nan")]})
+    assert plain(table) == plain(table.copy())
+    assert plain({"d", "a", "c"}) == plain({"c", "d", "a"}) != plain({"a"})
+
+
+def test_a_finished_run_with_nan_in_a_setting_can_be_started_again(tmp_path):
+    for _ in range(2):
+        net = run(tmp_path, 2, Tagged([0.1, float("nan")]), resume=True)
+    assert len(net.history) == 2
 
 
 @pytest.mark.parametrize("name", OTHER)

@@ -44,6 +44,19 @@ def test_the_last_ones_can_be_resumed(tmp_path):
     assert len(whole.history) == 5
 
 
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_a_script_of_several_calls_can_be_started_again(keep_last, tmp_path):
+    def script():
+        net = iris_net(checkpoint(tmp_path, resume=True, keep_last=keep_last), max_epochs=2, batch_size=150)
+        return net.fit(X, y).partial_fit(X, y).partial_fit(X, y)
+
+    ended = script()
+    assert {2, 4, 6} <= set(CheckpointFolder(tmp_path).epochs())
+    again = script()
+    assert len(again.history) == 6
+    assert not moved(weights(ended), weights(again))
+
+
 def test_what_a_killed_deletion_left_is_removed_next_time(tmp_path):
     run(tmp_path, 2)
     (tmp_path / "state1.json").unlink()

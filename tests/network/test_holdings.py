@@ -101,3 +101,21 @@ def test_plain_values_are_listed_with_their_paths():
     values = plain_values({"x": {"a": [1, "b"], "t": torch.ones(1)}})
     assert (values["x['a'][0]"], values["x['a'][1]"]) == (1, "b")
     assert "x['t']" in values
+
+
+def test_data_without_objects_is_looked_at_but_not_walked():
+    rows = [(i, 0.5) for i in range(1000)]
+    assert [path for path, _ in walk({"data": rows})] == ["data"]
+    assert plain_values({"data": rows[:2]}) == {"data[0][0]": 0, "data[0][1]": 0.5, "data[1][0]": 1, "data[1][1]": 0.5}
+
+
+def test_what_an_object_has_of_its_own_hides_what_its_class_has():
+    class Parent:
+        n, kind = 0, "parent"
+
+    class Child(Parent):
+        kind = "child"
+
+    one = Child()
+    one.n = 3
+    assert plain_values({"one": one}) == {"one.n": 3, "one.kind": "child"}
