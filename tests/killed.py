@@ -1,4 +1,4 @@
-"""Trainings whose process is killed at the nth function call."""
+"""Trainings whose process is killed at the nth function call, or at the nth within writing."""
 
 import os
 import random
@@ -90,20 +90,22 @@ def net_of(folder, job, *, is_seeded=True, **more):
 
 
 class Killer:
-    """Counts function calls, and kills the process at one of them."""
+    """Counts function calls, and kills the process at one of them: ``("calls", n)`` or ``("writes", n)``."""
 
     def __init__(self, kill_at=None):
-        self.calls = 0
+        self.counts = {"calls": 0, "writes": 0}
         self.kill_at = kill_at
-        self.in_writing = []
 
     def __call__(self, frame, event, argument):
         if event not in ("call", "c_call"):
             return
-        self.calls += 1
+        self._count("calls")
         if event == "c_call" and argument.__name__ in ("replace", "fsync"):
-            self.in_writing.append(self.calls)
-        if self.calls == self.kill_at:
+            self._count("writes")
+
+    def _count(self, kind):
+        self.counts[kind] += 1
+        if (kind, self.counts[kind]) == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

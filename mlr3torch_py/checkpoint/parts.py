@@ -10,6 +10,7 @@ import torch
 from skorch import NeuralNet
 from skorch import callbacks as of_skorch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mlr3torch_py.network.holdings import GLOBALS, walk
 from mlr3torch_py.network.randomness import generators
@@ -61,7 +62,8 @@ def optimizers_of(net: Net) -> dict[str, Any]:
 def stateful_objects(net: Net) -> dict[str, Any]:
     """Find everything else that a net holds and that has a state dict, such as a GradScaler or a metric, by path.
 
-    Stateful callbacks are left out, as are the parameters of the net from which its modules were made.
+    Stateful callbacks are left out, as are the parameters of the net from which its modules were made, and loaders,
+    which skorch makes for each epoch.
     """
     skip, roots = searched(net)
     for name in (*net._modules, *net._criteria, *net._optimizers):
@@ -72,7 +74,7 @@ def stateful_objects(net: Net) -> dict[str, Any]:
     for path, value in walk(roots, [*skip, *closed]):
         is_new = (
             id(bare(value) if isinstance(value, nn.Module) else value) not in inside
-            and not isinstance(value, type)
+            and not isinstance(value, type | DataLoader)
             and GLOBALS not in path
         )
         if is_new and has_state_dict(value) and not any(path.startswith((f"{one}.", f"{one}[")) for one in found):
