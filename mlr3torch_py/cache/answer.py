@@ -56,7 +56,7 @@ class Answer:
     ) -> None:
         self.stage, self.layout, self._call, self.keys, self.missing = stage, layout, call, keys, missing
         self.is_counted = False
-        self.source_keys: Mapping[Layout, list[bytes]] = (
+        self.source_keys: Sequence[tuple[Layout, list[bytes]]] = (
             call.answer.source_keys if isinstance(call, Reference) else _source_keys(call, layout, keys)
         )
 
@@ -231,14 +231,14 @@ class Answer:
 
     def _note_completeness(self, is_kept: Callable[[bytes], bool]) -> None:
         kept = list(map(is_kept, self.keys))
-        for source, keys in self.source_keys.items():
+        for source, keys in self.source_keys:
             if not source.is_dropped:
                 source.complete.update(key for key, is_kept in zip(keys, kept, strict=True) if is_kept)
                 source.complete.difference_update(key for key, is_kept in zip(keys, kept, strict=True) if not is_kept)
 
 
-def _source_keys(call: Call, layout: Layout, keys: list[bytes]) -> Mapping[Layout, list[bytes]]:
-    found: dict[Layout, list[bytes]] = {}
-    for reference in call.references:
-        found.update(reference.answer.source_keys)
-    return found | {layout: keys} if call.has_rows else found
+def _source_keys(call: Call, layout: Layout, keys: list[bytes]) -> Sequence[tuple[Layout, list[bytes]]]:
+    """List the layouts to which rows are given by value, each once for each call of it, with the keys of these rows."""
+    own = [(layout, keys)] if call.has_rows else []
+    found = [one for reference in call.references for one in reference.answer.source_keys]
+    return list({(id(source), id(keys)): (source, keys) for source, keys in (*found, *own)}.values())

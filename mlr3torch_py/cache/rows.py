@@ -160,8 +160,8 @@ class Call:
 
     @property
     def shared(self) -> Hashable:
-        """The shape or origin of a row, and the values that all rows share."""
-        return tuple(map(_in_common, self._leaves, self._is_by_row))
+        """The shape or origin of a row, the values that all rows share, and which arguments have the same keys."""
+        return tuple(map(_in_common, self._leaves, self._is_by_row)), self._repetitions
 
     @property
     def device(self) -> torch.device:
@@ -192,8 +192,17 @@ class Call:
             by_row and type(leaf) is not Reference for leaf, by_row in zip(self._leaves, self._is_by_row, strict=True)
         )
 
+    @property
+    def _repetitions(self) -> Hashable:
+        """For each argument with keys of its own, the first one with the same; empty if none is repeated."""
+        known = [id(reference.answer.keys) for reference in self.references]
+        return () if len(set(known)) in {1, len(known)} else tuple(map(known.index, known))
+
     def row_keys(self) -> list[bytes]:
-        """Identify each row: by a hash of its content, or by the key that it came with."""
+        """Identify each row: by a hash of its content, or by the key that it came with.
+
+        Keys that several arguments have in common count once; `shared` tells which ones these are.
+        """
         by_row = [leaf for leaf, is_by_row in zip(self._leaves, self._is_by_row, strict=True) if is_by_row]
         keys = [leaf.answer.keys if type(leaf) is Reference else _row_hashes(leaf) for leaf in by_row]
         different = list({id(one): one for one in keys}.values())
