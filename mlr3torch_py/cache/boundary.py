@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 from torch.nn.modules import module as torch_module
 
 from mlr3torch_py.cache.admission import is_transformed
+from mlr3torch_py.cache.doors import guarded
 from mlr3torch_py.cache.placeholder import Passes, arguments_made_real, made_real
+from mlr3torch_py.cache.rewind import Rewind
 
 __all__ = ["Boundary"]
+
+_N_TRIED: Final = 2
+# What torch and extensions in C raise when they are given a tensor without values.
+_ERRORS: Final = (RuntimeError, TypeError, ValueError)
 
 
 class Boundary:
@@ -39,6 +45,7 @@ class Boundary:
 
     def __init__(self, module: nn.Module, passes: Passes) -> None:
         self.module, self._passes = module, passes
+        self._n_passes, self._is_plain = 0, False
         module._compiled_call_impl = self
 
     @property
@@ -60,21 +67,46 @@ class Boundary:
             return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         if not self._is_open:
             args, kwargs = arguments_made_real(args, kwargs)
-        outer = self._passes.current
-        if outer is not None and not self._has_hooks:
-            return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self._passes.current = None if self._has_hooks else {}
+        if self._passes.current is None:
+            with guarded(self._passes):
+                return self._call_outermost(args, kwargs)
+        if self._has_hooks:
+            return self._call_plainly(args, kwargs)
+        return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _call_outermost(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the module with placeholders inside; the first times, without them if it does not accept these."""
+        if self._is_plain or self._has_hooks:
+            return self._call_plainly(args, kwargs)
+        self._n_passes += 1
+        rewind = Rewind(self.module, args, kwargs) if self._n_passes <= _N_TRIED else None
+        try:
+            return self._call_with_placeholders(args, kwargs)
+        except _ERRORS as error:
+            is_ours = str(error).startswith("frozen_cache")
+            if rewind is None or is_ours or not self._passes.has_given or not rewind.to_start():
+                raise
+        output = self._call_plainly(args, kwargs)
+        self._is_plain = True
+        return output
+
+    def _call_with_placeholders(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._passes.current, self._passes.has_given = {}, False
         try:
             output = self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         except BaseException:
             with suppress(Exception):  # of those that are left, a traceback may be the only owner
-                self._end_pass()
+                self._passes.end()
             raise
         else:
-            self._end_pass()
+            self._passes.end()
             return made_real(output)
         finally:
-            self._passes.current = outer
+            self._passes.current = None
+
+    def _call_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self._passes.suspended():
+            return made_real(self.module._call_impl(*args, **kwargs))  # type: ignore[no-untyped-call]
 
     @property
     def _is_open(self) -> bool:
@@ -98,8 +130,3 @@ class Boundary:
             or torch_module._global_backward_hooks
             or torch_module._global_backward_pre_hooks
         )
-
-    def _end_pass(self) -> None:
-        alive = self._passes.current
-        while alive:
-            made_real(alive.popitem()[1]())

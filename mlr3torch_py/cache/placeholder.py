@@ -42,11 +42,14 @@ class Passes(threading.local):
     ----------
     current : dict or None
         The placeholders that were made during it and are alive, by id.
+    has_given : bool
+        Whether a placeholder was made during it.
     operations : callable or None
         Answers a call of a function that is given placeholders by others; `NotImplemented` if it cannot.
     """
 
     current: dict[int, weakref.ref[torch.Tensor]] | None = None
+    has_given: bool = False
 
     def __init__(self, operations: Callable[..., Any] | None = None) -> None:
         self.operations = operations
@@ -59,6 +62,11 @@ class Passes(threading.local):
             yield
         finally:
             self.current = current
+
+    def end(self) -> None:
+        """Give all placeholders that are alive their values."""
+        while self.current:
+            made_real(self.current.popitem()[1]())
 
 
 @dataclass(slots=True)
@@ -88,8 +96,10 @@ class Pending:
     value: torch.Tensor | None = None
     _version: int | None = None
     _has_view: bool = False
+    _is_inference: bool = False
 
     def __post_init__(self) -> None:
+        self._is_inference = torch.is_inference_mode_enabled()
         self._version = None if self.part is None else version_of(self.part)
         if type(self.base) is Placeholder:
             self.base.pending.note_view()
@@ -118,10 +128,11 @@ class Pending:
 
     def fetch(self) -> torch.Tensor:
         """Return the values, as a tensor object of its own."""
-        if self.value is None:
-            self.answer.layout.seen.add(self.index)
-            self.value = self._look_up()
-        return self.value.detach()
+        with torch.inference_mode(self._is_inference):  # as when the module was called
+            if self.value is None:
+                self.answer.layout.seen.add(self.index)
+                self.value = self._look_up()
+            return self.value.detach()
 
     def whole(self) -> torch.Tensor:
         """Return the values without keeping them; they are computed if they were not."""
@@ -173,7 +184,9 @@ class Placeholder(torch.Tensor):
         made: Placeholder = torch.Tensor._make_wrapper_subclass(
             cls, shape, strides=strides, dtype=row.dtype, device=row.device
         )
+        torch._C._set_throw_on_mutable_data_ptr(made)  # where C code would read from nowhere
         made.pending = pending
+        pending.passes.has_given = True
         if pending.passes.current is not None:
             pending.passes.current[id(made)] = weakref.ref(made)
         return made

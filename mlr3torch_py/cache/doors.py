@@ -1,0 +1,89 @@
+"""Functions of torch that take tensors past `__torch_function__`, where placeholders must be real before the call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import Lock
+from typing import Any, Final
+
+import torch
+
+from mlr3torch_py.cache.placeholder import Passes, arguments_made_real
+from mlr3torch_py.network.internals import internal
+
+__all__ = ["guarded"]
+
+_Function = Callable[..., Any]
+_lock: Final = Lock()
+_passes: Final[list[Passes]] = []
+_replaced: Final[list[tuple[Any, str, _Function]]] = []
+
+
+@contextmanager
+def guarded(passes: Passes) -> Iterator[None]:
+    """Give placeholders their values before they enter compiled code, TorchScript, vmap or functions with a backward.
+
+    Parameters
+    ----------
+    passes : Passes
+        The forward pass under way.
+    """
+    with _lock:
+        if not _passes:
+            _replace_all()
+        _passes.append(passes)
+    try:
+        yield
+    finally:
+        with _lock:
+            _passes.remove(passes)
+            if not _passes:
+                _restore_all()
+
+
+def _replace_all() -> None:
+    # No function is compiled before torch._dynamo is imported.
+    for owner, name, wrap in _doors("torch._dynamo.eval_frame" in sys.modules):
+        original = getattr(owner, name)
+        _replaced.append((owner, name, original))
+        setattr(owner, name, wrap(original))
+
+
+def _restore_all() -> None:
+    while _replaced:
+        setattr(*_replaced.pop())
+
+
+@lru_cache
+def _doors(is_dynamo_there: bool) -> Sequence[tuple[Any, str, Callable[[_Function], _Function]]]:
+    """List the functions: where they are, their names, and how to wrap them."""
+    # Compiled functions may find placeholders anywhere, in closures or objects, so all become real.
+    names = [
+        ("torch._functorch.vmap", "_vmap_increment_nesting", _after_all_became_real),
+        ("torch._functorch.utils", "unwrap_dead_wrappers", _with_real_arguments),
+        ("torch._dynamo.eval_frame", "_callback_from_stance", _after_all_became_real),
+    ][: 3 if is_dynamo_there else 2]
+    for owner, name, _ in names:
+        internal(owner, name)
+    scripts = [(one, "__call__", _with_real_arguments) for one in (torch._C.ScriptFunction, torch._C.ScriptMethod)]
+    return *((sys.modules[owner], name, wrap) for owner, name, wrap in names), *scripts
+
+
+def _after_all_became_real(function: _Function) -> _Function:
+    def guarded_function(*args: Any, **kwargs: Any) -> Any:
+        for passes in tuple(_passes):
+            passes.end()
+        return function(*args, **kwargs)
+
+    return guarded_function
+
+
+def _with_real_arguments(function: _Function) -> _Function:
+    def guarded_function(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = arguments_made_real(args, kwargs)
+        return function(*args, **kwargs)
+
+    return guarded_function
