@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from mlr3torch_py.cache.admission import is_transformed
-from mlr3torch_py.cache.doors import guarded
 from mlr3torch_py.cache.placeholder import Passes, arguments_made_real, made_real
 from mlr3torch_py.cache.rewind import Rewind
 
@@ -68,8 +67,7 @@ class Boundary:
         if not self._is_open:
             args, kwargs = arguments_made_real(args, kwargs)
         if self._passes.current is None:
-            with guarded(self._passes):
-                return self._call_outermost(args, kwargs)
+            return self._call_outermost(args, kwargs)
         if self._has_hooks:
             return self._call_plainly(args, kwargs)
         return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]

@@ -77,9 +77,13 @@ class CallbackSetFrozenCache(CallbackSet):
     few rows of few batches only may be missed until a check finds it.
 
     Between submodules that are cached, code of the network is given a subclass of `torch.Tensor` in place of an output,
-    which becomes a plain tensor in place when anything but its shape, dtype or device is asked for. Hooks, trainable
-    modules and losses are given plain tensors. Modules without parameters between cached ones, such as ``nn.ReLU``, and
-    functions such as ``torch.flatten`` and ``torch.cat`` are not called for rows from memory.
+    which becomes a plain tensor in place when anything but its shape, dtype or device is asked for. So ``type(x) is
+    torch.Tensor`` is false for it until then; use ``isinstance(x, torch.Tensor)`` or ``torch.is_tensor(x)``. Hooks,
+    trainable modules and losses are given plain tensors, and so are functions that ``torch.compile`` or ``torch.jit``
+    has compiled, an `autograd.Function`, and custom operations. If a network fails because C code needs the memory of
+    its tensor, its forward pass is run again with plain tensors, and from then on it is given these alone. Modules
+    without parameters between cached ones, such as ``nn.ReLU``, and functions such as ``torch.flatten`` and
+    ``torch.cat`` are not called for rows from memory.
 
     A checkpoint callback beside it keeps the cached rows in a file of their own, so that a resumed run has the same
     ones, to the bit, and computes none of them again. Each process of a data-parallel training has its own cache. Only

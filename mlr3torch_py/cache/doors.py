@@ -3,58 +3,51 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from threading import Lock
 from typing import Any, Final
+from weakref import WeakSet
 
 import torch
 
 from mlr3torch_py.cache.placeholder import Passes, arguments_made_real
 from mlr3torch_py.network.internals import internal
 
-__all__ = ["guarded"]
+__all__ = ["guard", "unguard"]
 
 _Function = Callable[..., Any]
 _lock: Final = Lock()
-_passes: Final[list[Passes]] = []
-_replaced: Final[list[tuple[Any, str, _Function]]] = []
+_guarded: Final[WeakSet[Passes]] = WeakSet()
+_replaced: Final[list[tuple[Any, str, _Function, _Function]]] = []
 
 
-@contextmanager
-def guarded(passes: Passes) -> Iterator[None]:
+def guard(passes: Passes) -> None:
     """Give placeholders their values before they enter compiled code, TorchScript, vmap or functions with a backward.
 
     Parameters
     ----------
     passes : Passes
-        The forward pass under way.
+        The forward passes in which they are given, from now on until `unguard`.
     """
     with _lock:
-        if not _passes:
-            _replace_all()
-        _passes.append(passes)
-    try:
-        yield
-    finally:
-        with _lock:
-            _passes.remove(passes)
-            if not _passes:
-                _restore_all()
+        _guarded.add(passes)
+        # No function is compiled before torch._dynamo is imported.
+        for owner, name, wrap in _doors("torch._dynamo.eval_frame" in sys.modules):
+            original = vars(owner)[name]
+            if not any(original is ours for *_, ours in _replaced):
+                _replaced.append((owner, name, original, wrap(original)))
+                setattr(owner, name, _replaced[-1][-1])
 
 
-def _replace_all() -> None:
-    # No function is compiled before torch._dynamo is imported.
-    for owner, name, wrap in _doors("torch._dynamo.eval_frame" in sys.modules):
-        original = getattr(owner, name)
-        _replaced.append((owner, name, original))
-        setattr(owner, name, wrap(original))
-
-
-def _restore_all() -> None:
-    while _replaced:
-        setattr(*_replaced.pop())
+def unguard(passes: Passes) -> None:
+    """Leave the functions as they are in torch, unless others are guarded."""
+    with _lock:
+        _guarded.discard(passes)
+        while _replaced and not _guarded:
+            owner, name, original, ours = _replaced.pop()
+            if vars(owner)[name] is ours:
+                setattr(owner, name, original)
 
 
 @lru_cache
@@ -74,7 +67,7 @@ def _doors(is_dynamo_there: bool) -> Sequence[tuple[Any, str, Callable[[_Functio
 
 def _after_all_became_real(function: _Function) -> _Function:
     def guarded_function(*args: Any, **kwargs: Any) -> Any:
-        for passes in tuple(_passes):
+        for passes in tuple(_guarded):
             passes.end()
         return function(*args, **kwargs)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from mlr3torch_py.cache.admission import NEEDS_GRADIENT
 from mlr3torch_py.cache.boundary import Boundary
+from mlr3torch_py.cache.doors import guard, unguard
 from mlr3torch_py.cache.frozen import frozen_parts, is_callable, links
 from mlr3torch_py.cache.module import CachedModule
 from mlr3torch_py.cache.operations import Operations
@@ -259,6 +260,7 @@ class CachedParts:
         inside = {id(layer) for one in cached for layer in one.module.modules()}
         outside = [one for one in self._module.modules() if id(one) not in inside and is_callable(one)]
         self._boundaries = [Boundary(one, self._passes) for one in outside] if cached else []
+        (guard if cached else unguard)(self._passes)
 
     def _put_in_place(self, path: str, module: nn.Module) -> None:
         reject = partial(self._reject, path, module)

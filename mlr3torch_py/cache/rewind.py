@@ -36,15 +36,15 @@ class Rewind:
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         leaves = tree_leaves((args, dict(kwargs)))
         self._given = [(one, version_of(one)) for one in leaves if isinstance(one, torch.Tensor)]
-        self._buffers = [(one, version_of(one), one.clone()) for one in module.buffers()]
+        self._buffers = [(one, one.clone()) for one in module.buffers()]
         self._generators = generators()
         self._random_states = random_states(self._generators)
 
     def to_start(self) -> bool:
         """Restore the state; return whether the arguments still are what they were."""
         with torch.no_grad():
-            for buffer, version, value in self._buffers:
-                if version_of(buffer) != version:
+            for buffer, value in self._buffers:
+                if not torch.equal(buffer, value):  # layers write without a new version
                     buffer.copy_(value)
         set_random_states(self._generators, self._random_states)
         return all(version_of(one) == version for one, version in self._given)
