@@ -10,6 +10,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 import torch
+from torch.autograd import Function
 
 from mlr3torch_py.cache.placeholder import Passes, arguments_made_real
 from mlr3torch_py.network.internals import internal
@@ -51,18 +52,21 @@ def unguard(passes: Passes) -> None:
 
 
 @lru_cache
-def _doors(is_dynamo_there: bool) -> Sequence[tuple[Any, str, Callable[[_Function], _Function]]]:
+def _doors(is_dynamo_there: bool) -> Sequence[tuple[Any, str, Callable[[Any], Any]]]:
     """List the functions: where they are, their names, and how to wrap them."""
     # Compiled functions may find placeholders anywhere, in closures or objects, so all become real.
-    names = [
-        ("torch._functorch.vmap", "_vmap_increment_nesting", _after_all_became_real),
-        ("torch._functorch.utils", "unwrap_dead_wrappers", _with_real_arguments),
-        ("torch._dynamo.eval_frame", "_callback_from_stance", _after_all_became_real),
-    ][: 3 if is_dynamo_there else 2]
+    names = [("torch._functorch.vmap", "_vmap_increment_nesting", _after_all_became_real)]
+    if is_dynamo_there:
+        names.append(("torch._dynamo.eval_frame", "_callback_from_stance", _after_all_became_real))
+    if is_apply_in_python := isinstance(vars(Function).get("apply"), classmethod):  # not so from torch 2.14 on
+        names.append(("torch._functorch.utils", "unwrap_dead_wrappers", _with_real_arguments))
     for owner, name, _ in names:
         internal(owner, name)
-    scripts = [(one, "__call__", _with_real_arguments) for one in (torch._C.ScriptFunction, torch._C.ScriptMethod)]
-    return *((sys.modules[owner], name, wrap) for owner, name, wrap in names), *scripts
+    return (
+        *((sys.modules[owner], name, wrap) for owner, name, wrap in names),
+        *((one, "__call__", _with_real_arguments) for one in (torch._C.ScriptFunction, torch._C.ScriptMethod)),
+        *([] if is_apply_in_python else [(Function, "apply", _apply_with_real_arguments)]),
+    )
 
 
 def _after_all_became_real(function: _Function) -> _Function:
@@ -80,3 +84,11 @@ def _with_real_arguments(function: _Function) -> _Function:
         return function(*args, **kwargs)
 
     return guarded_function
+
+
+def _apply_with_real_arguments(original: Any) -> Any:
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = arguments_made_real(args, kwargs)
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    return classmethod(apply)

@@ -242,6 +242,8 @@ def _made_real(leaf: Any) -> Any:
     if pending.passes.current is not None:
         pending.passes.current.pop(id(leaf), None)  # nothing with weak references can be swapped
     with torch._C.DisableTorchFunctionSubclass():
+        if leaf.requires_grad:  # after a function in C++ has returned it
+            return leaf.view_as(leaf)
         try:
             torch.utils.swap_tensors(leaf, value)  # type: ignore[no-untyped-call]
         except RuntimeError:
