@@ -41,6 +41,17 @@ class Sum(nn.Module):
         return self.linear(x) if other is None else self.linear(x) + other
 
 
+class Mixture(nn.Module):
+    """Takes three tensors, some of which may be the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3 * WIDTH, WIDTH)
+
+    def forward(self, *tensors):
+        return self.linear(torch.cat(tensors, 1))
+
+
 MODULES = {
     "linear": lambda: nn.Linear(WIDTH, WIDTH),
     "block": lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH)),
@@ -54,7 +65,9 @@ MODULES = {
     "links": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Flatten()),
     "pair": Pair,
     "sum": Sum,
+    "mixture": Mixture,
 }
+PATTERNS = [(0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0)]
 
 
 def write_into(x, _):
@@ -72,6 +85,8 @@ FUNCTIONS = {
     "add": lambda x, y: x + y,
     "add in place": lambda x, y: x.add_(y),
     "concatenate": lambda x, y: torch.cat([x, y], 1)[:, 2:6],
+    "concatenate three": lambda x, y: torch.cat([x, x, y], 1)[:, 2:10:2],
+    "concatenate other three": lambda x, y: torch.cat([x, y, y], 1)[:, 2:10:2],
     "write": write_into,
     "set": set_item,
     "relu in place": lambda x, _: functional.relu(x, inplace=True),
@@ -99,17 +114,19 @@ class Network(nn.Module):
 
     def forward(self, x):
         self.seen.clear()
-        values = [x.clone()]
+        values = [x.clone(), x.flip(1)]
         for what, number, first, second in self.program:
             one, other = values[first % len(values)], values[second % len(values)]
             if what == "module" and len(self.parts):
-                values.append(self.call(self.parts[number % len(self.parts)], one, other))
+                values.append(self.call(self.parts[number % len(self.parts)], one, other, PATTERNS[number % 5]))
             else:
                 values.append(list(FUNCTIONS.values())[number % len(FUNCTIONS)](one, other))
         self.seen.extend(values)
         return {"output": self.head(values[-1]), "values": values}
 
-    def call(self, part, one, other):
+    def call(self, part, one, other, pattern):
+        if isinstance(part, Mixture):
+            return part(*[(one, other)[i] for i in pattern])
         if isinstance(part, Pair):
             output = part(one)
             return output["more"][0] if output["more"][1] == 3 else output["hidden"]
