@@ -95,8 +95,9 @@ class Admission:
     Notes
     -----
     A module is *row-wise* if its output for a row depends on that row alone. Trials check this separately for each
-    signature, at calls 1 to 4, 8, 16, 32 and so on. Each recomputes every fourth row, in two small batches and in
-    reverse order, and each begins at another row, so that every position of a batch is tried in four calls. That finds
+    signature, at calls 1 to 4, 8, 16, 32 and so on. Each recomputes every fourth row, in a small batch and in reverse
+    order, at call 1 one of them alone. Each begins at another row, so that every position of a batch is tried in four
+    calls. That finds
     statistics, sums, sorting and maxima over the batch, outliers that affect others, branches on its size, and rows
     that are mixed by position. What affects few rows of few batches only is found if it happens to rows that are tried,
     or by a check of hits.
@@ -124,6 +125,7 @@ class Admission:
         self._n_computed: Counter[Hashable] = Counter()
         self._was_changed_by_call = False
         self._is_in_doubt = True  # whether it is calls that change the module
+        self._generators: Mapping[str, Any] | None = None
         self._check_hooks()
 
     @property
@@ -162,6 +164,8 @@ class Admission:
         now = Fingerprint(self._module, before=self._fingerprint if trust_versions else None)
         change = self._fingerprint.difference(now)
         self._fingerprint = now
+        if change is not None:
+            self._generators = None
         return change
 
     def read(self, call: Call) -> Request | None:
@@ -212,7 +216,9 @@ class Admission:
         self._n_computed[request.signature] = number = self._n_computed[request.signature] + 1
         if request.signature in self._row_wise and number > N_TRIALS and number.bit_count() > 1:
             return None
-        found = generators(module=self._module)
+        if self._generators is None:
+            self._generators = generators(module=self._module)
+        found = {**torch_generators(), **self._generators}
         samples = [(rows, call.take(rows)) for rows in _sample_rows(len(call), number)]
         is_changed = self._is_in_doubt and self.find_change() is not None
         return Trial(is_changed, found, random_states(found), samples)
@@ -305,7 +311,7 @@ def _sample_rows(n_rows: int, number: int) -> list[list[int]]:
     rows = list(range(n_rows))[-nth % step :: step][::-1]
     if len(rows) == 1 < n_rows:
         rows.append((rows[0] + 1 + secrets.randbelow(n_rows - 1)) % n_rows)
-    return [one for one in (rows[::2], rows[1::2]) if one]
+    return [one for one in ((rows[1:], rows[:1]) if number == 1 else (rows,)) if one]
 
 
 def dependent() -> NotCacheableError:
