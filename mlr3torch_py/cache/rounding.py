@@ -64,6 +64,8 @@ def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: 
         return False
     if not one.numel() or not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
+    if one.is_floating_point() and (one - other).abs_().max() <= 64 * precision * largest:
+        return True  # the usual case, at a glance
     sizes = _sizes(one)
     tolerance = math.sqrt(precision) * sizes.amax(0) + 64 * precision * sizes.max().clamp(min=largest) + precision
     is_same = (one == other) | (one.isnan() & other.isnan())
