@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
+from xxhash import xxh3_128_hexdigest
 
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
@@ -15,16 +16,18 @@ from mlr3torch_py.network.internals import TreeSpec, tree_flatten
 
 __all__ = ["Fingerprint"]
 
-# Compared on their own, or allowed to differ.
-_NOT_SETTINGS: Final = frozenset({"training", "train", "_parameters", "_buffers", "_modules", "_compiled_call_impl"})
-_CONTAINERS: Final = (list, tuple, dict, set)
+# What every module has, hooks among it, is looked at elsewhere, or may differ.
+_NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
+_NUMBERS: Final = frozenset({bool, int, float})
+_PLAIN: Final = _NUMBERS | {str, bytes, type(None)}
+_WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
 
 
 class _Contents(NamedTuple):
     """The contents of a container or tensor."""
 
     leaves: Sequence[Any]
-    structure: TreeSpec | None = None
+    structure: TreeSpec | type | None = None
 
 
 _MEMBER: Final[Callable[..., Any]] = dict.get
@@ -117,6 +120,13 @@ class Fingerprint:
         """The hashes of all parameters."""
         return [seen.hash for seen in self._tensors if isinstance(seen.tensor, nn.Parameter)]
 
+    @property
+    def digest(self) -> str:
+        """A hash of what other processes can compare: classes of layers, parameters, buffers and plain settings."""
+        classes = [f"{cls.__module__}.{cls.__qualname__}" for _, cls in self._layers]
+        tensors = [(seen.name, seen.hash) for seen in self._tensors]
+        return xxh3_128_hexdigest(repr((classes, tensors, [_plain(settings) for settings in self._settings])).encode())
+
     def difference(self, other: Fingerprint) -> str | None:
         """Name something that differs; None if nothing does."""
         if len(self._layers) != len(other._layers) or len(self._tensors) != len(other._tensors):
@@ -154,7 +164,7 @@ def _see(owner: dict[str, Any], name: str, tensor: torch.Tensor, before: _Seen |
 def _settings(layer: nn.Module) -> dict[str, Any]:
     """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
     return {
-        name: _contents(value) if isinstance(value, (*_CONTAINERS, torch.Tensor)) else value
+        name: _contents(value) if isinstance(value, _WITH_CONTENTS) else value
         for name, value in vars(layer).items()
         if name not in _NOT_SETTINGS
     }
@@ -165,8 +175,15 @@ def _contents(value: Any) -> _Contents:
         return _Contents((content_hash(value),))
     if not value:
         return _EMPTY
+    if type(value) is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
+        return _Contents(value, tuple)
     leaves, structure = tree_flatten(list(value) if isinstance(value, set) else value)
     return _Contents([content_hash(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
+
+
+def _plain(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    found = [(name, value.leaves if isinstance(value, _Contents) else [value]) for name, value in settings.items()]
+    return [(name, list(leaves)) for name, leaves in found if all(type(leaf) in _PLAIN for leaf in leaves)]
 
 
 def _are_same(one: Any, other: Any) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from mlr3torch_py.checkpoint.portable import from_portable, to_portable
 
-__all__ = ["GRADIENTS", "STATE_TENSORS", "Checkpoint", "check_part", "check_state", "check_types"]
+__all__ = ["GRADIENTS", "LASTING", "STATE_TENSORS", "Checkpoint", "check_part", "check_state", "check_types"]
 
 STATE_TENSORS: Final = "callbacks"
 GRADIENTS: Final = "gradients"
+LASTING: Final = "rows"
 # The keys of a state that say of which run, call and settings it is.
 OWNER: Final = frozenset({"run", "call", "settings"})
 
@@ -25,13 +28,16 @@ class Checkpoint(NamedTuple):
     epoch : int
     parts : mapping
         The state dicts of modules, criteria and optimizers by their names in the net, under ``gradients`` those that
-        are pending, and under ``callbacks`` the tensors of `state`.
+        are pending, under ``callbacks`` the tensors of `state`, and under ``rows`` what callbacks keep that seldom
+        changes, by their names.
     state : mapping
         Everything else, as JSON; under ``history`` its last row, as ``last``.
     rows : sequence
         Rows of the history before the last; the lines of a file until they are written.
     first : int
         The index of the first of `rows`.
+    marks : mapping
+        For parts that are written only after a change, what is another after one.
     """
 
     epoch: int
@@ -39,6 +45,7 @@ class Checkpoint(NamedTuple):
     state: Mapping[str, Any]
     rows: Sequence[Any] = ()
     first: int = 0
+    marks: Mapping[str, Hashable] = MappingProxyType({})
 
     @classmethod
     def of(
@@ -72,6 +79,11 @@ class Checkpoint(NamedTuple):
             written["history"] = {"last": to_portable(state["history"], f"history.{epoch - 1}", tensors)}
         kept = {name: part for name, part in {**parts, STATE_TENSORS: tensors}.items() if part}
         return cls(epoch, kept, written, rows, first)
+
+    def copied(self) -> Checkpoint:
+        """Return a copy that does not change when the net does; the tensors of parts with marks never change."""
+        lasting = {id(part): part for name, part in self.parts.items() if name in self.marks}
+        return deepcopy(self._replace(marks={}), dict(lasting))._replace(marks=self.marks)
 
     def contents(self) -> dict[str, Any]:
         """Return the state as it was given, with all rows of the history, but without what says whose it is."""

@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -33,8 +33,9 @@ class CheckpointFolder:
 
     A checkpoint of epoch n is ``network<n>.pt``, ``optimizer<n>.pt``, ``state<n>.json``; criteria and further modules
     that have weights are in ``<name>-<n>.pt``, pending gradients in ``gradients-<n>.pt``, further tensors in
-    ``state<n>.pt``. ``state<n>.json`` is written last and names the others with their hashes. ``.history.jsonl`` holds
-    the rows of the history before the last, ``run.json`` facts of the whole run, with its id.
+    ``state<n>.pt``. ``rows-<n>.pt``, the rows of a cache, serves later checkpoints too while no row is added.
+    ``state<n>.json`` is written last and names the others with their hashes. ``.history.jsonl`` holds the rows of the
+    history before the last, ``run.json`` facts of the whole run, with its id.
 
     Parameters
     ----------
@@ -54,6 +55,7 @@ class CheckpointFolder:
         self.files = SealedFiles(path)
         self.rows = RowFile(self.files.path)
         self._loadable: set[str] = set()
+        self._lasting: dict[str, tuple[Hashable, str, str]] = {}  # part: mark, file and hash
 
     @property
     def path(self) -> Path:
@@ -139,15 +141,21 @@ class CheckpointFolder:
             If it cannot be written; then nothing of it is kept.
         """
         epoch, parts, state = checkpoint[:3]
-        part_of = _file_names(parts, epoch)
+        lasting = {part: one for part, one in self._lasting.items() if one[0] == checkpoint.marks.get(part)}
+        part_of = _file_names([part for part in parts if part not in lasting], epoch)
+        written: dict[str, str] = {}
 
         def sealed_state(hashes: Mapping[str, str]) -> dict[str, Any]:
             files = {name: {"part": part, "sha256": hashes[name]} for name, part in part_of.items()}
+            files |= {name: {"part": part, "sha256": known} for part, (_, name, known) in lasting.items()}
+            written.update(hashes)
             return {"epoch": epoch, "version": __version__, "files": files, **state, **history}
 
         history = {"history": {**state["history"], **self._append(checkpoint)}} if "history" in state else {}
         writers = {name: partial(self._write_part, part, parts[part]) for name, part in part_of.items()}
         self.files.write({**writers, f"state{epoch}.json": json_writer(sealed_state)})
+        new = {part: name for name, part in part_of.items() if part in checkpoint.marks}
+        self._lasting = lasting | {part: (checkpoint.marks[part], name, written[name]) for part, name in new.items()}
 
     def read(self, epoch: int) -> Checkpoint:
         """Read a checkpoint.
@@ -202,10 +210,11 @@ class CheckpointFolder:
             If a file cannot be removed, as on Windows while somebody reads it.
         """
         names = self.files.names()
+        needed = {file for epoch in self.epochs() if epoch in epochs for file in self._files(epoch)}
         for epoch in self._epochs():
             if epoch in epochs:
                 continue
-            matches = [(name, _IN_CHECKPOINT.fullmatch(name)) for name in names]
+            matches = [(name, _IN_CHECKPOINT.fullmatch(name)) for name in names if name not in needed]
             others = [name for name, match in matches if match and epoch == int(match[1] or match[2])]
             try:
                 for name in sorted(others, key=lambda name: name != f"state{epoch}.json"):
@@ -260,9 +269,14 @@ class CheckpointFolder:
         state = f"state{epoch}.json"
         if state not in names:
             return [state]
+        return [name for name in self._files(epoch) if name not in names]
+
+    def _files(self, epoch: int) -> list[str]:
+        """List the files that a checkpoint consists of, besides its state."""
+        state = f"state{epoch}.json"
         content = self.files.read_json(state)
         with reading(self.path / state):
-            return [name for name in content["files"] if name not in names]
+            return list(content["files"])
 
     def _append(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Write the rows of the history that are not yet on the disk."""

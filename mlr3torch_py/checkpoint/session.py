@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import deepcopy
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from mlr3torch_py.checkpoint.attributes import Attributes
-from mlr3torch_py.checkpoint.contents import Checkpoint
+from mlr3torch_py.checkpoint.contents import LASTING, Checkpoint
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
 from mlr3torch_py.checkpoint.layout import check_callbacks, check_fits, differences
 from mlr3torch_py.checkpoint.net_state import (
@@ -22,6 +21,7 @@ from mlr3torch_py.checkpoint.net_state import (
 )
 from mlr3torch_py.checkpoint.parts import generators_of, modules_of, searched
 from mlr3torch_py.checkpoint.place import Plan
+from mlr3torch_py.checkpoint.sealed_files import DamagedFileError
 from mlr3torch_py.checkpoint.settings import check_settings, settings_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.randomness import random_states, set_random_states, unreadable
@@ -74,6 +74,7 @@ class Session:
         self._named: set[str] = set()
         self._attributes = Attributes()
         self._last_captured = 0
+        self._lasting: dict[str, tuple[Hashable, Mapping[str, Any]]] = {}
         state = {} if plan.checkpoint is None else plan.checkpoint.state
         records = [state["data"]] if "data" in state else [] if plan.run is None else [plan.run["data"]]
         if not all(same_data(record, data) for record in records):
@@ -165,8 +166,8 @@ class Session:
             "split": self._split,
             "settings": self._settings,
         }
-        checkpoint = capture(net, more, changed, n_rows)
-        self.unsaved = checkpoint if is_due else deepcopy(checkpoint)
+        checkpoint = self._with_lasting(capture(net, more, changed, n_rows))
+        self.unsaved = checkpoint if is_due else checkpoint.copied()
 
     def capture_unseen(self, n_rows: int) -> None:
         """Capture a complete epoch at whose end another callback has stopped training before the checkpoint's turn."""
@@ -188,9 +189,37 @@ class Session:
             check_settings(checkpoint.state["settings"], self._settings, is_finished=is_over)
         restore_history(net, checkpoint)
         self._restore_parts(checkpoint)
+        self._restore_lasting(checkpoint)
         missing = restore_rest(net, checkpoint, self._attributes)
         if missing:
             warn(f"the checkpoint holds a state of {listed(missing)}, which the net lacks")
+
+    def _with_lasting(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Add what callbacks keep that seldom changes."""
+        before, self._lasting = self._lasting, {}
+        for name, callback in own_callbacks(self.net).items():
+            lasting = callback.lasting_state() if is_staged(callback) else None
+            if lasting is not None:
+                mark, state = lasting
+                is_same = name in before and before[name][0] == mark
+                self._lasting[name] = before[name] if is_same else (mark, state())
+        if not self._lasting:
+            return checkpoint
+        part = {name: state for name, (_, state) in self._lasting.items()}
+        marks = {LASTING: tuple((name, mark) for name, (mark, _) in self._lasting.items())}
+        return checkpoint._replace(parts={**checkpoint.parts, LASTING: part}, marks=marks)
+
+    def _restore_lasting(self, checkpoint: Checkpoint) -> None:
+        callbacks = own_callbacks(self.net)
+        for name, state in checkpoint.parts.get(LASTING, {}).items():
+            if is_staged(callback := callbacks.get(name)):
+                try:
+                    callback.load_lasting_state(state)
+                except Exception as error:  # of whatever kind: a file may hold anything
+                    raise DamagedFileError(
+                        f"the checkpoint of epoch {checkpoint.epoch} holds a state of the callback {name!r} that "
+                        f"cannot be read: {error!r}; restore its files, or delete them to resume from the epoch before"
+                    ) from error
 
     def _generators(self, dataset_train: Any) -> dict[str, Any]:
         return generators_of(self.net, dataset_train, self._ctx.loaders)

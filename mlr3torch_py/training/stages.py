@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
 
 from mlr3torch_py.arguments import check_number
@@ -55,7 +56,7 @@ class StagedCallback(Callback):
 
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
-    lost_on_resume: ClassVar[str] = ""
+    tools: ClassVar[tuple[str, ...]] = ("ctx",)  # attributes in which no state of the user's can be
     weight_: float | None = None
     awaits_score_: bool = False
     has_warned_of_nan_: bool = False
@@ -152,6 +153,21 @@ class StagedCallback(Callback):
     def settled_since(self, net: Net) -> float:
         """Return the epoch since which nothing that is scheduled is still to come; infinity while something is."""
         return 0
+
+    @property
+    def lost_on_resume(self) -> str:
+        """What a checkpoint cannot keep of the callback, with the remedy."""
+        return ""
+
+    def lasting_state(self) -> tuple[Hashable, Callable[[], Mapping[str, Any]]] | None:
+        """Return what else a checkpoint keeps: a mark that changes when it does, and a function that returns it.
+
+        It consists of tensors and plain values. What has the mark of the checkpoint before is not written again.
+        """
+        return None
+
+    def load_lasting_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `lasting_state` has returned, once all callbacks have begun."""
 
     def require_params(self, name: str = "") -> None:
         """Raise if a parameter is missing or invalid."""

@@ -32,7 +32,7 @@ def test_the_forecast_is_what_happens(is_initialized, train_split, max_bytes):
         happened = np.array(net.history[:, column])
         np.testing.assert_allclose(plan.cache[column], happened, rtol=0.02, atol=3 if max_bytes < 2**30 else 0)
     assert plan.cache["epoch"].tolist() == [1, 2, 3, 4, 5]
-    assert f"frozen_cache: {sum(plan.cache['cache_hits']):,} of {5 * 300 - 300:,} rows come from memory" in str(plan)
+    assert f"frozen_cache: {sum(plan.cache['cache_hits']):,} of {5 * 150 - 150:,} rows come from memory" in str(plan)
 
 
 def test_events_in_the_middle_of_an_epoch_are_forecast():
