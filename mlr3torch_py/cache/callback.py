@@ -36,7 +36,8 @@ class CallbackSetFrozenCache(CallbackSet):
         something is frozen or unfrozen.
     max_bytes : int
         The bytes that cached rows may take, overhead of Python and torch included. Rows beyond the limit are computed
-        as without the cache. Cached rows stay, except those that were not used for a whole epoch.
+        as without the cache. Cached rows stay, except those that were not used for a whole epoch when the limit is
+        reached, and the rows of an epoch of which none was used in another one, as augmented rows never are.
     check : int
         How many rows from memory are recomputed and compared at a time, in a batch drawn at random; 0 for none. That is
         done in the first epoch with hits, and then as often as it takes at most 1 % of the time that is saved.
@@ -83,7 +84,8 @@ class CallbackSetFrozenCache(CallbackSet):
     functions such as ``torch.flatten`` and ``torch.cat`` are not called for rows from memory.
 
     A checkpoint callback beside it keeps the cached rows in a file of their own, so that a resumed run has the same
-    ones, to the bit, and computes none of them again. Each process of a data-parallel training has its own cache. Only
+    ones, to the bit, and computes none of them again. Rows of a module that is no longer what it was are not used.
+    What no file can keep is named in a warning. Each process of a data-parallel training has its own cache. Only
     submodules of ``module_`` are cached.
 
     Examples

@@ -137,8 +137,9 @@ class Fingerprint:
             own = [tensors.get(id(owner)) for owner in (layer._parameters, layer._buffers)]
             children = [(name, places.get(id(child))) for name, child in layer._modules.items()]
             for name, value in [("class", (cls, own, children)), *sorted(settings.items())]:
+                is_set = isinstance(value, _Contents) and value.structure is set
                 try:
-                    hashes.append((name, portable_hash(value, places)))
+                    hashes.append((name, portable_hash(set(value.leaves) if is_set else value, places)))
                 except NotPortableError as error:
                     raise NotPortableError(f"the {name!r} of its {cls.__name__}") from error
         return portable_hash(hashes, {})
@@ -193,7 +194,7 @@ def _contents(value: Any) -> _Contents:
         return _EMPTY
     if type(value) is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
         return _Contents(value, tuple)
-    leaves, structure = tree_flatten(list(value) if isinstance(value, set) else value)
+    leaves, structure = (list(value), set) if isinstance(value, set) else tree_flatten(value)
     return _Contents([_contents(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
 
 

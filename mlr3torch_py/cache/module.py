@@ -163,12 +163,12 @@ class CachedModule:
         try:
             _ = self.digest
         except NotPortableError as error:
-            return f"since {error} has no name that another process knows: define it at the top of a file"
+            return f"since no other process can tell what {error} is: use a function of a file, or plain values"
         try:
             for layout in self.layouts:
                 layout.spec.packed()
         except NotPortableError as error:
-            return f"since no file can hold a {error} in its output: return tensors, tuples, lists and dicts"
+            return f"since no file can hold {error} of its output: return tensors in tuples, lists and dicts"
         return ""
 
     def recall(self, rows: Recalled) -> None:

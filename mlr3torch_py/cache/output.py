@@ -93,14 +93,14 @@ class OutputSpec:
         Raises
         ------
         NotPortableError
-            If there are none; the message names the type that is to blame.
+            If there are none; the message names what is to blame.
         """
         if other := [type(leaf).__name__ for leaf in self.plain if leaf is not ... and type(leaf) not in _PACKED]:
-            raise NotPortableError(other[0])
+            raise NotPortableError(f"the {other[0]}")
         try:
             tree = treespec_dumps(self.tree)
         except Exception as error:  # of whatever kind, for containers that are not torch's
-            raise NotPortableError(getattr(self.tree.type, "__name__", "")) from error
+            raise NotPortableError("the containers") from error
         plain = [[] if leaf is ... else [leaf] for leaf in self.plain]
         tensors = [(list(row.shape), row.dtype, str(row.device), list(row.order)) for row in self.tensors]
         return {"tree": tree, "plain": plain, "tensors": tensors, "is_tensor": self.is_tensor}

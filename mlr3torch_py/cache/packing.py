@@ -11,10 +11,10 @@ from mlr3torch_py.cache.layout import Layout
 from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.store import Budget
 
-__all__ = ["Recalled", "Stage", "packed", "recalled"]
+__all__ = ["Keeper", "Recalled", "packed", "recalled"]
 
 
-class Stage(Protocol):
+class Keeper(Protocol):
     """What has rows: a cached module, or what a checkpoint holds of one."""
 
     seconds_per_row: float
@@ -58,7 +58,7 @@ class Recalled:
             layout.drop()
 
 
-def packed(stages: Iterable[Stage]) -> dict[str, Any]:
+def packed(stages: Iterable[Keeper]) -> dict[str, Any]:
     """Return tensors and plain values of which `recalled` makes the rows of stages.
 
     Rows are left out if files cannot hold them or what they are made by, and those that are made of these.

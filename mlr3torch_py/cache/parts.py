@@ -15,7 +15,7 @@ from mlr3torch_py.cache.boundary import Boundary
 from mlr3torch_py.cache.frozen import frozen_parts, is_callable, links
 from mlr3torch_py.cache.module import CachedModule
 from mlr3torch_py.cache.operations import Operations
-from mlr3torch_py.cache.packing import Stage, packed, recalled
+from mlr3torch_py.cache.packing import Keeper, packed, recalled
 from mlr3torch_py.cache.placeholder import Passes
 from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy, quoted
@@ -244,7 +244,7 @@ class CachedParts:
         return [f"the rows of {name}, {reason}" for name, reason in reasons if reason]
 
     @property
-    def _keepers(self) -> Sequence[Stage]:
+    def _keepers(self) -> Sequence[Keeper]:
         return [*self.stages.values(), *self._operations.recalled]
 
     @property
