@@ -127,11 +127,12 @@ def test_rows_of_an_epoch_go_if_none_of_them_is_used_in_another():
     assert budget.used == 2 * ROW
 
 
-def test_packed_rows_hold_no_room_for_more(tmp_path):
+def test_packed_rows_hold_no_room_for_more():
     rows = torch.arange(5.0)[:, None].repeat(1, 256)
     table, budget = table_of(rows)
-    table.add(keys(0, 1, 2, 3), rows[:4])
-    table.add(keys(4), rows[4:])
+    names = [bytes([number]) * 16 for number in range(5)]
+    table.add(names[:4], rows[:4])
+    table.add(names[4:], rows[4:])
     assert budget.used == 6 * ROW
     assert table.packed()[1].untyped_storage().nbytes() == 5 * 4 * 256
 
