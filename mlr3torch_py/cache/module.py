@@ -120,7 +120,7 @@ class CachedModule:
     @property
     def is_idle(self) -> bool:
         """Whether the epoch began with known rows, and none of them came again."""
-        n_remembered = sum(source.n_remembered for layout in self.layouts for source in layout.sources)
+        n_remembered = sum(source.n_remembered for layout in self._layouts.values() for source in layout.sources)
         return n_remembered > 0 and self._n_rows > 0 and self._n_known == 0
 
     @property
