@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -13,7 +13,8 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.protocols import Net, last_event, pinned_kinds
 from mlr3torch_py.training.callback_set import CallbackSet
-from mlr3torch_py.training.processes import are_several
+from mlr3torch_py.training.processes import are_several, is_main_process
+from mlr3torch_py.training.stages import LargeState
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFrozenCache"]
@@ -35,7 +36,8 @@ class CallbackSetFrozenCache(CallbackSet):
         something is frozen or unfrozen.
     max_bytes : int
         The bytes that cached rows may take, overhead of Python and torch included. Rows beyond the limit are computed
-        as without the cache. Cached rows stay, except those that were not used for a whole epoch.
+        as without the cache. Cached rows stay, except those that were not used for a whole epoch when the limit is
+        reached, and the rows of an epoch of which none was used in another one, as augmented rows never are.
     check : int
         How many rows from memory are recomputed and compared at a time, in a batch drawn at random; 0 for none. That is
         done in the first epoch with hits, and then as often as it takes at most 1 % of the time that is saved.
@@ -86,7 +88,8 @@ class CallbackSetFrozenCache(CallbackSet):
     ``torch.cat`` are not called for rows from memory.
 
     A checkpoint callback beside it keeps the cached rows in a file of their own, so that a resumed run has the same
-    ones, to the bit, and computes none of them again. Each process of a data-parallel training has its own cache. Only
+    ones, to the bit, and computes none of them again. Rows of a module that is no longer what it was are not used.
+    What no file can keep is named in a warning. Each process of a data-parallel training has its own cache. Only
     submodules of ``module_`` are cached.
 
     Examples
@@ -139,6 +142,9 @@ class CallbackSetFrozenCache(CallbackSet):
         _check_network(net.module_)
         self.cached_ = self.make_parts(net.module_, [callback for _, callback in net.callbacks_])
 
+    def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
+        self._refresh(net)  # now, so that a checkpoint can say before the first step which rows it cannot keep
+
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.cached_ is not None:  # on_train_begin was called, so on_exit will be, too
             self.cached_.begin_epoch()
@@ -180,19 +186,21 @@ class CallbackSetFrozenCache(CallbackSet):
         self._close()
 
     @property
-    def lost_on_resume(self) -> str:
-        if not are_several():
-            return ""
-        return (
+    def lost_on_resume(self) -> Sequence[str]:
+        of_others = (
             "the rows of frozen_cache in other processes than the main one, which are computed again and so may be "
             "rounded differently: leave out frozen_cache where every bit matters"
         )
+        lost = [] if self.cached_ is None else self.cached_.lost_on_resume
+        return [*lost, of_others] if are_several() else lost
 
-    def lasting_state(self) -> tuple[Hashable, Callable[[], Mapping[str, Any]]] | None:
-        return None if self.cached_ is None else (self.cached_.mark, self.cached_.packed)
+    def large_state(self) -> LargeState | None:
+        if self.cached_ is None or not is_main_process():
+            return None
+        return LargeState(self.cached_.version, self.cached_.packed)
 
-    def load_lasting_state(self, state: Mapping[str, Any]) -> None:
-        if self.cached_ is not None and self.ctx is not None:
+    def load_large_state(self, state: Mapping[str, Any]) -> None:
+        if self.cached_ is not None and self.ctx is not None and is_main_process():
             self.cached_.recall(state)
             self.event_ = last_event(self.ctx.net)
 

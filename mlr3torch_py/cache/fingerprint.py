@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
-from xxhash import xxh3_128_hexdigest
 
+from mlr3torch_py.cache.portable import NotPortableError, portable_hash
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
 from mlr3torch_py.network.internals import TreeSpec, tree_flatten
@@ -19,7 +19,6 @@ __all__ = ["Fingerprint"]
 # What every module has, hooks among it, is looked at elsewhere, or may differ.
 _NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
 _NUMBERS: Final = frozenset({bool, int, float})
-_PLAIN: Final = _NUMBERS | {str, bytes, type(None)}
 _WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
 
 
@@ -27,7 +26,7 @@ class _Contents(NamedTuple):
     """The contents of a container or tensor."""
 
     leaves: Sequence[Any]
-    structure: TreeSpec | type | None = None
+    structure: TreeSpec | type | tuple[torch.Size, torch.dtype] | None = None
 
 
 _MEMBER: Final[Callable[..., Any]] = dict.get
@@ -122,10 +121,28 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """A hash of what other processes can compare: classes of layers, parameters, buffers and plain settings."""
-        classes = [f"{cls.__module__}.{cls.__qualname__}" for _, cls in self._layers]
-        tensors = [(seen.name, seen.hash) for seen in self._tensors]
-        return xxh3_128_hexdigest(repr((classes, tensors, [_plain(settings) for settings in self._settings])).encode())
+        """A hash of the state, which is the same in other processes.
+
+        Raises
+        ------
+        NotPortableError
+            If an attribute has no name there, such as a lambda; the message names the attribute.
+        """
+        places = {id(layer): i for i, (layer, _) in enumerate(self._layers)}
+        tensors: dict[int, list[Any]] = {}
+        for seen in self._tensors:
+            tensors.setdefault(id(seen.owner), []).append((seen.name, seen.tensor.shape, seen.tensor.dtype, seen.hash))
+        hashes = []
+        for (layer, cls), settings in zip(self._layers, self._settings, strict=True):
+            own = [tensors.get(id(owner)) for owner in (layer._parameters, layer._buffers)]
+            children = [(name, places.get(id(child))) for name, child in layer._modules.items()]
+            for name, value in [("class", (cls, own, children)), *sorted(settings.items())]:
+                is_set = isinstance(value, _Contents) and value.structure is set
+                try:
+                    hashes.append((name, portable_hash(set(value.leaves) if is_set else value, places)))
+                except NotPortableError as error:
+                    raise NotPortableError(f"the {name!r} of its {cls.__name__}") from error
+        return portable_hash(hashes, {})
 
     def difference(self, other: Fingerprint) -> str | None:
         """Name something that differs; None if nothing does."""
@@ -172,18 +189,13 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
 
 def _contents(value: Any) -> _Contents:
     if isinstance(value, torch.Tensor):
-        return _Contents((content_hash(value),))
+        return _Contents((content_hash(value),), (value.shape, value.dtype))
     if not value:
         return _EMPTY
     if type(value) is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
         return _Contents(value, tuple)
-    leaves, structure = tree_flatten(list(value) if isinstance(value, set) else value)
-    return _Contents([content_hash(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
-
-
-def _plain(settings: dict[str, Any]) -> list[tuple[str, Any]]:
-    found = [(name, value.leaves if isinstance(value, _Contents) else [value]) for name, value in settings.items()]
-    return [(name, list(leaves)) for name, leaves in found if all(type(leaf) in _PLAIN for leaf in leaves)]
+    leaves, structure = (list(value), set) if isinstance(value, set) else tree_flatten(value)
+    return _Contents([_contents(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
 
 
 def _are_same(one: Any, other: Any) -> bool:

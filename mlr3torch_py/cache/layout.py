@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import count
 from typing import Any, Final, Literal
 
 import torch
@@ -16,6 +17,7 @@ from mlr3torch_py.network.internals import tree_leaves
 
 __all__ = ["N_TRIALS", "Layout", "Relation", "relation_of"]
 
+_NUMBERS: Final = count()
 N_TRIALS: Final = 4  # after so many, all positions of a batch were tried
 
 # How the memory of an output relates to that of the input: it is its own, or the output is the input itself, as it was
@@ -30,9 +32,17 @@ class Layout:
     ----------
     digest : str
         The same in each process for such calls.
+    parents : iterable of Layout
+        Those of the calls that gave the input.
+    has_rows : bool
+        Whether rows of the input are given by value.
+    modes : tuple
+        Whether gradients are enabled, and the dtype of autocast.
 
     Attributes
     ----------
+    number : int
+        Larger than those of its parents.
     sources : tuple of Layout
         Those among it and its ancestors to which rows were given by value.
     complete : set of bytes
@@ -45,10 +55,20 @@ class Layout:
         The tensors of the output that were asked for other than by one view of them.
     """
 
-    def __init__(self, digest: str) -> None:
+    def __init__(
+        self,
+        digest: str,
+        parents: Iterable[Layout] = (),
+        *,
+        has_rows: bool = True,
+        modes: tuple[bool, torch.dtype | None] = (True, None),
+    ) -> None:
         self.digest = digest
-        self.modes: tuple[bool, torch.dtype | None] = True, None
-        self.sources: tuple[Layout, ...] = ()
+        self.number = next(_NUMBERS)
+        self.modes = modes
+        self.parents = tuple(dict.fromkeys(parents))
+        inherited: list[Layout] = [source for one in self.parents for source in one.sources]
+        self.sources: tuple[Layout, ...] = tuple(dict.fromkeys([*inherited, self] if has_rows else inherited))
         self._children: list[Layout] = []
         self._tables: dict[int, Table] = {}
         self._geometry: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -60,30 +80,11 @@ class Layout:
         self.n_tried: Counter[int] = Counter()
         self.seen: set[int] = set()
         self.is_dropped = False
+        for parent in self.parents:
+            parent._children.append(self)
 
     def __repr__(self) -> str:
         return self.digest
-
-    def follow(
-        self, parents: Iterable[Layout], *, has_rows: bool, modes: tuple[bool, torch.dtype | None] = (True, None)
-    ) -> None:
-        """Take the place behind the calls that gave the input.
-
-        Parameters
-        ----------
-        parents : iterable of Layout
-            Those of these calls.
-        has_rows : bool
-            Whether rows of the input are given by value.
-        modes : tuple
-            Whether gradients are enabled, and the dtype of autocast.
-        """
-        self.modes = modes
-        own = (self,) if has_rows else ()
-        parents = list(dict.fromkeys(parents))
-        self.sources = tuple(dict.fromkeys([*(source for one in parents for source in one.sources), *own]))
-        for parent in parents:
-            parent._children.append(self)
 
     @property
     def is_new(self) -> bool:
@@ -96,36 +97,48 @@ class Layout:
         assert self._spec is not None
         return self._spec
 
-    @property
-    def mark(self) -> Hashable:
-        """What is another after rows were kept or dropped."""
-        return self.digest, len(self.complete), tuple((i, table.n_changes) for i, table in self._tables.items())
+    def packed(self) -> dict[str, Any]:
+        """Return tensors and plain values of which `unpacked` makes the layout.
 
-    def packed(self) -> dict[str, Any] | None:
-        """Return tensors and plain values of which `unpacked` makes the layout; None if there are none."""
-        spec = self.spec.packed()
-        if spec is None:
-            return None
-        tables = {i: table.packed() for i, table in self._tables.items()}
+        Raises
+        ------
+        NotPortableError
+            If files cannot hold its outputs.
+        """
         return {
-            "spec": spec,
+            "parents": [parent.digest for parent in self.parents],
+            "has_rows": self in self.sources,
+            "modes": self.modes,
+            "spec": self.spec.packed(),
             "relation": self.relation,
             "largest": list(self.largest),
             "complete": packed_keys(self.complete),
             "n_tried": dict(self.n_tried),
-            "tables": tables,
+            "seen": sorted(self.seen),
+            "tables": {i: table.packed() for i, table in self._tables.items()},
         }
 
     @classmethod
-    def unpacked(cls, digest: str, packed: Mapping[str, Any], budget: Budget) -> Layout:
-        """Make a layout of what `packed` returned."""
-        layout = cls(digest)
+    def unpacked(cls, digest: str, packed: Mapping[str, Any], parents: Iterable[Layout], budget: Budget) -> Layout:
+        """Make a layout of what `packed` returned.
+
+        Raises
+        ------
+        RuntimeError, AssertionError
+            If this machine lacks the device of the rows.
+        """
+        layout = cls(digest, parents, has_rows=packed["has_rows"], modes=tuple(packed["modes"]))
         layout._spec = OutputSpec.unpacked(packed["spec"])
         layout.relation, layout.largest = packed["relation"], packed["largest"]
         layout.complete = set(unpacked_keys(packed["complete"]))
         layout.n_tried.update(packed["n_tried"])
-        for i, (keys, rows) in packed["tables"].items():
-            layout.table(i, budget).add(unpacked_keys(keys), rows)
+        layout.seen.update(packed["seen"])
+        try:
+            for i, table in packed["tables"].items():
+                layout.table(i, budget).recall(table)
+        except BaseException:
+            layout.drop()
+            raise
         return layout
 
     @property
@@ -154,11 +167,11 @@ class Layout:
                 table = self._tables[index] = Table(self.spec.tensors[index], budget)
         return table
 
-    def end_epoch(self) -> None:
-        """Drop rows that were not used, if the budget was short."""
+    def end_epoch(self, used_epochs: Set[int] | None = None) -> None:
+        """Drop rows that were not used; see `Table.end_epoch`."""
         self._children = [child for child in self._children if not child.is_dropped]
         for table in self.tables:
-            if dropped := table.end_epoch():
+            if dropped := table.end_epoch(used_epochs):
                 for source in self.sources:
                     # Where a row is made of several, it has another key than in its sources.
                     is_same = dropped <= source.complete

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -16,13 +17,15 @@ from mlr3torch_py.cache.answer import Answer
 from mlr3torch_py.cache.check import HitCheck
 from mlr3torch_py.cache.given import Given
 from mlr3torch_py.cache.layout import Layout, relation_of
+from mlr3torch_py.cache.packing import Recalled
 from mlr3torch_py.cache.placeholder import Passes, Pending, Placeholder, arguments_made_real
+from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.stopwatch import Stopwatch
-from mlr3torch_py.cache.store import Budget, packed_bytes
+from mlr3torch_py.cache.store import Budget
 from mlr3torch_py.cache.tally import Tally
 
-__all__ = ["CachedModule", "bytes_of"]
+__all__ = ["CachedModule"]
 
 _MAX_LAYOUTS: Final = 1000
 
@@ -48,7 +51,7 @@ class CachedModule:
     is_link : bool
         Whether it has no parameters, so that only calls with placeholders are answered.
     identity : str, optional
-        What tells it from other cached modules of the network, in any process; by default its name.
+        What tells it from other cached modules of the network, in each process; by default its name.
 
     Raises
     ------
@@ -86,7 +89,7 @@ class CachedModule:
         identity: str = "",
     ) -> None:
         self.name = name
-        self._identity = identity or name
+        self.identity: str = identity or name
         self.module = module
         self.budget = budget
         self.reject = reject
@@ -99,7 +102,7 @@ class CachedModule:
         self._seconds_computing = 0.0
         self._layouts: dict[Hashable, Layout] = {}
         self._followed: dict[Hashable, Layout] = {}
-        self._recalled: dict[str, Layout] = {}
+        self._recalled: dict[str, Layout] = {}  # of a checkpoint, and not asked for since
         self.forget()
         # The place of a compiled call: the module's hooks run inside of it, and pickle and deepcopy skip it.
         module._compiled_call_impl = self
@@ -128,50 +131,59 @@ class CachedModule:
     @property
     def n_bytes(self) -> int:
         """The bytes that its rows take."""
-        return sum(table.n_bytes for layout in self._layouts.values() for table in layout.tables)
+        return sum(table.n_bytes for layout in self.layouts for table in layout.tables)
+
+    @property
+    def layouts(self) -> Iterable[Layout]:
+        """What is known about its calls, and their rows."""
+        return [
+            one for one in (*self._layouts.values(), *self._recalled.values()) if not (one.is_new or one.is_dropped)
+        ]
 
     def begin_epoch(self) -> None:
         """Start a new tally, and forget all rows if anything in the module has changed."""
         if self._admission.find_change():
             self.forget()
-        for layout in self._layouts.values():
+        for layout in self.layouts:
             layout.n_remembered = len(layout.complete)
         self._n_rows = self._n_known = 0
         self.tally = Tally()
-        self._check.begin_epoch(sum(len(table) for layout in self._layouts.values() for table in layout.tables))
+        self._check.begin_epoch(sum(len(table) for layout in self.layouts for table in layout.tables))
 
-    def end_epoch(self) -> None:
-        """Drop rows that cannot be asked for any more, and stale ones if the budget was short."""
+    def end_epoch(self, used_epochs: Set[int] | None = None) -> None:
+        """Drop rows that cannot be asked for any more, and stale ones; see `Table.end_epoch`."""
         self._layouts = {key: layout for key, layout in self._layouts.items() if not layout.is_dropped}
-        for layout in self._layouts.values():
-            layout.end_epoch()
+        self._recalled = {key: layout for key, layout in self._recalled.items() if not layout.is_dropped}
+        for layout in self.layouts:
+            layout.end_epoch(used_epochs)
 
     @property
-    def mark(self) -> Hashable:
-        """What is another after rows were kept or dropped."""
-        return tuple(layout.mark for layout in self._known_layouts)
-
-    def packed(self) -> dict[str, Any]:
-        """Return tensors and plain values from which `recall` takes the rows, in this process or another."""
-        layouts = {layout.digest: layout.packed() for layout in self._known_layouts}
-        return {
-            "module": self._admission.digest,
-            "seconds_per_row": self.seconds_per_row,
-            "layouts": {digest: packed for digest, packed in layouts.items() if packed is not None},
-        }
-
-    def recall(self, packed: Mapping[str, Any]) -> None:
-        """Take the rows that `packed` returned, if the module is what it was."""
-        if packed["module"] == self._admission.digest:
-            self.seconds_per_row = packed["seconds_per_row"]
-            self._recalled = {
-                digest: Layout.unpacked(digest, layout, self.budget) for digest, layout in packed["layouts"].items()
-            }
+    def digest(self) -> str:
+        """A hash of what the module is; see `Fingerprint.digest`."""
+        return self._admission.digest
 
     @property
-    def _known_layouts(self) -> list[Layout]:
-        own = [layout for layout in self._layouts.values() if not (layout.is_new or layout.is_dropped)]
-        return [*own, *self._recalled.values()]
+    def lost_on_resume(self) -> str:
+        """Why a checkpoint cannot keep rows of it; empty if it can."""
+        try:
+            _ = self.digest
+        except NotPortableError as error:
+            return f"since no other process can tell what {error} is: use a function of a file, or plain values"
+        try:
+            for layout in self.layouts:
+                layout.spec.packed()
+        except NotPortableError as error:
+            return f"since no file can hold {error} of its output: return tensors in tuples, lists and dicts"
+        return ""
+
+    def recall(self, rows: Recalled) -> None:
+        """Take rows from a checkpoint, if the module is what it was."""
+        with suppress(NotPortableError):
+            if rows.digest == self.digest:
+                self.seconds_per_row = rows.seconds_per_row
+                self._recalled = rows.by_digest
+                return
+        rows.drop()
 
     def forget(self) -> None:
         """Forget all rows, and everything learned about the module."""
@@ -305,11 +317,14 @@ class CachedModule:
             if len(self._layouts) > _MAX_LAYOUTS:
                 self._drop_layouts()
             call, parents = request.call, [reference.answer.layout for reference in request.call.references]
-            digest = xxh3_128_hexdigest(repr((self._identity, request.layout)).encode())
-            layout = self._layouts[request.layout] = self._recalled.pop(digest, Layout(digest))
-            layout.follow(parents, has_rows=call.has_rows, modes=(torch.is_grad_enabled(), call.autocast_dtype))
-            if not layout.is_new:
+            digest = xxh3_128_hexdigest(repr((self.identity, request.layout)).encode())
+            layout = self._recalled.pop(digest, None)
+            if layout is None or layout.is_dropped:
+                modes = torch.is_grad_enabled(), call.autocast_dtype
+                layout = Layout(digest, parents, has_rows=call.has_rows, modes=modes)
+            else:
                 self._admission.trust(request)
+            self._layouts[request.layout] = layout
         return layout
 
     def _drop_layouts(self) -> None:
@@ -410,9 +425,3 @@ def _missing(call: Call, layout: Layout, keys: Sequence[bytes]) -> list[int]:
     if call.has_rows:
         found.append([i for i, key in enumerate(keys) if key not in layout.complete])
     return found[0] if len(found) == 1 else sorted(set[int]().union(*found))
-
-
-def bytes_of(packed: Mapping[str, Any]) -> int:
-    """Return the bytes that packed rows will take."""
-    tables = [table for layout in packed["layouts"].values() for table in layout["tables"].values()]
-    return sum(packed_bytes(keys, rows) for keys, rows in tables)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, Final
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mlr3torch_py.cache.functions import Operation, split
-from mlr3torch_py.cache.module import CachedModule, bytes_of
+from mlr3torch_py.cache.module import CachedModule
+from mlr3torch_py.cache.packing import Recalled
 from mlr3torch_py.cache.placeholder import Passes, Placeholder
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.cache.store import Budget
@@ -58,23 +59,40 @@ class Operations:
         self._cached: dict[Operation, CachedModule | None] = {}  # None for those that cannot be
         self._n_kinds: Counter[Callable[..., Any]] = Counter()
         self._frozen: dict[int, torch.UntypedStorage] = {}
-        self._recalled: dict[str, Any] = {}
+        self._recalled: dict[str, Recalled] = {}  # until they are called
+        self._rejected: set[str] = set()
 
     @property
     def stages(self) -> Mapping[str, CachedModule]:
         """The operations whose calls are answered, by a name."""
         return {f"{one.name} {i}": one for i, one in enumerate(self._cached.values()) if one is not None}
 
-    def packed(self) -> dict[str, Any]:
-        """Return tensors and plain values from which `recall` takes the rows, in this process or another."""
-        cached = {one.identity: None if cached is None else cached.packed() for one, cached in self._cached.items()}
-        return {**self._recalled, **cached}
+    @property
+    def recalled(self) -> Iterable[Recalled]:
+        """What a checkpoint holds of operations that were not called since."""
+        return self._recalled.values()
 
-    def recall(self, packed: Mapping[str, Any]) -> None:
-        """Take the rows that `packed` returned, for each operation when it is called."""
-        self._recalled = dict(packed)
-        for rows in filter(None, packed.values()):
-            self._budget.used += bytes_of(rows)
+    @property
+    def cached(self) -> Sequence[str]:
+        """The identities of operations that are cached."""
+        return sorted({*self._recalled, *(one.identity for one in self.stages.values())})
+
+    @property
+    def rejected(self) -> Sequence[str]:
+        """The identities of operations that cannot be cached."""
+        return sorted({*self._rejected, *(one.identity for one, cached in self._cached.items() if cached is None)})
+
+    def recall(self, rejected: Iterable[str], rows: Iterable[Recalled]) -> None:
+        """Take rows from a checkpoint, for each operation when it is called."""
+        self._rejected = set(rejected)
+        self._recalled = {one.identity: one for one in rows}
+
+    def end_epoch(self, used_epochs: Set[int]) -> None:
+        """Drop stale rows of operations that were not called; see `Table.end_epoch`."""
+        for recalled in self.recalled:
+            recalled.by_digest = {key: one for key, one in recalled.by_digest.items() if not one.is_dropped}
+            for layout in recalled.layouts:
+                layout.end_epoch(used_epochs)
 
     def follow(self, module: nn.Module) -> None:
         """Note which tensors of a network stay the same, so that operations may take them."""
@@ -103,6 +121,10 @@ class Operations:
         """Forget all rows, and all operations."""
         for one in self.stages.values():
             one.remove()
+        for recalled in self.recalled:
+            recalled.drop()
+        self._recalled.clear()
+        self._rejected.clear()
         self._cached.clear()
         self._n_kinds.clear()
         self._frozen.clear()
@@ -110,8 +132,9 @@ class Operations:
     def _put_in_place(self, operation: Operation, passes: Passes) -> CachedModule | None:
         function = operation.function
         self._n_kinds[function] += 1
-        packed = self._recalled.pop(operation.identity, {})
-        if packed is None or self._n_kinds[function] > _MAX_KINDS:  # it may differ from call to call
+        recalled = self._recalled.pop(operation.identity, None)
+        is_one_of_many = recalled is None and self._n_kinds[function] > _MAX_KINDS  # it may differ from call to call
+        if is_one_of_many or operation.identity in self._rejected:
             return None
         reject = partial(self._reject, operation)
         try:
@@ -127,9 +150,8 @@ class Operations:
             )
         except NotCacheableError:
             return None
-        if packed:
-            self._budget.give_back(bytes_of(packed))
-            cached.recall(packed)
+        if recalled is not None:
+            cached.recall(recalled)
         return cached
 
     def _reject(self, operation: Operation, error: NotCacheableError, fits_in_eval_mode: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rows import PLAIN, NotCacheableError
 from mlr3torch_py.network.internals import TreeSpec, tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
@@ -86,14 +87,20 @@ class OutputSpec:
     tensors: tuple[RowSpec, ...]
     is_tensor: bool
 
-    def packed(self) -> dict[str, Any] | None:
-        """Return plain values of which `unpacked` makes the spec; None if there are none."""
+    def packed(self) -> dict[str, Any]:
+        """Return plain values of which `unpacked` makes the spec.
+
+        Raises
+        ------
+        NotPortableError
+            If there are none; the message names what is to blame.
+        """
+        if other := [type(leaf).__name__ for leaf in self.plain if leaf is not ... and type(leaf) not in _PACKED]:
+            raise NotPortableError(f"the {other[0]}")
         try:
             tree = treespec_dumps(self.tree)
-        except Exception:  # of whatever kind, for containers that are not torch's
-            return None
-        if not all(leaf is ... or type(leaf) in _PACKED for leaf in self.plain):
-            return None
+        except Exception as error:  # of whatever kind, for containers that are not torch's
+            raise NotPortableError("the containers") from error
         plain = [[] if leaf is ... else [leaf] for leaf in self.plain]
         tensors = [(list(row.shape), row.dtype, str(row.device), list(row.order)) for row in self.tensors]
         return {"tree": tree, "plain": plain, "tensors": tensors, "is_tensor": self.is_tensor}

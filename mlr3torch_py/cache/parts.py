@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,10 +16,12 @@ from mlr3torch_py.cache.doors import guard, unguard
 from mlr3torch_py.cache.frozen import frozen_parts, is_callable, links
 from mlr3torch_py.cache.module import CachedModule
 from mlr3torch_py.cache.operations import Operations
+from mlr3torch_py.cache.packing import Keeper, packed, recalled
 from mlr3torch_py.cache.placeholder import Passes
+from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy, quoted
 from mlr3torch_py.cache.rows import NotCacheableError
-from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.cache.store import Budget, Table
 from mlr3torch_py.cache.tally import Tally
 from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.parameters import can_train, trainable_names
@@ -171,6 +173,7 @@ class CachedParts:
 
     def begin_epoch(self) -> None:
         """Start new tallies, and forget the rows of modules in which anything has changed."""
+        self.budget.epoch += 1
         for cached in self.stages.values():
             try:
                 cached.begin_epoch()
@@ -190,8 +193,10 @@ class CachedParts:
             self._explain_nothing()
         elif self._rejections.has_news:
             self._rejections.tell(is_nothing_cached=False)
+        used_epochs = {epoch for table in self._tables for epoch in table.used_epochs}
         for cached in self.stages.values():
-            cached.end_epoch()
+            cached.end_epoch(used_epochs)
+        self._operations.end_epoch(used_epochs)
         for path in [path for path, cached in self._modules.items() if self._names is None and cached.is_idle]:
             self._release(path)
             self._rejected.add(path)
@@ -204,28 +209,57 @@ class CachedParts:
         return tally
 
     @property
-    def mark(self) -> Hashable:
-        """What is another after rows were kept or dropped."""
-        rejected = frozenset(self._rejected), frozenset(self._containers)
-        return rejected, tuple((path, cached.mark) for path, cached in self.stages.items())
+    def version(self) -> Hashable:
+        """What differs after each change of what `packed` returns."""
+        n_known = sum(len(one.complete) + len(one.seen) for stage in self._keepers for one in stage.layouts)
+        rejected = frozenset(self._rejected), frozenset(self._containers), len(self._operations.rejected)
+        return self.budget.n_changes, n_known, rejected, tuple(self._digests.items())
 
     def packed(self) -> dict[str, Any]:
         """Return tensors and plain values from which `recall` takes the rows, in this process or another."""
         return {
+            "epoch": self.budget.epoch,
             "containers": sorted(self._containers),
             "rejected": sorted(self._rejected),
-            "stages": {path: cached.packed() for path, cached in {**self._modules, **self._links}.items()},
-            "operations": self._operations.packed(),
+            "operations": self._operations.cached,
+            "rejected_operations": self._operations.rejected,
+            **packed(self._keepers),
         }
 
-    def recall(self, packed: Mapping[str, Any]) -> None:
+    def recall(self, kept: Mapping[str, Any]) -> None:
         """Cache what was cached when `packed` was called, with the rows that there were."""
-        self._containers, self._rejected = set(packed["containers"]), set(packed["rejected"])
+        self.budget.epoch = kept["epoch"]
+        self._containers, self._rejected = set(kept["containers"]), set(kept["rejected"])
         self.refresh(retry_rejected=False)
-        for path, cached in {**self._modules, **self._links}.items():
-            if path in packed["stages"]:
-                cached.recall(packed["stages"][path])
-        self._operations.recall(packed["operations"])
+        rows = recalled(kept, {**self._digests, **dict.fromkeys(kept["operations"])}, self.budget)
+        for one in (*self._modules.values(), *self._links.values()):
+            if one.identity in rows:
+                one.recall(rows[one.identity])
+        operations = [rows[identity] for identity in kept["operations"] if identity in rows]
+        self._operations.recall(kept["rejected_operations"], operations)
+
+    @property
+    def lost_on_resume(self) -> Sequence[str]:
+        """The rows that a checkpoint cannot keep, and why."""
+        reasons = [(one.name, one.lost_on_resume) for one in self.stages.values()]
+        return [f"the rows of {name}, {reason}" for name, reason in reasons if reason]
+
+    @property
+    def _keepers(self) -> Sequence[Keeper]:
+        return [*self.stages.values(), *self._operations.recalled]
+
+    @property
+    def _tables(self) -> Iterator[Table]:
+        return (table for one in self._keepers for layout in one.layouts for table in layout.tables)
+
+    @property
+    def _digests(self) -> dict[str, str]:
+        """What the modules are."""
+        found = {}
+        for one in (*self._modules.values(), *self._links.values()):
+            with suppress(NotPortableError):
+                found[one.identity] = one.digest
+        return found
 
     def close(self) -> None:
         """Call all modules directly again, and forget all rows."""

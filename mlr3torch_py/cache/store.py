@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
+from itertools import accumulate, islice, pairwise
 from math import prod
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
 from mlr3torch_py.cache.output import RowSpec
 
-__all__ = ["Budget", "Table", "packed_bytes", "packed_keys", "unpacked_keys"]
+__all__ = ["Budget", "PackedTable", "Table", "packed_keys", "unpacked_keys"]
 
 # About what Python needs for a key, and for its entries in a dictionary and in sets.
 _BYTES_PER_KEY: Final = 256
+
+PackedTable: TypeAlias = tuple[torch.Tensor, torch.Tensor, dict[int, int]]
 
 
 class Budget:
@@ -22,6 +25,13 @@ class Budget:
     Parameters
     ----------
     max_bytes : int
+
+    Attributes
+    ----------
+    epoch : int
+        The number of the current epoch.
+    n_changes : int
+        How often rows were added to a table or dropped from it.
 
     Examples
     --------
@@ -36,10 +46,12 @@ class Budget:
         self.max_bytes = max_bytes
         self.used: int = 0
         self.is_short: bool = False
+        self.epoch: int = 0
+        self.n_changes: int = 0
 
     def take(self, n: int, *, of: int) -> int:
         """Take the bytes of `n` things of one size, or of as many as fit; return their number."""
-        n_fitting = min(n, (self.max_bytes - self.used) // of)
+        n_fitting = max(0, min(n, (self.max_bytes - self.used) // of))
         self.is_short |= n_fitting < n
         self.used += n_fitting * of
         return n_fitting
@@ -53,17 +65,14 @@ class Table:
     """Copies of rows by key, in one tensor.
 
     Rows are not evicted when the budget is used up: training asks for all rows in turn, so evicting the least recently
-    used one would drop each row just before it is needed. Only rows that were not used for a whole epoch make room.
+    used one would drop each row just before it is needed. Only rows that were not used for a whole epoch make room. If
+    none of the rows that were added in one epoch is used in another, all of these go, as rows that are augmented at
+    random never come again.
 
     Parameters
     ----------
     row : RowSpec
     budget : Budget
-
-    Attributes
-    ----------
-    n_changes : int
-        How often rows were added or dropped.
 
     Examples
     --------
@@ -82,7 +91,7 @@ class Table:
         # In memory, a row is in one piece: its dimensions are those of the outputs without the first, in their order.
         self._order = [dim - 1 for dim in row.order if dim]
         self._slots: dict[bytes, int] = {}
-        self.n_changes = 0
+        self._added: dict[int, int] = {}  # how many of the rows, in their order, were added in which epoch
         self._used: set[bytes] = set()
         self._rows = self._allocate(0)
 
@@ -126,22 +135,51 @@ class Table:
             part = rows.detach() if chosen == list(range(len(rows))) else rows.detach()[chosen]
             self._rows[start : start + len(names)] = part
         self._slots.update(zip(names, range(start, start + len(names)), strict=True))
-        self.n_changes += 1
+        self._added[self._budget.epoch] = self._added.get(self._budget.epoch, 0) + len(names)
+        self._budget.n_changes += 1
 
-    def packed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and the rows; later changes of the table leave these as they are."""
-        return packed_keys(self._slots), self._rows[: len(self._slots)]
+    def packed(self) -> PackedTable:
+        """Return keys, rows and when these were added; later changes of the table leave all of it as it is."""
+        rows = self._rows[: len(self._slots)].cpu()
+        is_whole = rows.untyped_storage().nbytes() == rows.nbytes  # files hold all of a storage
+        return packed_keys(self._slots), rows if is_whole else rows.clone(), dict(self._added)
 
-    def end_epoch(self) -> set[bytes]:
-        """Return unused space, and drop the rows not used since the last call if the budget was short.
+    def recall(self, packed: PackedTable) -> None:
+        """Add the rows that `packed` has returned."""
+        keys, rows, added = packed
+        self.add(unpacked_keys(keys), rows)
+        self._used.clear()
+        ends = [min(end, len(self)) for end in accumulate(added.values(), initial=0)]
+        self._added = {epoch: end - start for epoch, (start, end) in zip(added, pairwise(ends), strict=True)}
+
+    @property
+    def used_epochs(self) -> set[int]:
+        """The epochs in which rows were added that were used in this one."""
+        return {epoch for epoch, keys in self._by_epoch() if not self._used.isdisjoint(keys)}
+
+    def end_epoch(self, used_epochs: Set[int] | None = None) -> set[bytes]:
+        """Return unused space, and drop rows.
+
+        Parameters
+        ----------
+        used_epochs : set of int, optional
+            Those of all tables. If something was asked for, the rows of other epochs are dropped; in any case all that
+            were not used in this epoch, if the budget was short.
 
         Returns
         -------
         set of bytes
             The keys that were dropped.
         """
-        stale = self._slots.keys() - self._used if self._budget.is_short else set[bytes]()
-        self.n_changes += bool(stale)
+        stale: set[bytes] = set()
+        if self._budget.is_short:
+            stale = self._slots.keys() - self._used
+        elif self._used and used_epochs is not None:
+            stale.update(*(keys for epoch, keys in self._by_epoch() if epoch not in used_epochs))
+        self._budget.n_changes += bool(stale)
+        if stale:
+            left = {epoch: len(set(keys) - stale) for epoch, keys in self._by_epoch()}
+            self._added = {epoch: n for epoch, n in left.items() if n}
         if stale or len(self._slots) < len(self._rows):
             slots = [slot for key, slot in self._slots.items() if key not in stale]
             rows = self.gather(slots) if slots else self._allocate(0)
@@ -155,8 +193,14 @@ class Table:
     def clear(self) -> None:
         """Drop all rows."""
         self._budget.give_back(self.n_bytes)
-        self._slots, self._rows = {}, self._allocate(0)
+        self._budget.n_changes += 1
+        self._slots, self._added, self._rows = {}, {}, self._allocate(0)
         self._used.clear()
+
+    def _by_epoch(self) -> Iterator[tuple[int, list[bytes]]]:
+        """List the keys of the rows that were added in each epoch."""
+        keys = iter(self._slots)
+        return ((epoch, list(islice(keys, n))) for epoch, n in self._added.items())
 
     def _grow(self, n_rows: int, n_used: int) -> None:
         n_rows = len(self._rows) + self._budget.take(n_rows - len(self._rows), of=self._row_bytes)
@@ -183,8 +227,3 @@ def packed_keys(keys: Collection[bytes]) -> torch.Tensor:
 def unpacked_keys(packed: torch.Tensor) -> list[bytes]:
     """Return the keys that `packed_keys` has packed."""
     return [key.tobytes() for key in packed.numpy()]
-
-
-def packed_bytes(keys: torch.Tensor, rows: torch.Tensor) -> int:
-    """Return the bytes that a table of these rows takes."""
-    return len(keys) * _BYTES_PER_KEY + rows.numel() * rows.dtype.itemsize

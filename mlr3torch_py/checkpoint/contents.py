@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from mlr3torch_py.checkpoint.portable import from_portable, to_portable
 
-__all__ = ["GRADIENTS", "LASTING", "STATE_TENSORS", "Checkpoint", "check_part", "check_state", "check_types"]
+__all__ = ["GRADIENTS", "LARGE", "STATE_TENSORS", "Checkpoint", "check_part", "check_state", "check_types"]
 
 STATE_TENSORS: Final = "callbacks"
 GRADIENTS: Final = "gradients"
-LASTING: Final = "rows"
+LARGE: Final = "rows"
 # The keys of a state that say of which run, call and settings it is.
 OWNER: Final = frozenset({"run", "call", "settings"})
 
@@ -28,16 +27,14 @@ class Checkpoint(NamedTuple):
     epoch : int
     parts : mapping
         The state dicts of modules, criteria and optimizers by their names in the net, under ``gradients`` those that
-        are pending, under ``callbacks`` the tensors of `state`, and under ``rows`` what callbacks keep that seldom
-        changes, by their names.
+        are pending, under ``callbacks`` the tensors of `state`, and under ``rows`` the large states of callbacks. As
+        long as these stay the same, they are the same object.
     state : mapping
         Everything else, as JSON; under ``history`` its last row, as ``last``.
     rows : sequence
         Rows of the history before the last; the lines of a file until they are written.
     first : int
         The index of the first of `rows`.
-    marks : mapping
-        For parts that are written only after a change, what is another after one.
     """
 
     epoch: int
@@ -45,7 +42,6 @@ class Checkpoint(NamedTuple):
     state: Mapping[str, Any]
     rows: Sequence[Any] = ()
     first: int = 0
-    marks: Mapping[str, Hashable] = MappingProxyType({})
 
     @classmethod
     def of(
@@ -81,9 +77,9 @@ class Checkpoint(NamedTuple):
         return cls(epoch, kept, written, rows, first)
 
     def copied(self) -> Checkpoint:
-        """Return a copy that does not change when the net does; the tensors of parts with marks never change."""
-        lasting = {id(part): part for name, part in self.parts.items() if name in self.marks}
-        return deepcopy(self._replace(marks={}), dict(lasting))._replace(marks=self.marks)
+        """Return a copy that does not change when the net does; large states never change."""
+        large = self.parts.get(LARGE)
+        return deepcopy(self, {id(large): large})
 
     def contents(self) -> dict[str, Any]:
         """Return the state as it was given, with all rows of the history, but without what says whose it is."""

@@ -6,14 +6,14 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import torch
 
-from mlr3torch_py.checkpoint.contents import STATE_TENSORS, Checkpoint, check_part, check_state, check_types
+from mlr3torch_py.checkpoint.contents import LARGE, STATE_TENSORS, Checkpoint, check_part, check_state, check_types
 from mlr3torch_py.checkpoint.row_file import RowFile
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError, SealedFiles, json_writer, reading
 from mlr3torch_py.names import listed
@@ -33,7 +33,7 @@ class CheckpointFolder:
 
     A checkpoint of epoch n is ``network<n>.pt``, ``optimizer<n>.pt``, ``state<n>.json``; criteria and further modules
     that have weights are in ``<name>-<n>.pt``, pending gradients in ``gradients-<n>.pt``, further tensors in
-    ``state<n>.pt``. ``rows-<n>.pt``, the rows of a cache, serves later checkpoints too while no row is added.
+    ``state<n>.pt``. ``rows-<n>.pt``, the rows of a cache, belongs to later checkpoints, too, until these change.
     ``state<n>.json`` is written last and names the others with their hashes. ``.history.jsonl`` holds the rows of the
     history before the last, ``run.json`` facts of the whole run, with its id.
 
@@ -55,7 +55,7 @@ class CheckpointFolder:
         self.files = SealedFiles(path)
         self.rows = RowFile(self.files.path)
         self._loadable: set[str] = set()
-        self._lasting: dict[str, tuple[Hashable, str, str]] = {}  # part: mark, file and hash
+        self._large: tuple[Mapping[str, Any], str, str] | None = None  # as written, with the file and its hash
 
     @property
     def path(self) -> Path:
@@ -141,21 +141,21 @@ class CheckpointFolder:
             If it cannot be written; then nothing of it is kept.
         """
         epoch, parts, state = checkpoint[:3]
-        lasting = {part: one for part, one in self._lasting.items() if one[0] == checkpoint.marks.get(part)}
-        part_of = _file_names([part for part in parts if part not in lasting], epoch)
+        large = self._large if self._large and self._large[0] is parts.get(LARGE) else None
+        part_of = _file_names([part for part in parts if part != LARGE or large is None], epoch)
         written: dict[str, str] = {}
 
         def sealed_state(hashes: Mapping[str, str]) -> dict[str, Any]:
             files = {name: {"part": part, "sha256": hashes[name]} for name, part in part_of.items()}
-            files |= {name: {"part": part, "sha256": known} for part, (_, name, known) in lasting.items()}
+            files |= {large[1]: {"part": LARGE, "sha256": large[2]}} if large else {}
             written.update(hashes)
             return {"epoch": epoch, "version": __version__, "files": files, **state, **history}
 
         history = {"history": {**state["history"], **self._append(checkpoint)}} if "history" in state else {}
         writers = {name: partial(self._write_part, part, parts[part]) for name, part in part_of.items()}
         self.files.write({**writers, f"state{epoch}.json": json_writer(sealed_state)})
-        new = {part: name for name, part in part_of.items() if part in checkpoint.marks}
-        self._lasting = lasting | {part: (checkpoint.marks[part], name, written[name]) for part, name in new.items()}
+        new = [(parts[LARGE], name, written[name]) for name, part in part_of.items() if part == LARGE]
+        self._large = new[0] if new else large
 
     def read(self, epoch: int) -> Checkpoint:
         """Read a checkpoint.
@@ -221,6 +221,11 @@ class CheckpointFolder:
                     self.files.remove(name)
             except OSError as error:
                 warn(f"{self.path}: the checkpoint of epoch {epoch} stays until the next one is written ({error})")
+
+    def release(self) -> None:
+        """Let other processes use the folder, and hold no large states any more."""
+        self.files.release()
+        self._large = None
 
     def epochs(self) -> list[int]:
         """List the epochs of the complete checkpoints, newest first."""

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from mlr3torch_py.checkpoint.attributes import Attributes
-from mlr3torch_py.checkpoint.contents import LASTING, Checkpoint
+from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
 from mlr3torch_py.checkpoint.layout import check_callbacks, check_fits, differences
 from mlr3torch_py.checkpoint.net_state import (
@@ -74,7 +74,7 @@ class Session:
         self._named: set[str] = set()
         self._attributes = Attributes()
         self._last_captured = 0
-        self._lasting: dict[str, tuple[Hashable, Mapping[str, Any]]] = {}
+        self._large: tuple[Hashable, Mapping[str, Any]] = (), {}  # versions and states of callbacks
         state = {} if plan.checkpoint is None else plan.checkpoint.state
         records = [state["data"]] if "data" in state else [] if plan.run is None else [plan.run["data"]]
         if not all(same_data(record, data) for record in records):
@@ -156,7 +156,7 @@ class Session:
             self._warn_of(self._unreadable(self._ctx.dataset_train))
         self._last_captured = len(net.history)
         changed, lost = self._attributes.changed(net)
-        self._warn_of([f"{place}, whose kind no file can hold" for place in lost])
+        self._warn_of([f"{place}, whose kind no file can hold" for place in lost] + self._lost_of_callbacks())
         more = {
             "random": random_states(self._generators(self._ctx.dataset_train)),
             "random_of_call": self._states_of_call,
@@ -166,7 +166,7 @@ class Session:
             "split": self._split,
             "settings": self._settings,
         }
-        checkpoint = self._with_lasting(capture(net, more, changed, n_rows))
+        checkpoint = self._with_large(capture(net, more, changed, n_rows))
         self.unsaved = checkpoint if is_due else checkpoint.copied()
 
     def capture_unseen(self, n_rows: int) -> None:
@@ -189,32 +189,26 @@ class Session:
             check_settings(checkpoint.state["settings"], self._settings, is_finished=is_over)
         restore_history(net, checkpoint)
         self._restore_parts(checkpoint)
-        self._restore_lasting(checkpoint)
         missing = restore_rest(net, checkpoint, self._attributes)
+        self._restore_large(checkpoint)
         if missing:
             warn(f"the checkpoint holds a state of {listed(missing)}, which the net lacks")
 
-    def _with_lasting(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Add what callbacks keep that seldom changes."""
-        before, self._lasting = self._lasting, {}
-        for name, callback in own_callbacks(self.net).items():
-            lasting = callback.lasting_state() if is_staged(callback) else None
-            if lasting is not None:
-                mark, state = lasting
-                is_same = name in before and before[name][0] == mark
-                self._lasting[name] = before[name] if is_same else (mark, state())
-        if not self._lasting:
-            return checkpoint
-        part = {name: state for name, (_, state) in self._lasting.items()}
-        marks = {LASTING: tuple((name, mark) for name, (mark, _) in self._lasting.items())}
-        return checkpoint._replace(parts={**checkpoint.parts, LASTING: part}, marks=marks)
+    def _with_large(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Add the large states of callbacks, as the same object if they have the same versions."""
+        callbacks = {name: one for name, one in own_callbacks(self.net).items() if is_staged(one)}
+        states = {name: state for name, one in callbacks.items() if (state := one.large_state()) is not None}
+        versions = tuple((name, state.version) for name, state in states.items())
+        if versions != self._large[0]:
+            self._large = versions, {name: state.read() for name, state in states.items()}
+        return checkpoint._replace(parts={**checkpoint.parts, LARGE: self._large[1]}) if states else checkpoint
 
-    def _restore_lasting(self, checkpoint: Checkpoint) -> None:
+    def _restore_large(self, checkpoint: Checkpoint) -> None:
         callbacks = own_callbacks(self.net)
-        for name, state in checkpoint.parts.get(LASTING, {}).items():
+        for name, state in checkpoint.parts.get(LARGE, {}).items():
             if is_staged(callback := callbacks.get(name)):
                 try:
-                    callback.load_lasting_state(state)
+                    callback.load_large_state(state)
                 except Exception as error:  # of whatever kind: a file may hold anything
                     raise DamagedFileError(
                         f"the checkpoint of epoch {checkpoint.epoch} holds a state of the callback {name!r} that "
@@ -233,10 +227,7 @@ class Session:
             warn(f"the random states of {listed(missing)} are not those of the run that is resumed")
 
     def _name_what_is_lost(self, dataset_train: Any) -> None:
-        lost = self._unreadable(dataset_train)
-        lost += [
-            one.lost_on_resume for one in own_callbacks(self.net).values() if is_staged(one) and one.lost_on_resume
-        ]
+        lost = self._unreadable(dataset_train) + self._lost_of_callbacks()
         lost += [f"{place}, whose state_dict() no file can hold" for place in object_states(self.net)[1]]
         self._warn_of(lost)
         if any(getattr(one, "persistent_workers", False) and one.num_workers for one in self._ctx.loaders):
@@ -244,6 +235,9 @@ class Session:
                 "the checkpoint restarts persistent workers after each epoch, since it cannot read their random "
                 "states; so the net does not train as without it, but as with persistent_workers=False: give that"
             )
+
+    def _lost_of_callbacks(self) -> list[str]:
+        return [lost for one in own_callbacks(self.net).values() if is_staged(one) for lost in one.lost_on_resume]
 
     def _unreadable(self, dataset_train: Any) -> list[str]:
         skip, roots = searched(self.net, dataset_train, self._ctx.loaders)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeGuard
 
 from mlr3torch_py.arguments import check_number
 from mlr3torch_py.protocols import Net
@@ -13,7 +13,7 @@ from mlr3torch_py.training.clock import row_of, score_of
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.warn import warn
 
-__all__ = ["HOOK_OF_STAGE", "StagedCallback", "is_staged"]
+__all__ = ["HOOK_OF_STAGE", "LargeState", "StagedCallback", "is_staged"]
 
 if TYPE_CHECKING:
 
@@ -49,6 +49,21 @@ HOOK_OF_STAGE: Final = {
     "end": "on_train_end",
     "exit": "on_exit",
 }
+
+
+class LargeState(NamedTuple):
+    """A state that a checkpoint keeps in a file of its own, which is written again only after a change.
+
+    Parameters
+    ----------
+    version : hashable
+        Another one after each change.
+    read : callable
+        Returns tensors and plain values that later changes leave as they are.
+    """
+
+    version: Hashable
+    read: Callable[[], Mapping[str, Any]]
 
 
 class StagedCallback(Callback):
@@ -155,19 +170,16 @@ class StagedCallback(Callback):
         return 0
 
     @property
-    def lost_on_resume(self) -> str:
-        """What a checkpoint cannot keep of the callback, with the remedy."""
-        return ""
+    def lost_on_resume(self) -> Sequence[str]:
+        """What a checkpoint cannot keep of the callback, each with the remedy; asked for before and after an epoch."""
+        return ()
 
-    def lasting_state(self) -> tuple[Hashable, Callable[[], Mapping[str, Any]]] | None:
-        """Return what else a checkpoint keeps: a mark that changes when it does, and a function that returns it.
-
-        It consists of tensors and plain values. What has the mark of the checkpoint before is not written again.
-        """
+    def large_state(self) -> LargeState | None:
+        """Return a state that is too large to be written after each epoch; None if there is none."""
         return None
 
-    def load_lasting_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `lasting_state` has returned, once all callbacks have begun."""
+    def load_large_state(self, state: Mapping[str, Any]) -> None:
+        """Restore a large state, once all callbacks have begun and everything else is restored."""
 
     def require_params(self, name: str = "") -> None:
         """Raise if a parameter is missing or invalid."""

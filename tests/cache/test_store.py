@@ -109,3 +109,36 @@ def test_closing_frees_the_memory():
     assert (size, n_numbers_of(1000)) == (12, 0)
     assert parts.budget.used == 0
     assert vars(part).keys() == vars(nn.Linear(1, 1)).keys()
+
+
+def test_rows_of_an_epoch_go_if_none_of_them_is_used_in_another():
+    rows = torch.arange(4.0)[:, None].repeat(1, 256)
+    table, budget = table_of(rows)
+    table.add(keys(0, 1), rows[:2])
+    assert table.end_epoch(table.used_epochs) == set()
+    budget.epoch += 1
+    table.find(keys(1))
+    table.add(keys(2), rows[2:3])
+    assert table.end_epoch(table.used_epochs) == set()  # one of two was used
+    budget.epoch += 1
+    assert table.end_epoch(table.used_epochs) == set()  # nothing was asked for
+    table.find(keys(0))
+    assert table.end_epoch(table.used_epochs) == set(keys(2))
+    assert budget.used == 2 * ROW
+
+
+def test_packed_rows_hold_no_room_for_more():
+    rows = torch.arange(5.0)[:, None].repeat(1, 256)
+    table, budget = table_of(rows)
+    names = [bytes([number]) * 16 for number in range(5)]
+    table.add(names[:4], rows[:4])
+    table.add(names[4:], rows[4:])
+    assert budget.used == 6 * ROW
+    assert table.packed()[1].untyped_storage().nbytes() == 5 * 4 * 256
+
+
+def test_a_budget_that_is_overdrawn_gives_nothing():
+    budget = Budget(100)
+    budget.used = 150
+    assert budget.take(2, of=40) == 0
+    assert budget.used == 150
