@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import pandas as pd
 
+from mlr3torch_py.cache.layout import N_TRIALS
 from mlr3torch_py.cache.parts import CachedParts
 from mlr3torch_py.cache.tally import Tally
 
@@ -20,6 +21,8 @@ __all__ = ["Cost", "Span", "estimate_epochs", "measure_span"]
 # A tally, and the share of the rows that were known.
 Counted: TypeAlias = tuple[Tally, float]
 Seen: TypeAlias = Mapping[str, Counted]
+# The batch fills the cache, is answered for the first time, and once more.
+Round: TypeAlias = tuple[Seen, Seen, Seen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Cost:
         The seconds lost by a trial of a batch, in which its rows are computed again.
     again : float
         The share of its rows that come from memory when the row is new, since a step passes it on several times.
+    proof : float
+        The seconds lost by the first batch from memory, which is compared if few batches were tried.
     """
 
     rows: float
@@ -45,6 +50,7 @@ class Cost:
     seconds: float
     trial: float = 0.0
     again: float = 0.0
+    proof: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +96,18 @@ def measure_span(batch: int, parts: CachedParts, run: Callable[[], object], n_ro
         As in a training; see `CachedParts`.
     """
     parts.refresh()
-    rounds: list[tuple[Seen, Seen]] = []
+    rounds: list[Round] = []
     is_settled = False
     while not is_settled or len(rounds) < 2:  # once more, since a single measurement may have been disturbed
         for cached in parts.stages.values():
             cached.forget()
         filling, fits = _run_once(parts, run)
-        _, still_fits = _run_once(parts, run)  # the first rows from memory are compared, which happens seldom
+        proving, still_fits = _run_once(parts, run)
         answering, at_last_fits = _run_once(parts, run)
-        rounds.append((filling, answering))
+        rounds.append((filling, proving, answering))
         is_settled = fits and still_fits and at_last_fits
     costs = {
-        path: min((_cost(*both, cached.n_bytes, n_rows) for both in found), key=attrgetter("trial"))
+        path: min((_cost(*counts, cached.n_bytes, n_rows) for counts in found), key=attrgetter("trial"))
         for path, cached in parts.stages.items()
         if cached.tally.saved and not cached.tally.misses and (found := _answered(rounds, path))
     }
@@ -118,17 +124,22 @@ def _run_once(parts: CachedParts, run: Callable[[], object]) -> tuple[Seen, bool
     return seen, not parts.settle()
 
 
-def _answered(rounds: Sequence[tuple[Seen, Seen]], path: str) -> list[tuple[Counted, Counted]]:
+def _answered(rounds: Sequence[Round], path: str) -> list[tuple[Counted, Counted, Counted]]:
     """Return the counts of the rounds in which a module was filled, and then answered from memory."""
-    both = [(filling[path], answering[path]) for filling, answering in rounds if path in filling and path in answering]
-    return [(filling, answering) for filling, answering in both if filling[1] < 1 and answering[1] > 0]
+    found = [
+        (filling[path], proving[path], answering[path])
+        for filling, proving, answering in rounds
+        if path in filling and path in proving and path in answering
+    ]
+    return [counts for counts in found if counts[0][1] < 1 and counts[1][1] > 0 and counts[2][1] > 0]
 
 
-def _cost(filling: Counted, answering: Counted, n_bytes: int, n_rows: int) -> Cost:
-    """Compare the pass that fills the cache with the one that is answered from it."""
-    (filled, again), (answered, _) = filling, answering
+def _cost(filling: Counted, proving: Counted, answering: Counted, n_bytes: int, n_rows: int) -> Cost:
+    """Compare the pass that fills the cache, and the first that is answered from it, with later ones."""
+    (filled, again), (proved, _), (answered, _) = filling, proving, answering
     trial = max(0.0, answered.saved * again - filled.saved)
-    return Cost(answered.hits / n_rows, n_bytes / n_rows, answered.saved / n_rows, trial, again)
+    proof = max(0.0, answered.saved - proved.saved)
+    return Cost(answered.hits / n_rows, n_bytes / n_rows, answered.saved / n_rows, trial, again, proof)
 
 
 def estimate_epochs(
@@ -198,6 +209,8 @@ def estimate_epochs(
                 if not kept[path]:
                     n_trials = trials.add(path, n_batches, valid_per_epoch if validates and n_valid else 0)
                     saved -= n_trials * cost.trial
+                else:
+                    saved -= trials.prove(path) * cost.proof
                 known = requested * kept[path] / n_rows
                 kept[path] = min(kept[path] + requested - known, capacity)
                 answered = known + (requested - known) * cost.again
@@ -213,17 +226,28 @@ class _Trials:
 
     def __init__(self) -> None:
         self._n_computed: Counter[tuple[str, str]] = Counter()
+        self._proven: set[str] = set()
 
     def keep(self, paths: Iterable[str]) -> None:
         """Forget all other modules."""
         for key in [key for key in self._n_computed if key[0] not in set(paths)]:
             del self._n_computed[key]
+        self._proven &= set(paths)
 
     def add(self, path: str, n_train: int, n_valid: int) -> int:
         """Count batches of a module, and return how many of them are tried; validation has trials of its own."""
         n_trials = 0
         for mode, n in (("train", n_train), ("valid", n_valid)):
             before = self._n_computed[path, mode]
-            n_trials += sum(number <= 4 or number.bit_count() == 1 for number in range(before + 1, before + n + 1))
+            n_trials += sum(
+                number <= N_TRIALS or number.bit_count() == 1 for number in range(before + 1, before + n + 1)
+            )
             self._n_computed[path, mode] += n
         return n_trials
+
+    def prove(self, path: str) -> int:
+        """Return how many batches are compared when a module is answered from memory for the first time."""
+        if path in self._proven:
+            return 0
+        self._proven.add(path)
+        return sum(0 < self._n_computed[path, mode] < N_TRIALS for mode in ("train", "valid"))
