@@ -25,8 +25,9 @@ MODULES = {
     "f": "memory",
     "g": "stages",
     "h": "plan",
-    "i": "growth",
-    "j": "measured",
+    "i": "backbones",
+    "j": "growth",
+    "k": "measured",
 }
 DOCS = Path(__file__).parents[1] / "docs"
 WITHIN, ABOVE, NO_LIMIT = "#0b5394", "#b45309", "#7f7f7f"

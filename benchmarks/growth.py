@@ -1,4 +1,4 @@
-"""(i) What an epoch costs after 10,000 epochs against after 10: a checkpoint, the history callback and the clock."""
+"""(j) What an epoch costs after 10,000 epochs against after 10: a checkpoint, the history callback and the clock."""
 
 from tempfile import mkdtemp
 
@@ -67,7 +67,7 @@ def measure(few=10, many=10_000, rounds=21):
     microseconds = in_turns({(case, n): way(n) for case, way in cases.items() for n in (few, many)}, rounds)
     return table(
         row(
-            "i",
+            "j",
             f"{case} after {many:,} epochs",
             f"after {few:,} epochs",
             microseconds[case, many],

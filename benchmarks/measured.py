@@ -1,4 +1,4 @@
-"""(j) A plan that is measured: what it says of a batch in each phase, over what a batch then takes in training.
+"""(k) A plan that is measured: what it says of a batch in each phase, over what a batch then takes in training.
 
 Three networks are unfrozen block after block, an epoch for each: a CNN with BatchNorm, a deep MLP that Adam trains, and
 a small transformer. ``freeze_plan(net, X, y, measure=True)`` and the training take turns. A batch in training takes the
@@ -102,5 +102,5 @@ def measure(n_rows=1024, rounds=7, n_phases=4):
         for i in range(n_phases):
             ours, theirs = (figures[name].str[i] for name in ("said", "taken"))
             what = f"a batch of phase {i + 1} as the plan has it, {case}"
-            found.append(row("j", what, "in training", ours, theirs, LIMIT, "ms", "at least 0.75"))
+            found.append(row("k", what, "in training", ours, theirs, LIMIT, "ms", "at least 0.75"))
     return table(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
@@ -14,16 +15,18 @@ from torch.autograd import forward_ad
 
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
-from mlr3torch_py.cache.rounding import largest_values, reproduces
-from mlr3torch_py.cache.rows import Call, NotCacheableError, OutputSpec
+from mlr3torch_py.cache.layout import N_TRIALS, Relation
+from mlr3torch_py.cache.output import OutputSpec
+from mlr3torch_py.cache.rounding import are_near, largest_values, precision_of
+from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.network.internals import check_internals, internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
-__all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "is_fit_in_eval_mode", "is_transformed"]
+__all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "dependent", "is_fit_in_eval_mode", "is_transformed"]
 
 NEEDS_GRADIENT: Final = "its input requires a gradient"
 
-_FIRST_TRIALS: Final = 4
+_FEW_ROWS: Final = 4
 _MODE: Final = attrgetter("training")
 _GLOBAL_HOOKS: Final = [
     internal("torch.nn.modules.module", name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
@@ -54,16 +57,19 @@ class Trial(NamedTuple):
     Parameters
     ----------
     is_module_changed : bool
-        Whether the module was modified unseen, through ``.data`` or numpy, since the epoch began.
+        Whether the module was modified unseen, through ``.data`` or numpy, since it was last compared.
     generators : mapping
         All random generators that the call might draw from.
     random_states : mapping
         Their states.
+    samples : sequence of pairs of list of int and Call
+        Small batches to be computed again: which rows, and their values.
     """
 
     is_module_changed: bool
     generators: Mapping[str, Any]
     random_states: Mapping[str, Any]
+    samples: Sequence[tuple[list[int], Call]] = ()
 
     @property
     def moved(self) -> dict[str, Any]:
@@ -89,15 +95,23 @@ class Admission:
     Notes
     -----
     A module is *row-wise* if its output for a row depends on that row alone. Trials check this separately for each
-    signature, at calls 1 to 4, 8, 16, 32 and so on: they recompute the rows in smaller batches. They also look for
-    effects that an answer from memory would lack, such as drawing random numbers or modifying the module.
+    signature, at calls 1 to 4, 8, 16, 32 and so on. Each recomputes every fourth row, in a small batch and in reverse
+    order, at call 1 one of them alone. Each begins at another row, so that every position of a batch is tried in four
+    calls. That finds
+    statistics, sums, sorting and maxima over the batch, outliers that affect others, branches on its size, and rows
+    that are mixed by position. What affects few rows of few batches only is found if it happens to rows that are tried,
+    or by a check of hits.
+
+    Trials also look for effects that an answer from memory would lack, such as drawing random numbers or modifying the
+    module.
 
     Examples
     --------
     >>> admission, batch = Admission(nn.Flatten()), torch.rand(3, 2, 2)
-    >>> request = admission.read((batch,), {})
-    >>> trial = admission.start_trial(request)
-    >>> admission.finish_trial(trial, request, output=batch.flatten(1))
+    >>> request = admission.read(call := Call((batch,), {}))
+    >>> trial = admission.start_trial(request, call)
+    >>> admission.finish_trial(trial, request, call, output=batch.flatten(1))
+    True
     >>> admission.is_row_wise(request)
     True
     """
@@ -110,6 +124,8 @@ class Admission:
         self._row_wise: dict[Hashable, bool] = {}
         self._n_computed: Counter[Hashable] = Counter()
         self._was_changed_by_call = False
+        self._is_in_doubt = True  # whether it is calls that change the module
+        self._generators: Mapping[str, Any] | None = None
         self._check_hooks()
 
     @property
@@ -121,6 +137,16 @@ class Admission:
     def seems_current(self) -> bool:
         """Whether the module seems unchanged, at a glance; see `Fingerprint.seems_current`."""
         return self._fingerprint.seems_current
+
+    @property
+    def seems_usual(self) -> bool:
+        """Whether the module seems unchanged, and there are no hooks."""
+        return not (any(_GLOBAL_HOOKS) or any(self._hooks)) and self.seems_current
+
+    def settings(self, device: torch.device) -> Hashable:
+        """Return the modes of the layers, of autograd and of autocast."""
+        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        return bytes(map(_MODE, self._layers)), torch.is_grad_enabled(), autocast
 
     def find_change(self, *, trust_versions: bool = False) -> str | None:
         """Compare the module with what it was at the last comparison.
@@ -138,9 +164,11 @@ class Admission:
         now = Fingerprint(self._module, before=self._fingerprint if trust_versions else None)
         change = self._fingerprint.difference(now)
         self._fingerprint = now
+        if change is not None:
+            self._generators = None
         return change
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request | None:
+    def read(self, call: Call) -> Request | None:
         """Read the arguments of a call.
 
         Returns
@@ -154,10 +182,9 @@ class Admission:
             If the module cannot be cached at all.
         """
         self._check_hooks()
-        call = Call(args, kwargs)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
             raise NotCacheableError(NEEDS_GRADIENT, "freeze everything that comes before it, too", may_fit_below=False)
-        settings = call.pattern, bytes(map(_MODE, self._layers)), torch.is_grad_enabled(), call.autocast_dtype
+        settings = call.pattern, self.settings(call.device)
         signature = settings, len(call) == 1
         if call.is_ambiguous or not self._row_wise.get(signature, True):
             return None
@@ -167,16 +194,42 @@ class Admission:
         """Whether trials have found calls of this signature to be row-wise."""
         return self._row_wise.get(request.signature, False)
 
-    def start_trial(self, request: Request) -> Trial | None:
-        """Prepare a trial of a call that is about to be computed; None if no trial is due."""
-        self._n_computed[request.signature] = number = self._n_computed[request.signature] + 1
-        if request.signature in self._row_wise and number > _FIRST_TRIALS and number.bit_count() > 1:
-            return None
-        found = generators(module=self._module)
-        return Trial(self.find_change() is not None, found, random_states(found))
+    @property
+    def digest(self) -> str:
+        """A hash of what the module is, which is the same in other processes."""
+        return self._fingerprint.digest
 
-    def finish_trial(self, trial: Trial, request: Request, output: Any) -> None:
+    def trust(self, request: Request) -> None:
+        """Take calls of this signature to be row-wise, as trials in another process have found."""
+        self._row_wise[request.signature] = True
+        self._n_computed[request.signature] = N_TRIALS
+
+    def start_trial(self, request: Request, call: Call) -> Trial | None:
+        """Prepare a trial of a call that is about to be computed; None if no trial is due.
+
+        Parameters
+        ----------
+        request : Request
+        call : Call
+            The call with all of its values.
+        """
+        self._n_computed[request.signature] = number = self._n_computed[request.signature] + 1
+        if request.signature in self._row_wise and number > N_TRIALS and number.bit_count() > 1:
+            return None
+        if self._generators is None:
+            self._generators = generators(module=self._module)
+        found = {**torch_generators(), **self._generators}
+        samples = [(rows, call.take(rows)) for rows in _sample_rows(len(call), number)]
+        is_changed = self._is_in_doubt and self.find_change() is not None
+        return Trial(is_changed, found, random_states(found), samples)
+
+    def finish_trial(self, trial: Trial, request: Request, call: Call, output: Any, relation: Relation = "new") -> bool:
         """Judge a call by its output and by what else it has done.
+
+        Returns
+        -------
+        bool
+            Whether the module is unchanged since it was last compared, so that rows known before are still right.
 
         Raises
         ------
@@ -184,18 +237,16 @@ class Admission:
             If the module cannot be cached.
         """
         moved = trial.moved
-        if request.call.has_changed():
+        if relation != "written" and call.has_changed():
             raise NotCacheableError("it modifies its input in place", "use out-of-place operations")
         if not self._left_module_unchanged():
-            return
-        self._check_draws(moved, request.call, output)
-        before, now = self._row_wise.get(request.signature), self._is_row_wise(request.call, output)
+            return False
+        self._check_draws(moved, call, output)
+        before, now = self._row_wise.get(request.signature), self._gives_again(call, output, trial.samples)
         self._row_wise[request.signature] = now
         if not now and (before or not any(self._row_wise.values())):
-            raise NotCacheableError(
-                "its output for a row depends on the rest of the batch, or it does not accept every batch",
-                may_depend_on_mode=True,
-            )
+            raise dependent()
+        return True
 
     def start_watch(self) -> Trial:
         """Prepare to watch a call that is computed without a trial."""
@@ -226,8 +277,9 @@ class Admission:
     def _left_module_unchanged(self) -> bool:
         """Check what a call did to the module; one call may change it, to set up a table or the like."""
         parameters = self._fingerprint.parameter_hashes
-        change = self.find_change()
-        if change and self._was_changed_by_call:
+        was_in_doubt, change = self._is_in_doubt, self.find_change()
+        self._is_in_doubt = change is not None
+        if change and self._was_changed_by_call and was_in_doubt:
             raise NotCacheableError(
                 f"a call changes {change}, which would not happen for a row from memory",
                 may_depend_on_mode=self._fingerprint.parameter_hashes == parameters,
@@ -235,25 +287,37 @@ class Admission:
         self._was_changed_by_call |= change is not None
         return change is None
 
-    def _is_row_wise(self, call: Call, output: Any) -> bool:
-        """Recompute the rows in smaller batches and another order."""
-        last = len(call) - 1
-        return self._gives_again(call, output, range(last, -1, -2), range(last - 1, -1, -2), range(min(1, len(call))))
-
-    def _gives_again(self, call: Call, output: Any, *batches: Sequence[int]) -> bool:
-        """Recompute the rows in some batches, or in the one that they came in."""
-        n_rows = len(call)
-        spec = OutputSpec.of(output, n_rows)
-        rows = spec.split(output, n_rows)
-        largest = largest_values(rows)
+    def _gives_again(self, call: Call, output: Any, samples: Sequence[tuple[list[int], Call]] = ()) -> bool:
+        """Recompute some rows in smaller batches, or all in the batch that they came in."""
+        spec = OutputSpec.of(output, len(call))
+        tensors = spec.tensors_of(output, len(call))
+        largest = largest_values(tensors)
+        precision = precision_of(self._module, call, tensors)
         try:
-            return all(
-                reproduces(self._module, call, {i: rows[i] for i in batch}, spec, largest)
-                for batch in batches or [range(n_rows)]
-                if batch
-            )
+            for rows, part in samples or [(list(range(len(call))), call)]:
+                again = self._module._call_impl(*part.args, **part.kwargs)  # type: ignore[no-untyped-call]
+                ours, theirs = [tensor[rows] for tensor in tensors], spec.tensors_of(again, len(rows))
+                if not are_near(ours, theirs, precision=precision, largest=largest):
+                    return False
         except Exception:  # whatever a module raises that accepts whole batches only
             return False
+        return True
+
+
+def _sample_rows(n_rows: int, number: int) -> list[list[int]]:
+    """Choose small batches of rows to be computed again in the trial of some number."""
+    step = max(1, min(N_TRIALS, n_rows))
+    nth = number if number <= N_TRIALS else number.bit_length() + 1
+    rows = list(range(n_rows))[-nth % step :: step][::-1]
+    if len(rows) == 1 < n_rows:
+        rows.append((rows[0] + 1 + secrets.randbelow(n_rows - 1)) % n_rows)
+    return [one for one in ((rows[1:], rows[:1]) if number == 1 else (rows,)) if one]
+
+
+def dependent() -> NotCacheableError:
+    """Say that rows depend on each other."""
+    reason = "its output for a row depends on the rest of the batch, or it does not accept every batch"
+    return NotCacheableError(reason, may_depend_on_mode=True)
 
 
 def is_fit_in_eval_mode(module: nn.Module, call: Call) -> bool:
@@ -279,12 +343,12 @@ def is_fit_in_eval_mode(module: nn.Module, call: Call) -> bool:
                 layer.training = False
             admission = Admission(copied)
             for _ in range(3):  # since one call may set up a table; in turns, to see whether any row is remembered
-                call = call.take(range(len(call))[::-1])
-                request = admission.read(call.args, call.kwargs)
-                trial = request and admission.start_trial(request)
+                call = call.take(range(min(len(call), _FEW_ROWS))[::-1])
+                request = admission.read(call)
+                trial = request and admission.start_trial(request, call)
                 if request is None or trial is None:
                     return False
-                admission.finish_trial(trial, request, copied(*call.args, **call.kwargs))
+                admission.finish_trial(trial, request, call, copied(*call.args, **call.kwargs))
     except Exception:  # whatever a module raises that cannot be copied
         return False
     return admission.has_verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -13,6 +13,8 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.protocols import Net, last_event, pinned_kinds
 from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.processes import are_several, is_main_process
+from mlr3torch_py.training.stages import LargeState
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFrozenCache"]
@@ -23,7 +25,8 @@ class CallbackSetFrozenCache(CallbackSet):
 
     While a submodule is frozen as a whole, its output for a row stays the same from epoch to epoch. Rows are identified
     by a 128-bit hash of their content, so shuffling, validation and pipelines need nothing special, and a row that is
-    augmented at random is computed.
+    augmented at random is computed. Frozen submodules that follow each other count as one: only what they give to other
+    code is kept.
 
     Parameters
     ----------
@@ -33,10 +36,11 @@ class CallbackSetFrozenCache(CallbackSet):
         something is frozen or unfrozen.
     max_bytes : int
         The bytes that cached rows may take, overhead of Python and torch included. Rows beyond the limit are computed
-        as without the cache. Cached rows stay, except those that were not used for a whole epoch.
+        as without the cache. Cached rows stay, except those that were not used for a whole epoch when the limit is
+        reached, and the rows of an epoch of which none was used in another one, as augmented rows never are.
     check : int
-        How many rows from memory are recomputed and compared in each epoch, for each submodule, in a batch drawn at
-        random; 0 for none.
+        How many rows from memory are recomputed and compared at a time, in a batch drawn at random; 0 for none. That is
+        done in the first epoch with hits, and then as often as it takes at most 1 % of the time that is saved.
 
     Raises
     ------
@@ -62,16 +66,31 @@ class CallbackSetFrozenCache(CallbackSet):
 
     Notes
     -----
-    The history records for each epoch the rows taken from memory (`cache_hits`), the rows computed (`cache_misses`),
-    the bytes in use (`cache_bytes`), and the estimated seconds for computing the hits minus those that the cache took
-    (`cache_saved`). On devices that run asynchronously, only the seconds that Python waits are counted.
+    The history records for each epoch the rows taken from memory (`cache_hits`) and computed (`cache_misses`), counted
+    where other code asks for them, the bytes in use when the epoch ends (`cache_bytes`), and the estimated seconds for
+    computing the hits minus those that the cache took (`cache_saved`). On devices that run asynchronously, only the
+    seconds that Python waits are counted.
 
     Rows are forgotten when something in their submodule is unfrozen, when its parameters, buffers, children or other
     attributes change, and when training begins and ends. Changes that torch's version counters see take effect at once;
     writes through ``.data`` or numpy, and other attributes, when the next epoch begins. Trials check whether the rows
-    of a batch are independent while the cache is filled, which costs a few additional batches in the first epoch.
+    of a batch are independent while the cache is filled, by every fourth row of some batches, other ones each time.
+    Until four batches have tried all positions, rows from memory are computed again before they are used. What affects
+    few rows of few batches only may be missed until a check finds it.
 
-    Each process of a data-parallel training has its own cache. Only submodules of ``module_`` are cached.
+    Between submodules that are cached, code of the network is given a subclass of `torch.Tensor` in place of an output,
+    which becomes a plain tensor in place when anything but its shape, dtype or device is asked for. So ``type(x) is
+    torch.Tensor`` is false for it until then; use ``isinstance(x, torch.Tensor)`` or ``torch.is_tensor(x)``. Hooks,
+    trainable modules and losses are given plain tensors, and so are functions that ``torch.compile`` or ``torch.jit``
+    has compiled, an `autograd.Function`, and custom operations. If a network fails because C code needs the memory of
+    its tensor, its forward pass is run again with plain tensors, and from then on it is given these alone. Modules
+    without parameters between cached ones, such as ``nn.ReLU``, and functions such as ``torch.flatten`` and
+    ``torch.cat`` are not called for rows from memory.
+
+    A checkpoint callback beside it keeps the cached rows in a file of their own, so that a resumed run has the same
+    ones, to the bit, and computes none of them again. Rows of a module that is no longer what it was are not used.
+    What no file can keep is named in a warning. Each process of a data-parallel training has its own cache. Only
+    submodules of ``module_`` are cached.
 
     Examples
     --------
@@ -81,15 +100,12 @@ class CallbackSetFrozenCache(CallbackSet):
     ...     t_clbk("frozen_cache"),
     ... ]).fit(X, y)
     >>> net.history[:, ("cache_hits", "cache_misses")]
-    [(0, 300), (300, 0), (300, 0)]
+    [(0, 150), (150, 0), (150, 0)]
     """
 
     label = "Frozen Cache"
     default_weight: ClassVar[float] = 400
-    lost_on_resume = (
-        "the rows of frozen_cache, which are computed again in other batches and so may be rounded differently: leave "
-        "out frozen_cache where every bit matters"
-    )
+    tools: ClassVar[tuple[str, ...]] = (*CallbackSet.tools, "cached_")
     cached_: CachedParts | None = None
     event_: int | None = None
 
@@ -126,6 +142,9 @@ class CallbackSetFrozenCache(CallbackSet):
         _check_network(net.module_)
         self.cached_ = self.make_parts(net.module_, [callback for _, callback in net.callbacks_])
 
+    def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
+        self._refresh(net)  # now, so that a checkpoint can say before the first step which rows it cannot keep
+
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.cached_ is not None:  # on_train_begin was called, so on_exit will be, too
             self.cached_.begin_epoch()
@@ -142,10 +161,10 @@ class CallbackSetFrozenCache(CallbackSet):
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.cached_ is None:
             return
-        n_bytes, tally = self.cached_.budget.used, self.cached_.end_epoch()
+        tally = self.cached_.end_epoch()
         net.history.record("cache_hits", tally.hits)
         net.history.record("cache_misses", tally.misses)
-        net.history.record("cache_bytes", n_bytes)
+        net.history.record("cache_bytes", self.cached_.budget.used)
         net.history.record("cache_saved", tally.saved)
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
@@ -165,6 +184,25 @@ class CallbackSetFrozenCache(CallbackSet):
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self._close()
+
+    @property
+    def lost_on_resume(self) -> Sequence[str]:
+        of_others = (
+            "the rows of frozen_cache in other processes than the main one, which are computed again and so may be "
+            "rounded differently: leave out frozen_cache where every bit matters"
+        )
+        lost = [] if self.cached_ is None else self.cached_.lost_on_resume
+        return [*lost, of_others] if are_several() else lost
+
+    def large_state(self) -> LargeState | None:
+        if self.cached_ is None or not is_main_process():
+            return None
+        return LargeState(self.cached_.version, self.cached_.packed)
+
+    def load_large_state(self, state: Mapping[str, Any]) -> None:
+        if self.cached_ is not None and self.ctx is not None and is_main_process():
+            self.cached_.recall(state)
+            self.event_ = last_event(self.ctx.net)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"cached_": None, "event_": None}

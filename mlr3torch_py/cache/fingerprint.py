@@ -9,22 +9,24 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from mlr3torch_py.cache.portable import NotPortableError, portable_hash
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
 from mlr3torch_py.network.internals import TreeSpec, tree_flatten
 
 __all__ = ["Fingerprint"]
 
-# Compared on their own, or allowed to differ.
-_NOT_SETTINGS: Final = frozenset({"training", "train", "_parameters", "_buffers", "_modules", "_compiled_call_impl"})
-_CONTAINERS: Final = (list, tuple, dict, set)
+# What every module has, hooks among it, is looked at elsewhere, or may differ.
+_NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
+_NUMBERS: Final = frozenset({bool, int, float})
+_WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
 
 
 class _Contents(NamedTuple):
     """The contents of a container or tensor."""
 
     leaves: Sequence[Any]
-    structure: TreeSpec | None = None
+    structure: TreeSpec | type | tuple[torch.Size, torch.dtype] | None = None
 
 
 _MEMBER: Final[Callable[..., Any]] = dict.get
@@ -117,6 +119,31 @@ class Fingerprint:
         """The hashes of all parameters."""
         return [seen.hash for seen in self._tensors if isinstance(seen.tensor, nn.Parameter)]
 
+    @property
+    def digest(self) -> str:
+        """A hash of the state, which is the same in other processes.
+
+        Raises
+        ------
+        NotPortableError
+            If an attribute has no name there, such as a lambda; the message names the attribute.
+        """
+        places = {id(layer): i for i, (layer, _) in enumerate(self._layers)}
+        tensors: dict[int, list[Any]] = {}
+        for seen in self._tensors:
+            tensors.setdefault(id(seen.owner), []).append((seen.name, seen.tensor.shape, seen.tensor.dtype, seen.hash))
+        hashes = []
+        for (layer, cls), settings in zip(self._layers, self._settings, strict=True):
+            own = [tensors.get(id(owner)) for owner in (layer._parameters, layer._buffers)]
+            children = [(name, places.get(id(child))) for name, child in layer._modules.items()]
+            for name, value in [("class", (cls, own, children)), *sorted(settings.items())]:
+                is_set = isinstance(value, _Contents) and value.structure is set
+                try:
+                    hashes.append((name, portable_hash(set(value.leaves) if is_set else value, places)))
+                except NotPortableError as error:
+                    raise NotPortableError(f"the {name!r} of its {cls.__name__}") from error
+        return portable_hash(hashes, {})
+
     def difference(self, other: Fingerprint) -> str | None:
         """Name something that differs; None if nothing does."""
         if len(self._layers) != len(other._layers) or len(self._tensors) != len(other._tensors):
@@ -154,7 +181,7 @@ def _see(owner: dict[str, Any], name: str, tensor: torch.Tensor, before: _Seen |
 def _settings(layer: nn.Module) -> dict[str, Any]:
     """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
     return {
-        name: _contents(value) if isinstance(value, (*_CONTAINERS, torch.Tensor)) else value
+        name: _contents(value) if isinstance(value, _WITH_CONTENTS) else value
         for name, value in vars(layer).items()
         if name not in _NOT_SETTINGS
     }
@@ -162,11 +189,13 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
 
 def _contents(value: Any) -> _Contents:
     if isinstance(value, torch.Tensor):
-        return _Contents((content_hash(value),))
+        return _Contents((content_hash(value),), (value.shape, value.dtype))
     if not value:
         return _EMPTY
-    leaves, structure = tree_flatten(list(value) if isinstance(value, set) else value)
-    return _Contents([content_hash(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
+    if type(value) is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
+        return _Contents(value, tuple)
+    leaves, structure = (list(value), set) if isinstance(value, set) else tree_flatten(value)
+    return _Contents([_contents(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
 
 
 def _are_same(one: Any, other: Any) -> bool:

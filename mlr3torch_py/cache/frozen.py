@@ -1,17 +1,17 @@
-"""Find the parts of a network that are frozen as a whole."""
+"""Find the parts of a network that are frozen as a whole, and what links them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.names import ancestors
-from mlr3torch_py.network.unwrap import bare, named_parameters
+from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
-__all__ = ["frozen_parts", "is_callable"]
+__all__ = ["frozen_parts", "is_callable", "links"]
 
 
 def frozen_parts(
@@ -50,6 +50,37 @@ def frozen_parts(
         wanted &= among
     first_path: dict[int, str] = {}
     outermost = _outermost(bare(module), "", wanted)
+    return {path: part for path, part in outermost if first_path.setdefault(id(part), path) == path}
+
+
+def links(module: nn.Module, parts: Iterable[nn.Module], *, containers: Set[str] = frozenset()) -> dict[str, nn.Module]:
+    """Find the largest modules without parameters outside of some parts.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    parts : iterable of torch.nn.Module
+    containers : set of str
+        See `frozen_parts`.
+
+    Returns
+    -------
+    dict of str to torch.nn.Module
+        By path, in the order of the network; a shared module once.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.ReLU(), nn.Linear(2, 1))
+    >>> list(links(network, [network[0]]))
+    ['1']
+    """
+    inside = {id(one) for part in parts for one in part.modules()}
+    with_parameters = {around for name in named_parameters(module) for around in ancestors(name)}
+    paths = (
+        {path for path, one in named_modules(module) if path and id(one) not in inside} - with_parameters - containers
+    )
+    first_path: dict[int, str] = {}
+    outermost = _outermost(bare(module), "", paths)
     return {path: part for path, part in outermost if first_path.setdefault(id(part), path) == path}
 
 

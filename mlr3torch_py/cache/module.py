@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
+import torch
 from torch import nn
+from xxhash import xxh3_128_hexdigest
 
-from mlr3torch_py.cache.admission import Admission, Request, is_fit_in_eval_mode, is_transformed
-from mlr3torch_py.cache.rounding import largest_values, reproduces
-from mlr3torch_py.cache.rows import Call, NotCacheableError, OutputSpec, RowTensors
+from mlr3torch_py.cache.admission import Admission, Request, dependent, is_fit_in_eval_mode, is_transformed
+from mlr3torch_py.cache.answer import Answer
+from mlr3torch_py.cache.check import HitCheck
+from mlr3torch_py.cache.given import Given
+from mlr3torch_py.cache.layout import Layout, relation_of
+from mlr3torch_py.cache.packing import Recalled
+from mlr3torch_py.cache.placeholder import Passes, Pending, Placeholder, arguments_made_real
+from mlr3torch_py.cache.portable import NotPortableError
+from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.stopwatch import Stopwatch
-from mlr3torch_py.cache.store import Budget, RowCache
+from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.cache.tally import Tally
 
-__all__ = ["CachedModule", "Tally"]
+__all__ = ["CachedModule"]
 
 _MAX_LAYOUTS: Final = 1000
-
-
-@dataclass(slots=True)
-class Tally:
-    """Hit and miss counts of a module.
-
-    Parameters
-    ----------
-    hits, misses : int
-        Rows taken from memory, and rows computed.
-    saved : float
-        Estimated seconds for computing the hits, minus the seconds that the cache itself took.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    saved: float = 0.0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.hits + other.hits, self.misses + other.misses, self.saved + other.saved)
-
-
-@dataclass(slots=True)
-class _Layout:
-    """What calls share that differ only in the number and contents of their rows."""
-
-    seed: int
-    output: OutputSpec | None = None
-    largest: Sequence[float] = ()
 
 
 class CachedModule:
@@ -66,6 +46,12 @@ class CachedModule:
         How many hits of one randomly drawn batch are recomputed and compared in each epoch.
     reject : callable
         Called when the module turns out not to be cacheable, with the reason and whether it would be in eval mode.
+    passes : Passes, optional
+        The forward pass under way, within which it gives placeholders.
+    is_link : bool
+        Whether it has no parameters, so that only calls with placeholders are answered.
+    identity : str, optional
+        What tells it from other cached modules of the network, in each process; by default its name.
 
     Raises
     ------
@@ -97,17 +83,26 @@ class CachedModule:
         budget: Budget,
         check: int,
         reject: Callable[[NotCacheableError, bool], None],
+        *,
+        passes: Passes | None = None,
+        is_link: bool = False,
+        identity: str = "",
     ) -> None:
         self.name = name
+        self.identity: str = identity or name
         self.module = module
-        self.check = check
+        self.budget = budget
         self.reject = reject
-        self.rows: RowCache = RowCache(budget)
+        self.is_link = is_link
         self.tally: Tally = Tally()
         self.is_called: bool = False
-        self._n_rows_before = 0
-        self._hits_until_check = 0
+        self._passes = Passes() if passes is None else passes
+        self._check = HitCheck(check)
+        self._n_rows = self._n_known = 0
         self._seconds_computing = 0.0
+        self._layouts: dict[Hashable, Layout] = {}
+        self._followed: dict[Hashable, Layout] = {}
+        self._recalled: dict[str, Layout] = {}  # of a checkpoint, and not asked for since
         self.forget()
         # The place of a compiled call: the module's hooks run inside of it, and pickle and deepcopy skip it.
         module._compiled_call_impl = self
@@ -124,27 +119,81 @@ class CachedModule:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the epoch began with cached rows, and none of them was used."""
-        return self._n_rows_before > 0 and self.tally.misses > 0 and self.tally.hits == 0
+        """Whether the epoch began with known rows, and none of them came again."""
+        n_remembered = sum(source.n_remembered for layout in self._layouts.values() for source in layout.sources)
+        return n_remembered > 0 and self._n_rows > 0 and self._n_known == 0
+
+    @property
+    def share_known(self) -> float:
+        """The share of the rows of its calls in this epoch that were known."""
+        return self._n_known / max(1, self._n_rows)
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes that its rows take."""
+        return sum(table.n_bytes for layout in self.layouts for table in layout.tables)
+
+    @property
+    def layouts(self) -> Iterable[Layout]:
+        """What is known about its calls, and their rows."""
+        return [
+            one for one in (*self._layouts.values(), *self._recalled.values()) if not (one.is_new or one.is_dropped)
+        ]
 
     def begin_epoch(self) -> None:
         """Start a new tally, and forget all rows if anything in the module has changed."""
         if self._admission.find_change():
             self.forget()
-        self.tally, self._n_rows_before = Tally(), len(self.rows)
-        # Drawn from the system, since training and checkpoints depend on all other generators.
-        self._hits_until_check = secrets.randbelow(max(1, len(self.rows)))
+        for layout in self.layouts:
+            layout.n_remembered = len(layout.complete)
+        self._n_rows = self._n_known = 0
+        self.tally = Tally()
+        self._check.begin_epoch(sum(len(table) for layout in self.layouts for table in layout.tables))
+
+    def end_epoch(self, used_epochs: Set[int] | None = None) -> None:
+        """Drop rows that cannot be asked for any more, and stale ones; see `Table.end_epoch`."""
+        self._layouts = {key: layout for key, layout in self._layouts.items() if not layout.is_dropped}
+        self._recalled = {key: layout for key, layout in self._recalled.items() if not layout.is_dropped}
+        for layout in self.layouts:
+            layout.end_epoch(used_epochs)
+
+    @property
+    def digest(self) -> str:
+        """A hash of what the module is; see `Fingerprint.digest`."""
+        return self._admission.digest
+
+    @property
+    def lost_on_resume(self) -> str:
+        """Why a checkpoint cannot keep rows of it; empty if it can."""
+        try:
+            _ = self.digest
+        except NotPortableError as error:
+            return f"since no other process can tell what {error} is: use a function of a file, or plain values"
+        try:
+            for layout in self.layouts:
+                layout.spec.packed()
+        except NotPortableError as error:
+            return f"since no file can hold {error} of its output: return tensors in tuples, lists and dicts"
+        return ""
+
+    def recall(self, rows: Recalled) -> None:
+        """Take rows from a checkpoint, if the module is what it was."""
+        with suppress(NotPortableError):
+            if rows.digest == self.digest:
+                self.seconds_per_row = rows.seconds_per_row
+                self._recalled = rows.by_digest
+                return
+        rows.drop()
 
     def forget(self) -> None:
         """Forget all rows, and everything learned about the module."""
-        self.rows.clear()
+        self._drop_layouts()
         self._admission = Admission(self.module)
-        self._layouts: dict[Hashable, _Layout] = {}
-        self._seconds_per_row = math.inf
+        self.seconds_per_row = math.inf
 
     def remove(self) -> None:
         """Restore the module's own call, and forget all rows."""
-        self.rows.clear()
+        self._drop_layouts()
         if self.is_in_place:
             del self.module._compiled_call_impl
 
@@ -153,35 +202,98 @@ class CachedModule:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a call of the module."""
-        self.is_called = True
-        hits_before, computing_before = self.tally.hits, self._seconds_computing
-        with Stopwatch() as watch:
-            found = self._look_up(args, kwargs)
-            output = None if found is None else self._answer(*found)
-        if found is None:
+        if len(args) == 1 and not kwargs and type(args[0]) is Placeholder:
+            output = self._follow(args[0])
+            if output is not None:
+                return output
+        if is_transformed():
+            args, kwargs = arguments_made_real(args, kwargs)
             return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-        n_hits = self.tally.hits - hits_before
+        given = Given(args, kwargs)
+        if self.is_link and not given.placeholders:
+            return self.module._call_impl(*given.args, **given.kwargs)  # type: ignore[no-untyped-call]
+        self.is_called = True
+        computing_before, n_known_before = self._seconds_computing, self._n_known
+        with Stopwatch() as watch:
+            found = self._look_up(given)
+            output = None if found is None else self._answer(given, *found)
+        if found is None:
+            return self._pass_through(given.args, given.kwargs)
+        n_known = self._n_known - n_known_before
         overhead = watch.seconds - (self._seconds_computing - computing_before)
-        self.tally.saved += (n_hits * self._seconds_per_row if n_hits else 0.0) - overhead
+        self.tally.saved += (n_known * self.seconds_per_row if n_known else 0.0) - overhead
         return output
 
-    def _look_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Request, _Layout, list[bytes]] | None:
-        """Find the layout of a call and the keys of its rows; None if it cannot be answered from memory."""
-        if is_transformed():
+    def compute(self, call: Call) -> Any:
+        """Compute a call."""
+        with self._passes.suspended(), Stopwatch() as watch:
+            output = self.module._call_impl(*call.args, **call.kwargs)  # type: ignore[no-untyped-call]
+        self._seconds_computing += watch.seconds
+        self.seconds_per_row = min(self.seconds_per_row, watch.seconds / max(1, len(call)))
+        return output
+
+    def count(self, answer: Answer, index: int, known: Sequence[int], value: torch.Tensor) -> None:
+        """Count rows that were asked for, and check some of those from memory.
+
+        Raises
+        ------
+        RuntimeError
+            If a checked row differs by more than rounding.
+        """
+        if not answer.is_counted:
+            answer.is_counted = True
+            self.tally.hits += len(known)
+            self.tally.misses += len(answer.keys) - len(known)
+        rows = self._check.draw(known)
+        if not rows or answer.has_changed_input:
+            return
+        with Stopwatch() as watch:
+            again = answer.compute(rows)[index]
+        self._check.pay(watch.seconds, answer.seconds_per_row)
+        if not answer.is_near(index, value[rows], again):
+            raise RuntimeError(
+                f"frozen_cache: {self.name} now gives another output for a row than when the row was cached, although "
+                "nothing in it, or in what comes before it, seems to have changed. Either an output depends on the "
+                "rest of the batch or on something outside of its module, or a module was modified through .data or "
+                "numpy during this epoch; name other modules in `modules`"
+            )
+
+    def reject_dependent(self, call: Call) -> None:
+        """Give the module up because its rows depend on each other, as in this call."""
+        self._reject(dependent(), call)
+
+    def _follow(self, placeholder: Placeholder) -> Any:
+        """Answer a call like others before it, all of whose rows are known; None if it is not one."""
+        pending = placeholder.pending
+        answer = pending.answer
+        if answer.missing or self._passes.current is None or not pending.is_current:
             return None
+        with Stopwatch() as watch:
+            layout = self._followed.get(self._step(answer, pending.index))
+            is_usual = layout is not None and not layout.is_dropped and self._admission.seems_usual
+            if layout is None or not is_usual or (layout.relation == "written" and pending.base is not None):
+                return None
+            following = Answer(self, layout, placeholder.reference(), answer.keys, answer.missing)
+            output = self._give((placeholder,), {}, following, [None] * len(layout.spec.tensors))
+        self._n_rows += len(answer.keys)
+        self._n_known += len(answer.keys)
+        self.tally.saved += len(answer.keys) * self.seconds_per_row - watch.seconds
+        return output
+
+    def _step(self, answer: Answer, index: int) -> Hashable:
+        """Identify the layout of a call that is given one placeholder."""
+        return answer.layout, index, self._admission.settings(answer.layout.spec.tensors[index].device)
+
+    def _look_up(self, given: Given) -> tuple[Request, Layout, list[bytes]] | None:
+        """Find the layout of a call and the keys of its rows; None if it cannot be answered from memory."""
         try:
             if not (self._admission.seems_current or self._catch_up()):
                 return None
-            request = self._admission.read(args, kwargs)
+            request = self._admission.read(given.call)
             if request is None:
                 return None
-            if len(self._layouts) > _MAX_LAYOUTS:
-                self.rows.clear()
-                self._layouts.clear()
-            layout = self._layouts.get(request.layout)
-            if layout is None:
-                layout = self._layouts[request.layout] = _Layout(secrets.randbits(64))
-            keys = request.call.row_keys(layout.seed)
+            layout = self._layout(request)
+            keys = request.call.row_keys()
         except NotCacheableError as error:
             self.reject(error, False)
         except (RuntimeError, TypeError) as error:
@@ -193,80 +305,123 @@ class CachedModule:
     def _catch_up(self) -> bool:
         """Follow a change of the module; return whether it is still frozen."""
         if any(tensor.requires_grad for tensor in self.module.parameters()):
-            self.remove()
+            self._drop_layouts()
             return False
         if self._admission.find_change(trust_versions=True):
             self.forget()
         return True
 
-    def _answer(self, request: Request, layout: _Layout, keys: list[bytes]) -> Any:
-        known = {i: row for i, row in enumerate(self.rows.get(keys)) if row is not None}
-        if layout.output is None or not known:
-            return self._fill(request, layout, keys)
-        if self.check:
-            self._check_hits(request.call, layout, known)
-        missing = [i for i in range(len(keys)) if i not in known]
-        if missing:
-            computed, watch = request.call.take(missing), self._admission.start_watch()
-            output = self._compute(computed)
-            try:
-                self._admission.finish_watch(watch, computed, output)
-                fresh = self._store(layout, [keys[i] for i in missing], output)
-            except NotCacheableError as error:
-                self._reject(error, request.call)
-                return self._compute(request.call)
-            known.update(zip(missing, fresh, strict=True))
-        self.tally.hits += len(keys) - len(missing)
-        self.tally.misses += len(missing)
-        return layout.output.join([known[i] for i in range(len(keys))])
-
-    def _fill(self, request: Request, layout: _Layout, keys: list[bytes]) -> Any:
-        """Compute a whole batch, and cache its rows if trials find them independent."""
-        self.tally.misses += len(keys)
-        trial = self._admission.start_trial(request)
-        if trial is not None and trial.is_module_changed:
-            self.rows.clear()
-        watch = trial or self._admission.start_watch()
-        output = self._compute(request.call)
-        try:
-            if trial is None:
-                self._admission.finish_watch(watch, request.call, output)
+    def _layout(self, request: Request) -> Layout:
+        layout = self._layouts.get(request.layout)
+        if layout is None or layout.is_dropped:
+            if len(self._layouts) > _MAX_LAYOUTS:
+                self._drop_layouts()
+            call, parents = request.call, [reference.answer.layout for reference in request.call.references]
+            digest = xxh3_128_hexdigest(repr((self.identity, request.layout)).encode())
+            layout = self._recalled.pop(digest, None)
+            if layout is None or layout.is_dropped:
+                modes = torch.is_grad_enabled(), call.autocast_dtype
+                layout = Layout(digest, parents, has_rows=call.has_rows, modes=modes)
             else:
-                self._admission.finish_trial(trial, request, output)
-            if self._admission.is_row_wise(request):
-                self._store(layout, keys, output)
+                self._admission.trust(request)
+            self._layouts[request.layout] = layout
+        return layout
+
+    def _drop_layouts(self) -> None:
+        for layout in [*self._layouts.values(), *self._recalled.values()]:
+            layout.drop()
+        self._recalled.clear()
+        self._layouts.clear()
+        self._followed.clear()
+
+    def _answer(self, given: Given, request: Request, layout: Layout, keys: list[bytes]) -> Any:
+        missing = _missing(request.call, layout, keys)
+        self._n_rows += len(keys)
+        if layout.is_new or len(missing) == len(keys) or not self._admission.is_row_wise(request):
+            return self._fill(given, request, layout, keys)
+        if layout.relation == "written" and given.is_view:  # what it is a view of would not be written
+            return self._pass_through(given.args, given.kwargs)
+        self._n_known += len(keys) - len(missing)
+        if len(given.placeholders) == len(given.args) == 1 and not given.kwargs:
+            pending = given.placeholders[0].pending
+            self._followed[self._step(pending.answer, pending.index)] = layout
+        parts: Sequence[torch.Tensor | None] = [None] * len(layout.spec.tensors)
+        if missing:
+            call, watch = request.call.take(missing, given.values(missing)), self._admission.start_watch()
+            output = self.compute(call)
+            try:
+                self._admission.finish_watch(watch, call, output)
+                parts = layout.spec.tensors_of(output, len(missing))
+            except NotCacheableError as error:
+                self._reject(error, call)
+                return self._pass_through(given.args, given.kwargs)
+        return self._give(given.args, given.kwargs, Answer(self, layout, request.call, keys, missing), parts)
+
+    def _fill(self, given: Given, request: Request, layout: Layout, keys: list[bytes]) -> Any:
+        """Compute a whole batch, and keep what it gives if trials find its rows independent."""
+        self._followed.clear()
+        call = request.call.take(None, given.whole)
+        if self.is_link and any(tensor.is_inference() for tensor in call.tensors):  # whose changes cannot be seen
+            return self._pass_through(given.args, given.kwargs)
+        trial = self._admission.start_trial(request, call)
+        if trial is not None and trial.is_module_changed:
+            self._drop_layouts()
+            layout = self._layout(request)
+        watch = trial or self._admission.start_watch()
+        output = self.compute(call)
+        try:
+            relation = relation_of(call, output) if self.is_link else "new"
+            if trial is None:
+                self._admission.finish_watch(watch, call, output)
+            elif not self._admission.finish_trial(trial, request, call, output, relation):
+                self._drop_layouts()
+                self.tally.misses += len(keys)
+                return output
+            if not self._admission.is_row_wise(request):
+                self.tally.misses += len(keys)
+                return output
+            if layout.is_new:
+                layout.learn(output, len(keys), relation)
+            parts = layout.spec.tensors_of(output, len(keys))
         except NotCacheableError as error:
-            self._reject(error, request.call)
-        return output
+            self.tally.misses += len(keys)
+            self._reject(error, call)
+            return output
+        if relation == "written" and given.is_view:
+            return output
+        answer = Answer(self, layout, request.call, keys, list(range(len(keys))))
+        return self._give(given.args, given.kwargs, answer, parts)
+
+    def _pass_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the module itself."""
+        args, kwargs = arguments_made_real(args, kwargs)
+        with self._passes.suspended():
+            return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _reject(self, error: NotCacheableError, call: Call) -> None:
         self.reject(error, error.may_depend_on_mode and is_fit_in_eval_mode(self.module, call))
 
-    def _store(self, layout: _Layout, keys: Sequence[bytes], output: Any) -> list[RowTensors]:
-        known = layout.output or OutputSpec.of(output, len(keys))
-        rows = known.split(output, len(keys))
-        if layout.output is None:
-            layout.output, layout.largest = known, largest_values(rows)
-        self.rows.add(keys, rows)
-        return rows
+    def _give(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Answer, parts: Sequence[torch.Tensor | None]
+    ) -> Any:
+        """Give placeholders within a forward pass, and values outside of any."""
+        layout = answer.layout
+        if self._passes.current is None:
+            return layout.spec.join(answer.fetch(i, part) for i, part in enumerate(parts))
+        if layout.relation == "new":
+            return layout.spec.join(Placeholder(Pending(answer, i, part, self._passes)) for i, part in enumerate(parts))
+        (placeholder,) = (one for one in (*args, *kwargs.values()) if type(one) is Placeholder)
+        if layout.relation == "view":
+            view = partial(self._pass_through, args, kwargs)
+            return Placeholder(Pending(answer, 0, parts[0], self._passes, placeholder, view))
+        if layout.relation == "written":
+            placeholder.pending = Pending(answer, 0, parts[0], self._passes)
+        return placeholder
 
-    def _check_hits(self, call: Call, layout: _Layout, hits: Mapping[int, RowTensors]) -> None:
-        is_due = 0 <= self._hits_until_check < len(hits)
-        self._hits_until_check -= len(hits)
-        if not is_due or layout.output is None:
-            return
-        drawn = dict(list(hits.items())[-self.check :])
-        if not reproduces(self.module, call, drawn, layout.output, layout.largest):
-            raise RuntimeError(
-                f"frozen_cache: {self.name} now gives another output for a row than when the row was cached, although "
-                "nothing in it seems to have changed. Either its output depends on the rest of the batch or on "
-                "something outside of it, or it was modified through .data or numpy during this epoch; "
-                "name other modules in `modules`"
-            )
 
-    def _compute(self, call: Call) -> Any:
-        with Stopwatch() as watch:
-            output = self.module._call_impl(*call.args, **call.kwargs)  # type: ignore[no-untyped-call]
-        self._seconds_computing += watch.seconds
-        self._seconds_per_row = min(self._seconds_per_row, watch.seconds / len(call))
-        return output
+def _missing(call: Call, layout: Layout, keys: Sequence[bytes]) -> list[int]:
+    """List the rows that must be computed during the call."""
+    found = [reference.answer.missing for reference in call.references]
+    if call.has_rows:
+        found.append([i for i, key in enumerate(keys) if key not in layout.complete])
+    return found[0] if len(found) == 1 else sorted(set[int]().union(*found))

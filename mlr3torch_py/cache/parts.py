@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from mlr3torch_py.cache.admission import NEEDS_GRADIENT
-from mlr3torch_py.cache.frozen import frozen_parts, is_callable
-from mlr3torch_py.cache.module import CachedModule, Tally
+from mlr3torch_py.cache.boundary import Boundary
+from mlr3torch_py.cache.doors import guard, unguard
+from mlr3torch_py.cache.frozen import frozen_parts, is_callable, links
+from mlr3torch_py.cache.module import CachedModule
+from mlr3torch_py.cache.operations import Operations
+from mlr3torch_py.cache.packing import Keeper, packed, recalled
+from mlr3torch_py.cache.placeholder import Passes
+from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy, quoted
 from mlr3torch_py.cache.rows import NotCacheableError
-from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.cache.store import Budget, Table
+from mlr3torch_py.cache.tally import Tally
 from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.parameters import can_train, trainable_names
-from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
+from mlr3torch_py.network.unwrap import Structure, bare, named_modules, named_parameters
 
 __all__ = ["CachedParts"]
 
@@ -74,7 +83,11 @@ class CachedParts:
         self._check = check
         self._mode_remedy = partial(mode_remedy, norm_is_pinned=norm_is_pinned, others_are_pinned=others_are_pinned)
         self.budget: Budget = Budget(max_bytes)
+        self._operations = Operations(self.budget, check)
+        self._passes = Passes(self._operations.answer)
         self._modules: dict[str, CachedModule] = {}
+        self._links: dict[str, CachedModule] = {}
+        self._boundaries: list[Boundary] = []
         self._past_tallies: list[Tally] = []
         self._rejections = Rejections()
         self._rejected: set[str] = set()
@@ -82,6 +95,7 @@ class CachedParts:
         self._new: set[str] = set()  # no batch has begun and ended since these were put in place
         self._new_in_epoch: set[str] = set()
         self._is_settled, self._is_refreshed = True, True
+        self._structure: Structure | None = None  # when it was refreshed
         self._never_called = set(names or ())
         if names is not None:
             _check_names(self._module, names)
@@ -90,6 +104,11 @@ class CachedParts:
     def modules(self) -> Mapping[str, CachedModule]:
         """The modules that are cached now, by path."""
         return self._modules
+
+    @property
+    def stages(self) -> Mapping[str, CachedModule]:
+        """Whose calls are answered: these, and the modules without parameters and operations between them."""
+        return {**self._modules, **self._links, **self._operations.stages}
 
     @property
     def never_called(self) -> list[str]:
@@ -107,17 +126,22 @@ class CachedParts:
         if retry_rejected:
             self._rejections.forget(self._rejected - self._containers)
             self._rejected.clear()
+        structure = Structure.of(self._module)
+        is_in_place = all(one.is_in_place for one in self.stages.values()) and all(
+            one.is_in_place for one in self._boundaries
+        )
+        if structure == self._structure and self._is_refreshed and is_in_place and not retry_rejected:
+            return
         trainable = set(trainable_names(self._module))
-        self._is_refreshed = False
+        self._structure, self._is_refreshed = structure, False
         while not self._is_refreshed:  # a module may be rejected at first sight
             self._is_refreshed = True
             found = frozen_parts(self._module, trainable, among=self._names, containers=self._containers)
-            for path, cached in list(self._modules.items()):
-                if found.get(path) is not cached.module or not cached.is_in_place:
-                    self._release(path)
-            for path, module in found.items():
-                if path not in self._modules and path not in self._rejected:
-                    self._put_in_place(path, module)
+            self._replace(self._modules, found, self._put_in_place)
+            found = links(self._module, found.values(), containers=self._containers) if self._modules else {}
+            self._replace(self._links, found, self._put_link_in_place)
+        self._put_boundaries_in_place()
+        self._operations.follow(self._module)
 
     def settle(self) -> bool:
         """Try the children of modules that a batch has shown not to fit, and warn about what is given up.
@@ -143,15 +167,18 @@ class CachedParts:
         self._is_settled = not (self._new or is_trying)
         if self._is_settled and self._rejections.has_news:
             self._rejections.tell(is_nothing_cached=not self._modules)
+        if not self._modules:
+            self.close()
         return bool(self._new)
 
     def begin_epoch(self) -> None:
         """Start new tallies, and forget the rows of modules in which anything has changed."""
-        for path, cached in list(self._modules.items()):
+        self.budget.epoch += 1
+        for cached in self.stages.values():
             try:
                 cached.begin_epoch()
             except NotCacheableError as error:
-                self._reject(path, cached.module, error)
+                cached.reject(error, False)
 
     def end_epoch(self) -> Tally:
         """Drop rows and modules that were not used in this epoch, and return the tally.
@@ -161,31 +188,120 @@ class CachedParts:
         UserWarning
             Once, if nothing at all was cached in an epoch although something is frozen.
         """
-        tally = sum(self._past_tallies + [cached.tally for cached in self._modules.values()], Tally())
+        tally = sum(self._past_tallies + [cached.tally for cached in self.stages.values()], Tally())
         if not (tally.hits or self.budget.used) and self._has_something_to_cache():
             self._explain_nothing()
         elif self._rejections.has_news:
             self._rejections.tell(is_nothing_cached=False)
-        for path, cached in list(self._modules.items()):
-            cached.rows.end_epoch()
-            if self._names is None and cached.is_idle:
-                self._release(path)
-                self._rejected.add(path)
-                remedy = "rows that are augmented at random, or padded to another length, never do"
-                self._rejections.add(path, Rejection("none of its rows came again", remedy, "idle", is_final=False))
+        used_epochs = {epoch for table in self._tables for epoch in table.used_epochs}
+        for cached in self.stages.values():
+            cached.end_epoch(used_epochs)
+        self._operations.end_epoch(used_epochs)
+        for path in [path for path, cached in self._modules.items() if self._names is None and cached.is_idle]:
+            self._release(path)
+            self._rejected.add(path)
+            remedy = "rows that are augmented at random, or padded to another length, never do"
+            self._rejections.add(path, Rejection("none of its rows came again", remedy, "idle", is_final=False))
         self.budget.is_short, self._past_tallies = False, []
         self._new_in_epoch.clear()
+        if not self._modules:
+            self.close()
         return tally
+
+    @property
+    def version(self) -> Hashable:
+        """What differs after each change of what `packed` returns."""
+        n_known = sum(len(one.complete) + len(one.seen) for stage in self._keepers for one in stage.layouts)
+        rejected = frozenset(self._rejected), frozenset(self._containers), len(self._operations.rejected)
+        return self.budget.n_changes, n_known, rejected, tuple(self._digests.items())
+
+    def packed(self) -> dict[str, Any]:
+        """Return tensors and plain values from which `recall` takes the rows, in this process or another."""
+        return {
+            "epoch": self.budget.epoch,
+            "containers": sorted(self._containers),
+            "rejected": sorted(self._rejected),
+            "operations": self._operations.cached,
+            "rejected_operations": self._operations.rejected,
+            **packed(self._keepers),
+        }
+
+    def recall(self, kept: Mapping[str, Any]) -> None:
+        """Cache what was cached when `packed` was called, with the rows that there were."""
+        self.budget.epoch = kept["epoch"]
+        self._containers, self._rejected = set(kept["containers"]), set(kept["rejected"])
+        self.refresh(retry_rejected=False)
+        rows = recalled(kept, {**self._digests, **dict.fromkeys(kept["operations"])}, self.budget)
+        for one in (*self._modules.values(), *self._links.values()):
+            if one.identity in rows:
+                one.recall(rows[one.identity])
+        operations = [rows[identity] for identity in kept["operations"] if identity in rows]
+        self._operations.recall(kept["rejected_operations"], operations)
+
+    @property
+    def lost_on_resume(self) -> Sequence[str]:
+        """The rows that a checkpoint cannot keep, and why."""
+        reasons = [(one.name, one.lost_on_resume) for one in self.stages.values()]
+        return [f"the rows of {name}, {reason}" for name, reason in reasons if reason]
+
+    @property
+    def _keepers(self) -> Sequence[Keeper]:
+        return [*self.stages.values(), *self._operations.recalled]
+
+    @property
+    def _tables(self) -> Iterator[Table]:
+        return (table for one in self._keepers for layout in one.layouts for table in layout.tables)
+
+    @property
+    def _digests(self) -> dict[str, str]:
+        """What the modules are."""
+        found = {}
+        for one in (*self._modules.values(), *self._links.values()):
+            with suppress(NotPortableError):
+                found[one.identity] = one.digest
+        return found
 
     def close(self) -> None:
         """Call all modules directly again, and forget all rows."""
-        for path in list(self._modules):
+        for path in [*self._modules, *self._links]:
             self._release(path)
+        self._operations.close()
+        self._put_boundaries_in_place()
+
+    def _replace(
+        self, cached: dict[str, CachedModule], found: Mapping[str, nn.Module], put: Callable[[str, nn.Module], None]
+    ) -> None:
+        """Cache the modules that were found, and no others."""
+        for path, one in list(cached.items()):
+            if found.get(path) is not one.module or not one.is_in_place:
+                self._release(path)
+        for path, module in found.items():
+            if path not in cached and path not in self._rejected:
+                put(path, module)
+
+    def _put_link_in_place(self, path: str, module: nn.Module) -> None:
+        reject = partial(self._reject_link, path, module)
+        with suppress(NotCacheableError):
+            self._links[path] = CachedModule(
+                quoted(path), module, self.budget, self._check, reject, passes=self._passes, is_link=True
+            )
+
+    def _put_boundaries_in_place(self) -> None:
+        """Keep placeholders from all modules that are not cached."""
+        for boundary in self._boundaries:
+            boundary.remove()
+        cached = self.stages.values() if self._modules else []
+        inside = {id(layer) for one in cached for layer in one.module.modules()}
+        outside = [one for one in self._module.modules() if id(one) not in inside and is_callable(one)]
+        self._boundaries = [Boundary(one, self._passes) for one in outside] if cached else []
+        (guard if cached else unguard)(self._passes)
 
     def _put_in_place(self, path: str, module: nn.Module) -> None:
         reject = partial(self._reject, path, module)
         try:
-            self._modules[path] = CachedModule(quoted(path), module, self.budget, self._check, reject)
+            self._modules[path] = CachedModule(
+                quoted(path), module, self.budget, self._check, reject, passes=self._passes
+            )
         except NotCacheableError as error:
             reject(error)
         else:
@@ -195,8 +311,10 @@ class CachedParts:
             self._is_settled = False
 
     def _release(self, path: str) -> None:
-        cached = self._modules.pop(path)
+        cached = self._links.pop(path) if path in self._links else self._modules.pop(path)
         cached.remove()
+        self._boundaries.append(Boundary(cached.module, self._passes))
+        self._structure = None
         self._new.discard(path)
         self._past_tallies.append(cached.tally)
         if cached.is_called:
@@ -214,6 +332,14 @@ class CachedParts:
         remedy = self._mode_remedy(module) if fits_in_eval_mode else None
         is_final = not (is_expected or is_descended)
         self._rejections.add(path, Rejection.of(error, mode_remedy=remedy, is_final=is_final))
+
+    def _reject_link(self, path: str, module: nn.Module, error: NotCacheableError, fits_in_eval_mode: bool) -> None:
+        """Call a module without parameters itself from now on; the user need not know."""
+        self._release(path)
+        self._rejected.add(path)
+        if next(module.children(), None) is not None:
+            self._descend_into(path)
+            self._is_settled = False
 
     def _descend_into(self, path: str) -> None:
         self._containers.add(path)

@@ -1,24 +1,26 @@
-"""The inputs and outputs of a module, split into rows that are identified by their content."""
+"""The inputs of a module, split into rows that are identified by their content."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from xxhash import xxh3_128_digest
 
 from mlr3torch_py.network.bits import as_bytes, content_hash, version_of
-from mlr3torch_py.network.internals import TreeSpec, tree_flatten, tree_unflatten
+from mlr3torch_py.network.internals import tree_flatten, tree_unflatten
 
-__all__ = ["Call", "NotCacheableError", "OutputSpec", "RowTensors"]
+if TYPE_CHECKING:
+    from mlr3torch_py.cache.answer import Answer
+    from mlr3torch_py.cache.output import RowSpec
 
-# One row of an output: a slice of each of its tensors.
-RowTensors = tuple[torch.Tensor, ...]
+__all__ = ["PLAIN", "Call", "NotCacheableError", "Reference"]
 
-_PLAIN: Final = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
-_LEAF: Final = (torch.Tensor, *_PLAIN)
+PLAIN: Final = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
+_CPU: Final = torch.device("cpu")
+# Other hashes have other seeds.
+_SEED: Final = 0x6D6C7233746F7263
 
 
 class NotCacheableError(Exception):
@@ -45,6 +47,51 @@ class NotCacheableError(Exception):
         self.may_fit_below = may_fit_below
 
 
+class Reference:
+    """A tensor in the output of an earlier call, in place of its values.
+
+    Parameters
+    ----------
+    answer : Answer
+        The output.
+    index : int
+        The position of the tensor in it.
+    """
+
+    __slots__ = ("answer", "index")
+
+    def __init__(self, answer: Answer, index: int) -> None:
+        self.answer, self.index = answer, index
+
+    @property
+    def _row(self) -> RowSpec:
+        return self.answer.layout.spec.tensors[self.index]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor."""
+        return len(self.answer.keys), *self._row.shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self._row.order)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the tensor."""
+        return self._row.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tensor."""
+        return self._row.device
+
+
+_ARRAY: Final = (torch.Tensor, Reference)
+_LEAF: Final = (*_ARRAY, *PLAIN)
+
+
 class Call:
     """The arguments of a call, split into rows.
 
@@ -54,7 +101,7 @@ class Call:
     ----------
     args : tuple
     kwargs : dict
-        Tensors and plain values, in any nesting of tuples, lists and dicts.
+        Tensors, references to tensors and plain values, in any nesting of tuples, lists and dicts.
 
     Raises
     ------
@@ -68,10 +115,22 @@ class Call:
     3
     >>> call.take([0, 2]).kwargs
     {'mask': tensor([1., 1.]), 'scale': 2.0}
-    >>> one, other = call.row_keys(seed=0)[:2]
+    >>> one, other = call.row_keys()[:2]
     >>> one == other
     True
     """
+
+    __slots__ = (
+        "_is_by_row",
+        "_leaves",
+        "_n_rows",
+        "_structure",
+        "_versions",
+        "args",
+        "kwargs",
+        "references",
+        "tensors",
+    )
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args: tuple[Any, ...] = args
@@ -81,7 +140,11 @@ class Call:
             if not isinstance(leaf, _LEAF):
                 raise NotCacheableError(f"it is given a {type(leaf).__name__}, whose content cannot be read")
         self.tensors: list[torch.Tensor] = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
-        self._n_rows = next((tensor.shape[0] for tensor in self.tensors if tensor.ndim), 0)
+        self.references: list[Reference] = [leaf for leaf in self._leaves if type(leaf) is Reference]
+        self._n_rows = next((leaf.shape[0] for leaf in self._leaves if isinstance(leaf, _ARRAY) and leaf.ndim), 0)
+        self._is_by_row = [
+            isinstance(leaf, _ARRAY) and leaf.ndim > 0 and leaf.shape[0] == self._n_rows for leaf in self._leaves
+        ]
         self._versions = [version_of(tensor) for tensor in self.tensors]
 
     def __len__(self) -> int:
@@ -91,43 +154,82 @@ class Call:
     def pattern(self) -> Hashable:
         """The nesting and types of the arguments, without their sizes and values."""
         return self._structure, tuple(
-            (self._is_by_row(leaf), leaf.ndim, leaf.dtype, leaf.device)
-            if isinstance(leaf, torch.Tensor)
-            else (type(leaf),)
-            for leaf in self._leaves
+            (by_row, leaf.ndim, leaf.dtype, leaf.device) if isinstance(leaf, _ARRAY) else (type(leaf),)
+            for leaf, by_row in zip(self._leaves, self._is_by_row, strict=True)
         )
 
     @property
     def shared(self) -> Hashable:
-        """The shape of a row, and the values that all rows share."""
-        return tuple(
-            repr(leaf)
-            if not isinstance(leaf, torch.Tensor)
-            else (leaf.shape[1:], None)
-            if self._is_by_row(leaf)
-            else (leaf.shape, content_hash(leaf))
-            for leaf in self._leaves
-        )
+        """The shape or origin of a row, the values that all rows share, and which arguments have the same keys."""
+        return tuple(map(_in_common, self._leaves, self._is_by_row)), self._repetitions
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first tensor is."""
+        return next((leaf.device for leaf in self._leaves if isinstance(leaf, _ARRAY)), _CPU)
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype that autocast computes the call in; None outside of autocast."""
-        device = self.tensors[0].device.type if self.tensors else "cpu"
+        device = self.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     @property
     def is_ambiguous(self) -> bool:
         """Whether a list of plain values is as long as the batch, so that each may belong to a row."""
-        return self._n_rows > 1 and _has_list((self.args, self.kwargs), self._n_rows)
+        is_flat = isinstance(self._structure, tuple)
+        return not is_flat and self._n_rows > 1 and _has_list((self.args, self.kwargs), self._n_rows)
 
-    def row_keys(self, seed: int) -> list[bytes]:
-        """Hash the content of each row."""
-        hashes = [_row_hashes(leaf, seed) for leaf in self.tensors if self._is_by_row(leaf)]
-        return hashes[0] if len(hashes) == 1 else [b"".join(row) for row in zip(*hashes, strict=True)]
+    @property
+    def shares_references(self) -> bool:
+        """Whether a tensor whose values are not known would be shared by all rows."""
+        return any(reference.shape[0] != self._n_rows for reference in self.references)
 
-    def take(self, rows: Sequence[int]) -> Call:
-        """Select some of the rows."""
-        leaves = [leaf[list(rows)] if self._is_by_row(leaf) else leaf for leaf in self._leaves]
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows are given by value, and not by reference alone."""
+        return any(
+            by_row and type(leaf) is not Reference for leaf, by_row in zip(self._leaves, self._is_by_row, strict=True)
+        )
+
+    @property
+    def _repetitions(self) -> Hashable:
+        """For each argument with keys of its own, the first one with the same; empty if none is repeated."""
+        known = [id(reference.answer.keys) for reference in self.references]
+        return () if len(set(known)) in {1, len(known)} else tuple(map(known.index, known))
+
+    def row_keys(self) -> list[bytes]:
+        """Identify each row: by a hash of its content, or by the key that it came with.
+
+        Keys that several arguments have in common count once; `shared` tells which ones these are.
+        """
+        by_row = [leaf for leaf, is_by_row in zip(self._leaves, self._is_by_row, strict=True) if is_by_row]
+        keys = [leaf.answer.keys if type(leaf) is Reference else _row_hashes(leaf) for leaf in by_row]
+        different = list({id(one): one for one in keys}.values())
+        if len(different) == 1:
+            return different[0]
+        return [xxh3_128_digest(b"".join(row), seed=_SEED) for row in zip(*different, strict=True)]
+
+    def take(self, rows: Sequence[int] | None, values: Callable[[Reference], torch.Tensor] | None = None) -> Call:
+        """Select some of the rows, or all.
+
+        Parameters
+        ----------
+        rows : sequence of int or None
+        values : callable, optional
+            Gives the values of these rows for a reference.
+        """
+        if rows is None and not self.references:
+            return self
+        index = None if rows is None else list(rows)
+        leaves = [
+            values(leaf)
+            if values is not None and type(leaf) is Reference
+            else leaf[index]
+            if by_row and index is not None
+            else leaf
+            for leaf, by_row in zip(self._leaves, self._is_by_row, strict=True)
+        ]
         return Call(*_unflatten(leaves, self._structure))
 
     def has_changed(self) -> bool:
@@ -138,104 +240,6 @@ class Call:
             or any(now is not before for now, before in zip(leaves, self._leaves, strict=True))
             or any(version_of(t) != version for t, version in zip(self.tensors, self._versions, strict=True))
         )
-
-    def _is_by_row(self, leaf: Any) -> bool:
-        return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == self._n_rows
-
-
-# What keeps a leaf of an output from being split into rows: the first that applies is the reason given.
-_OBSTACLES: Final[tuple[tuple[Callable[[Any, int], bool], str], ...]] = (
-    (
-        lambda leaf, _: not isinstance(leaf, torch.Tensor),
-        "its output holds a {type}, which is not made of rows",
-    ),
-    (
-        lambda leaf, _: leaf.requires_grad,
-        "its output requires a gradient, so it uses something trainable that is not its own",
-    ),
-    (
-        lambda leaf, _: leaf.layout is not torch.strided or leaf.is_nested,
-        "its output holds a tensor that is not strided",
-    ),
-    (
-        lambda leaf, n_rows: leaf.ndim == 0 or len(leaf) != n_rows,
-        "its output holds a tensor of shape {shape} for {n_rows} rows",
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class OutputSpec:
-    """How an output is put together from rows.
-
-    Parameters
-    ----------
-    tree : torch.utils._pytree.TreeSpec
-        How its tensors and plain values are nested.
-    plain : tuple
-        The plain values, and None for each tensor.
-    tensors : tuple
-        The shape of a row, the dtype and the device of each tensor; None for each plain value.
-    orders : tuple
-        The dimensions of each tensor by decreasing stride; None for each plain value.
-
-    Examples
-    --------
-    >>> output = {"features": torch.arange(6).reshape(3, 2), "kind": "last"}
-    >>> spec = OutputSpec.of(output, 3)
-    >>> rows = spec.split(output, 3)
-    >>> spec.join([rows[2], rows[0]])
-    {'features': tensor([[4, 5],
-            [0, 1]]), 'kind': 'last'}
-    """
-
-    tree: TreeSpec
-    plain: tuple[Any, ...]
-    tensors: tuple[Hashable, ...]
-    orders: tuple[tuple[int, ...] | None, ...]
-
-    @classmethod
-    def of(cls, output: Any, n_rows: int) -> OutputSpec:
-        """Derive the spec of an output.
-
-        Raises
-        ------
-        NotCacheableError
-            If a part of the output is not made of `n_rows` rows, or requires a gradient.
-        """
-        leaves, tree = tree_flatten(output)
-        plain, tensors, orders = [], [], []
-        for leaf in leaves:
-            is_plain = isinstance(leaf, _PLAIN)
-            if not is_plain:
-                _check_leaf(leaf, n_rows)
-            plain.append(leaf if is_plain else None)
-            tensors.append(None if is_plain else (leaf.shape[1:], leaf.dtype, leaf.device))
-            orders.append(None if is_plain else _order(leaf))
-        return cls(tree, tuple(plain), tuple(tensors), tuple(orders))
-
-    def split(self, output: Any, n_rows: int) -> list[RowTensors]:
-        """Split an output into rows.
-
-        Raises
-        ------
-        NotCacheableError
-            If it has another spec; only the order of dimensions in memory may differ.
-        """
-        spec = OutputSpec.of(output, n_rows)
-        if (spec.tree, spec.plain, spec.tensors) != (self.tree, self.plain, self.tensors):
-            raise NotCacheableError("the structure of its output changes from batch to batch")
-        tensors = [leaf.detach() for leaf in tree_flatten(output)[0] if isinstance(leaf, torch.Tensor)]
-        return list(zip(*(tensor.unbind(0) for tensor in tensors), strict=True)) if tensors else [()] * n_rows
-
-    def join(self, rows: Sequence[RowTensors]) -> Any:
-        """Join rows into an output of new tensors, with strides in the original order."""
-        tensors = iter(zip(*rows, strict=True))
-        leaves = [
-            plain if order is None else _stack(next(tensors), order)
-            for plain, order in zip(self.plain, self.orders, strict=True)
-        ]
-        return tree_unflatten(leaves, self.tree)
 
 
 def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
@@ -253,9 +257,18 @@ def _unflatten(leaves: list[Any], structure: Any) -> Any:
     return tuple(leaves[:n_args]), dict(zip(names, leaves[n_args:], strict=True))
 
 
-def _row_hashes(tensor: torch.Tensor, seed: int) -> list[bytes]:
+def _in_common(leaf: Any, is_by_row: bool) -> Hashable:
+    """Describe what the rows of an argument share: shape and origin, or a value."""
+    if isinstance(leaf, Reference):
+        return leaf.answer.layout, leaf.index
+    if not isinstance(leaf, torch.Tensor):
+        return repr(leaf)
+    return (leaf.shape[1:], None) if is_by_row else (leaf.shape, content_hash(leaf))
+
+
+def _row_hashes(tensor: torch.Tensor) -> list[bytes]:
     table = as_bytes(tensor).reshape(len(tensor), -1) if tensor.numel() else tensor.new_empty(len(tensor), 0)
-    return [xxh3_128_digest(row, seed=seed) for row in table.cpu().numpy()]
+    return [xxh3_128_digest(row, seed=_SEED) for row in table.cpu().numpy()]
 
 
 def _has_list(value: Any, length: int) -> bool:
@@ -263,24 +276,5 @@ def _has_list(value: Any, length: int) -> bool:
         return any(_has_list(item, length) for item in value.values())
     if not isinstance(value, (list, tuple)):
         return False
-    is_plain = len(value) == length and all(isinstance(item, _PLAIN) for item in value)
+    is_plain = len(value) == length and all(isinstance(item, PLAIN) for item in value)
     return is_plain or any(_has_list(item, length) for item in value)
-
-
-def _check_leaf(leaf: Any, n_rows: int) -> None:
-    for applies, reason in _OBSTACLES:
-        if applies(leaf, n_rows):
-            shape = tuple(getattr(leaf, "shape", ()))
-            raise NotCacheableError(reason.format(type=type(leaf).__name__, shape=shape, n_rows=n_rows))
-
-
-def _order(tensor: torch.Tensor) -> tuple[int, ...]:
-    return tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
-
-
-def _stack(rows: Sequence[torch.Tensor], order: tuple[int, ...]) -> torch.Tensor:
-    if order == tuple(range(len(order))):
-        return torch.stack(list(rows))
-    like = rows[0]
-    out = torch.empty_permuted((len(rows), *like.shape), order, dtype=like.dtype, device=like.device)
-    return torch.stack(list(rows), out=out)

@@ -1,114 +1,229 @@
-"""A store of rows by key, within a budget of bytes."""
+"""Tables of rows by key, within a budget of bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Collection, Iterator, Sequence, Set
+from itertools import accumulate, islice, pairwise
+from math import prod
+from typing import Final, TypeAlias
 
 import torch
 
-from mlr3torch_py.cache.rows import RowTensors
+from mlr3torch_py.cache.output import RowSpec
 
-__all__ = ["Budget", "RowCache"]
+__all__ = ["Budget", "PackedTable", "Table", "packed_keys", "unpacked_keys"]
 
-# About what Python and torch need for a tensor object, its key, and its entries in the tables.
-_BYTES_PER_OBJECT: Final = 1024
+# About what Python needs for a key, and for its entries in a dictionary and in sets.
+_BYTES_PER_KEY: Final = 256
+
+PackedTable: TypeAlias = tuple[torch.Tensor, torch.Tensor, dict[int, int]]
 
 
 class Budget:
-    """A number of bytes that several caches share.
+    """A number of bytes that several tables share.
 
     Parameters
     ----------
     max_bytes : int
 
+    Attributes
+    ----------
+    epoch : int
+        The number of the current epoch.
+    n_changes : int
+        How often rows were added to a table or dropped from it.
+
     Examples
     --------
     >>> budget = Budget(100)
-    >>> budget.take(80), budget.take(30)
-    (True, False)
+    >>> budget.take(2, of=40), budget.take(2, of=15)
+    (2, 1)
     >>> budget.used, budget.is_short
-    (80, True)
+    (95, True)
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used: int = 0
         self.is_short: bool = False
+        self.epoch: int = 0
+        self.n_changes: int = 0
 
-    def take(self, n_bytes: int) -> bool:
-        """Take some bytes, if so many are left."""
-        if self.used + n_bytes > self.max_bytes:
-            self.is_short = True
-            return False
-        self.used += n_bytes
-        return True
+    def take(self, n: int, *, of: int) -> int:
+        """Take the bytes of `n` things of one size, or of as many as fit; return their number."""
+        n_fitting = max(0, min(n, (self.max_bytes - self.used) // of))
+        self.is_short |= n_fitting < n
+        self.used += n_fitting * of
+        return n_fitting
 
     def give_back(self, n_bytes: int) -> None:
         """Return bytes to the budget."""
         self.used -= n_bytes
 
 
-class RowCache:
-    """Copies of rows by key.
+class Table:
+    """Copies of rows by key, in one tensor.
 
     Rows are not evicted when the budget is used up: training asks for all rows in turn, so evicting the least recently
-    used one would drop each row just before it is needed. Only rows that were not used for a whole epoch make room.
+    used one would drop each row just before it is needed. Only rows that were not used for a whole epoch make room. If
+    none of the rows that were added in one epoch is used in another, all of these go, as rows that are augmented at
+    random never come again.
 
     Parameters
     ----------
+    row : RowSpec
     budget : Budget
 
     Examples
     --------
-    >>> cache = RowCache(Budget(1500))
-    >>> cache.add([b"a", b"b"], [(torch.ones(2),), (torch.zeros(2),)])
-    >>> cache.get([b"a", b"b"])
-    [(tensor([1., 1.]),), None]
+    >>> rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> table = Table(RowSpec(rows.shape[1:], rows.dtype, rows.device, (0, 1)), Budget(1000))
+    >>> table.add([b"a", b"b"], rows)
+    >>> table.find([b"b", b"c"])
+    [1, None]
+    >>> table.gather([1])
+    tensor([[3., 4.]])
     """
 
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._rows: dict[bytes, RowTensors] = {}
+    def __init__(self, row: RowSpec, budget: Budget) -> None:
+        self._row, self._budget = row, budget
+        self._row_bytes = prod(row.shape) * row.dtype.itemsize + _BYTES_PER_KEY
+        # In memory, a row is in one piece: its dimensions are those of the outputs without the first, in their order.
+        self._order = [dim - 1 for dim in row.order if dim]
+        self._slots: dict[bytes, int] = {}
+        self._added: dict[int, int] = {}  # how many of the rows, in their order, were added in which epoch
         self._used: set[bytes] = set()
+        self._rows = self._allocate(0)
 
     @property
     def n_bytes(self) -> int:
-        """The bytes that the rows take."""
-        return sum(map(_size, self._rows.values()))
+        """The bytes that the table takes."""
+        return len(self._rows) * self._row_bytes
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._slots)
 
-    def get(self, keys: Sequence[bytes]) -> list[RowTensors | None]:
-        """Return the row of each key, None for unknown keys."""
-        rows = list(map(self._rows.get, keys))
-        self._used.update(key for key, row in zip(keys, rows, strict=True) if row is not None)
-        return rows
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._slots
 
-    def add(self, keys: Iterable[bytes], rows: Iterable[RowTensors]) -> None:
-        """Copy rows into the cache until the budget is used up."""
+    def find(self, keys: Sequence[bytes]) -> list[int | None]:
+        """Return the position of each key, None for unknown keys."""
+        self._used.update(keys)
+        return list(map(self._slots.get, keys))
+
+    def gather(self, slots: Sequence[int]) -> torch.Tensor:
+        """Copy the rows at some positions into a new tensor."""
+        out = self._row.empty(len(slots))
+        if slots == list(range(slots[0], slots[0] + len(slots))):
+            return out.copy_(self._rows[slots[0] : slots[-1] + 1])
+        return torch.index_select(self._rows, 0, torch.tensor(slots, device=self._rows.device), out=out)
+
+    def add(self, keys: Sequence[bytes], rows: torch.Tensor) -> None:
+        """Copy rows into the table until the budget is used up."""
+        self._used.update(keys)
+        new = {key: i for i, key in enumerate(keys) if key not in self._slots}
+        if not new:
+            return
+        start = len(self._slots)
+        if start + len(new) > len(self._rows):
+            self._grow(max(start + len(new), len(self._rows) * 3 // 2), start)
+        names = list(new)[: len(self._rows) - start]
+        if not names:
+            return
         with torch.inference_mode(False):
-            for key, row in zip(keys, rows, strict=True):
-                if key not in self._rows:
-                    if not self._budget.take(_size(row)):
-                        return
-                    self._rows[key] = tuple(tensor.clone() for tensor in row)
-                self._used.add(key)
+            chosen = [new[name] for name in names]
+            part = rows.detach() if chosen == list(range(len(rows))) else rows.detach()[chosen]
+            self._rows[start : start + len(names)] = part
+        self._slots.update(zip(names, range(start, start + len(names)), strict=True))
+        self._added[self._budget.epoch] = self._added.get(self._budget.epoch, 0) + len(names)
+        self._budget.n_changes += 1
 
-    def end_epoch(self) -> None:
-        """Drop the rows not used since the last call, if the budget was short."""
-        if self._budget.is_short:
-            for key in self._rows.keys() - self._used:
-                self._budget.give_back(_size(self._rows.pop(key)))
+    def packed(self) -> PackedTable:
+        """Return keys, rows and when these were added; later changes of the table leave all of it as it is."""
+        rows = self._rows[: len(self._slots)].cpu()
+        is_whole = rows.untyped_storage().nbytes() == rows.nbytes  # files hold all of a storage
+        return packed_keys(self._slots), rows if is_whole else rows.clone(), dict(self._added)
+
+    def recall(self, packed: PackedTable) -> None:
+        """Add the rows that `packed` has returned."""
+        keys, rows, added = packed
+        self.add(unpacked_keys(keys), rows)
         self._used.clear()
+        ends = [min(end, len(self)) for end in accumulate(added.values(), initial=0)]
+        self._added = {epoch: end - start for epoch, (start, end) in zip(added, pairwise(ends), strict=True)}
+
+    @property
+    def used_epochs(self) -> set[int]:
+        """The epochs in which rows were added that were used in this one."""
+        return {epoch for epoch, keys in self._by_epoch() if not self._used.isdisjoint(keys)}
+
+    def end_epoch(self, used_epochs: Set[int] | None = None) -> set[bytes]:
+        """Return unused space, and drop rows.
+
+        Parameters
+        ----------
+        used_epochs : set of int, optional
+            Those of all tables. If something was asked for, the rows of other epochs are dropped; in any case all that
+            were not used in this epoch, if the budget was short.
+
+        Returns
+        -------
+        set of bytes
+            The keys that were dropped.
+        """
+        stale: set[bytes] = set()
+        if self._budget.is_short:
+            stale = self._slots.keys() - self._used
+        elif self._used and used_epochs is not None:
+            stale.update(*(keys for epoch, keys in self._by_epoch() if epoch not in used_epochs))
+        self._budget.n_changes += bool(stale)
+        if stale:
+            left = {epoch: len(set(keys) - stale) for epoch, keys in self._by_epoch()}
+            self._added = {epoch: n for epoch, n in left.items() if n}
+        if stale or len(self._slots) < len(self._rows):
+            slots = [slot for key, slot in self._slots.items() if key not in stale]
+            rows = self.gather(slots) if slots else self._allocate(0)
+            self._budget.give_back(self.n_bytes - len(slots) * self._row_bytes)
+            self._slots = {key: i for i, key in enumerate(key for key in self._slots if key not in stale)}
+            with torch.inference_mode(False):
+                self._rows = self._allocate(len(slots)).copy_(rows)
+        self._used.clear()
+        return stale
 
     def clear(self) -> None:
         """Drop all rows."""
         self._budget.give_back(self.n_bytes)
-        self._rows.clear()
+        self._budget.n_changes += 1
+        self._slots, self._added, self._rows = {}, {}, self._allocate(0)
         self._used.clear()
 
+    def _by_epoch(self) -> Iterator[tuple[int, list[bytes]]]:
+        """List the keys of the rows that were added in each epoch."""
+        keys = iter(self._slots)
+        return ((epoch, list(islice(keys, n))) for epoch, n in self._added.items())
 
-def _size(row: RowTensors) -> int:
-    return sum(tensor.nbytes + _BYTES_PER_OBJECT for tensor in row)
+    def _grow(self, n_rows: int, n_used: int) -> None:
+        n_rows = len(self._rows) + self._budget.take(n_rows - len(self._rows), of=self._row_bytes)
+        if n_rows > len(self._rows):
+            with torch.inference_mode(False):
+                grown = self._allocate(n_rows)
+                grown[:n_used] = self._rows[:n_used]
+                self._rows = grown
+
+    def _allocate(self, n_rows: int) -> torch.Tensor:
+        order = (0, *(dim + 1 for dim in self._order))
+        return torch.empty_permuted((n_rows, *self._row.shape), order, dtype=self._row.dtype, device=self._row.device)
+
+
+def packed_keys(keys: Collection[bytes]) -> torch.Tensor:
+    """Return keys of 16 bytes as a tensor."""
+    return (
+        torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16)
+        if keys
+        else torch.empty(0, 16, dtype=torch.uint8)
+    )
+
+
+def unpacked_keys(packed: torch.Tensor) -> list[bytes]:
+    """Return the keys that `packed_keys` has packed."""
+    return [key.tobytes() for key in packed.numpy()]

@@ -233,7 +233,7 @@ class CallbackSetCheckpoint(CallbackSet):
                 if session is not None:
                     self._save()
             finally:
-                self.folder_.files.release()
+                self.folder_.release()
         self.session_ = None
 
     def __getstate__(self) -> dict[str, Any]:

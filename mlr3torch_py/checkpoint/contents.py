@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from mlr3torch_py.checkpoint.portable import from_portable, to_portable
 
-__all__ = ["GRADIENTS", "STATE_TENSORS", "Checkpoint", "check_part", "check_state", "check_types"]
+__all__ = ["GRADIENTS", "LARGE", "STATE_TENSORS", "Checkpoint", "check_part", "check_state", "check_types"]
 
 STATE_TENSORS: Final = "callbacks"
 GRADIENTS: Final = "gradients"
+LARGE: Final = "rows"
 # The keys of a state that say of which run, call and settings it is.
 OWNER: Final = frozenset({"run", "call", "settings"})
 
@@ -25,7 +27,8 @@ class Checkpoint(NamedTuple):
     epoch : int
     parts : mapping
         The state dicts of modules, criteria and optimizers by their names in the net, under ``gradients`` those that
-        are pending, and under ``callbacks`` the tensors of `state`.
+        are pending, under ``callbacks`` the tensors of `state`, and under ``rows`` the large states of callbacks. As
+        long as these stay the same, they are the same object.
     state : mapping
         Everything else, as JSON; under ``history`` its last row, as ``last``.
     rows : sequence
@@ -72,6 +75,11 @@ class Checkpoint(NamedTuple):
             written["history"] = {"last": to_portable(state["history"], f"history.{epoch - 1}", tensors)}
         kept = {name: part for name, part in {**parts, STATE_TENSORS: tensors}.items() if part}
         return cls(epoch, kept, written, rows, first)
+
+    def copied(self) -> Checkpoint:
+        """Return a copy that does not change when the net does; large states never change."""
+        large = self.parts.get(LARGE)
+        return deepcopy(self, {id(large): large})
 
     def contents(self) -> dict[str, Any]:
         """Return the state as it was given, with all rows of the history, but without what says whose it is."""

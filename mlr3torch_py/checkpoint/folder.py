@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Final
 
 import torch
 
-from mlr3torch_py.checkpoint.contents import STATE_TENSORS, Checkpoint, check_part, check_state, check_types
+from mlr3torch_py.checkpoint.contents import LARGE, STATE_TENSORS, Checkpoint, check_part, check_state, check_types
 from mlr3torch_py.checkpoint.row_file import RowFile
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError, SealedFiles, json_writer, reading
 from mlr3torch_py.names import listed
@@ -32,8 +32,9 @@ class CheckpointFolder:
 
     A checkpoint of epoch n is ``network<n>.pt``, ``optimizer<n>.pt``, ``state<n>.json``; criteria and further modules
     that have weights are in ``<name>-<n>.pt``, pending gradients in ``gradients-<n>.pt``, further tensors in
-    ``state<n>.pt``. ``state<n>.json`` is written last and names the others with their hashes. ``.history.jsonl`` holds
-    the rows of the history before the last, ``run.json`` facts of the whole run, with its id.
+    ``state<n>.pt``. ``rows-<n>.pt``, the rows of a cache, belongs to later checkpoints, too, until these change.
+    ``state<n>.json`` is written last and names the others with their hashes. ``.history.jsonl`` holds the rows of the
+    history before the last, ``run.json`` facts of the whole run, with its id.
 
     Parameters
     ----------
@@ -53,6 +54,7 @@ class CheckpointFolder:
         self.files = SealedFiles(path)
         self.rows = RowFile(self.files.path)
         self._loadable: set[str] = set()
+        self._large: tuple[Mapping[str, Any], str, str] | None = None  # as written, with the file and its hash
 
     @property
     def path(self) -> Path:
@@ -136,15 +138,21 @@ class CheckpointFolder:
             If it cannot be written; then nothing of it is kept.
         """
         epoch, parts, state = checkpoint[:3]
-        part_of = _file_names(parts, epoch)
+        large = self._large if self._large and self._large[0] is parts.get(LARGE) else None
+        part_of = _file_names([part for part in parts if part != LARGE or large is None], epoch)
+        written: dict[str, str] = {}
 
         def sealed_state(hashes: Mapping[str, str]) -> dict[str, Any]:
             files = {name: {"part": part, "sha256": hashes[name]} for name, part in part_of.items()}
+            files |= {large[1]: {"part": LARGE, "sha256": large[2]}} if large else {}
+            written.update(hashes)
             return {"epoch": epoch, "version": __version__, "files": files, **state, **history}
 
         history = {"history": {**state["history"], **self._append(checkpoint)}} if "history" in state else {}
         writers = {name: partial(self._write_part, part, parts[part]) for name, part in part_of.items()}
         self.files.write({**writers, f"state{epoch}.json": json_writer(sealed_state)})
+        new = [(parts[LARGE], name, written[name]) for name, part in part_of.items() if part == LARGE]
+        self._large = new[0] if new else large
 
     def read(self, epoch: int) -> Checkpoint:
         """Read a checkpoint.
@@ -199,16 +207,22 @@ class CheckpointFolder:
             If a file cannot be removed, as on Windows while somebody reads it.
         """
         names = self.files.names()
+        needed = {file for epoch in self.epochs() if epoch in epochs for file in self._files(epoch)}
         for epoch in self._epochs():
             if epoch in epochs:
                 continue
-            matches = [(name, _IN_CHECKPOINT.fullmatch(name)) for name in names]
+            matches = [(name, _IN_CHECKPOINT.fullmatch(name)) for name in names if name not in needed]
             others = [name for name, match in matches if match and epoch == int(match[1] or match[2])]
             try:
                 for name in sorted(others, key=lambda name: name != f"state{epoch}.json"):
                     self.files.remove(name)
             except OSError as error:
                 warn(f"{self.path}: the checkpoint of epoch {epoch} stays until the next one is written ({error})")
+
+    def release(self) -> None:
+        """Let other processes use the folder, and hold no large states any more."""
+        self.files.release()
+        self._large = None
 
     def epochs(self) -> list[int]:
         """List the epochs of the complete checkpoints, newest first."""
@@ -257,9 +271,14 @@ class CheckpointFolder:
         state = f"state{epoch}.json"
         if state not in names:
             return [state]
+        return [name for name in self._files(epoch) if name not in names]
+
+    def _files(self, epoch: int) -> list[str]:
+        """List the files that a checkpoint consists of, besides its state."""
+        state = f"state{epoch}.json"
         content = self.files.read_json(state)
         with reading(self.path / state):
-            return [name for name in content["files"] if name not in names]
+            return list(content["files"])
 
     def _append(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Write the rows of the history that are not yet on the disk."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlr3torch_py.checkpoint.contents import GRADIENTS, STATE_TENSORS, Checkpoint
+from mlr3torch_py.checkpoint.contents import GRADIENTS, LARGE, STATE_TENSORS, Checkpoint
 from mlr3torch_py.checkpoint.parts import modules_of, optimizers_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import Net
@@ -41,7 +41,7 @@ def check_fits(net: Net, checkpoint: Checkpoint, last_epoch: int) -> None:
 
 def differences(net: Net, checkpoint: Checkpoint) -> list[str]:
     """List what is laid out differently in a net and in a checkpoint."""
-    kept = {name: part for name, part in checkpoint.parts.items() if name not in (STATE_TENSORS, GRADIENTS)}
+    kept = {name: part for name, part in checkpoint.parts.items() if name not in (STATE_TENSORS, GRADIENTS, LARGE)}
     here = _layout(state_dicts(net), optimizer_classes(net))
     there = _layout(kept, checkpoint.state["classes"])
     return [

@@ -18,6 +18,7 @@ from mlr3torch_py.network.unwrap import bare, modules_of, named_modules, named_p
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.training.stages import is_staged
 
 __all__ = [
     "attributes_of_skorch",
@@ -109,7 +110,8 @@ def searched(
 ) -> tuple[list[object], dict[str, object]]:
     """Return what of a net not to search, and what to search, by name."""
     callbacks = own_callbacks(net)
-    skip = [net, net.history, net.callbacks_, net.callbacks, *(getattr(one, "ctx", None) for one in callbacks.values())]
+    tools = [getattr(one, name) for one in filter(is_staged, callbacks.values()) for name in type(one).tools]
+    skip = [net, net.history, net.callbacks_, net.callbacks, *tools]
     own = {name: value for name, value in vars(net).items() if name not in ("fit_loop", "get_iterator")}
     later = {f"callbacks_.{name}": callback for name, callback in callbacks.items()}
     return skip, own | {"dataset_train": dataset_train, "loaders": list(loaders)} | later

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import deepcopy
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from mlr3torch_py.checkpoint.attributes import Attributes
-from mlr3torch_py.checkpoint.contents import Checkpoint
+from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
 from mlr3torch_py.checkpoint.layout import check_callbacks, check_fits, differences
 from mlr3torch_py.checkpoint.net_state import (
@@ -22,6 +21,7 @@ from mlr3torch_py.checkpoint.net_state import (
 )
 from mlr3torch_py.checkpoint.parts import generators_of, modules_of, searched
 from mlr3torch_py.checkpoint.place import Plan
+from mlr3torch_py.checkpoint.sealed_files import DamagedFileError
 from mlr3torch_py.checkpoint.settings import check_settings, settings_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.randomness import random_states, set_random_states, unreadable
@@ -74,6 +74,7 @@ class Session:
         self._named: set[str] = set()
         self._attributes = Attributes()
         self._last_captured = 0
+        self._large: tuple[Hashable, Mapping[str, Any]] = (), {}  # versions and states of callbacks
         state = {} if plan.checkpoint is None else plan.checkpoint.state
         records = [state["data"]] if "data" in state else [] if plan.run is None else [plan.run["data"]]
         if not all(same_data(record, data) for record in records):
@@ -155,7 +156,7 @@ class Session:
             self._warn_of(self._unreadable(self._ctx.dataset_train))
         self._last_captured = len(net.history)
         changed, lost = self._attributes.changed(net)
-        self._warn_of([f"{place}, whose kind no file can hold" for place in lost])
+        self._warn_of([f"{place}, whose kind no file can hold" for place in lost] + self._lost_of_callbacks())
         more = {
             "random": random_states(self._generators(self._ctx.dataset_train)),
             "random_of_call": self._states_of_call,
@@ -165,8 +166,8 @@ class Session:
             "split": self._split,
             "settings": self._settings,
         }
-        checkpoint = capture(net, more, changed, n_rows)
-        self.unsaved = checkpoint if is_due else deepcopy(checkpoint)
+        checkpoint = self._with_large(capture(net, more, changed, n_rows))
+        self.unsaved = checkpoint if is_due else checkpoint.copied()
 
     def capture_unseen(self, n_rows: int) -> None:
         """Capture a complete epoch at whose end another callback has stopped training before the checkpoint's turn."""
@@ -189,8 +190,30 @@ class Session:
         restore_history(net, checkpoint)
         self._restore_parts(checkpoint)
         missing = restore_rest(net, checkpoint, self._attributes)
+        self._restore_large(checkpoint)
         if missing:
             warn(f"the checkpoint holds a state of {listed(missing)}, which the net lacks")
+
+    def _with_large(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Add the large states of callbacks, as the same object if they have the same versions."""
+        callbacks = {name: one for name, one in own_callbacks(self.net).items() if is_staged(one)}
+        states = {name: state for name, one in callbacks.items() if (state := one.large_state()) is not None}
+        versions = tuple((name, state.version) for name, state in states.items())
+        if versions != self._large[0]:
+            self._large = versions, {name: state.read() for name, state in states.items()}
+        return checkpoint._replace(parts={**checkpoint.parts, LARGE: self._large[1]}) if states else checkpoint
+
+    def _restore_large(self, checkpoint: Checkpoint) -> None:
+        callbacks = own_callbacks(self.net)
+        for name, state in checkpoint.parts.get(LARGE, {}).items():
+            if is_staged(callback := callbacks.get(name)):
+                try:
+                    callback.load_large_state(state)
+                except Exception as error:  # of whatever kind: a file may hold anything
+                    raise DamagedFileError(
+                        f"the checkpoint of epoch {checkpoint.epoch} holds a state of the callback {name!r} that "
+                        f"cannot be read: {error!r}; restore its files, or delete them to resume from the epoch before"
+                    ) from error
 
     def _generators(self, dataset_train: Any) -> dict[str, Any]:
         return generators_of(self.net, dataset_train, self._ctx.loaders)
@@ -204,10 +227,7 @@ class Session:
             warn(f"the random states of {listed(missing)} are not those of the run that is resumed")
 
     def _name_what_is_lost(self, dataset_train: Any) -> None:
-        lost = self._unreadable(dataset_train)
-        lost += [
-            one.lost_on_resume for one in own_callbacks(self.net).values() if is_staged(one) and one.lost_on_resume
-        ]
+        lost = self._unreadable(dataset_train) + self._lost_of_callbacks()
         lost += [f"{place}, whose state_dict() no file can hold" for place in object_states(self.net)[1]]
         self._warn_of(lost)
         if any(getattr(one, "persistent_workers", False) and one.num_workers for one in self._ctx.loaders):
@@ -215,6 +235,9 @@ class Session:
                 "the checkpoint restarts persistent workers after each epoch, since it cannot read their random "
                 "states; so the net does not train as without it, but as with persistent_workers=False: give that"
             )
+
+    def _lost_of_callbacks(self) -> list[str]:
+        return [lost for one in own_callbacks(self.net).values() if is_staged(one) for lost in one.lost_on_resume]
 
     def _unreadable(self, dataset_train: Any) -> list[str]:
         skip, roots = searched(self.net, dataset_train, self._ctx.loaders)

@@ -11,13 +11,18 @@ from typing import TypeAlias
 
 import pandas as pd
 
-from mlr3torch_py.cache.module import Tally
+from mlr3torch_py.cache.layout import N_TRIALS
 from mlr3torch_py.cache.parts import CachedParts
+from mlr3torch_py.cache.tally import Tally
 
 __all__ = ["Cost", "Span", "estimate_epochs", "measure_span"]
 
 
-Tallies: TypeAlias = Mapping[str, Tally]
+# A tally, and the share of the rows that were known.
+Counted: TypeAlias = tuple[Tally, float]
+Seen: TypeAlias = Mapping[str, Counted]
+# The batch fills the cache, is answered for the first time, and once more.
+Round: TypeAlias = tuple[Seen, Seen, Seen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class Cost:
     Parameters
     ----------
     rows : float
-        The number of rows that the module receives for it.
+        The number of rows that it is asked for; 0 if only other cached modules are given its output.
     n_bytes : float
         The bytes that the cache needs for these.
     seconds : float
@@ -35,7 +40,9 @@ class Cost:
     trial : float
         The seconds lost by a trial of a batch, in which its rows are computed again.
     again : float
-        How many of these rows come from memory when the row is new, since a step passes it on several times.
+        The share of its rows that come from memory when the row is new, since a step passes it on several times.
+    proof : float
+        The seconds lost by the first batch from memory, which is compared if few batches were tried.
     """
 
     rows: float
@@ -43,6 +50,7 @@ class Cost:
     seconds: float
     trial: float = 0.0
     again: float = 0.0
+    proof: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,47 +96,50 @@ def measure_span(batch: int, parts: CachedParts, run: Callable[[], object], n_ro
         As in a training; see `CachedParts`.
     """
     parts.refresh()
-    rounds: list[tuple[Tallies, Tallies]] = []
+    rounds: list[Round] = []
     is_settled = False
     while not is_settled or len(rounds) < 2:  # once more, since a single measurement may have been disturbed
-        for cached in parts.modules.values():
-            cached.rows.clear()
+        for cached in parts.stages.values():
+            cached.forget()
         filling, fits = _run_once(parts, run)
-        answering, still_fits = _run_once(parts, run)
-        rounds.append((filling, answering))
-        is_settled = fits and still_fits
+        proving, still_fits = _run_once(parts, run)
+        answering, at_last_fits = _run_once(parts, run)
+        rounds.append((filling, proving, answering))
+        is_settled = fits and still_fits and at_last_fits
     costs = {
-        path: min(
-            (_cost(*tallies, one.rows.n_bytes, n_rows) for tallies in _answered(rounds, path)), key=attrgetter("trial")
-        )
-        for path, one in parts.modules.items()
-        if one.tally.hits and not one.tally.misses and _answered(rounds, path)
+        path: min((_cost(*counts, cached.n_bytes, n_rows) for counts in found), key=attrgetter("trial"))
+        for path, cached in parts.stages.items()
+        if cached.tally.saved and not cached.tally.misses and (found := _answered(rounds, path))
     }
-    lost = sum(one.tally.saved for one in parts.modules.values()) - parts.end_epoch().saved
+    lost = sum(one.tally.saved for one in parts.stages.values()) - parts.end_epoch().saved
     parts.close()
     return Span(batch, costs, max(0.0, lost))
 
 
-def _run_once(parts: CachedParts, run: Callable[[], object]) -> tuple[Tallies, bool]:
-    """Run the batch; return the tallies by path, and whether the same modules are cached as before."""
+def _run_once(parts: CachedParts, run: Callable[[], object]) -> tuple[Seen, bool]:
+    """Run the batch; return what was counted by path, and whether the same modules are cached as before."""
     parts.begin_epoch()
     run()
-    tallies = {path: one.tally for path, one in parts.modules.items()}
-    return tallies, not parts.settle()
+    seen = {path: (one.tally, one.share_known) for path, one in parts.stages.items()}
+    return seen, not parts.settle()
 
 
-def _answered(rounds: Sequence[tuple[Tallies, Tallies]], path: str) -> list[tuple[Tally, Tally]]:
-    """Return the tallies of the rounds in which a module was filled, and then answered from memory."""
-    both = [(filling[path], answering[path]) for filling, answering in rounds if path in filling and path in answering]
-    return [(filling, answering) for filling, answering in both if filling.misses and answering.hits]
+def _answered(rounds: Sequence[Round], path: str) -> list[tuple[Counted, Counted, Counted]]:
+    """Return the counts of the rounds in which a module was filled, and then answered from memory."""
+    found = [
+        (filling[path], proving[path], answering[path])
+        for filling, proving, answering in rounds
+        if path in filling and path in proving and path in answering
+    ]
+    return [counts for counts in found if counts[0][1] < 1 and counts[1][1] > 0 and counts[2][1] > 0]
 
 
-def _cost(filling: Tally, answering: Tally, n_bytes: int, n_rows: int) -> Cost:
-    """Compare the pass that fills the cache with the one that is answered from it."""
-    seconds, again = answering.saved / answering.hits, filling.hits / n_rows
-    trial = max(0.0, seconds * filling.hits - filling.saved)
-    rows = answering.hits / n_rows
-    return Cost(rows, n_bytes / n_rows, seconds * rows, trial, again)
+def _cost(filling: Counted, proving: Counted, answering: Counted, n_bytes: int, n_rows: int) -> Cost:
+    """Compare the pass that fills the cache, and the first that is answered from it, with later ones."""
+    (filled, again), (proved, _), (answered, _) = filling, proving, answering
+    trial = max(0.0, answered.saved * again - filled.saved)
+    proof = max(0.0, answered.saved - proved.saved)
+    return Cost(answered.hits / n_rows, n_bytes / n_rows, answered.saved / n_rows, trial, again, proof)
 
 
 def estimate_epochs(
@@ -175,6 +186,7 @@ def estimate_epochs(
     ends = [*(span.batch for span in spans[1:]), sys.maxsize]
     kept: dict[str, float] = {}
     trials = _Trials()
+    asked: set[str] = set()
     table = []
     for epoch in range(1, max_epochs + 1):
         hits = misses = n_bytes = saved = 0.0
@@ -185,18 +197,25 @@ def estimate_epochs(
                 continue
             requested = n_train * n_batches / per_epoch + (n_valid if validates else 0)
             capacity = max_bytes // max(1.0, sum(cost.n_bytes for cost in span.costs.values()))
-            kept = {path: kept.get(path, 0.0) for path in span.costs}
+            # Rows are kept where they are asked for, which may have been elsewhere before.
+            kept = {
+                path: kept.get(path, 0.0) if path in asked or not cost.rows else 0.0
+                for path, cost in span.costs.items()
+            }
+            asked = {path for path, cost in span.costs.items() if cost.rows}
             trials.keep(span.costs)
             saved -= span.lost if span.batch >= first else 0
             for path, cost in span.costs.items():
                 if not kept[path]:
                     n_trials = trials.add(path, n_batches, valid_per_epoch if validates and n_valid else 0)
                     saved -= n_trials * cost.trial
+                else:
+                    saved -= trials.prove(path) * cost.proof
                 known = requested * kept[path] / n_rows
                 kept[path] = min(kept[path] + requested - known, capacity)
-                answered = known * cost.rows + (requested - known) * cost.again
-                hits, misses = hits + answered, misses + requested * cost.rows - answered
-                saved += answered / cost.rows * cost.seconds
+                answered = known + (requested - known) * cost.again
+                hits, misses = hits + answered * cost.rows, misses + (requested - answered) * cost.rows
+                saved += answered * cost.seconds
             n_bytes = sum(kept[path] * cost.n_bytes for path, cost in span.costs.items())
         table.append((epoch, round(hits), round(misses), round(n_bytes), saved))
     return pd.DataFrame(table, columns=["epoch", "cache_hits", "cache_misses", "cache_bytes", "cache_saved"])
@@ -207,17 +226,28 @@ class _Trials:
 
     def __init__(self) -> None:
         self._n_computed: Counter[tuple[str, str]] = Counter()
+        self._proven: set[str] = set()
 
     def keep(self, paths: Iterable[str]) -> None:
         """Forget all other modules."""
         for key in [key for key in self._n_computed if key[0] not in set(paths)]:
             del self._n_computed[key]
+        self._proven &= set(paths)
 
     def add(self, path: str, n_train: int, n_valid: int) -> int:
         """Count batches of a module, and return how many of them are tried; validation has trials of its own."""
         n_trials = 0
         for mode, n in (("train", n_train), ("valid", n_valid)):
             before = self._n_computed[path, mode]
-            n_trials += sum(number <= 4 or number.bit_count() == 1 for number in range(before + 1, before + n + 1))
+            n_trials += sum(
+                number <= N_TRIALS or number.bit_count() == 1 for number in range(before + 1, before + n + 1)
+            )
             self._n_computed[path, mode] += n
         return n_trials
+
+    def prove(self, path: str) -> int:
+        """Return how many batches are compared when a module is answered from memory for the first time."""
+        if path in self._proven:
+            return 0
+        self._proven.add(path)
+        return sum(0 < self._n_computed[path, mode] < N_TRIALS for mode in ("train", "valid"))

@@ -23,7 +23,7 @@ from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
-from mlr3torch_py.network.unwrap import all_modules
+from mlr3torch_py.network.unwrap import Structure, all_modules
 from mlr3torch_py.schedule.plan import Held, Moment, Plan
 from mlr3torch_py.schedule.rates import Factor, factors_at
 from mlr3torch_py.warn import warn
@@ -93,7 +93,8 @@ class FreezingEngine(Generic[_Host]):
         self.peers: list[FreezingEngine[_Host]] = [] if peers is None else peers
         self._inventory = self._look()
         self._flags_before: Flags | None = None
-        self._pins = Pins()
+        self._pins, self._to_pin = Pins(), list[nn.Module]()
+        self._pins_for: object = None  # what these follow from
         # One optimizer may hold the parameters of several networks.
         self._rates: Rates = self.peers[0]._rates if self.peers else Rates(host.record_rate, batch=lambda: self.batch)
         self.place = place
@@ -241,7 +242,10 @@ class FreezingEngine(Generic[_Host]):
         if freeze(self.network, self.held, governed=written, tensors=self._inventory.tensors):
             forget_directions(self._optimizers())
         held_by = [(holder, holder.held_) for holder in self.holders]
-        has_other_pins = self._pins.set(modules_to_pin(self.network, held_by))
+        reason = Structure.of(self.network), [(holder, tuple(holder.modes), held) for holder, held in held_by]
+        if reason != self._pins_for:
+            self._pins_for, self._to_pin = reason, list(modules_to_pin(self.network, held_by))
+        has_other_pins = self._pins.set(self._to_pin)
         if has_other_pins:
             _check_pins(self.network)
         if has_other_pins or self.held != before:

@@ -129,8 +129,11 @@ class Pins:
         has_changed = wanted.keys() != self._pinned.keys()
         for key in self._pinned.keys() - wanted.keys():
             _release(self._pinned[key], self)
-        for module in wanted.values():
-            _pin(module, self)
+        for key, module in wanted.items():
+            own_state = vars(module)
+            is_pinned = key in self._pinned and isinstance(own_state.get("train"), _Pin)
+            if not is_pinned or own_state.get("training", True):
+                _pin(module, self)
         self._pinned = wanted
         return has_changed
 

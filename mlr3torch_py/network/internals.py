@@ -15,7 +15,15 @@ from torch import nn
 
 if TYPE_CHECKING:  # so that type checkers see what these are
     from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+    from torch.utils._pytree import (
+        TreeSpec,
+        tree_flatten,
+        tree_leaves,
+        tree_map,
+        tree_unflatten,
+        treespec_dumps,
+        treespec_loads,
+    )
 
 __all__ = [
     "INTERNALS",
@@ -27,24 +35,41 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
+    "treespec_dumps",
+    "treespec_loads",
 ]
 
 # By owner: a module, or a class whose instances have the names.
 INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
     "torch.utils._pytree": dict.fromkeys(
-        ("TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"),
+        ("TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten", "treespec_dumps", "treespec_loads"),
         "find the tensors in nested arguments and outputs",
     ),
+    "torch._C": {
+        "DisableTorchFunctionSubclass": "read the metadata of a placeholder",
+        "_set_throw_on_mutable_data_ptr": "keep C code from reading a placeholder",
+    },
+    "torch._dynamo.eval_frame": {
+        "OptimizedModule": "see whether a network is compiled",
+        "_callback_from_stance": "notice that a compiled function is called",
+    },
+    "torch._functorch.utils": {"unwrap_dead_wrappers": "notice that a function with a backward of its own is called"},
+    "torch._functorch.vmap": {"_vmap_increment_nesting": "notice that vmap is called"},
     "torch.utils._python_dispatch": {
         "TorchDispatchMode": "notice which operations draw random numbers, and what memory tensors take"
     },
     "torch._dynamo": {"config": "know after how many compilations torch stops"},
-    "torch._dynamo.eval_frame": {"OptimizedModule": "see whether a network is compiled"},
     "torch._dynamo.eval_frame.OptimizedModule": {"_orig_mod": "see through a compiled network"},
     "torch.autograd.forward_ad": {"_current_level": "see whether a call is differentiated in forward mode"},
     "torch.nn.modules.batchnorm": {"_NormBase": "tell normalisation layers that keep statistics"},
     "torch.nn.modules.module": dict.fromkeys(
-        ("_global_forward_hooks", "_global_forward_pre_hooks"), "notice hooks that would not run for a cached row"
+        (
+            "_global_forward_hooks",
+            "_global_forward_pre_hooks",
+            "_global_backward_hooks",
+            "_global_backward_pre_hooks",
+        ),
+        "notice hooks that would not run for a cached row",
     ),
     "torch.nn.Module": {
         "_parameters": "list parameters in places, quickly",
@@ -53,14 +78,17 @@ INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
         "_modules": "list children in places, quickly",
         "_forward_hooks": "notice hooks that would not run for a cached row",
         "_forward_pre_hooks": "notice hooks that would not run for a cached row",
+        "_backward_pre_hooks": "notice hooks that must see real tensors",
         "_call_impl": "compute a call that is not answered from memory",
         "_compiled_call_impl": "answer a call from memory, and see whether a module is compiled",
     },
     "torch.Tensor": {
         "_version": "notice that a tensor was written into",
         "_backward_hooks": "notice hooks on gradients",
+        "_make_wrapper_subclass": "make placeholders for outputs that are looked up later",
         "_values": "read sparse gradients",
     },
+    "torch.UntypedStorage": {"_cdata": "see whether two tensors share memory"},
     "torch.nn.parallel.DistributedDataParallel": {
         "_build_params_for_reducer": "rebuild its reducer when the trainable parameters change",
         "_build_debug_param_to_name_mapping": "rebuild its reducer when the trainable parameters change",
@@ -154,3 +182,5 @@ if not TYPE_CHECKING:
     tree_leaves = internal("torch.utils._pytree", "tree_leaves")
     tree_map = internal("torch.utils._pytree", "tree_map")
     tree_unflatten = internal("torch.utils._pytree", "tree_unflatten")
+    treespec_dumps = internal("torch.utils._pytree", "treespec_dumps")
+    treespec_loads = internal("torch.utils._pytree", "treespec_loads")

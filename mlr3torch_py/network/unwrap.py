@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 from torch import nn
 
 from mlr3torch_py.protocols import Net
 
-__all__ = ["all_modules", "bare", "modules_of", "named_modules", "named_parameters", "names_by_tensor", "tied_names"]
+__all__ = [
+    "Structure",
+    "all_modules",
+    "bare",
+    "modules_of",
+    "named_modules",
+    "named_parameters",
+    "names_by_tensor",
+    "tied_names",
+]
 
 # The attribute under which each wrapper keeps its module. Wrappers are listed by name so that none has to be imported:
 # an instance exists only if its class has been imported already.
@@ -183,6 +193,39 @@ def _collect(module: nn.Module, prefix: str, found: dict[str, nn.Parameter]) -> 
     for name, child in module._modules.items():
         if child is not None:
             _collect(bare(child), f"{prefix}{name}.", found)
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The modules and parameters of a network, and what is trainable; equal if nothing was replaced or frozen since.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(2, 1))
+    >>> before = Structure.of(network)
+    >>> before == Structure.of(network), before == Structure.of(network.requires_grad_(False))
+    (True, False)
+    """
+
+    places: tuple[object, ...]
+    members: tuple[object, ...] = field(compare=False)  # which keep their ids
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Structure:
+        """Look at a network."""
+        places: list[object] = []
+        members: list[object] = []
+        for one in all_modules(module):
+            members.append(one)
+            places += (id(one), type(one))
+            for name, child in one._modules.items():
+                places += (name, id(child))
+            for name, tensor in one._parameters.items():
+                if tensor is not None:
+                    members.append(tensor)
+                    places += (name, id(tensor), type(tensor), tensor.requires_grad)
+        return cls(tuple(places), tuple(members))
 
 
 def all_modules(module: nn.Module) -> list[nn.Module]:

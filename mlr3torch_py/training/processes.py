@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
-__all__ = ["from_main_process", "is_main_process", "on_main_process"]
+__all__ = ["are_several", "from_main_process", "is_main_process", "on_main_process"]
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ def on_main_process(function: Callable[[], T]) -> T:
 
     Its result is returned, or its exception raised, in every process.
     """
-    if not _are_several():
+    if not are_several():
         return function()
     outcome: list[Any] = [None, None]
     if is_main_process():
@@ -39,8 +39,9 @@ def from_main_process(value: T) -> T:
 
 def is_main_process() -> bool:
     """Check whether this process is the main or the only one."""
-    return not _are_several() or distributed.get_rank() == 0
+    return not are_several() or distributed.get_rank() == 0
 
 
-def _are_several() -> bool:
+def are_several() -> bool:
+    """Check whether several processes train together."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeGuard
 
 from mlr3torch_py.arguments import check_number
 from mlr3torch_py.protocols import Net
@@ -14,7 +14,7 @@ from mlr3torch_py.training.clock import row_of, score_of
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.warn import warn
 
-__all__ = ["HOOK_OF_STAGE", "StagedCallback", "is_staged"]
+__all__ = ["HOOK_OF_STAGE", "LargeState", "StagedCallback", "is_staged"]
 
 if TYPE_CHECKING:
 
@@ -55,6 +55,21 @@ HOOK_OF_STAGE: Final = {
 _OF_USERS: Final = frozenset({"ctx", "weight", "keeps_outputs", *HOOK_OF_STAGE.values()})
 
 
+class LargeState(NamedTuple):
+    """A state that a checkpoint keeps in a file of its own, which is written again only after a change.
+
+    Parameters
+    ----------
+    version : hashable
+        Another one after each change.
+    read : callable
+        Returns tensors and plain values that later changes leave as they are.
+    """
+
+    version: Hashable
+    read: Callable[[], Mapping[str, Any]]
+
+
 class StagedCallback(Callback):
     """A callback of skorch with a context, a weight and further stages, see `run`."""
 
@@ -62,8 +77,8 @@ class StagedCallback(Callback):
 
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
-    lost_on_resume: ClassVar[str] = ""
     gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    tools: ClassVar[tuple[str, ...]] = ("ctx",)  # attributes in which no state of the user's can be
     weight_: float | None = None
     awaits_score_: bool = False
     has_warned_of_nan_: bool = False
@@ -160,6 +175,18 @@ class StagedCallback(Callback):
     def settled_since(self, net: Net) -> float:
         """Return the epoch since which nothing that is scheduled is still to come; infinity while something is."""
         return 0
+
+    @property
+    def lost_on_resume(self) -> Sequence[str]:
+        """What a checkpoint cannot keep of the callback, each with the remedy; asked for before and after an epoch."""
+        return ()
+
+    def large_state(self) -> LargeState | None:
+        """Return a state that is too large to be written after each epoch; None if there is none."""
+        return None
+
+    def load_large_state(self, state: Mapping[str, Any]) -> None:
+        """Restore a large state, once all callbacks have begun and everything else is restored."""
 
     def require_params(self, name: str = "") -> None:
         """Raise if a parameter is missing or invalid."""

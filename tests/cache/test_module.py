@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import forward_ad
 
-from mlr3torch_py.cache.module import Tally
+from mlr3torch_py.cache.check import HitCheck
+from mlr3torch_py.cache.layout import N_TRIALS
 from mlr3torch_py.cache.parts import CachedParts
+from mlr3torch_py.cache.tally import Tally
 from tests.cache.helpers import CHANGES, ROWS, UNSEEN, Part, cached, counts, frozen, normed
 
 
@@ -86,7 +88,7 @@ def test_single_rows_are_cached_too():
     part(ROWS[:1]), part(ROWS[:1])
     part(ROWS)
     part(ROWS[5:6])
-    assert counts(parts) == (1 + 1 + 1, 1 + 11)
+    assert counts(parts) == (1 + 1, 1 + 12)  # the first longer batch is a trial
 
 
 def test_empty_batches_pass():
@@ -129,7 +131,7 @@ def test_the_memory_for_different_calls_is_limited():
     parts = cached(part)
     for i in range(1100):
         part(ROWS[:2], float(i))
-    assert len(parts.modules[""].rows) < 1000
+    assert parts.modules[""].n_bytes < 1000 * 2 * 300
 
 
 def test_the_check_finds_an_unseen_change():
@@ -141,27 +143,43 @@ def test_the_check_finds_an_unseen_change():
         part(ROWS)
 
 
-def test_the_check_recomputes_some_rows_of_each_epoch():
-    class Counting(nn.Linear):
-        def forward(self, x):
-            computed.append(len(x))
-            return super().forward(x)
+class Counting(nn.Linear):
+    """Notes the rows that are computed."""
 
-    for check, expected in ((0, []), (1, [1]), (3, [3]), (100, [3])):
-        computed = []
+    def forward(self, x):
+        self.computed.append(len(x))
+        return super().forward(x)
+
+    computed = []  # noqa: RUF012, it is not the module's own, so that it is not rejected
+
+
+@pytest.mark.parametrize(("check", "expected"), [(0, []), (1, [1]), (3, [3]), (100, [12])])
+def test_the_check_recomputes_some_rows_of_the_first_epoch_with_hits(check, expected):
+    checked = set()
+    for _ in range(20):
         part = frozen(Counting(4, 3))
         parts = cached(part, check=check)
-        part(ROWS)
-        checked = set()
-        for _ in range(100):
-            parts.begin_epoch()
-            computed.clear()
-            for i, rows in enumerate(ROWS.split(3)):
-                before = len(computed)
-                part(rows)
-                checked |= {i} if len(computed) > before else set()
-            assert computed == expected
-        assert checked == ({0, 1, 2, 3} if check else set())
+        for i in range(N_TRIALS):
+            part(ROWS + i)
+        parts.begin_epoch()
+        part.computed.clear()
+        for i in range(N_TRIALS):
+            before = len(part.computed)
+            part(ROWS + i)
+            checked |= {i} if len(part.computed) > before else set()
+        assert part.computed == expected
+    assert checked == ({0, 1, 2, 3} if check else set())
+
+
+def test_later_checks_take_a_hundredth_of_what_the_hits_save():
+    check = HitCheck(1)
+    drawn = []
+    for _ in range(40):
+        check.begin_epoch(n_known=50)
+        drawn.append(check.draw(list(range(50))))
+        if drawn[-1]:
+            check.pay(0.003, seconds_per_row=0.001)  # the time of 3 rows, for 300 hits
+    assert [i for i, rows in enumerate(drawn) if rows] == list(range(0, 40, 7))
 
 
 def test_hits_and_misses_are_counted():

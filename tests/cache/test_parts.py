@@ -25,7 +25,7 @@ def test_a_module_that_is_never_called_is_replaced_by_its_children():
     network(ROWS)
     assert parts.settle()
     network(ROWS), network(ROWS)
-    assert counts(parts) == (24, 24)
+    assert counts(parts) == (12, 12)
     parts = cached(network, "encoder")
     network(ROWS)
     assert not parts.settle()

@@ -13,4 +13,4 @@ def test_rounding_passes_the_check():
     part(x)
     for n in (1, 2, 7, 100):
         part(x[:n])
-    assert parts.end_epoch().hits == 110
+    assert parts.end_epoch().hits == 109  # a single row is another kind of call

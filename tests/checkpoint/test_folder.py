@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -11,6 +12,22 @@ from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from tests.checkpoint.runs import Evil, bits, checkpoint, files, net_of_format_1, reseal, run, seal_of, unpack_format_1
 from tests.helpers import X, iris_net, moved, weights, y
+
+
+def test_a_large_state_that_stays_the_same_is_written_once(tmp_path):
+    folder, rows = CheckpointFolder(tmp_path), {"cache": {"rows": torch.ones(3)}}
+    for epoch in (1, 2):
+        folder.write(Checkpoint.of(epoch, {"rows": rows}, {}).copied())
+    folder.write(Checkpoint.of(3, {"rows": {"cache": {"rows": torch.ones(4)}}}, {}))
+    folder.write(Checkpoint.of(4, {}, {}))
+    assert [name for name in files(tmp_path) if name.startswith("rows")] == ["rows-1.pt", "rows-3.pt"]
+    assert [len(folder.read(epoch).parts["rows"]["cache"]["rows"]) for epoch in (1, 2, 3)] == [3, 3, 4]
+    assert "rows" not in folder.read(4).parts
+
+
+def test_a_checkpoint_can_be_sent_to_another_process():
+    checkpoint = Checkpoint.of(1, {"rows": {"cache": {"rows": torch.ones(3)}}}, {"best": 0.5})
+    assert bits(pickle.loads(pickle.dumps(checkpoint)).parts) == bits(checkpoint.parts)
 
 
 def test_a_fresh_run_into_a_used_folder_is_refused(tmp_path):

@@ -47,7 +47,7 @@ def test_every_private_name_that_is_used_is_listed_with_its_purpose():
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
     ours = {name for tree in trees for name in own(tree)} - LISTED
     names = {name for tree in trees for name in used(tree) if is_private(name)} - ours
-    assert names - LISTED - PATHS == OTHERS
+    assert names - LISTED - PATHS <= OTHERS
     assert all(purpose for names in INTERNALS.values() for purpose in names.values())
 
 

@@ -1,0 +1,244 @@
+"""What a call of a cached module gives: known by the keys of its rows, and computed where needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from mlr3torch_py.cache.layout import N_TRIALS, Layout
+from mlr3torch_py.cache.rounding import are_near, precision_of
+from mlr3torch_py.cache.rows import Call, Reference
+from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.cache.tally import Tally
+
+__all__ = ["Answer", "Stage"]
+
+
+class Stage(Protocol):
+    """What an answer needs of the cached module that gives it."""
+
+    name: str
+    module: nn.Module
+    budget: Budget
+    tally: Tally
+    seconds_per_row: float
+
+    def compute(self, call: Call) -> Any: ...
+    def count(self, answer: Answer, index: int, known: Sequence[int], value: torch.Tensor) -> None: ...
+    def reject_dependent(self, call: Call) -> None: ...
+
+
+class Answer:
+    """What a call of a cached module gives.
+
+    It never changes, and holds no values but those that were given to the first of the modules.
+
+    Parameters
+    ----------
+    stage : Stage
+        The cached module.
+    layout : Layout
+    call : Call or Reference
+        With a `Reference` in place of each tensor that another answer gives; or its only argument.
+    keys : list of bytes
+        The key of each row.
+    missing : list of int
+        The rows that were not known, and are computed during the call.
+    """
+
+    __slots__ = ("_call", "is_counted", "keys", "layout", "missing", "source_keys", "stage")
+
+    def __init__(
+        self, stage: Stage, layout: Layout, call: Call | Reference, keys: list[bytes], missing: list[int]
+    ) -> None:
+        self.stage, self.layout, self._call, self.keys, self.missing = stage, layout, call, keys, missing
+        self.is_counted = False
+        self.source_keys: Sequence[tuple[Layout, list[bytes]]] = (
+            call.answer.source_keys if isinstance(call, Reference) else _source_keys(call, layout, keys)
+        )
+
+    @property
+    def call(self) -> Call:
+        """The call."""
+        if isinstance(self._call, Reference):  # made when it is needed, which is seldom
+            self._call = Call((self._call,), {})
+        return self._call
+
+    @property
+    def chain(self) -> list[Answer]:
+        """The answers that it is made from, and itself, in the order of their calls."""
+        found: dict[Answer, None] = {}
+        waiting = [self]
+        while waiting:  # not by recursion, since there may be more of them than Python allows
+            before = [one.answer for one in waiting[-1].call.references if one.answer not in found]
+            if before:
+                waiting += before
+            else:
+                found[waiting.pop()] = None
+        return list(found)
+
+    @property
+    def has_changed_input(self) -> bool:
+        """Whether the values that the first modules were given were modified."""
+        return any(answer.call.has_changed() for answer in self.chain)
+
+    @property
+    def seconds_per_row(self) -> float:
+        """The estimated seconds for computing one row."""
+        return sum(answer.stage.seconds_per_row for answer in self.chain)
+
+    @property
+    def precision(self) -> float:
+        """The precision of the coarsest dtype that is known to take part."""
+        return max(
+            precision_of(
+                answer.stage.module,
+                answer.call,
+                [torch.empty(0, dtype=row.dtype) for row in answer.layout.spec.tensors],
+            )
+            for answer in self.chain
+        )
+
+    def with_missing(self, rows: list[int]) -> Answer:
+        """Return the answer if other rows had been computed."""
+        return Answer(self.stage, self.layout, self.call, self.keys, rows)
+
+    def compute(self, rows: Sequence[int]) -> list[torch.Tensor]:
+        """Compute some rows from the values that the first modules were given.
+
+        Raises
+        ------
+        RuntimeError
+            If these were modified.
+        """
+        return self._compute_chain(rows)[self]
+
+    def _compute_chain(self, rows: Sequence[int]) -> dict[Answer, list[torch.Tensor]]:
+        outputs: dict[Answer, list[torch.Tensor]] = {}
+        for answer in self.chain:
+            outputs[answer] = answer._compute_from(outputs, rows)
+        return outputs
+
+    def _compute_from(self, outputs: Mapping[Answer, list[torch.Tensor]], rows: Sequence[int]) -> list[torch.Tensor]:
+        if self.call.has_changed():
+            raise RuntimeError(
+                f"frozen_cache: an input of {self.stage.name} was modified in place before its output was used; "
+                "use out-of-place operations, or name other modules in `modules`"
+            )
+        call = self._call_with(outputs, rows)
+        is_grad_enabled, dtype = self.layout.modes
+        device = call.device.type
+        with torch.set_grad_enabled(is_grad_enabled), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            output = self.stage.compute(call)
+        return self.layout.spec.tensors_of(output, len(rows))
+
+    def _call_with(self, outputs: Mapping[Answer, list[torch.Tensor]], rows: Sequence[int]) -> Call:
+        is_written = self.layout.relation == "written"
+
+        def values(reference: Reference) -> torch.Tensor:
+            value = outputs[reference.answer][reference.index]
+            return value.clone() if is_written else value
+
+        return self.call.take(rows, values)
+
+    def fetch(self, index: int, part: torch.Tensor | None) -> torch.Tensor:
+        """Return a tensor of the output, and keep its rows.
+
+        Parameters
+        ----------
+        index : int
+            Its position in the output.
+        part : torch.Tensor or None
+            The missing rows of it.
+        """
+        table = self.layout.table(index, self.stage.budget)
+        if part is not None and len(part) == len(self.keys):
+            known: list[int] = []
+            value = part
+            self.layout.n_tried[index] += 1
+        else:
+            known, value = self._gather(table.find(self.keys), index, part)
+            if known and self.layout.n_tried[index] < N_TRIALS and not self.has_changed_input:
+                whole = self._find_fault(index, known, value)
+                if whole is not None:
+                    return whole
+        if len(known) < len(self.keys):
+            table.add(self.keys, value)
+            self._note_completeness(table.__contains__)
+        self.stage.count(self, index, known, value)
+        return value
+
+    def _gather(self, slots: list[int | None], index: int, part: torch.Tensor | None) -> tuple[list[int], torch.Tensor]:
+        """Take rows from memory, and compute those that are unexpectedly missing there."""
+        table = self.layout.table(index, self.stage.budget)
+        fresh = set(self.missing)
+        known = [i for i, slot in enumerate(slots) if slot is not None and i not in fresh]
+        if len(known) == len(slots):
+            return known, table.gather([slot for slot in slots if slot is not None])
+        value = self.layout.spec.tensors[index].empty(len(slots))
+        if known:
+            value[known] = table.gather([slot for i in known if (slot := slots[i]) is not None])
+        if part is not None:
+            value[self.missing] = part
+        if lacking := [i for i, slot in enumerate(slots) if slot is None and i not in fresh]:
+            value[lacking] = self.compute(lacking)[index]
+        return known, value
+
+    def _find_fault(self, index: int, known: list[int], value: torch.Tensor) -> torch.Tensor | None:
+        """Recompute rows from memory before the first are given away, if trials have not seen all positions of a batch.
+
+        Returns
+        -------
+        torch.Tensor or None
+            The values as they are without the cache, if a module turns out to mix rows, which is then rejected.
+        """
+        for rows in filter(None, (known[::-2], known[-2::-2])):
+            if not self._gives_again(index, rows, value):
+                every = range(len(self.keys))
+                whole = self._compute_chain(every)
+                if (culprit := self._culprit(whole, rows)) is None:
+                    return None  # which a check of hits may find
+                culprit.stage.reject_dependent(culprit._call_with(whole, every))
+                return whole[self][index]
+        if len(known) == len(self.keys):
+            self.layout.n_tried[index] = N_TRIALS
+        return None
+
+    def _gives_again(self, index: int, rows: Sequence[int], value: torch.Tensor) -> bool:
+        try:
+            return self.is_near(index, value[rows], self.compute(rows)[index])
+        except Exception:  # whatever a module raises that accepts whole batches only
+            return False
+
+    def _culprit(self, whole: Mapping[Answer, list[torch.Tensor]], rows: Sequence[int]) -> Answer | None:
+        """Find the first call of the chain that gives other rows than in the whole batch."""
+        part: dict[Answer, list[torch.Tensor]] = {}
+        for one in self.chain:
+            try:
+                part[one] = one._compute_from(part, rows)
+            except Exception:
+                return one
+            if not all(one.is_near(i, w[rows], p) for i, (w, p) in enumerate(zip(whole[one], part[one], strict=True))):
+                return one
+        return None
+
+    def is_near(self, index: int, one: torch.Tensor, other: torch.Tensor) -> bool:
+        """Check whether some rows of a tensor of the output are the same up to rounding."""
+        return are_near([one], [other], precision=self.precision, largest=[self.layout.largest[index]])
+
+    def _note_completeness(self, is_kept: Callable[[bytes], bool]) -> None:
+        kept = list(map(is_kept, self.keys))
+        for source, keys in self.source_keys:
+            if not source.is_dropped:
+                source.complete.update(key for key, is_kept in zip(keys, kept, strict=True) if is_kept)
+                source.complete.difference_update(key for key, is_kept in zip(keys, kept, strict=True) if not is_kept)
+
+
+def _source_keys(call: Call, layout: Layout, keys: list[bytes]) -> Sequence[tuple[Layout, list[bytes]]]:
+    """List the layouts to which rows are given by value, each once for each call of it, with the keys of these rows."""
+    own = [(layout, keys)] if call.has_rows else []
+    found = [one for reference in call.references for one in reference.answer.source_keys]
+    return list({(id(source), id(keys)): (source, keys) for source, keys in (*found, *own)}.values())

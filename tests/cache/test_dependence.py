@@ -1,0 +1,88 @@
+"""Modules whose rows depend on each other, in all ways, are never answered from memory."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from tests.cache.helpers import Part, cached, frozen
+
+WIDTH = 4
+
+
+def mixing(one, other):
+    """Mixes the rows at two positions of each batch."""
+
+    def compute(f, x):
+        y = f(x)
+        if len(x) <= max(one, other):
+            return y
+        y = y.clone()
+        y[one] = y[one] + y[other]
+        return y
+
+    return compute
+
+
+def outlier(f, x):
+    """Scales by what only an outlier in the batch exceeds."""
+    return f(x) / x.abs().max().clamp(min=4)
+
+
+def routed(f, x):
+    """Takes another way at every other position."""
+    return f(x) * (1 + torch.arange(len(x)) % 2)[:, None]
+
+
+def capacity(f, x):
+    """Gives an expert the first four rows that ask for it."""
+    goes = x[:, 0] > 0
+    return f(x) * (1 + (goes & (goes.cumsum(0) <= 4)).float())[:, None]
+
+
+DEPENDENT = {
+    "7 and 8": mixing(7, 8),
+    "0 and 1": mixing(0, 1),
+    "the last and the first": mixing(15, 0),
+    "5 and 13": mixing(5, 13),
+    "running maximum": lambda f, x: f(x.cummax(0).values),
+    "running sum": lambda f, x: f(x.cumsum(0)),
+    "the mean": lambda f, x: f(x - x.mean(0)),
+    "an outlier": outlier,
+    "ranks": lambda f, x: f(x) + x[:, :1].argsort(0).argsort(0),
+    "sorted": lambda f, x: f(x[x[:, 0].argsort()]),
+    "reversed": lambda f, x: f(x.flip(0)),
+    "rolled": lambda f, x: f(x.roll(4, 0)),
+    "size": lambda f, x: f(x) * 2 if len(x) > 8 else f(x),
+    "small batches": lambda f, x: f(x) * 2 if len(x) < 8 else f(x),
+    "halves": lambda f, x: torch.cat([f(x[: len(x) // 2]), f(x[len(x) // 2 :]) * 2]),
+    "positions": routed,
+    "capacity": capacity,
+    "attention over the batch": lambda f, x: f((x @ x.T).softmax(1) @ x),
+    "softmax over the batch": lambda f, x: f(x).softmax(0),
+}
+
+
+def rows_of(n, seed):
+    rows = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed))
+    rows[::11] *= 5  # outliers
+    return rows
+
+
+@pytest.mark.parametrize("n_batches", [1, 3, 5])
+@pytest.mark.parametrize("kind", DEPENDENT)
+def test_rows_that_depend_on_each_other_are_as_without_the_cache(kind, n_batches):
+    torch.manual_seed(0)
+    network = frozen(nn.Sequential(Part(DEPENDENT[kind]), nn.Linear(3, 3)))
+    network.add_module("head", nn.Linear(3, 1))
+    plain, data = copy.deepcopy(network), rows_of(16 * n_batches, 0)
+    parts = cached(network)
+    with warnings.catch_warnings(action="ignore"):
+        for epoch in range(3):
+            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch))
+            for batch in data[order].split(16):
+                torch.testing.assert_close(network(batch), plain(batch))
+                parts.settle()
+            parts.end_epoch(), parts.begin_epoch(), parts.refresh()
