@@ -38,6 +38,14 @@ from mlr3torch_py.registry.torch_callback import parameters_of
 from mlr3torch_py.training.callback_set import REQUIRED
 from tests.helpers import X, iris_net, y
 
+
+@pytest.fixture(autouse=True)
+def no_log():
+    """Undo `log_to_console`, which is called as well."""
+    yield
+    mlr3torch_py.log_to_console(None)
+
+
 SLOW = {"freeze_plan": pytest.mark.slow}
 
 

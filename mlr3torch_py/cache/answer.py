@@ -54,8 +54,12 @@ class Answer:
     def __init__(
         self, stage: Stage, layout: Layout, call: Call | Reference, keys: list[bytes], missing: list[int]
     ) -> None:
-        self.stage, self.layout, self._call, self.keys, self.missing = stage, layout, call, keys, missing
-        self.is_counted = False
+        self.stage: Stage = stage
+        self.layout: Layout = layout
+        self._call: Call | Reference = call
+        self.keys: list[bytes] = keys
+        self.missing: list[int] = missing
+        self.is_counted: bool = False
         self.source_keys: Sequence[tuple[Layout, list[bytes]]] = (
             call.answer.source_keys if isinstance(call, Reference) else _source_keys(call, layout, keys)
         )

@@ -64,9 +64,9 @@ class Layout:
         modes: tuple[bool, torch.dtype | None] = (True, None),
     ) -> None:
         self.digest = digest
-        self.number = next(_NUMBERS)
+        self.number: int = next(_NUMBERS)
         self.modes = modes
-        self.parents = tuple(dict.fromkeys(parents))
+        self.parents: tuple[Layout, ...] = tuple(dict.fromkeys(parents))
         inherited: list[Layout] = [source for one in self.parents for source in one.sources]
         self.sources: tuple[Layout, ...] = tuple(dict.fromkeys([*inherited, self] if has_rows else inherited))
         self._children: list[Layout] = []

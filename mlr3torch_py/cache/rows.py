@@ -61,7 +61,8 @@ class Reference:
     __slots__ = ("answer", "index")
 
     def __init__(self, answer: Answer, index: int) -> None:
-        self.answer, self.index = answer, index
+        self.answer: Answer = answer
+        self.index: int = index
 
     @property
     def _row(self) -> RowSpec:

@@ -79,10 +79,10 @@ class CallbackSetLRScheduler(CallbackSet):
     first_state_: Any = None
     rates_: tuple[float, ...] | None = None
     left_: tuple[float, ...] | None = None
-    has_rates_ = True
-    is_stale_ = False
-    is_in_history_ = False
-    is_alone_ = True
+    has_rates_: bool = True
+    is_stale_: bool = False
+    is_in_history_: bool = False
+    is_alone_: bool = True
 
     def __init__(self, **params: Any) -> None:
         bound = inspect.signature(type(self)).bind(**params)

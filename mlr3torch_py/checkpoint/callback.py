@@ -31,7 +31,7 @@ from mlr3torch_py.training.sink import Sink, check_sink, say
 __all__ = ["CallbackSetCheckpoint"]
 
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
 class CallbackSetCheckpoint(CallbackSet):

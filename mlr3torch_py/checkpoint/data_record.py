@@ -15,7 +15,7 @@ from xxhash import xxh3_128
 
 __all__ = ["record_of", "same_data", "split_of"]
 
-logger = logging.getLogger("mlr3torch_py")
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 _METHOD: Final = "xxh3_128:"
 

@@ -51,8 +51,8 @@ class CheckpointFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.files = SealedFiles(path)
-        self.rows = RowFile(self.files.path)
+        self.files: SealedFiles = SealedFiles(path)
+        self.rows: RowFile = RowFile(self.files.path)
         self._loadable: set[str] = set()
         self._large: tuple[Mapping[str, Any], str, str] | None = None  # as written, with the file and its hash
 

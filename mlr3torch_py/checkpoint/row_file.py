@@ -42,7 +42,7 @@ class RowFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+        self.path: Path = folder / NAME
         self.n_rows = 0
         self._n_bytes = 0
         self._hash = hashlib.sha256()

@@ -50,7 +50,7 @@ class SealedFiles:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).resolve()
+        self.path: Path = Path(path).resolve()
         self._lock: FileLock | None = None
 
     @property

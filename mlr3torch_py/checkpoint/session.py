@@ -62,7 +62,7 @@ class Session:
     def __init__(self, net: Net, ctx: ContextTorch, plan: Plan, data: Mapping[str, Any]) -> None:
         self.net = net
         self.unsaved: Checkpoint | None = None
-        self.call = dict(plan.call)
+        self.call: dict[str, Any] = dict(plan.call)
         self._ctx = ctx
         self._plan = plan
         self._data = data

@@ -53,14 +53,14 @@ def twin_of(net: Net, callbacks: Sequence[tuple[str, Any]]) -> Net:
     Parameters
     ----------
     net : skorch.NeuralNet
-        Initialized or not. Optimizers are made anew by its own methods, so that they hold the copied parameters.
+        Initialized or not. Optimizers are created by its own methods, so that they hold the copied parameters.
     callbacks : sequence of tuple
         All callbacks of the copy, with their names.
 
     Raises
     ------
     Exception
-        Whatever a network raises that can be neither copied nor made anew.
+        Whatever a network raises that can be neither copied nor created again.
     """
     twin: Net = object.__new__(type(net))
     memo: dict[int, Any] = {id(net): twin}

@@ -41,7 +41,7 @@ class SkorchHost:
         check_wrappers(net)
         self.net = net
         self.module = module
-        self.attribute = f"{module}_"
+        self.attribute: str = f"{module}_"
         self.optimizer_attribute = "optimizer_"
         self.ctx = ctx
 

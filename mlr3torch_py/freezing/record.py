@@ -57,8 +57,7 @@ class Record:
         if not so_far or not self._changes:
             self._changes = [so_far] if so_far else []
         has_changed = bool(unfrozen or frozen)
-        if has_changed:
-            text = _told(unfrozen, frozen, tensors)
+        if has_changed and (text := _told(unfrozen, frozen, tensors)):
             self._changes.append(f"{text} at {when}" if when.startswith("batch") else text)
         self._host.record("event_unfreeze", has_changed or bool(self._host.recorded("event_unfreeze")))
         self._host.record(EVENT, listed(self._changes, most=3) or None)
@@ -90,7 +89,8 @@ class Record:
 
 
 def _told(unfrozen: Held, frozen: Held, tensors: Mapping[str, nn.Parameter]) -> str:
-    """Describe a change, with one name for each tensor."""
+    """Describe a change of what the network still has, with one name for each tensor."""
     further = {name for names in tied_names(tensors) for name in names[1:]}
     known = [name for name in tensors if name not in further] if further else list(tensors)
-    return change(unfrozen - further, frozen - further, known)
+    here = tensors.keys() - further
+    return change(unfrozen & here, frozen & here, known)

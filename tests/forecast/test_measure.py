@@ -113,11 +113,11 @@ class Sleeps(nn.Module):
 def test_filling_the_cache_counts():
     plan = freeze_plan(make(module=SlowEncoder), X, y, measure=True)
     net = make(module=SlowEncoder).fit(X, y)
-    foretold, came = plan.cache["cache_saved"].tolist(), net.history[:, "cache_saved"]
-    assert foretold[0] < -0.2 * 48 * 0.002  # each trial computes a fourth of the rows again
-    np.testing.assert_allclose(foretold, came, atol=0.5 * 48 * 0.002)
+    forecast, came = plan.cache["cache_saved"].tolist(), net.history[:, "cache_saved"]
+    assert forecast[0] < -0.2 * 48 * 0.002  # each trial computes a fourth of the rows again
+    np.testing.assert_allclose(forecast, came, atol=0.5 * 48 * 0.002)
     saved = plan.measured.seconds - plan.measured.seconds_cached
-    assert saved == pytest.approx(sum(foretold))
+    assert saved == pytest.approx(sum(forecast))
     assert "filling included" in str(plan)
 
 
