@@ -116,9 +116,9 @@ def test_what_is_frozen_stays_and_then_everything_trains(make, data, head):
 def test_the_cache_keeps_something_and_the_weights_are_those_without_it(make, data, head):
     freezing = CallbackSetUnfreeze(select_prefix(head), frozen_mode="eval")
     network = make()
-    plainly = trained(copy.deepcopy(network), data, freezing)
-    cached = trained(network, data, freezing, t_clbk("frozen_cache"))
-    assert cached.history[-1, "cache_hits"] >= len(data) / 2  # others are computed again, to be compared
+    plainly = trained(copy.deepcopy(network), data, freezing, max_epochs=3)
+    cached = trained(network, data, freezing, t_clbk("frozen_cache"), max_epochs=3)  # in the second, some are compared
+    assert cached.history[-1, "cache_hits"] >= len(data)
     assert cached.history[-1, "cache_misses"] == 0
     for one, other in zip(weights(plainly).values(), weights(cached).values(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
