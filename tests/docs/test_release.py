@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("hatchling")
-HOOK = Path(__file__).parents[2] / "hatch_build.py"
+HOOK = Path(__file__).parents[2] / "docs" / "release_readme.py"
 TEXT = "![a plan](docs/plan.png)\nThe [guide](docs/guide.md), [skorch](https://skorch.org) and [below](#below)."
 
 
 @pytest.fixture
 def hook():
-    spec = importlib.util.spec_from_file_location("hatch_build", HOOK)
+    spec = importlib.util.spec_from_file_location("release_readme", HOOK)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
