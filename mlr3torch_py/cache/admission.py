@@ -63,7 +63,7 @@ class Trial(NamedTuple):
     random_states : mapping
         Their states.
     samples : sequence of pairs of list of int and Call
-        Small batches to be computed again: which rows, and their values.
+        Small batches to be computed again: which rows, and their values. None if the call is only watched.
     """
 
     is_module_changed: bool
@@ -204,8 +204,8 @@ class Admission:
         self._row_wise[request.signature] = True
         self._n_computed[request.signature] = N_TRIALS
 
-    def start_trial(self, request: Request, call: Call) -> Trial | None:
-        """Prepare a trial of a call that is about to be computed; None if no trial is due.
+    def start_trial(self, request: Request, call: Call) -> Trial:
+        """Prepare a trial of a call that is about to be computed; if none is due, the call is only watched.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ class Admission:
         """
         self._n_computed[request.signature] = number = self._n_computed[request.signature] + 1
         if request.signature in self._row_wise and number > N_TRIALS and number.bit_count() > 1:
-            return None
+            return self.start_watch()
         if self._generators is None:
             self._generators = generators(module=self._module)
         found = {**torch_generators(), **self._generators}
@@ -237,6 +237,9 @@ class Admission:
             If the module cannot be cached.
         """
         moved = trial.moved
+        if not trial.samples:
+            self._check_draws(moved, call, output)
+            return True
         if relation != "written" and call.has_changed():
             raise NotCacheableError("it modifies its input in place", "use out-of-place operations")
         if not self._left_module_unchanged():

@@ -350,7 +350,8 @@ class CachedModule:
             call, watch = request.call.take(missing, given.values(missing)), self._admission.start_watch()
             output = self.compute(call)
             try:
-                self._admission.finish_watch(watch, call, output)
+                with self._passes.suspended():
+                    self._admission.finish_watch(watch, call, output)
                 parts = layout.spec.tensors_of(output, len(missing))
             except NotCacheableError as error:
                 self._reject(error, call)
@@ -364,16 +365,15 @@ class CachedModule:
         if self.is_link and any(tensor.is_inference() for tensor in call.tensors):  # whose changes cannot be seen
             return self._pass_through(given.args, given.kwargs)
         trial = self._admission.start_trial(request, call)
-        if trial is not None and trial.is_module_changed:
+        if trial.is_module_changed:
             self._drop_layouts()
             layout = self._layout(request)
-        watch = trial or self._admission.start_watch()
         output = self.compute(call)
         try:
             relation = relation_of(call, output) if self.is_link else "new"
-            if trial is None:
-                self._admission.finish_watch(watch, call, output)
-            elif not self._admission.finish_trial(trial, request, call, output, relation):
+            with self._passes.suspended():
+                is_unchanged = self._admission.finish_trial(trial, request, call, output, relation)
+            if not is_unchanged:
                 self._drop_layouts()
                 self.tally.misses += len(keys)
                 return output

@@ -1,5 +1,6 @@
 """Random numbers of other threads are not blamed on a module, and its own are found whoever else draws."""
 
+import importlib
 import random
 import threading
 from contextlib import contextmanager, nullcontext
@@ -135,6 +136,7 @@ def test_a_net_that_trains_beside_a_thread_has_its_cache(draw):
     torch.manual_seed(0)
     freezing = CallbackSetUnfreeze(select_last(1), frozen_mode="eval")
     network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3))
+    importlib.import_module("torch._dynamo")  # whose functions are watched once they are there
     with somebody_else_drawing(DRAW[draw]):
         net = iris_net(freezing, t_clbk("frozen_cache"), module=network, max_epochs=3).fit(X, y)
     assert net.history[:, "cache_hits"][1:] == [150, 150]
