@@ -12,7 +12,7 @@ from mlr3torch_py.checkpoint.contents import GRADIENTS, LARGE, STATE_TENSORS, Ch
 from mlr3torch_py.checkpoint.parts import modules_of, optimizers_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.warn import warn
 
 __all__ = ["check_callbacks", "check_fits", "differences", "optimizer_classes", "state_dicts"]

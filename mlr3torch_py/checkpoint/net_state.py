@@ -25,7 +25,7 @@ from mlr3torch_py.network.parameters import Flags, frozen_by_us, trainable_names
 from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import row_of
-from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.training.order import own_callbacks
 
 __all__ = [
     "callback_states",

@@ -17,7 +17,7 @@ from mlr3torch_py.network.randomness import generators
 from mlr3torch_py.network.unwrap import bare, modules_of, named_modules, named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
-from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.training.stages import is_staged
 
 __all__ = [

@@ -23,7 +23,7 @@ from mlr3torch_py.network.holdings import plain_values
 from mlr3torch_py.network.randomness import generators, random_states, set_random_states
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import rows_of
-from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.training.order import own_callbacks
 
 __all__ = ["STOPPED", "Ending", "Rehearsal", "main"]
 

@@ -27,7 +27,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.randomness import random_states, set_random_states, unreadable
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.context import ContextTorch
-from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 

@@ -14,7 +14,7 @@ import torch
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.bits import content_hash
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.run import own_callbacks
+from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.warn import warn
 
 __all__ = ["check_settings", "settings_of"]

@@ -21,9 +21,8 @@ Copies of a net that are made during training are not part of the run: pickle an
 
 from __future__ import annotations
 
-import math
 from itertools import takewhile
-from typing import Any, TypeAlias
+from typing import Any
 
 from skorch.callbacks import Callback, PrintLog
 
@@ -33,12 +32,11 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.monitors import check_monitor, warn_of_missing_scores
+from mlr3torch_py.training.order import NamedCallback, by_weight, has, in_skorchs_order
 from mlr3torch_py.training.outputs import OutputRecorder
 from mlr3torch_py.training.stages import StagedCallback, is_staged
 
-__all__ = ["Run", "must_start_run", "own_callbacks"]
-
-NamedCallback: TypeAlias = tuple[str, Any]
+__all__ = ["Run", "must_start_run"]
 
 
 class Run:
@@ -86,7 +84,7 @@ class Run:
                 called = []
             self.ctx.global_step = moment_of(self.net.history).batch
             for _, callback in self.in_order[1:-1]:
-                if not _has(called, callback):
+                if not has(called, callback):
                     callback.on_train_begin(self.net, X=X, y=y, **kwargs)
                     self.arrange()
             for callback in self.staged:
@@ -106,10 +104,10 @@ class Run:
         """
         if self.net.callbacks_ == self.in_order:
             return
-        callbacks = _in_skorchs_order(self.net.callbacks_)
+        callbacks = in_skorchs_order(self.net.callbacks_)
         names = [name for name, _ in callbacks]
         first, scored, last = _First(self, names), _Scored(self, names), _Last(self, names)
-        finite, infinite = _split(sorted(callbacks, key=_rank))
+        finite, infinite = by_weight(callbacks)
         self.in_order = [
             ("context_begin", first),
             *finite,
@@ -119,7 +117,7 @@ class Run:
         ]
         self.net.callbacks_ = list(self.in_order)
         self.staged = [callback for _, callback in self.in_order if is_staged(callback)]
-        self.joined = [*self.staged, *(callback for callback in self.joined if not _has(self.staged, callback))]
+        self.joined = [*self.staged, *(callback for callback in self.joined if not has(self.staged, callback))]
         hooks = [type(callback).on_grad_computed for callback in self.staged]
         self._acts_after_backward = any(hook is not Callback.on_grad_computed for hook in hooks)
         for callback in self.staged:
@@ -265,7 +263,7 @@ class Run:
         """
         vars(self.net).pop("fit_loop", None)
         self._outputs.unwatch()
-        self.net.callbacks_ = _in_skorchs_order(self.net.callbacks_)
+        self.net.callbacks_ = in_skorchs_order(self.net.callbacks_)
         errors: list[BaseException] = []
         joined, self.joined = self.joined, []
         waiting = list(joined)
@@ -411,39 +409,5 @@ def must_start_run(net: Net, callback: StagedCallback) -> bool:
     callbacks = [other for _, other in net.callbacks_]
     contexts = [other.run_.ctx for other in callbacks if isinstance(other, _LiveAdaptor)]
     ctx = callback.ctx_
-    is_in_run = ctx is not None and ctx.net is net and (ctx.is_starting or _has(contexts, ctx))
-    return not is_in_run and _has(callbacks, callback)
-
-
-def own_callbacks(net: Net) -> dict[str, Any]:
-    """Return the callbacks of a net by name, without those of a run."""
-    return {name: callback for name, callback in net.callbacks_ if not isinstance(callback, _Adaptor)}
-
-
-def _in_skorchs_order(callbacks: list[NamedCallback]) -> list[NamedCallback]:
-    """Drop the callbacks of a run, and restore the order before it.
-
-    Callbacks that were added since come last.
-    """
-    names = next((callback.names_ for _, callback in callbacks if isinstance(callback, _Adaptor)), [])
-    place = {name: i for i, name in enumerate(names)}
-    others = [item for item in callbacks if not isinstance(item[1], _Adaptor)]
-    return sorted(others, key=lambda item: place.get(item[0], len(place)))
-
-
-def _rank(item: NamedCallback) -> tuple[float, int]:
-    """Return the weight of a callback as a key to sort by."""
-    callback = item[1]
-    if isinstance(callback, PrintLog):  # it prints what the others have recorded
-        return math.inf, 0
-    return callback.weight if is_staged(callback) else 0, 1
-
-
-def _split(callbacks: list[NamedCallback]) -> tuple[list[NamedCallback], list[NamedCallback]]:
-    """Split sorted callbacks into those of finite weight, and those that run last."""
-    n_finite = sum(_rank(item)[0] < math.inf for item in callbacks)
-    return callbacks[:n_finite], callbacks[n_finite:]
-
-
-def _has(objects: list[Any], wanted: object) -> bool:
-    return any(wanted is one for one in objects)
+    is_in_run = ctx is not None and ctx.net is net and (ctx.is_starting or has(contexts, ctx))
+    return not is_in_run and has(callbacks, callback)
