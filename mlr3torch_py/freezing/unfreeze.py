@@ -26,7 +26,8 @@ from mlr3torch_py.schedule.plan import Moment, Plan, Step
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.table import Table, Unit, read_table
 from mlr3torch_py.schedule.value import Schedule
-from mlr3torch_py.select.algebra import Select, check_select
+from mlr3torch_py.select.base import Select
+from mlr3torch_py.select.check import check_select
 from mlr3torch_py.training.callback_set import REQUIRED
 from mlr3torch_py.training.clock import moment_of, scores_by_epoch
 from mlr3torch_py.training.kept_weights import KeptWeights

@@ -26,7 +26,7 @@ from mlr3torch_py.registry.dictionary import mlr3torch_callbacks
 from mlr3torch_py.registry.torch_callback import TorchCallback
 from mlr3torch_py.schedule.table import Table
 from mlr3torch_py.schedule.value import Schedule
-from mlr3torch_py.select.algebra import Select
+from mlr3torch_py.select.base import Select
 from mlr3torch_py.training.sink import Sink
 
 __all__ = ["Key", "t_clbk", "t_clbks"]

@@ -19,7 +19,7 @@ from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.by_key import t_clbk
 from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callbacks
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
-from mlr3torch_py.select.algebra import Select
+from mlr3torch_py.select.base import Select
 from mlr3torch_py.training.callback_set import CallbackSet
 
 __all__ = ["as_lr_scheduler", "as_torch_callback", "as_torch_callbacks"]

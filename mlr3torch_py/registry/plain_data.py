@@ -17,7 +17,7 @@ from mlr3torch_py.schedule import plain_data
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.table import Table
 from mlr3torch_py.schedule.value import Schedule
-from mlr3torch_py.select.algebra import Select
+from mlr3torch_py.select.base import Select
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 
 __all__ = ["from_dict", "to_dict"]

@@ -21,7 +21,8 @@ from mlr3torch_py.network.tree import Level
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
 from mlr3torch_py.patterns import cover, patterns
 from mlr3torch_py.protocols import NetOfUser
-from mlr3torch_py.select.algebra import Select, check_select
+from mlr3torch_py.select.base import Select
+from mlr3torch_py.select.check import check_select
 from mlr3torch_py.select.functions import select_name, select_prefix
 from mlr3torch_py.select.nodes import joined
 

@@ -16,7 +16,7 @@ from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.recipes import RECIPES
 from mlr3torch_py.schedule.table import COLUMNS, TIMES, Row, read_table
 from mlr3torch_py.schedule.value import Schedule
-from mlr3torch_py.select.algebra import SELECTORS, Select, check_nesting, plain_name
+from mlr3torch_py.select.base import SELECTORS, Select, check_nesting, plain_name
 from mlr3torch_py.select.value import fields_of
 
 __all__ = ["check_depth", "from_dict", "to_dict"]

@@ -16,7 +16,7 @@ from mlr3torch_py.protocols import NetOfUser
 from mlr3torch_py.schedule.blocks import Head
 from mlr3torch_py.schedule.table import Unit
 from mlr3torch_py.schedule.value import Groups, Schedule, UnfreezeArguments
-from mlr3torch_py.select.algebra import Select
+from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.nodes import joined
 from mlr3torch_py.select.value import value
 

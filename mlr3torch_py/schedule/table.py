@@ -15,7 +15,8 @@ import pandas as pd
 from mlr3torch_py.arguments import check_number, check_whole, plain, shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.schedule.plateau import Plateau, as_whole
-from mlr3torch_py.select.algebra import Select, check_select
+from mlr3torch_py.select.base import Select
+from mlr3torch_py.select.check import check_select
 
 __all__ = ["COLUMNS", "TIMES", "Action", "Column", "From", "Row", "Table", "Unit", "read_table"]
 

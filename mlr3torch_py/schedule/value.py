@@ -15,7 +15,8 @@ from mlr3torch_py.network.tree import Level
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import NetOfUser
 from mlr3torch_py.schedule.blocks import Head, check_head, make_blocks, selector_of
-from mlr3torch_py.select.algebra import Select, check_select
+from mlr3torch_py.select.base import Select
+from mlr3torch_py.select.check import check_select
 from mlr3torch_py.select.value import fields_of
 
 __all__ = ["Groups", "Schedule", "UnfreezeArguments"]

@@ -32,7 +32,7 @@ Deeper(2)
 """
 
 from mlr3torch_py.select import functions
-from mlr3torch_py.select.algebra import selector
+from mlr3torch_py.select.base import selector
 from mlr3torch_py.select.functions import *  # noqa: F403
 
 __all__ = [*functions.__all__, "selector"]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from mlr3torch_py.select.algebra import Invert, Select
+from mlr3torch_py.select.algebra import Invert
+from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.nodes import All, First, Glob, Grep, Last, Name, Nothing, Prefix, Trainable, Type
 
 __all__ = [

@@ -20,7 +20,8 @@ from mlr3torch_py.network.blocks import Block, find_blocks
 from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.unwrap import named_modules
 from mlr3torch_py.patterns import expanded, patterns
-from mlr3torch_py.select.algebra import Select, Union, selector
+from mlr3torch_py.select.algebra import Union
+from mlr3torch_py.select.base import Select, selector
 from mlr3torch_py.warn import warn
 
 __all__ = ["All", "First", "Glob", "Grep", "Last", "Name", "Nothing", "Prefix", "Trainable", "Type", "joined"]

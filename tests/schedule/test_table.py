@@ -6,7 +6,7 @@ import pytest
 
 from mlr3torch_py import Plateau, select_all, select_none
 from mlr3torch_py.schedule.table import read_table
-from mlr3torch_py.select.algebra import check_select
+from mlr3torch_py.select.check import check_select
 
 
 @pytest.mark.parametrize(

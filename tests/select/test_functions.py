@@ -14,7 +14,7 @@ from mlr3torch_py import (
     select_prefix,
     select_type,
 )
-from mlr3torch_py.select.algebra import SELECTORS
+from mlr3torch_py.select.base import SELECTORS
 
 
 @pytest.mark.parametrize("pattern", ["[", "(", "*a", "[[:nope:]]"])
