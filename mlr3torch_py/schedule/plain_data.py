@@ -13,7 +13,7 @@ from mlr3torch_py.arguments import shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.recipes import RECIPES
+from mlr3torch_py.schedule.ready_made import READY_MADE
 from mlr3torch_py.schedule.table import COLUMNS, TIMES, Row, read_table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import SELECTORS, Select, check_nesting, plain_name
@@ -151,7 +151,7 @@ def _from_mapping(data: Mapping[str, Any]) -> Any:
 
 
 def _schedule_to_dict(schedule: Schedule) -> dict[str, Any]:
-    if RECIPES.get(schedule.fn) is not type(schedule):
+    if READY_MADE.get(schedule.fn) is not type(schedule):
         raise TypeError(f"{schedule!r} cannot be written as plain data; only the ready-made schedules can")
     defaults = signature(type(schedule)).parameters
     given = {name: cell for name, cell in fields_of(schedule).items() if cell != defaults[name].default}
@@ -166,10 +166,10 @@ def _cell_to_plain(cell: Any) -> Any:
 
 def _schedule_from_dict(data: Mapping[str, Any]) -> Schedule:
     fn = data["schedule"]
-    if fn not in RECIPES:
-        raise ValueError(f"`data`: `schedule` is {shown(fn)}; {nearest([fn], RECIPES)}")
-    fields = _fields(RECIPES[fn], {name: cell for name, cell in data.items() if name != "schedule"})
-    return RECIPES[fn](**fields)
+    if fn not in READY_MADE:
+        raise ValueError(f"`data`: `schedule` is {shown(fn)}; {nearest([fn], READY_MADE)}")
+    fields = _fields(READY_MADE[fn], {name: cell for name, cell in data.items() if name != "schedule"})
+    return READY_MADE[fn](**fields)
 
 
 def _time_column(row: Row) -> str:
