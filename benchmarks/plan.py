@@ -2,7 +2,8 @@
 
 from benchmarks.rounds import in_turns, per_call, row, table
 from mlr3torch_py import select_name, select_none
-from mlr3torch_py.schedule.plan import Moment, Plan
+from mlr3torch_py.schedule.plan import Plan
+from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.schedule.table import read_table
 
 N_WEIGHTS = 10_000

@@ -24,9 +24,10 @@ from mlr3torch_py.network.parameters import can_train, frozen_by_us, trainable_n
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
-from mlr3torch_py.schedule.plan import Plan, Step
+from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.rates import Factor, factors_at
+from mlr3torch_py.schedule.steps import Step
 from mlr3torch_py.schedule.timeline import timeline
 
 __all__ = ["freeze_plan"]

@@ -25,7 +25,7 @@ from mlr3torch_py.network.parameters import Flags
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
-from mlr3torch_py.schedule.plan import Moment
+from mlr3torch_py.schedule.steps import Moment
 
 __all__ = ["NetworkSummary", "network_summary"]
 

@@ -26,7 +26,7 @@ from mlr3torch_py.network.evaluation import Pins
 from mlr3torch_py.network.internals import tree_leaves
 from mlr3torch_py.network.parameters import Flags
 from mlr3torch_py.network.unwrap import bare
-from mlr3torch_py.schedule.plan import Moment
+from mlr3torch_py.schedule.steps import Moment
 
 __all__ = ["Rehearsal"]
 

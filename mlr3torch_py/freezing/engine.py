@@ -24,8 +24,9 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins
 from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import Structure, all_modules
-from mlr3torch_py.schedule.plan import Held, Moment, Plan
+from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.rates import Factor, factors_at
+from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.warn import warn
 
 __all__ = ["FreezingEngine", "in_order", "modules_to_pin"]

@@ -13,7 +13,8 @@ from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import named_parameters, tied_names
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.schedule.plan import Moment, Plan, Step
+from mlr3torch_py.schedule.plan import Plan
+from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.select.functions import select_name
 from mlr3torch_py.warn import warn

@@ -17,7 +17,8 @@ from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.network.parameters import can_train, n_trainable
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.schedule.plan import Held, Moment, Plan
+from mlr3torch_py.schedule.plan import Held, Plan
+from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.trained import key_of

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.schedule.plan import Moment, Plan
+from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
+from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.schedule.table import Unit
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.processes import from_main_process

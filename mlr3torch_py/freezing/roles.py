@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from mlr3torch_py.schedule.plan import Held, Moment, Plan
+from mlr3torch_py.schedule.plan import Held, Plan
+from mlr3torch_py.schedule.steps import Moment
 
 __all__ = ["Holder", "Host", "Mode"]
 

@@ -22,8 +22,9 @@ from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
 from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.schedule.plan import Moment, Plan, Step
+from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau
+from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.schedule.table import Table, Unit, read_table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import Select

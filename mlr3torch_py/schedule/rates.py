@@ -6,7 +6,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from mlr3torch_py.schedule.plan import Act, Moment, Plan, Step
+from mlr3torch_py.schedule.plan import Plan
+from mlr3torch_py.schedule.steps import Act, Moment, Step
 
 __all__ = ["Factor", "factors_at"]
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from mlr3torch_py.schedule.plan import Held, Moment, Plan
+from mlr3torch_py.schedule.plan import Held, Plan
+from mlr3torch_py.schedule.steps import Moment
 
 __all__ = ["UNKNOWN_LENGTH", "Stretch", "timeline"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final, overload
 
 from mlr3torch_py.arguments import shown
 from mlr3torch_py.protocols import History, Net
-from mlr3torch_py.schedule.plan import Moment
+from mlr3torch_py.schedule.steps import Moment
 
 __all__ = ["moment_of", "n_batches_of", "row_of", "rows_of", "score_of", "scores_by_epoch", "take_back_epoch"]
 

@@ -21,7 +21,7 @@ from mlr3torch_py import (
     trainable_names,
 )
 from mlr3torch_py.freezing.engine import FreezingEngine
-from mlr3torch_py.schedule.plan import Moment
+from mlr3torch_py.schedule.steps import Moment
 from tests.helpers import Trace, X, iris_net, moved, weights, y
 
 ALL = ["0.weight", "0.bias", "3.weight", "3.bias", "6.weight", "6.bias"]

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlr3torch_py import Plateau, select_all, select_first, select_name, select_none
-from mlr3torch_py.schedule.plan import Moment, Plan
+from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.rates import factors_at
+from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.schedule.table import read_table
 
 NAMES = ["a", "b", "c", "d"]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlr3torch_py import select_all, select_name, select_none
-from mlr3torch_py.schedule.plan import Moment
+from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.schedule.timeline import UNKNOWN_LENGTH, timeline
 from tests.schedule.test_plan import NAMES, mixed, plan_of, some
 
