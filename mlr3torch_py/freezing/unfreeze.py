@@ -13,10 +13,11 @@ from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_names, shown
 from mlr3torch_py.freezing.advice import partly_selected
+from mlr3torch_py.freezing.conditions import conditions_of, met_before, met_by_now
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback, freezing_callbacks
 from mlr3torch_py.freezing.memory import forget_directions
-from mlr3torch_py.freezing.phases import best_of_ended, best_since
+from mlr3torch_py.freezing.phases import has_best_weights, restore_best_weights
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
@@ -30,10 +31,10 @@ from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
 from mlr3torch_py.training.callback_set import REQUIRED
-from mlr3torch_py.training.clock import moment_of, scores_by_epoch
+from mlr3torch_py.training.clock import moment_of
 from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
-from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
+from mlr3torch_py.training.scoring import warn_of_unknown_direction
 from mlr3torch_py.training.trained import key_of
 from mlr3torch_py.warn import warn
 
@@ -244,14 +245,14 @@ class CallbackSetUnfreeze(FreezingCallback):
         if self.loaded_ is not None and self.loaded_.epoch is None:
             self._check_loaded(named_parameters(self.network_of(net)))
             self.loaded_ = _LoadedState(self.loaded_.names, epoch, weakref.ref(net))
-        fired = self._fired_before(net)
+        met = self._met_before(net)
         if keys := self._condition_keys(net):
             for monitor in self.monitors if epoch > 1 else ():
                 self.read_score(net, monitor, epoch - 1)
-            fired = from_main_process(self._fired_by_now(net, fired))
+            met = from_main_process(met_by_now(net, self._conditions(), met))
             for position, key in keys.items():
-                net.history.record(key, fired.get(position) == epoch)
-        self.plans_ = self._plans_with(net, fired)
+                net.history.record(key, met.get(position) == epoch)
+        self.plans_ = self._plans_with(net, met)
         self._restore_best(net, moment_of(net.history), "epoch")
 
     def before_batch(self, net: Net, moment: Moment) -> None:
@@ -272,7 +273,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         return tuple(dict.fromkeys([*monitors, self.monitor] if self.restore_best_between else monitors))
 
     def plans_by(self, net: Net) -> tuple[Plan, ...]:
-        return self._plans_with(net, self._fired_before(net))
+        return self._plans_with(net, self._met_before(net))
 
     def advise(self, net: Net) -> None:
         (plan,) = self.declared_
@@ -367,7 +368,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         if not self.restore_best_between or from_main_process(self.read_score(net, self.monitor)) is None:
             return
         (plan,) = self.plans_
-        if best_since(net, self._rule(), plan.changed_last(moment_of(net.history))).best_epoch == len(net.history):
+        if has_best_weights(net, self._rule(), plan):
             self.best_ = KeptWeights.of(net)
 
     def _restore_best(self, net: Net, moment: Moment, unit: Unit) -> None:
@@ -375,20 +376,10 @@ class CallbackSetUnfreeze(FreezingCallback):
         (plan,) = self.plans_
         if not self.restore_best_between or not plan.changed_at(moment, unit):
             return
-        best, kept, self.best_ = best_of_ended(net, self._rule(), plan, moment, unit), self.best_, None
-        if best is None or best.best_epoch is None:
-            return
-        where = f"epoch {best.best_epoch} ({self.monitor} {best.best_score:.6g})"
-        if kept is None or not kept.is_of(net, best.best_epoch):
-            warn(
-                f"`restore_best_between`: the best of the phase that ends is {where}, whose weights were not kept, so "
-                "none are restored; load the callback's state too, or a pickle of the net"
-            )
-            return
-        kept.restore(net)
-        if self.engine_ is not None:
+        kept, self.best_ = self.best_, None
+        is_restored = restore_best_weights(net, self._rule(), plan, moment, unit, kept)
+        if is_restored and self.engine_ is not None:
             forget_directions(one for _, one in self.engine_.host.optimizers())
-        logger.info("`unfreeze`: restored the best weights of the phase that ends, those of %s", where)
 
     def _check_schedule(self) -> None:
         if isinstance(self.starting_weights, Schedule):
@@ -415,12 +406,12 @@ class CallbackSetUnfreeze(FreezingCallback):
                 f"{nearest(unknown, names)} Load a state that was saved from this network"
             )
 
-    def _plans_with(self, net: Net, fired: Mapping[int, int]) -> tuple[Plan, ...]:
+    def _plans_with(self, net: Net, met: Mapping[int, int]) -> tuple[Plan, ...]:
         """Turn the conditions that have been met, and a loaded state, into rows of epochs."""
         loaded = None
         if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and self.loaded_.epoch is not None:
             loaded = self.loaded_.epoch, frozenset(self.loaded_.names)
-        return tuple(plan.resolved(fired, loaded) if fired or loaded else plan for plan in self.declared_)
+        return tuple(plan.resolved(met, loaded) if met or loaded else plan for plan in self.declared_)
 
     def _condition_keys(self, net: Net) -> dict[int, str]:
         """Map the position of each row with a condition to the key by which the history says that it was met."""
@@ -434,30 +425,10 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def _conditions(self) -> dict[int, Plateau]:
         """Map the positions of rows to their conditions."""
-        rows = [step.row for plan in self.declared_ for step in plan.conditions]
-        return {row.position: row.time for row in rows if isinstance(row.time, Plateau)}
+        return conditions_of(self.declared_)
 
-    def _fired_before(self, net: Net) -> dict[int, int]:
-        """Read from the history which conditions have been met, and at which epoch."""
-        return {
-            position: epoch
-            for position, key in self._condition_keys(net).items()
-            for epoch, row in enumerate(net.history.to_list(), start=1)
-            if row.get(key)
-        }
-
-    def _fired_by_now(self, net: Net, fired: Mapping[int, int]) -> dict[int, int]:
-        """Decide which conditions are met; the last row of the history is that of the epoch that begins."""
-        fired, epoch, since = dict(fired), len(net.history), 1
-        for position, condition in self._conditions().items():
-            if position not in fired:
-                by_epoch = scores_by_epoch(net.history, condition.monitor)
-                scores = [score for at, score in by_epoch if since <= at < epoch]
-                too_late = condition.no_later_than is not None and epoch >= condition.no_later_than
-                if too_late or condition.directed(lower_is_better(net, condition.monitor)).holds(scores):
-                    fired[position] = epoch
-            since = fired.get(position, epoch)
-        return fired
+    def _met_before(self, net: Net) -> dict[int, int]:
+        return met_before(net.history, self._condition_keys(net))
 
 
 def _warn(what: str, steps: list[Step]) -> None:
