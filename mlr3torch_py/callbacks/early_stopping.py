@@ -69,10 +69,11 @@ class CallbackSetEarlyStopping(CallbackSet):
     Warns
     -----
     UserWarning
-        When training begins, for a score whose direction nobody knows. Once for a score that is NaN. When training
-        ends, if no epoch had the score. If `fit` is to continue a training that this callback has stopped; nothing is
-        trained then. If the weights of the best epoch are to be restored, but are not at hand: the history was loaded
-        or taken back, or `monitor` or another argument was changed.
+        When training begins, for a score whose direction nobody knows, and for `after_schedule` in a net without any
+        schedule. Once for a score that is NaN. When training ends, if no epoch had the score. If `fit` is to continue a
+        training that this callback has stopped; nothing is trained then. If the weights of the best epoch are to be
+        restored, but are not at hand: the history was loaded or taken back, or `monitor` or another argument was
+        changed.
 
     See Also
     --------
@@ -170,6 +171,11 @@ class CallbackSetEarlyStopping(CallbackSet):
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         if self.lower_is_better is None:
             warn_of_unknown_direction(net, self.monitor, "`lower_is_better`")
+        if self.after_schedule and not _settled_since(net):
+            warn(
+                "`after_schedule` is True, but no callback of the net has a schedule, so all epochs count; add "
+                "t_clbk('unfreeze', ...) or another freezing callback, or leave `after_schedule` out"
+            )
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._decide(net)
@@ -289,7 +295,13 @@ class CallbackSetEarlyStopping(CallbackSet):
         scores = scores_by_epoch(net.history, self.monitor)
         found = rule.stagnation(scores)
         if self.after_schedule:
-            since = max(callback.settled_since(net) for _, callback in net.callbacks_ if is_staged(callback))
+            since = max(_settled_since(net), default=0)
             counted = rule.stagnation((epoch, score) for epoch, score in scores if epoch >= since)
             found = found._replace(epochs_since=counted.epochs_since)
         self.found_ = from_main_process(found)
+
+
+def _settled_since(net: Net) -> list[float]:
+    """List, for each callback with a schedule, since which epoch it has nothing more to do."""
+    epochs = (callback.settled_since(net) for _, callback in net.callbacks_ if is_staged(callback))
+    return [epoch for epoch in epochs if epoch is not None]

@@ -172,9 +172,12 @@ class StagedCallback(Callback):
     def find_late_score(self, net: Net) -> None:
         """Read a score again that was missing at ``on_epoch_end``; other callbacks have recorded theirs by now."""
 
-    def settled_since(self, net: Net) -> float:
-        """Return the epoch since which nothing that is scheduled is still to come; infinity while something is."""
-        return 0
+    def settled_since(self, net: Net) -> float | None:
+        """Return the epoch since which nothing that is scheduled is still to come; infinity while something is.
+
+        None if the callback schedules nothing.
+        """
+        return None
 
     @property
     def lost_on_resume(self) -> Sequence[str]:

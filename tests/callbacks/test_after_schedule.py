@@ -89,10 +89,6 @@ def test_a_row_that_scales_rates_alone_is_waited_for():
     assert n_epochs(unfreeze(table), stopping(1)) == 6
 
 
-def test_without_a_freezing_callback_all_epochs_count():
-    assert n_epochs(stopping(2)) == 3
-
-
 def test_the_best_epoch_is_that_of_the_whole_training():
     scores = [0.5, 0.1, 0.5, 0.5, 0.5, 0.5, 0.4, 0.4, 0.4]
     net = iris_net(unfreeze(), stopping(2, restore_best_weights=True), Score(*scores), max_epochs=20).fit(X, y)
@@ -132,3 +128,8 @@ def test_a_run_resumed_from_a_checkpoint_stops_as_one_that_never_stopped(crash, 
 def test_a_wrong_value_is_refused():
     with pytest.raises((TypeError, ValueError), match="`after_schedule` is 2; give True or False"):
         stopping(after_schedule=2)
+
+
+def test_without_a_freezing_callback_all_epochs_count_and_that_is_said():
+    with pytest.warns(UserWarning, match="`after_schedule` is True, but no callback of the net has a schedule"):
+        assert n_epochs(stopping(2)) == 3
