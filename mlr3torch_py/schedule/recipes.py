@@ -12,7 +12,7 @@ from mlr3torch_py.protocols import NetOfUser
 from mlr3torch_py.schedule.blocks import Head
 from mlr3torch_py.schedule.ready_made import ChainThaw, GradualUnfreezing, HeadFirst
 from mlr3torch_py.schedule.table import Unit
-from mlr3torch_py.schedule.value import Groups, Schedule, UnfreezeArguments
+from mlr3torch_py.schedule.value import ANY_NETWORK, AnyNetwork, Groups, Schedule, UnfreezeArguments
 from mlr3torch_py.select.base import Select
 
 __all__ = ["chain_thaw", "gradual_unfreezing", "head_first"]
@@ -20,13 +20,12 @@ __all__ = ["chain_thaw", "gradual_unfreezing", "head_first"]
 
 @overload
 def gradual_unfreezing(
-    network: None = None,
+    *,
     every: int = 1,
     start: int = 1,
     unit: Unit = "epoch",
     groups: Groups = None,
     lr_decay: float = 1.0,
-    *,
     among: Select | None = None,
     head: Head = None,
     n_groups: int | None = None,
@@ -50,7 +49,7 @@ def gradual_unfreezing(
 ) -> UnfreezeArguments: ...
 @short_traceback
 def gradual_unfreezing(
-    network: nn.Module | NetOfUser | None = None,
+    network: nn.Module | NetOfUser | AnyNetwork = ANY_NETWORK,
     every: int = 1,
     start: int = 1,
     unit: Unit = "epoch",
@@ -130,17 +129,16 @@ def gradual_unfreezing(
     CallbackSetUnfreeze(schedule=gradual_unfreezing(every=2, lr_decay=2.6))
     """
     schedule = GradualUnfreezing(every, start, unit, groups, lr_decay, among, head, n_groups, level, warmup)
-    return schedule if network is None else schedule.resolve(network)
+    return schedule if isinstance(network, AnyNetwork) else schedule.resolve(network)
 
 
 @overload
 def chain_thaw(
-    network: None = None,
+    *,
     every: int = 1,
     start: int = 1,
     unit: Unit = "epoch",
     groups: Groups = None,
-    *,
     among: Select | None = None,
     head: Head = None,
     n_groups: int | None = None,
@@ -161,7 +159,7 @@ def chain_thaw(
 ) -> UnfreezeArguments: ...
 @short_traceback
 def chain_thaw(
-    network: nn.Module | NetOfUser | None = None,
+    network: nn.Module | NetOfUser | AnyNetwork = ANY_NETWORK,
     every: int = 1,
     start: int = 1,
     unit: Unit = "epoch",
@@ -218,15 +216,14 @@ def chain_thaw(
     2      3  select_prefix('3')  unfreeze
     """
     schedule = ChainThaw(every, start, unit, groups, among, head, n_groups, level)
-    return schedule if network is None else schedule.resolve(network)
+    return schedule if isinstance(network, AnyNetwork) else schedule.resolve(network)
 
 
 @overload
 def head_first(
-    network: None = None,
+    *,
     epochs: int = 1,
     groups: Groups = None,
-    *,
     among: Select | None = None,
     head: Head = None,
     n_groups: int | None = None,
@@ -249,7 +246,7 @@ def head_first(
 ) -> UnfreezeArguments: ...
 @short_traceback
 def head_first(
-    network: nn.Module | NetOfUser | None = None,
+    network: nn.Module | NetOfUser | AnyNetwork = ANY_NETWORK,
     epochs: int = 1,
     groups: Groups = None,
     *,
@@ -311,4 +308,4 @@ def head_first(
     0      6  select_prefix('0', '3', '6')      0.1          row
     """
     schedule = HeadFirst(epochs, groups, among, head, n_groups, level, lr_mult, warmup)
-    return schedule if network is None else schedule.resolve(network)
+    return schedule if isinstance(network, AnyNetwork) else schedule.resolve(network)

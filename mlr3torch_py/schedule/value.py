@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any, ClassVar, NoReturn, get_args
+from typing import Any, ClassVar, Final, NoReturn, get_args
 
 import pandas as pd
 from torch import nn
@@ -19,9 +19,19 @@ from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
 from mlr3torch_py.select.value import fields_of
 
-__all__ = ["Groups", "Schedule", "UnfreezeArguments"]
+__all__ = ["ANY_NETWORK", "AnyNetwork", "Groups", "Schedule", "UnfreezeArguments"]
 
 Groups = Sequence[Select] | pd.DataFrame | None
+
+
+class AnyNetwork:
+    """Stands for a network that is not given; None is a mistake."""
+
+    def __repr__(self) -> str:
+        return "any network"
+
+
+ANY_NETWORK: Final = AnyNetwork()
 
 
 class UnfreezeArguments(dict[str, Any]):
