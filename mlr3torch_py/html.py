@@ -9,6 +9,8 @@ from typing import Final
 __all__ = ["html_lines", "html_table"]
 
 _LINE: Final = "border-bottom:1px solid rgba(127,127,127,.35)"
+_LEFT: Final = "text-align:left;white-space:pre-line"
+_RIGHT: Final = "text-align:right;white-space:nowrap"
 _CELL: Final = "padding:2px 10px;color:inherit;background:none;vertical-align:top"
 
 
@@ -21,7 +23,8 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Coll
     rows : iterable of sequence of str
         One text for each column.
     left : collection of int
-        The columns of texts, which may break; all others hold numbers, and are aligned to the right.
+        The columns of texts, which may break, and keep their line breaks; all others hold numbers, and are aligned to
+        the right.
 
     Returns
     -------
@@ -49,7 +52,10 @@ def html_lines(lines: Iterable[str]) -> str:
 
 
 def _row(tag: str, cells: Sequence[str], left: Collection[int], line: str) -> str:
-    styles = ["text-align:left" if i in left else "text-align:right;white-space:nowrap" for i in range(len(cells))]
+    styles = [
+        "text-align:left;white-space:pre-line" if i in left else "text-align:right;white-space:nowrap"
+        for i in range(len(cells))
+    ]
     drawn = (
         f'<{tag} style="{style};{_CELL}{line}">{escape(cell)}</{tag}>'
         for style, cell in zip(styles, cells, strict=True)

@@ -134,17 +134,18 @@ print(f"accuracy on other words: {net.score(X_test, y_test):.2f}")
 #     encoder.encoder.layer.4  select_prefix('encoder.encoder.layer.4')       16   1,774,464
 #     encoder.encoder.layer.5  select_prefix('encoder.encoder.layer.5')       16   1,774,464
 #     head                     select_prefix('head')                           2         770
-#            epoch  batch  trainable_tensors  trainable     total   share  frozen_prefix
+#            epoch  batch  tensors  trainable     total   share  frozen_prefix
 #     phase
-#     1          1      1                  2        770  22566146  0.003%            101
-#     2          5     25                 50    5324162  22566146     24%             53
-#     3          7     37                 98   10647554  22566146     47%              5
-#     4          9     49                103   22566146  22566146    100%              0
+#     1          1      1        2        770  22566146  0.003%            101
+#     2          5     25       50    5324162  22566146     24%             53
+#     3          7     37       98   10647554  22566146     47%              5
+#     4          9     49      103   22566146  22566146    100%              0
 #     1 + head.weight, head.bias
 #     2 + encoder.encoder.layer.{3..5} (48 tensors)
 #     3 + encoder.encoder.layer.{0..2} (48 tensors)
 #     4 + encoder.embeddings (5 tensors)
-#     frozen_cache: 864 of 1,344 rows come from memory, which holds up to 9.8 MB; about 2.1 s are saved
+#     frozen_cache: 864 of 1,344 rows come from memory, which holds up to 9.8 MB;
+#         about 2.1 s are saved
 #     epoch 1         770 weights train  loss 0.669     0 rows from the cache  2.91 s
 #     epoch 2         770 weights train  loss 0.586    96 rows from the cache  0.18 s
 #     epoch 3         770 weights train  loss 0.520    96 rows from the cache  0.19 s

@@ -20,10 +20,12 @@ from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.advice import in_no_optimizer
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.names import listed
+from mlr3torch_py.network.blocks import find_blocks
 from mlr3torch_py.network.parameters import can_train, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
+from mlr3torch_py.schedule.blocks import name_of
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.rates import Factor, factors_at
@@ -100,7 +102,7 @@ def freeze_plan(
     >>> from mlr3torch_py import MLP, gradual_unfreezing, t_clbk
     >>> network = MLP(4, 3, neurons=(8, 8))
     >>> print(freeze_plan(network, callbacks=[t_clbk("unfreeze", **gradual_unfreezing(network))]))
-           epoch  trainable_tensors  trainable  total share  frozen_prefix
+           epoch  tensors  trainable  total share  frozen_prefix
     phase
     1          1                  2         27    139   19%              4
     2          2                  4         99    139   71%              2
@@ -222,6 +224,7 @@ def _plan(subject: _Subject) -> FreezePlan:
         batches_per_epoch=subject.batches_per_epoch,
         notes=tuple(_notes(subject, steps)),
         pending=tuple(_pending(subject, steps)),
+        blocks=tuple((name_of(block, list(tensors)), block.names) for block in find_blocks(subject.module)),
     )
 
 

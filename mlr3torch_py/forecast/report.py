@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from html import escape
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from mlr3torch_py.forecast.measure import Measurement
-from mlr3torch_py.names import listed, percent
-from mlr3torch_py.patterns import summarized
+from mlr3torch_py.forecast.plan_changes import n_weights
+from mlr3torch_py.forecast.plan_html import plan_html
+from mlr3torch_py.forecast.plan_text import plan_text
+from mlr3torch_py.names import listed
 from mlr3torch_py.schedule.rates import Factor
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ class Phase:
     def mults(self) -> dict[str, float]:
         """The factors after all warm-ups, other than 1."""
         return {name: one.mult for name, one in self.factors.items() if one.mult != 1}
+
+    @property
+    def factors_in_use(self) -> set[float]:
+        """The factors of all that is trainable, after all warm-ups, 1 among them."""
+        mults = self.mults
+        return {mults.get(name, 1.0) for name in self.trainable}
 
     @property
     def warmups(self) -> dict[str, int]:
@@ -109,6 +116,14 @@ class FreezePlan:
         The rows that wait for a condition, or come after the last epoch.
     measured : Measurement, optional
         What each phase and the whole training take, from ``freeze_plan(..., measure=True)``.
+    blocks : tuple of (str, frozenset of str)
+        The blocks of the network, by which a notebook shows the plan: their names, and the parameters that they hold.
+
+    Notes
+    -----
+    A plan prints as a table with a row for each phase, and what it releases (+) and freezes (-) by block, as wide as
+    the terminal; of many phases the first and the last ones. In a notebook it shows itself: a strip of the
+    blocks by epoch, with names, sizes and rates as tooltips, and a table.
     """
 
     sizes: dict[str, int]
@@ -120,6 +135,7 @@ class FreezePlan:
     cache: pd.DataFrame | None = field(default=None, compare=False)
     pending: tuple[Pending, ...] = ()
     measured: Measurement | None = field(default=None, compare=False)
+    blocks: tuple[tuple[str, frozenset[str]], ...] = field(default=(), compare=False)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per phase and parameter.
@@ -163,10 +179,10 @@ class FreezePlan:
             `ms_per_batch` are the milliseconds of a training batch, loading included, and `peak_mb` the megabytes that
             tensors take in it at most.
         """
-        total = self._count(self.sizes)
+        total = n_weights(self, self.sizes)
         rows = []
         for i, phase in enumerate(self.phases, start=1):
-            trainable = self._count(phase.trainable)
+            trainable = n_weights(self, phase.trainable)
             tensors = len(phase.trainable - self.aliases)
             share = trainable / total if total else 0.0
             rows.append((i, phase.epoch, phase.batch, tensors, trainable, total, share, len(self._skipped(i))))
@@ -176,9 +192,7 @@ class FreezePlan:
             frame["ms_per_batch"] = [cost.seconds * 1e3 for cost in self.measured.phases]
             frame["peak_mb"] = [cost.peak_bytes / 1e6 for cost in self.measured.phases]
         if any(phase.mults for phase in self.phases):
-            frame["lr_mult"] = [
-                _listed({phase.mults.get(one, 1.0) for one in phase.trainable}) for phase in self.phases
-            ]
+            frame["lr_mult"] = [_listed(phase.factors_in_use) for phase in self.phases]
         if any(phase.warmups for phase in self.phases):
             frame["warmup"] = [max(phase.warmups.values(), default=0) for phase in self.phases]
         return frame if self.batches_per_epoch else frame.drop(columns="batch")
@@ -197,10 +211,10 @@ class FreezePlan:
         found = []
         for i in range(1, len(self.phases) + 1):
             below, passed = self._passed(i)
-            if self._count(passed) > max(self._count(self._skipped(i)), self._count(below)):
+            if n_weights(self, passed) > max(n_weights(self, self._skipped(i)), n_weights(self, below)):
                 found.append(
                     f"phase {i}: {listed(below)} trains below {len(passed)} frozen tensors "
-                    f"({self._count(passed):,} weights), so that the backward pass goes through them"
+                    f"({n_weights(self, passed):,} weights), so that the backward pass goes through them"
                 )
         return found
 
@@ -233,9 +247,6 @@ class FreezePlan:
             self.phases, list(self.sizes), self.max_epochs, per_epoch, ax, pending=self.pending, labels=labels
         )
 
-    def _count(self, names: Iterator[str] | Sequence[str] | frozenset[str] | dict[str, int]) -> int:
-        return sum(self.sizes[name] for name in names if name not in self.aliases)
-
     def _skipped(self, i: int) -> list[str]:
         """Return the frozen tensors that the backward pass of a phase does not go through."""
         trainable = self.phases[i - 1].trainable
@@ -255,62 +266,13 @@ class FreezePlan:
         below = list(takewhile(lambda name: name in trainable and name.rpartition(".")[0] == layer, above))
         return below, list(takewhile(lambda name: name not in trainable, above[len(below) :]))
 
-    def _changes(self) -> Iterator[str]:
-        """Yield what each phase releases and freezes, a few tensors by name and more by the modules that hold them."""
-        known = [name for name in self.sizes if name not in self.aliases]
-        before: frozenset[str] = frozenset()
-        for i, phase in enumerate(self.phases, start=1):
-            now = phase.trainable - self.aliases
-            for doing, names in (("+", now - before), ("-", before - now)):
-                if names:
-                    yield f"{i} {doing} {summarized(names, known)}"
-            yield from (f"{i} {text}" for text in _rate_changes(self.phases[i - 2] if i > 1 else None, phase, known))
-            before = now
-
     def __repr__(self) -> str:
-        weights = [self._count(phase.trainable) for phase in self.phases]
-        n, ends = len(self.phases), sorted({min(weights), max(weights)})
-        return (
-            f"<FreezePlan: {n} phase{'s' * (n != 1)} in {self.max_epochs} epoch{'s' * (self.max_epochs != 1)}, "
-            f"{' to '.join(f'{count:,}' for count in ends)} of {self._count(self.sizes):,} weights trainable>"
-        )
-
-    def _table(self) -> pd.DataFrame:
-        """Return the summary, for people."""
-        frame = self.summary()
-        frame["share"] = frame["share"].map(percent)
-        for name in frame.columns.intersection(["ms_per_batch", "peak_mb"]):
-            frame[name] = frame[name].map("{:,.3g}".format)
-        return frame
-
-    def __str__(self) -> str:
-        frame = self._table()
-        return "\n".join([frame.to_string(), *self._changes(), *self.warnings(), *self.notes])
+        return plan_text(self)
 
     def _repr_html_(self) -> str:
-        frame = self._table()
-        table: str = frame.to_html(formatters={"trainable": "{:,}".format, "total": "{:,}".format})
-        for lines in (list(self._changes()), [*self.warnings(), *self.notes]):
-            items = "".join(f"<li>{escape(line, quote=False)}</li>" for line in lines)
-            table += f"<ul>{items}</ul>" if items else ""
-        return table
+        return plan_html(self)
 
 
 def _listed(factors: Iterable[float]) -> str:
     """Write factors in a cell of a table, the smallest first."""
     return listed([f"{factor:.3g}" for factor in sorted(factors)], most=4)
-
-
-def _rate_changes(before: Phase | None, phase: Phase, known: Sequence[str]) -> Iterator[str]:
-    """Yield the factors on learning rates that a phase changes, and the warm-ups that begin with it."""
-    earlier = {} if before is None else before.mults
-    kept = frozenset() if before is None else before.trainable
-    found: dict[str, list[str]] = {}
-    for name in known:
-        mult = phase.mults.get(name, 1.0)
-        if name in phase.trainable and mult != (earlier.get(name, 1.0) if name in kept else 1.0):
-            found.setdefault(f"lr_mult {mult:g}", []).append(name)
-    for name in known:
-        if name in phase.warmups:
-            found.setdefault(f"warmup {phase.warmups[name]}", []).append(name)
-    yield from (f"{text}: {summarized(names, known)}" for text, names in found.items())

@@ -26,7 +26,7 @@ from mlr3torch_py.select.check import check_select
 from mlr3torch_py.select.functions import select_name, select_prefix
 from mlr3torch_py.select.nodes import joined
 
-__all__ = ["Head", "check_head", "make_blocks", "network_blocks", "selector_of"]
+__all__ = ["Head", "check_head", "make_blocks", "name_of", "network_blocks", "selector_of"]
 
 Head = str | Sequence[str] | Select | None
 
@@ -127,7 +127,7 @@ def network_blocks(
     rows = []
     for block in blocks:
         own = [sizes[name] for name in names if name in block.names and name in sizes]
-        rows.append((_name(block, names), selector_of(block, names), len(own), sum(own)))
+        rows.append((name_of(block, names), selector_of(block, names), len(own), sum(own)))
     return BlockTable(rows, columns=["name", "holds", "tensors", "weights"])
 
 
@@ -168,7 +168,7 @@ def selector_of(block: Block, names: Sequence[str]) -> Select:
     return joined([*([select_name(own)] if own else []), *([select_prefix(*modules)] if modules else [])])
 
 
-def _name(block: Block, names: Sequence[str]) -> str:
+def name_of(block: Block, names: Sequence[str]) -> str:
     """Name a block by its modules, without norms and further names of tied tensors where there is something else."""
     paths = cover(block.names, names)
     main = [path for path in paths if any(f"{name}.".startswith(f"{path}.") for name in block.main)]

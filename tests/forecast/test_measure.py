@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import threading
 import time
 
@@ -202,10 +203,10 @@ def test_milliseconds_stand_in_every_view():
     texts = [text.get_text() for text in plan.plot().texts]
     assert texts == [f"{milliseconds} ms" for milliseconds in shown]
     for view in (str(plan), plan._repr_html_()):
-        assert "ms_per_batch" in view
-        assert "peak_mb" in view
+        assert re.search("ms.per.batch", view)
+        assert re.search("peak.mb", view, re.IGNORECASE)
         assert all(milliseconds in view for milliseconds in shown)
-        assert "measured: all batches of the training take about" in view
+        assert "measured: all batches of the training take about" in " ".join(view.split())
     assert "ms_per_batch" not in str(freeze_plan(make(), X, y))
 
 

@@ -445,7 +445,7 @@ def test_a_plan_says_which_rates_are_scaled_when():
     net = iris_net(unfreeze({**TENTH, "warmup": [4]}), max_epochs=4)
     plan = freeze_plan(net, X, y)
     assert "2 lr_mult 0.1: {0,3,6} (6 tensors)" in str(plan)
-    assert "2 warmup 4: 0.weight, 0.bias, 3.weight, 3.bias" in plan._repr_html_()
+    assert "\nwarmup 4: 0.weight, 0.bias, 3.weight, 3.bias" in plan._repr_html_()
     assert plan.summary()["lr_mult"].tolist() == ["1", "0.1"]
     assert plan.summary()["warmup"].tolist() == [0, 4]
     frame = plan.to_frame().set_index(["phase", "name"])
