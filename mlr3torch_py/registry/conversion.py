@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter, isabstract, signature
+from itertools import count
 from typing import Any, TypeVar, overload
 
 from torch import nn
@@ -186,7 +188,8 @@ def as_torch_callbacks(x: _Callback | Sequence[_Callback] | None, *, clone: bool
     Returns
     -------
     list of TorchCallback
-        Empty for None.
+        Empty for None. Entries of the same name are numbered, as skorch numbers bare callbacks of one class: two
+        freezers are ``freezer_1`` and ``freezer_2``.
 
     Raises
     ------
@@ -201,10 +204,30 @@ def as_torch_callbacks(x: _Callback | Sequence[_Callback] | None, *, clone: bool
     --------
     >>> [callback.id for callback in as_torch_callbacks(["history", t_clbk("unfreeze")])]
     ['history', 'unfreeze']
+    >>> [callback.id for callback in as_torch_callbacks(["history", "history"])]
+    ['history_1', 'history_2']
     >>> as_torch_callbacks(None)
     []
     """
     if x is None:
         return []
     entries: Any = x if isinstance(x, Sequence) and not isinstance(x, (str, bytes, TorchCallback)) else [x]
-    return [as_torch_callback(entry, clone=clone) for entry in entries]
+    return _numbered([as_torch_callback(entry, clone=clone) for entry in entries])
+
+
+def _numbered(callbacks: Sequence[TorchCallback]) -> list[TorchCallback]:
+    """Append numbers to names that stand several times, and skip those that another callback has."""
+    taken, made = Counter(one.id for one in callbacks), list[TorchCallback]()
+    repeated = {name for name, n in taken.items() if n > 1}
+    for one in callbacks:
+        if one.id in repeated:
+            name = next(_unused(one.id, taken))
+            taken[name] += 1
+            made.append(TorchCallback(name, one.callback))
+        else:
+            made.append(one)
+    return made
+
+
+def _unused(name: str, taken: Mapping[str, int]) -> Iterator[str]:
+    return (numbered for i in count(1) if (numbered := f"{name}_{i}") not in taken)

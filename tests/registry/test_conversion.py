@@ -7,11 +7,13 @@ from mlr3torch_py import (
     CallbackSetEarlyStopping,
     CallbackSetHistory,
     CallbackSetUnfreeze,
+    Freezer,
     TorchCallback,
     as_torch_callback,
     as_torch_callbacks,
     t_clbk,
 )
+from tests.helpers import X, iris_net, y
 
 
 def test_everything_that_describes_a_callback_is_taken():
@@ -48,3 +50,16 @@ def test_a_conversion_may_give_another_name_and_a_new_callback():
         as_torch_callback(made, id="a b")
     with pytest.raises(TypeError, match="`clone` is 1"):
         as_torch_callback(made, clone=1)
+
+
+def test_callbacks_of_one_name_are_numbered_and_all_act():
+    freezers = as_torch_callbacks(["history", Freezer("0.weight"), Freezer("0.bias", until_epoch=1)])
+    assert [one.id for one in freezers] == ["history", "freezer_1", "freezer_2"]
+    net = iris_net(*freezers, max_epochs=2).fit(X, y)
+    assert [net.module_.get_parameter(name).requires_grad for name in ("0.weight", "0.bias")] == [False, True]
+    assert net.set_params(callbacks__freezer_2__until_epoch=3).get_params()["callbacks__freezer_2"].until_epoch == 3
+
+
+def test_a_number_that_is_taken_is_skipped():
+    made = as_torch_callbacks(["history", t_clbk("history_1"), "history", "progress"])
+    assert [one.id for one in made] == ["history_2", "history_1", "history_3", "progress"]
