@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
 from operator import attrgetter
+from time import thread_time
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -15,10 +15,11 @@ from torch.autograd import forward_ad
 
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
-from mlr3torch_py.cache.layout import N_TRIALS, Relation
+from mlr3torch_py.cache.layout import Relation
 from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.rounding import are_near, largest_values, precision_of
 from mlr3torch_py.cache.rows import Call, NotCacheableError
+from mlr3torch_py.cache.trials import Schedule, sample_rows
 from mlr3torch_py.network.internals import check_internals, internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
@@ -64,12 +65,15 @@ class Trial(NamedTuple):
         Their states.
     samples : sequence of pairs of list of int and Call
         Small batches to be computed again: which rows, and their values. None if the call is only watched.
+    began : float
+        When the call began, by the CPU time of the thread.
     """
 
     is_module_changed: bool
     generators: Mapping[str, Any]
     random_states: Mapping[str, Any]
     samples: Sequence[tuple[list[int], Call]] = ()
+    began: float = 0.0
 
     @property
     def moved(self) -> dict[str, Any]:
@@ -95,12 +99,11 @@ class Admission:
     Notes
     -----
     A module is *row-wise* if its output for a row depends on that row alone. Trials check this separately for each
-    signature, at calls 1 to 4, 8, 16, 32 and so on. Each recomputes every fourth row, in a small batch and in reverse
-    order, at call 1 one of them alone. Each begins at another row, so that every position of a batch is tried in four
-    calls. That finds
-    statistics, sums, sorting and maxima over the batch, outliers that affect others, branches on its size, and rows
-    that are mixed by position. What affects few rows of few batches only is found if it happens to rows that are tried,
-    or by a check of hits.
+    signature, at calls 1 to 4, 8, 16, 32 and so on; where they take long, later, see `Schedule`. Each recomputes every
+    fourth row, in a small batch and in reverse order, the first also a row alone. Each begins at another row, so that
+    every position of a batch is tried in four trials. That finds statistics, sums, sorting and maxima over the batch,
+    outliers that affect others, branches on its size, and rows that are mixed by position. What affects few rows of few
+    batches only is found if it happens to rows that are tried, or by a check of hits.
 
     Trials also look for effects that an answer from memory would lack, such as drawing random numbers or modifying the
     module.
@@ -122,9 +125,9 @@ class Admission:
         self._layers = list(module.modules())
         self._hooks = [hooks for one in self._layers for hooks in (one._forward_hooks, one._forward_pre_hooks)]
         self._row_wise: dict[Hashable, bool] = {}
-        self._n_computed: Counter[Hashable] = Counter()
+        self._schedules: defaultdict[Hashable, Schedule] = defaultdict(Schedule)
         self._was_changed_by_call = False
-        self._is_in_doubt = True  # whether it is calls that change the module
+        self._is_in_doubt = False  # whether it is calls that change the module
         self._generators: Mapping[str, Any] | None = None
         self._check_hooks()
 
@@ -202,7 +205,7 @@ class Admission:
     def trust(self, request: Request) -> None:
         """Take calls of this signature to be row-wise, as trials in another process have found."""
         self._row_wise[request.signature] = True
-        self._n_computed[request.signature] = N_TRIALS
+        self._schedules[request.signature].trust()
 
     def start_trial(self, request: Request, call: Call) -> Trial:
         """Prepare a trial of a call that is about to be computed; if none is due, the call is only watched.
@@ -213,15 +216,19 @@ class Admission:
         call : Call
             The call with all of its values.
         """
-        self._n_computed[request.signature] = number = self._n_computed[request.signature] + 1
-        if request.signature in self._row_wise and number > N_TRIALS and number.bit_count() > 1:
+        schedule = self._schedules[request.signature]
+        if not schedule.is_due(has_verdict=request.signature in self._row_wise):
             return self.start_watch()
         if self._generators is None:
             self._generators = generators(module=self._module)
         found = {**torch_generators(), **self._generators}
-        samples = [(rows, call.take(rows)) for rows in _sample_rows(len(call), number)]
+        samples = [(rows, call.take(rows)) for rows in sample_rows(len(call), schedule.n_trials)]
         is_changed = self._is_in_doubt and self.find_change() is not None
-        return Trial(is_changed, found, random_states(found), samples)
+        return Trial(is_changed, found, random_states(found), samples, began=thread_time())
+
+    def is_tried(self, request: Request) -> bool:
+        """Whether the last computed call of this signature was tried, or all positions of a batch were."""
+        return self._schedules[request.signature].is_tried
 
     def finish_trial(self, trial: Trial, request: Request, call: Call, output: Any, relation: Relation = "new") -> bool:
         """Judge a call by its output and by what else it has done.
@@ -236,6 +243,7 @@ class Admission:
         NotCacheableError
             If the module cannot be cached.
         """
+        self._schedules[request.signature].seconds_computing += thread_time() - trial.began
         moved = trial.moved
         if not trial.samples:
             self._check_draws(moved, call, output)
@@ -245,15 +253,28 @@ class Admission:
         if not self._left_module_unchanged():
             return False
         self._check_draws(moved, call, output)
-        before, now = self._row_wise.get(request.signature), self._gives_again(call, output, trial.samples)
+        before, now = self._row_wise.get(request.signature), self._seems_row_wise(trial, request, call, output)
         self._row_wise[request.signature] = now
         if not now and (before or not any(self._row_wise.values())):
             raise dependent()
         return True
 
+    def _seems_row_wise(self, trial: Trial, request: Request, call: Call, output: Any) -> bool:
+        """Compute the samples again; the first time, one of them alone if that is costly."""
+        schedule = self._schedules[request.signature]
+        for sample in trial.samples:
+            if sample is not trial.samples[0] and schedule.is_costly and request.signature not in self._row_wise:
+                schedule.postpone()
+                break
+            begin = thread_time()
+            if not self._gives_again(call, output, [sample]):
+                return False
+            schedule.seconds_trying += thread_time() - begin
+        return True
+
     def start_watch(self) -> Trial:
         """Prepare to watch a call that is computed without a trial."""
-        return Trial(False, found := torch_generators(), random_states(found))
+        return Trial(False, found := torch_generators(), random_states(found), began=thread_time())
 
     def finish_watch(self, watch: Trial, call: Call, output: Any) -> None:
         """Check that a call has drawn no random numbers.
@@ -305,16 +326,6 @@ class Admission:
         except Exception:  # whatever a module raises that accepts whole batches only
             return False
         return True
-
-
-def _sample_rows(n_rows: int, number: int) -> list[list[int]]:
-    """Choose small batches of rows to be computed again in the trial of some number."""
-    step = max(1, min(N_TRIALS, n_rows))
-    nth = number if number <= N_TRIALS else number.bit_length() + 1
-    rows = list(range(n_rows))[-nth % step :: step][::-1]
-    if len(rows) == 1 < n_rows:
-        rows.append((rows[0] + 1 + secrets.randbelow(n_rows - 1)) % n_rows)
-    return [one for one in ((rows[1:], rows[:1]) if number == 1 else (rows,)) if one]
 
 
 def dependent() -> NotCacheableError:

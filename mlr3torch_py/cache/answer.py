@@ -47,12 +47,21 @@ class Answer:
         The key of each row.
     missing : list of int
         The rows that were not known, and are computed during the call.
+    is_tried : bool
+        Whether trials have seen the positions of the rows, if all were computed.
     """
 
-    __slots__ = ("_call", "is_counted", "keys", "layout", "missing", "source_keys", "stage")
+    __slots__ = ("_call", "is_counted", "is_tried", "keys", "layout", "missing", "source_keys", "stage")
 
     def __init__(
-        self, stage: Stage, layout: Layout, call: Call | Reference, keys: list[bytes], missing: list[int]
+        self,
+        stage: Stage,
+        layout: Layout,
+        call: Call | Reference,
+        keys: list[bytes],
+        missing: list[int],
+        *,
+        is_tried: bool = True,
     ) -> None:
         self.stage: Stage = stage
         self.layout: Layout = layout
@@ -60,6 +69,7 @@ class Answer:
         self.keys: list[bytes] = keys
         self.missing: list[int] = missing
         self.is_counted: bool = False
+        self.is_tried = is_tried
         self.source_keys: Sequence[tuple[Layout, list[bytes]]] = (
             call.answer.source_keys if isinstance(call, Reference) else _source_keys(call, layout, keys)
         )
@@ -108,7 +118,7 @@ class Answer:
 
     def with_missing(self, rows: list[int]) -> Answer:
         """Return the answer if other rows had been computed."""
-        return Answer(self.stage, self.layout, self.call, self.keys, rows)
+        return Answer(self.stage, self.layout, self.call, self.keys, rows, is_tried=self.is_tried)
 
     def compute(self, rows: Sequence[int]) -> list[torch.Tensor]:
         """Compute some rows from the values that the first modules were given.
@@ -162,7 +172,7 @@ class Answer:
         if part is not None and len(part) == len(self.keys):
             known: list[int] = []
             value = part
-            self.layout.n_tried[index] += 1
+            self.layout.n_tried[index] += all(answer.is_tried for answer in self.chain)
         else:
             known, value = self._gather(table.find(self.keys), index, part)
             if known and self.layout.n_tried[index] < N_TRIALS and not self.has_changed_input:

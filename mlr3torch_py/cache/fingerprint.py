@@ -19,6 +19,7 @@ __all__ = ["Fingerprint"]
 # What every module has, hooks among it, is looked at elsewhere, or may differ.
 _NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
 _NUMBERS: Final = frozenset({bool, int, float})
+_PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
 _WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
 
 
@@ -181,7 +182,7 @@ def _see(owner: dict[str, Any], name: str, tensor: torch.Tensor, before: _Seen |
 def _settings(layer: nn.Module) -> dict[str, Any]:
     """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
     return {
-        name: _contents(value) if isinstance(value, _WITH_CONTENTS) else value
+        name: value if type(value) in _PLAIN or not isinstance(value, _WITH_CONTENTS) else _contents(value)
         for name, value in vars(layer).items()
         if name not in _NOT_SETTINGS
     }

@@ -142,7 +142,7 @@ class CachedModule:
 
     def begin_epoch(self) -> None:
         """Start a new tally, and forget all rows if anything in the module has changed."""
-        if self._admission.find_change():
+        if (self.is_called or self._recalled) and self._admission.find_change():
             self.forget()
         for layout in self.layouts:
             layout.n_remembered = len(layout.complete)
@@ -389,7 +389,8 @@ class CachedModule:
             return output
         if relation == "written" and given.is_view:
             return output
-        answer = Answer(self, layout, request.call, keys, list(range(len(keys))))
+        is_tried = self._admission.is_tried(request)
+        answer = Answer(self, layout, request.call, keys, list(range(len(keys))), is_tried=is_tried)
         return self._give(given.args, given.kwargs, answer, parts)
 
     def _pass_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

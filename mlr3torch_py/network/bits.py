@@ -7,6 +7,8 @@ from xxhash import xxh3_128_digest
 
 __all__ = ["as_bytes", "content_hash", "version_of"]
 
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """Return the values of a strided tensor as bytes.
@@ -40,6 +42,9 @@ def content_hash(tensor: torch.Tensor) -> bytes:
     -------
     bytes
     """
+    is_usual = type(tensor) in _TENSORS and tensor.dtype is torch.float32 and tensor.device.type == "cpu"
+    if is_usual and tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_neg():
+        return xxh3_128_digest(tensor.detach().numpy().data)  # the same, in fewer steps
     return xxh3_128_digest(as_bytes(tensor).cpu().numpy().data)
 
 

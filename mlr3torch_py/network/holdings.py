@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache, partial
 from logging import Logger
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
-from weakref import ReferenceType
+from weakref import ReferenceType, WeakSet
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ GLOBALS: Final = "__globals__"
 _LEAVES: Final = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...), type(NotImplemented)),
     *(torch.Tensor, torch.dtype, torch.device, torch.Size, np.ndarray, np.generic, np.dtype),
-    *(ModuleType, CodeType, ReferenceType, property, staticmethod, classmethod),
+    *(ModuleType, CodeType, ReferenceType, WeakSet, property, staticmethod, classmethod),
 )
 _LEAF_TYPES: Final = frozenset(_LEAVES) | {nn.Parameter}
 
@@ -44,7 +44,8 @@ def walk(
     skip : iterable of object
         Objects that are neither yielded nor searched.
     with_plain : bool
-        Whether to yield lists, tuples and dicts of nothing but values that hold nothing, of which data may have many.
+        Whether to yield lists, tuples, sets and dicts of nothing but values that hold nothing, of which data may have
+        many.
 
     Yields
     ------
@@ -104,8 +105,10 @@ def plain_values(roots: Mapping[str, object], skip: Iterable[object] = ()) -> di
 
 
 def _is_plain(value: Any) -> bool:
-    """Check whether a value is a list, tuple or dict of values that hold nothing."""
-    items = value.values() if type(value) is dict else value if type(value) in (list, tuple) else None
+    """Check whether a value is a list, tuple, set or dict of values that hold nothing."""
+    if type(value) is OrderedDict and not value:  # as modules have several
+        return not vars(value)
+    items = value.values() if type(value) is dict else value if type(value) in (list, tuple, set) else None
     return items is not None and _LEAF_TYPES.issuperset(map(type, items))
 
 
@@ -128,7 +131,7 @@ def _held_by(value: Any, *, with_leaves: bool = False) -> Iterator[tuple[str, An
     elif isinstance(value, FunctionType):
         yield from _held_by_function(value)
     if isinstance(value, nn.Module):
-        yield from _held_by_module(value)
+        yield from ((end, inner) for end, inner in _held_by_module(value) if type(inner) not in left_out)
     elif not isinstance(value, type):
         yield from _attributes(value)
     own = frozenset[str]() if isinstance(value, type) else frozenset(getattr(value, "__dict__", ()))
