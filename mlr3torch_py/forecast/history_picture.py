@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_network, shown
+from mlr3torch_py.forecast.history_scores import LOSSES, scores_to_draw
 from mlr3torch_py.forecast.ink import for_any_theme, shown_once
 from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, draw_epochs, pyplot
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.forecast.trained_when import module_in
 from mlr3torch_py.frames import short_traceback
-from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.training.trained import RATE, Span, change, key_of, spans_of
@@ -32,7 +31,6 @@ _Row = Mapping[str, Any]
 
 _MOST_LABELS: Final = 8
 _GAP: Final = 1e-6
-_LOSSES: Final = {"train_loss": "-", "valid_loss": "--"}
 
 
 @short_traceback
@@ -56,7 +54,8 @@ def plot_history(
     net : skorch.NeuralNet or sklearn.pipeline.Pipeline
         A net, or a pipeline that ends in a net, that was trained with a freezing callback, or has loaded its history.
     metrics : str or sequence of str, optional
-        Further scores to draw, by their names in the history, such as ``"valid_acc"``.
+        Which scores to draw besides the losses, by their names in the history, such as ``"valid_acc"``; ``()`` for
+        none. By default the first four that it has, each for training and validation.
     rates : bool
         Whether to draw the learning rates, where the history has any: those of a scheduler, and of param groups with
         factors (`lr_mult`).
@@ -73,8 +72,8 @@ def plot_history(
     Returns
     -------
     matplotlib.figure.Figure
-        Its axes, from top to bottom: the losses, the scores if asked for, the rates if there are any, the share of
-        trainable weights, and the plan if given. Its ground is transparent, with ink that light and dark themes show.
+        Its axes, from top to bottom: the losses, one for each score, the rates if there are any, the share of trainable
+        weights, and the plan if given. Its ground is transparent, with ink that light and dark themes show.
 
     Raises
     ------
@@ -93,13 +92,13 @@ def plot_history(
     >>> from mlr3torch_py import freeze_plan, gradual_unfreezing, t_clbk
     >>> unfreeze = t_clbk("unfreeze", schedule=gradual_unfreezing(every=2))
     >>> net = iris_net(module__neurons=(8,), max_epochs=4, callbacks=[unfreeze]).fit(X, y)
-    >>> losses, accuracy, share, planned = plot_history(net, "valid_acc", plan=freeze_plan(net)).axes
+    >>> losses, accuracy, share, planned = plot_history(net, plan=freeze_plan(net)).axes
     >>> losses.get_xlim() == planned.get_xlim() == (1, 5)
     True
     """
     trained, history, module, rows = _finished(net, module)
     network = check_network("net", trained if module == "module" else getattr(trained, f"{module}_", None))
-    further = _checked(() if metrics is None else metrics, [row for _, row in rows])
+    scores = scores_to_draw(metrics, [row for _, row in rows])
     series = dict(_rates(rows)) if check_flag("rates", rates) else {}
     check_flag("names", names)
     if not isinstance(plan, FreezePlan | None):
@@ -115,13 +114,13 @@ def plot_history(
         ax.set_xlim(1, n_epochs + 1)
         return _figure_of(ax)
     figure: Figure
-    figure, axes = _panels(n_more=bool(further) + bool(series), plan=plan)
+    figure, axes = _panels(n_more=len(scores) + bool(series), plan=plan)
     if plan is not None:
         plan.plot(axes[-1])
         axes = axes[:-1]
     _draw_losses(axes[0], rows, changes, n_epochs, names=names)
-    if further:
-        _draw_scores(axes[1], rows, dict.fromkeys(further, "-"))
+    for panel, (score, keys) in zip(axes[1:], scores.items(), strict=False):
+        _draw_scores(panel, rows, keys, score)
     if series:
         _draw_rates(axes[-2], series)
     _draw_share(axes[-1], rows, spans, network)
@@ -137,7 +136,7 @@ def plot_history(
 def _draw_losses(
     ax: Axes, rows: Sequence[tuple[int, _Row]], changes: Sequence[tuple[float, str]], n_epochs: int, *, names: bool
 ) -> None:
-    _draw_scores(ax, rows, _LOSSES)
+    _draw_scores(ax, rows, LOSSES, "loss")
     _mark(ax, [x for x, _ in changes])
     if names:
         _name(ax, changes, n_epochs)
@@ -170,36 +169,23 @@ def _finished(net: Any, module: str | None) -> tuple[Any, list[dict[str, Any]], 
     return trained, history, module, rows
 
 
-def _checked(scores: Any, rows: Sequence[_Row]) -> list[str]:
-    known = {
-        key for row in rows for key, value in row.items() if isinstance(value, Real) and not isinstance(value, bool)
-    }
-    given = [scores] if isinstance(scores, str) else scores
-    if not isinstance(given, Sequence) or not all(isinstance(score, str) for score in given):
-        raise TypeError(f"`metrics` is {shown(scores)}; give names of scores, such as 'valid_acc'")
-    if unknown := [score for score in given if score not in known]:
-        raise ValueError(f"`metrics` has {shown(unknown[0])}, which no epoch has; {nearest(unknown, known)}")
-    return list(dict.fromkeys(given))
-
-
 def _panels(n_more: int, plan: FreezePlan | None) -> Any:
-    heights = [3.0, *[2.0] * n_more, 1.0]
+    heights = [3.0, *[1.5] * n_more, 1.0]
     if plan is not None:
         heights.append(1.5 + min(len(plan.sizes), MOST_ROWS) / 3)
-    size = 7, 2.5 + 0.5 * sum(heights)
+    size = 7, 2.5 + 0.55 * sum(heights)
     return pyplot().subplots(len(heights), 1, sharex=True, figsize=size, height_ratios=heights, layout="constrained")
 
 
-def _draw_scores(ax: Axes, rows: Sequence[tuple[int, _Row]], styles: Mapping[str, str]) -> None:
-    colours = {key: f"C{i}" for i, key in enumerate(styles)}
-    for key, style in styles.items():
+def _draw_scores(ax: Axes, rows: Sequence[tuple[int, _Row]], keys: Iterable[str], name: str) -> None:
+    """Draw a score of training, and of validation, in the same two styles in all panels."""
+    for key in keys:
         if any(key in row for _, row in rows):
             values = [row.get(key, np.nan) for _, row in rows]
+            style, colour = ("--", "C1") if key.startswith("valid_") else ("-", "C0")
             middles = [epoch + 0.5 for epoch, _ in rows]
-            ax.plot(middles, values, style, color=colours[key], label=key.replace("_", " "))
-    ax.set_ylabel("loss" if styles is _LOSSES else "score")
-    if styles is not _LOSSES:
-        ax.legend(frameon=False)
+            ax.plot(middles, values, style, color=colour, label=key.replace("_", " "))
+    ax.set_ylabel(name.replace("_", " "))
 
 
 def _rates(rows: Sequence[tuple[int, _Row]]) -> Iterator[tuple[str, list[tuple[float, float]]]]:

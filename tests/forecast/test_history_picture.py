@@ -8,6 +8,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.text import Annotation
 from nbclient import NotebookClient
+from skorch.callbacks import EpochScoring
 from skorch.dataset import ValidSplit
 from torch import nn
 
@@ -50,7 +51,7 @@ def steps(line):
 
 def test_losses_stand_in_the_middle_of_their_epoch_and_events_where_they_took_effect():
     net = iris_net(in_two_epochs(), train_split=VALID).fit(X, y)
-    losses, share = plot_history(net).axes
+    losses, share = plot_history(net, ()).axes
     assert [line.get_label() for line in losses.get_lines()][:2] == ["train loss", "valid loss"]
     assert steps(losses.get_lines()[0]) == list(zip([1.5, 2.5, 3.5, 4.5], net.history[:, "train_loss"], strict=True))
     assert marks(losses) == marks(share) == [2, 4]
@@ -107,13 +108,24 @@ def test_further_scores_and_the_rates_have_panels_of_their_own():
     table = {"epoch": [2], "weights": [select_prefix("3")], "lr_mult": [0.5]}
     unfreeze, decay = CallbackSetUnfreeze(select_last(1), table), t_clbk("lr_step", step_size=1, gamma=0.1)
     net = iris_net(unfreeze, decay, train_split=VALID, max_epochs=2).fit(X, y)
-    _, scores, rates, _ = plot_history(net, "valid_acc").axes
+    _, scores, rates, _ = plot_history(net).axes
+    assert scores.get_ylabel() == "acc"
     assert list(scores.get_lines()[0].get_ydata()) == net.history[:, "valid_acc"]
     drawn = {line.get_label(): steps(line) for line in rates.get_lines() if len(set(line.get_xdata())) > 1}
     assert drawn.keys() == {"lr_0", "lr_0_x0.5"}
     assert [x for x, _ in drawn["lr_0_x0.5"]] == [1, 1.5, 2, 2.5, 3]
     assert [rate for _, rate in drawn["lr_0_x0.5"]] == pytest.approx([0.05] * 2 + [0.005] * 3)
-    assert len(plot_history(net, rates=False).axes) == 2
+    assert len(plot_history(net, rates=False).axes) == 3
+
+
+def test_each_score_has_a_panel_for_training_and_validation():
+    scorings = [EpochScoring("f1_macro", name="train_f1", on_train=True), EpochScoring("f1_macro", name="valid_f1")]
+    net = iris_net(in_two_epochs(), *scorings, train_split=VALID).fit(X, y)
+    panels = {ax.get_ylabel(): ax for ax in plot_history(net, plan=freeze_plan(net, X, y)).axes}
+    assert list(panels)[:4] == ["loss", "acc", "f1", "trainable"]
+    assert [line.get_label() for line in panels["f1"].get_lines()][:2] == ["train f1", "valid f1"]
+    chosen = [ax.get_ylabel() for ax in plot_history(net, metrics=["valid_acc"]).axes]
+    assert chosen == ["loss", "acc", "trainable"]
 
 
 def test_the_rate_of_a_scheduler_is_drawn_without_factors():
