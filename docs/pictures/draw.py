@@ -19,6 +19,7 @@ from mlr3torch_py import (
     select_name,
     t_clbk,
 )
+from mlr3torch_py.forecast.ink import for_any_theme
 
 HERE = Path(__file__).parent
 
@@ -67,7 +68,7 @@ def main():
     plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **schedule)], max_epochs=12)
     figure, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
     plan.plot(ax).tick_params(axis="y", labelsize=6.5)
-    figure.savefig(HERE / "plan_resnet18.png", dpi=120)
+    for_any_theme(figure).savefig(HERE / "plan_resnet18.png", dpi=120)
     net = NeuralNetClassifier(network, callbacks=[t_clbk("unfreeze", **schedule)], max_epochs=12)
     plot_network(net, epoch=7).figure.savefig(HERE / "network_resnet18.png", dpi=90)
     network = transformer(100)

@@ -146,7 +146,7 @@ def draw_epochs(ax: Axes, max_epochs: int) -> None:
 def _frame(ax: Axes, sizes: Sequence[int], max_epochs: int) -> None:
     """Write the number of weights right of each row, and mark the end of the training."""
     end, n = max_epochs + 1, len(sizes)
-    ax.axvline(end, -0.08, color=INK, linewidth=2, clip_on=False)
+    ax.axvline(end, color=INK, linewidth=2, clip_on=False)
     small: dict[str, Any] = {"textcoords": "offset points", "fontsize": "x-small"}
     for y, size in enumerate(sizes):
         ax.annotate(f"{size:,}", (end, y + 0.5), (5, 0), ha="left", va="center", **small)
