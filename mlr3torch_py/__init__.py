@@ -14,6 +14,7 @@ from mlr3torch_py.checkpoint.check_resume import check_resume
 from mlr3torch_py.checkpoint.resume_report import ResumeReport
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.history_picture import plot_history
+from mlr3torch_py.forecast.network_picture import plot_network
 from mlr3torch_py.forecast.network_summary import network_summary
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.forecast.trained_when import trained_when
@@ -89,6 +90,7 @@ __all__ = [
     "network_blocks",
     "network_summary",
     "plot_history",
+    "plot_network",
     "select_all",
     "select_first",
     "select_glob",

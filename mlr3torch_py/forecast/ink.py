@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "for_any_theme", "shown_once"]
+__all__ = ["INK", "ON_COLOUR", "for_any_theme", "shown_once"]
 
 INK: Final = "#7d7d7d"
 """A grey whose contrast with white is that with black."""
 
+ON_COLOUR: Final = "white"
+"""Texts on a coloured ground, which hides the theme."""
+
 
 def for_any_theme(figure: Figure) -> Figure:
-    """Make the ground of a picture transparent, and its texts and axes grey."""
+    """Make the ground of a picture transparent, and its axes and the texts on it grey."""
     figure.set_facecolor("none")
     for ax in figure.axes:
         ax.set_facecolor("none")
@@ -23,7 +26,8 @@ def for_any_theme(figure: Figure) -> Figure:
             spine.set_edgecolor(INK)
         legend = ax.get_legend()
         for text in [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts, *(legend.get_texts() if legend else ())]:
-            text.set_color(INK)
+            if text.get_color() != ON_COLOUR:
+                text.set_color(INK)
     return figure
 
 

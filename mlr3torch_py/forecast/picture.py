@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlr3torch_py.forecast.ink import INK, for_any_theme
+from mlr3torch_py.forecast.ink import INK, ON_COLOUR, for_any_theme
 from mlr3torch_py.names import listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MOST_ROWS", "TRAINABLE", "draw_epochs", "plot_plan", "pyplot"]
+__all__ = [
+    "FROZEN",
+    "MOST_ROWS",
+    "TRAINABLE",
+    "draw_epochs",
+    "plot_plan",
+    "pyplot",
+    "share_colours",
+    "share_legend",
+]
 
 # Light grey and blue differ in lightness as well as in hue, so everybody can tell them apart.
 FROZEN, TRAINABLE = "#d9d9d9", "#2a78c4"
@@ -43,7 +52,7 @@ class _Pending(Protocol):
 
 def plot_plan(
     phases: Sequence[_Phase],
-    names: Sequence[str],
+    sizes: Mapping[str, int],
     max_epochs: int,
     per_epoch: int,
     ax: Axes | None = None,
@@ -56,8 +65,8 @@ def plot_plan(
     Parameters
     ----------
     phases : sequence of Phase
-    names : sequence of str
-        The parameters, in the order of the network.
+    sizes : mapping of str to int
+        The numbers of weights of the parameters, in the order of the network.
     max_epochs : int
         The last epoch that is drawn.
     per_epoch : int
@@ -79,10 +88,7 @@ def plot_plan(
         If matplotlib is missing; the message has the line that installs it.
     """
     plt = pyplot()
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Patch
-
-    rows = _rows(list(names))
+    rows = _rows(list(sizes))
     begins = [1 + (phase.batch - 1) / per_epoch for phase in phases]
     shares = np.array(
         [[np.mean([name in phase.trainable for name in group]) for phase in phases] for group in rows.values()]
@@ -90,9 +96,8 @@ def plot_plan(
     is_own = ax is None
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 1.6 + 0.24 * max(len(rows), 4)), layout="constrained")
-    colours = LinearSegmentedColormap.from_list("frozen to trainable", [FROZEN, TRAINABLE])
     edges = [*begins, max_epochs + 1]
-    ax.pcolormesh(edges, np.arange(len(rows) + 1), shares.reshape(len(rows), -1), cmap=colours, vmin=0, vmax=1)
+    ax.pcolormesh(edges, np.arange(len(rows) + 1), shares.reshape(len(rows), -1), cmap=share_colours(), vmin=0, vmax=1)
     ax.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color=INK, linewidth=0.5)
     if len(begins) <= MOST_ROWS:
         ax.vlines(begins[1:], 0, len(rows), color=INK, linewidth=0.5)
@@ -100,17 +105,35 @@ def plot_plan(
     ax.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows))
     ax.invert_yaxis()
     draw_epochs(ax, max_epochs)
+    _frame(ax, [sum(sizes[name] for name in group) for group in rows.values()], max_epochs)
     ax.tick_params(length=0, axis="y")
     ax.spines[:].set_visible(False)
-    handles = [Patch(color=FROZEN, label="frozen"), Patch(color=TRAINABLE, label="trainable")]
-    if np.any((shares > 0) & (shares < 1)):
-        handles.insert(1, Patch(color=colours(0.5), label="in part"))
+    handles = share_legend(is_mixed=bool(np.any((shares > 0) & (shares < 1))))
     handles += _hatch(ax, edges, [[row.waiting(phase) for phase in phases] for row in pending], pending, rows)
     height = _label(ax, edges, labels)
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=height)
+    ncols = len(handles) if len(handles) <= 3 else 2
+    ax.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols, frameon=False, borderaxespad=height
+    )
     if is_own:
         for_any_theme(ax.figure)  # type: ignore[arg-type] # the figure was made here
     return ax
+
+
+def share_colours() -> Any:
+    """Return the colours of parts of a network, by their share of trainable weights."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("frozen to trainable", [FROZEN, TRAINABLE])
+
+
+def share_legend(*, is_mixed: bool) -> list[Any]:
+    """Return the entries of a legend for these colours."""
+    from matplotlib.patches import Patch
+
+    shares = {"frozen": 0.0, "in part": 0.5, "trainable": 1.0}
+    colours = share_colours()
+    return [Patch(color=colours(at), label=label) for label, at in shares.items() if is_mixed or label != "in part"]
 
 
 def draw_epochs(ax: Axes, max_epochs: int) -> None:
@@ -120,17 +143,28 @@ def draw_epochs(ax: Axes, max_epochs: int) -> None:
     ax.set_xlabel("epoch")
 
 
+def _frame(ax: Axes, sizes: Sequence[int], max_epochs: int) -> None:
+    """Write the number of weights right of each row, and mark the end of the training."""
+    end, n = max_epochs + 1, len(sizes)
+    ax.axvline(end, color=INK, linewidth=2, clip_on=False)
+    small: dict[str, Any] = {"textcoords": "offset points", "fontsize": "x-small"}
+    for y, size in enumerate(sizes):
+        ax.annotate(f"{size:,}", (end, y + 0.5), (5, 0), ha="left", va="center", **small)
+    ax.annotate("weights", (end, 0), (5, 3), ha="left", va="bottom", **small)
+    ax.annotate(f"max_epochs: {max_epochs}", (end, n), (0, -20), ha="right", va="top", **small)
+
+
 def _write_rates(
     ax: Axes, edges: Sequence[float], phases: Sequence[_Phase], per_epoch: int, rows: Mapping[str, Sequence[str]]
 ) -> None:
     """Write the factors on learning rates where they begin, and draw their warm-ups."""
-    style: dict[str, Any] = {"color": "white", "fontsize": "x-small", "ha": "left", "va": "center"}
+    style: dict[str, Any] = {"color": ON_COLOUR, "fontsize": "x-small", "ha": "left", "va": "center"}
     for y, group in enumerate(rows.values()):
         before = ""
         for x, phase in zip(edges, phases, strict=False):
             ends = {min(x + phase.warmups[name] / per_epoch, edges[-1]) for name in group if name in phase.warmups}
             for end in ends:
-                ax.plot([x, end], [y + 1, y], color="white", linewidth=1)
+                ax.plot([x, end], [y + 1, y], color=ON_COLOUR, linewidth=1)
             mults = sorted({phase.mults.get(name, 1.0) for name in group if name in phase.trainable})
             text = ", ".join(f"x{mult:.3g}" for mult in mults) if any(mult != 1 for mult in mults) else ""
             if text != before and text:

@@ -221,9 +221,10 @@ class FreezePlan:
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the plan, with parameters or blocks down and epochs across.
 
-        What waits for a condition is hatched, and so is, in another way, what a row after the last epoch selects.
-        Factors on learning rates are written where they begin; a line that rises to the top shows a warm-up. If the
-        plan is measured, the milliseconds of a training batch stand above each phase.
+        The numbers of weights stand on the right, and a line marks the end of the training, by `max_epochs`. What waits
+        for a condition is hatched, and so is, in another way, what a row after the last epoch selects. Factors on
+        learning rates are written where they begin; a line that rises to the top shows a warm-up. If the plan is
+        measured, the milliseconds of a training batch stand above each phase.
 
         Parameters
         ----------
@@ -243,9 +244,8 @@ class FreezePlan:
 
         per_epoch, measured = self.batches_per_epoch or 1, () if self.measured is None else self.measured.phases
         labels = [f"{cost.seconds * 1e3:.3g} ms" for cost in measured]
-        return plot_plan(
-            self.phases, list(self.sizes), self.max_epochs, per_epoch, ax, pending=self.pending, labels=labels
-        )
+        sizes = {name: 0 if name in self.aliases else size for name, size in self.sizes.items()}
+        return plot_plan(self.phases, sizes, self.max_epochs, per_epoch, ax, pending=self.pending, labels=labels)
 
     def _skipped(self, i: int) -> list[str]:
         """Return the frozen tensors that the backward pass of a phase does not go through."""

@@ -284,6 +284,16 @@ def test_what_a_row_after_the_last_epoch_selects_is_marked_as_never():
     assert ax.get_legend().get_texts()[-1].get_text() == "never comes: epoch 9"
 
 
+def test_the_picture_gives_sizes_and_the_last_epoch_and_rates_that_can_be_read():
+    table = {"epoch": [2], "weights": [select_prefix("3")], "lr_mult": [0.3]}
+    ax = freeze_plan(iris_net(unfreeze(table))).plot()
+    texts = {text.get_text().strip(): text.get_color() for text in ax.texts}
+    assert {f"{tensor.numel()}" for tensor in iris_net().initialize().module_.parameters()} < texts.keys()
+    assert {"weights", "max_epochs: 4", "x0.3"} < texts.keys()
+    assert texts["x0.3"] == "white"  # on blue, where the grey of the other texts cannot be read
+    assert texts["weights"] != "white"
+
+
 def test_phases_of_batches_begin_inside_epochs():
     plan = freeze_plan(iris_net(unfreeze({"batch": [5], "weights": [select_all()]})), batches_per_epoch=4, max_epochs=3)
     assert plan.plot().collections[0].get_coordinates()[0, :, 0].tolist() == [1, 2, 4]

@@ -1,0 +1,199 @@
+"""plot_network: a picture of the modules of a network, with their sizes and what is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sklearn.base import clone
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from mlr3torch_py.arguments import check_whole, shown
+from mlr3torch_py.forecast.freeze_plan import freeze_plan
+from mlr3torch_py.forecast.ink import INK, for_any_theme
+from mlr3torch_py.forecast.picture import FROZEN, MOST_ROWS, TRAINABLE, pyplot, share_colours, share_legend
+from mlr3torch_py.forecast.probe import split_pipeline
+from mlr3torch_py.frames import short_traceback
+from mlr3torch_py.freezing.holder import freezing_callbacks
+from mlr3torch_py.names import percent
+from mlr3torch_py.network.parameters import trainable_names
+from mlr3torch_py.network.randomness import kept_random_states
+from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
+from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_network"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A module with parameters: one row of the picture."""
+
+    path: str
+    kind: str
+    n_weights: int
+    n_trainable: int
+
+    @property
+    def depth(self) -> int:
+        return self.path.count(".") + 1 if self.path else 0
+
+    @property
+    def share(self) -> float:
+        return self.n_trainable / self.n_weights if self.n_weights else 0.0
+
+    @property
+    def label(self) -> str:
+        name = self.path.rpartition(".")[2]
+        return f"{name}: {self.kind}" if name else self.kind
+
+    @property
+    def size(self) -> str:
+        part = f" ({percent(self.share)} trainable)" if 0 < self.share < 1 else ""
+        return f"{self.n_weights:,}{part}"
+
+
+@short_traceback
+def plot_network(
+    net: nn.Module | NetOfUser | PipelineOfUser,
+    X: Any = None,
+    y: Any = None,
+    *,
+    epoch: int | None = None,
+    batches_per_epoch: int | None = None,
+    depth: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the tree of a network, with the size of each module and what is frozen in grey.
+
+    Each module is a row, with a bar as long as its number of weights. The bar is blue for the trainable part, and the
+    names of modules that train at least in part are bold. Modules without parameters are left out.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet, torch.nn.Module or sklearn.pipeline.Pipeline
+        A net, initialized or not, a network, or a pipeline that ends in a net. It is not modified.
+    X, y : array-like, optional
+        The training data, if the callbacks of the net count batches and `epoch` is given.
+    epoch : int, optional
+        The epoch that is drawn, by the plan of the net, as its last batch has it. By default a network is drawn as it
+        is now, and a net that was not trained yet as the first batch will have it.
+    batches_per_epoch : int, optional
+        The number of batches in an epoch, in place of the data.
+    depth : int, optional
+        How many levels of modules to draw, from 1; by default as many as fit into 40 rows.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure if missing.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, or rows count batches and their number is unknown.
+    ImportError
+        If matplotlib is missing; the message has the line that installs it.
+
+    See Also
+    --------
+    network_summary : The same as text, with output shapes.
+    freeze_plan : All phases of a training; its ``plot()`` draws them.
+
+    Examples
+    --------
+    >>> from mlr3torch_py import gradual_unfreezing, t_clbk
+    >>> net = iris_net(module__neurons=(8,), callbacks=[t_clbk("unfreeze", schedule=gradual_unfreezing(every=2))])
+    >>> ax = plot_network(net)
+    >>> [label.get_text().strip() for label in ax.get_yticklabels()]
+    ['MLP', '├─ 0: Linear', '└─ 3: Linear']
+    >>> [text.get_text().strip() for text in ax.texts]
+    ['67 (40% trainable)', '40', '27']
+    """
+    if depth is not None:
+        depth = check_whole("depth", depth, "levels")
+    if epoch is not None:
+        epoch = check_whole("epoch", epoch, "the number of an epoch")
+    given = split_pipeline(net)[1]
+    if isinstance(given, nn.Module):
+        if epoch is not None:
+            raise ValueError("`epoch` is given for a network, which has no schedule; give a net with its callbacks")
+        return _draw(_nodes(bare(given), frozenset(trainable_names(given)), depth), ax)
+    if isinstance(given, type) or not hasattr(given, "initialized_"):
+        raise TypeError(f"`net` is {shown(given)}; give a net of skorch, or a torch.nn.Module")
+    with kept_random_states():
+        ready: Any = given if given.initialized_ else clone(given).initialize()
+    module = bare(ready.module_)
+    trainable = frozenset(trainable_names(module))
+    if epoch is not None:
+        plan = freeze_plan(net, X, y, max(epoch, ready.max_epochs), batches_per_epoch)
+        trainable = [phase for phase in plan.phases if phase.epoch <= epoch][-1].trainable
+    elif not ready.history and freezing_callbacks(ready):
+        trainable = freeze_plan(net, batches_per_epoch=1).phases[0].trainable  # which is the same for any number
+    return _draw(_nodes(module, trainable, depth), ax, "" if epoch is None else f"epoch {epoch}")
+
+
+def _nodes(module: nn.Module, trainable: Set[str], depth: int | None) -> list[_Node]:
+    """List the modules with parameters down to a depth, or to the greatest one that fits into a picture."""
+    tensors = named_parameters(module)
+    nodes = []
+    for path, one in named_modules(module):
+        own = {id(tensor): tensor for name, tensor in tensors.items() if not path or name.startswith(f"{path}.")}
+        sizes = {key: 0 if is_lazy(tensor) else tensor.numel() for key, tensor in own.items()}
+        free = {id(tensors[name]) for name in trainable} & own.keys()
+        if own or not path:
+            nodes.append(_Node(path, type(one).__name__, sum(sizes.values()), sum(sizes[key] for key in free)))
+    if depth is None:
+        depths = range(1, 1 + max(node.depth for node in nodes))
+        depth = max((d for d in depths if sum(node.depth <= d for node in nodes) <= MOST_ROWS), default=1)
+    return [node for node in nodes if node.depth <= depth]
+
+
+def _draw(nodes: Sequence[_Node], ax: Axes | None, title: str = "") -> Axes:
+    plt = pyplot()
+    from matplotlib.patches import Rectangle
+
+    is_own, n = ax is None, len(nodes)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 0.8 + 0.22 * max(n, 4)), layout="constrained")
+    whole, colours, width = nodes[0].n_weights or 1, share_colours(), max(len(node.size) for node in nodes)
+    for row, node in enumerate(nodes):
+        length = node.n_weights / whole
+        for x, part, colour in (
+            (-0.08, 0.05, colours(node.share)),
+            (0, length, FROZEN),
+            (0, length * node.share, TRAINABLE),
+        ):
+            ax.add_patch(Rectangle((x, row - 0.35), part, 0.7, facecolor=colour, edgecolor=INK, linewidth=0.5))
+        ax.text(1.03, row, node.size.ljust(width), family="monospace", fontsize="small", va="center")
+    lines = _tree(nodes)
+    ax.set_yticks(range(n), labels=[line.ljust(max(map(len, lines))) for line in lines])
+    for label, node in zip(ax.get_yticklabels(), nodes, strict=True):
+        label.set(family="monospace", fontsize="small", fontweight="bold" if node.share else "normal")
+    ax.set(xlim=(-0.09, 1.01), ylim=(n - 0.5, -0.5), xticks=[])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_xlabel(title)
+    handles = share_legend(is_mixed=any(0 < node.share < 1 for node in nodes))
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+    if is_own:
+        for_any_theme(ax.figure)  # type: ignore[arg-type] # the figure was made here
+    return ax
+
+
+def _tree(nodes: Sequence[_Node]) -> list[str]:
+    """Write the modules as lines of a tree."""
+    lines: list[str] = []
+    open_levels: set[int] = set()
+    for node in reversed(nodes):  # from below it is known which levels go on
+        open_levels = {level for level in open_levels if level <= node.depth}
+        bars = "".join("│  " if level in open_levels else "   " for level in range(1, node.depth))
+        corner = ("├─ " if node.depth in open_levels else "└─ ") if node.depth else ""
+        lines.append(bars + corner + node.label)
+        open_levels.add(node.depth)
+    return lines[::-1]
