@@ -1,14 +1,17 @@
 """Helpers that several test modules share."""
 
+import gc
 import multiprocessing
 import os
 import warnings
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import settings
 
 settings.register_profile("tests", deadline=None, derandomize=True)
+settings.register_profile("quick", settings.get_profile("tests"), max_examples=20)
 settings.load_profile("tests")
 
 # Each pytest worker is a process of its own; more threads than cores only slow them down.
@@ -19,6 +22,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 if START == "forkserver":
     multiprocessing.set_forkserver_preload(["tests.killed", "tests.parallel", "accelerate", "torch._dynamo"])
+
+
+def pytest_configure(config):
+    if "not slow" in config.option.markexpr:
+        settings.load_profile("quick")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as slow what is left out of a sample of cases."""
+    seen = Counter()
+    for item in items:
+        if mark := item.get_closest_marker("sample"):
+            if seen[item.function] % mark.args[0]:
+                item.add_marker("slow")
+            seen[item.function] += 1
+
+
+def pytest_collection_finish():
+    """Let the collector of garbage leave out what is imported, which is most of what there is."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

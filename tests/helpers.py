@@ -93,6 +93,19 @@ class Trace(Callback):
             self.weights_.append(weights(net))
 
 
+class Score(Callback):
+    """Writes given scores into the history, one per epoch, and knows which are better."""
+
+    name = "score"
+
+    def __init__(self, scores, lower_is_better=True):
+        self.scores = scores
+        self.lower_is_better = lower_is_better
+
+    def on_epoch_end(self, net, **kwargs):
+        net.history.record("score", self.scores[len(net.history) - 1])
+
+
 class Stops(Callback):
     """An error, or Ctrl-C, at a training batch."""
 

@@ -44,6 +44,7 @@ def test_selectors_select_what_r_selects(case):
         assert selector(case["select"])(case["names"]) == case["selected"]
 
 
+@pytest.mark.sample(7)
 @pytest.mark.usefixtures("no_schedule_warnings")
 @pytest.mark.parametrize("case", SELECT, ids=range(len(SELECT)))
 def test_what_r_selects_moves_in_a_training_and_nothing_else(case):
@@ -82,6 +83,7 @@ def _network(case):
     return Nested(case["network"]["blocks"])
 
 
+@pytest.mark.sample(7)
 @pytest.mark.usefixtures("no_schedule_warnings")
 @pytest.mark.parametrize("case", UNFREEZE, ids=range(len(UNFREEZE)))
 def test_weights_train_exactly_when_they_do_in_r(case):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from mlr3torch_py.arguments import check_flag, check_path, check_text, check_whole, plain
+from mlr3torch_py.arguments import check_flag, check_path, check_text, check_whole, plain, shown
 from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.data_record import record_of
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
@@ -176,7 +176,10 @@ class CallbackSetCheckpoint(CallbackSet):
     def require_params(self, name: str = "") -> None:
         super().require_params(name)
         if self.keep_best != (self.monitor is not None):
-            raise ValueError("`keep_best` and `monitor` belong together: give keep_best=True and the score to watch")
+            raise ValueError(
+                f"`keep_best` is {shown(self.keep_best)} and `monitor` is {shown(self.monitor)}, but one needs the "
+                "other; give keep_best=True and the score to watch, or neither"
+            )
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
         """Open the folder, and let the callbacks see the history of the run that is resumed."""

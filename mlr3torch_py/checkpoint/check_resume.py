@@ -109,7 +109,10 @@ def _pickled(net: Any, X: Any, y: Any, epochs: int) -> bytes:
     try:
         return bytes(cloudpickle.dumps(job))
     except Exception as error:
-        raise TypeError(f"`net` or its data cannot be sent to a new process: {error}") from error
+        raise TypeError(
+            f"`net`, `X` or `y` cannot be sent to a new process: {error}; give what can be pickled, such as functions "
+            "and classes of a module"
+        ) from error
 
 
 @contextmanager
@@ -131,7 +134,10 @@ def _wait(process: subprocess.Popen[str], expected: int) -> None:
     _, errors = process.communicate()
     if process.returncode != expected:
         why = errors.strip().splitlines() or [f"exit code {process.returncode}"]
-        raise RuntimeError(f"a training of check_resume has failed: {why[-1]}\n{errors[-3000:]}")
+        raise RuntimeError(
+            f"`net`: a training of check_resume has failed: {why[-1]}; fit the net itself until it "
+            f"trains\n{errors[-3000:]}"
+        )
 
 
 def _ending(folder: Path) -> Ending:

@@ -124,7 +124,10 @@ class CheckpointFolder:
             missing = self._missing(epoch, names)
             if not missing:
                 return epoch
-            warn(f"{self.path}: the checkpoint of epoch {epoch} lacks {listed(missing)} and is skipped")
+            warn(
+                f"{self.path}: the checkpoint of epoch {epoch} lacks {listed(missing)} and is skipped; restore what is "
+                "missing to resume from it"
+            )
         return None
 
     def write(self, checkpoint: Checkpoint) -> None:
@@ -305,7 +308,10 @@ class CheckpointFolder:
     def _check_not_foreign(self) -> None:
         names = self.files.names()
         if names and _RUN not in names and not self._epochs():
-            raise FileExistsError(f"`path`: {self.path} holds {listed(sorted(names), most=3)}; give an empty folder")
+            raise FileExistsError(
+                f"`path`: {self.path} holds {listed(sorted(names), most=3)}, but no checkpoint, whose folder "
+                "holds nothing else; give an empty folder"
+            )
 
     def _write_part(self, part: str, content: Mapping[str, Any], file: BinaryIO, hashes: Mapping[str, str]) -> None:
         torch.save(content, file)

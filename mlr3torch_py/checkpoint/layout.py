@@ -34,8 +34,8 @@ def check_fits(net: Net, checkpoint: Checkpoint, last_epoch: int) -> None:
         )
     if different := differences(net, checkpoint):
         raise ValueError(
-            f"the checkpoint of epoch {epoch} is of another network or optimizer, with a different "
-            f"{listed(different, most=3)}; give `path` another folder"
+            f"`path`: the checkpoint of epoch {epoch} is of another network or optimizer, with a different "
+            f"{listed(different, most=3)}; give another folder"
         )
 
 
@@ -68,11 +68,14 @@ def check_callbacks(net: Net, checkpoint: Checkpoint) -> None:
     for name, kept in checkpoint.state["callbacks"].items():
         found = type(callbacks[name]).__qualname__ if name in callbacks else None
         if found is None:
-            warn(f"the checkpoint holds a state of the callback {name!r}, which the net lacks")
+            warn(
+                f"`callbacks`: the checkpoint holds a state of the callback {name!r}, which the net lacks; "
+                "add it under this name if the run needs it"
+            )
         elif found != kept["class"]:
             raise ValueError(
-                f"the checkpoint holds a state of {kept['class']} for the callback {name!r}, but that is now of "
-                f"{found}; give it another name"
+                f"`callbacks`: the checkpoint holds a state of {kept['class']} for the callback {name!r}, but that "
+                f"is now of {found}; give it another name"
             )
 
 

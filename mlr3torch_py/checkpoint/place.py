@@ -82,7 +82,10 @@ class Place:
                 )
         run = source.read_run()
         if newest is not None and run is None:
-            warn(f"{source.path} lacks run.json, so a random validation split cannot be drawn again")
+            warn(
+                f"{source.path} lacks run.json, so a random validation split cannot be drawn again; restore the file, "
+                "or give a split without random numbers"
+            )
         return self._first_call(net, source, newest, run)
 
     def _first_call(self, net: Net, source: CheckpointFolder, newest: int | None, run: Any) -> Plan:

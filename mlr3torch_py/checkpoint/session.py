@@ -192,7 +192,10 @@ class Session:
         missing = restore_rest(net, checkpoint, self._attributes)
         self._restore_large(checkpoint)
         if missing:
-            warn(f"the checkpoint holds a state of {listed(missing)}, which the net lacks")
+            warn(
+                f"the checkpoint holds a state of {listed(missing)}, which the net lacks; give the net what it had "
+                "when the run was started"
+            )
 
     def _with_large(self, checkpoint: Checkpoint) -> Checkpoint:
         """Add the large states of callbacks, as the same object if they have the same versions."""
@@ -224,7 +227,10 @@ class Session:
         missing = [name for name in {**found, **kept} if (name in found) != (name in kept)]
         missing = [name for name in missing if not name.startswith(("cuda", "callbacks_."))]
         if missing and "run" in checkpoint.state:
-            warn(f"the random states of {listed(missing)} are not those of the run that is resumed")
+            warn(
+                f"the random states of {listed(missing)} are not those of the run that is resumed; give the net and "
+                "its data the same generators"
+            )
 
     def _name_what_is_lost(self, dataset_train: Any) -> None:
         lost = self._unreadable(dataset_train) + self._lost_of_callbacks()
@@ -251,4 +257,7 @@ class Session:
         new = [one for one in lost if one not in self._named]
         self._named.update(new)
         if new:
-            warn(f"a resumed run will differ from one that never stopped, since a checkpoint cannot keep {listed(new)}")
+            warn(
+                f"a resumed run will differ from one that never stopped, since a checkpoint cannot keep {listed(new)}; "
+                "let a state_dict() of plain values and tensors hold it, or train in one go"
+            )

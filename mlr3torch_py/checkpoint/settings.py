@@ -73,7 +73,7 @@ def check_settings(kept: Mapping[str, Any], here: Mapping[str, Any], *, is_finis
             "of this net: give each training a folder of its own, or raise `max_epochs` to continue it"
         )
     if different:
-        warn(f"the run is resumed with other settings: {listed(different)}")
+        warn(f"the run is resumed with other settings: {listed(different)}; set them back if it was not meant")
 
 
 _NOTHING: Final = object()

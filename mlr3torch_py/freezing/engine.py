@@ -22,7 +22,14 @@ from mlr3torch_py.freezing.record import Record
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins
-from mlr3torch_py.network.parameters import Flags, freeze, frozen_by_us, keep_frozen_before_us, n_trainable
+from mlr3torch_py.network.parameters import (
+    Flags,
+    freeze,
+    frozen_by_us,
+    keep_frozen_before_us,
+    n_trainable,
+    remember_moved,
+)
 from mlr3torch_py.network.unwrap import Structure, all_modules
 from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.rates import Factor, factors_at
@@ -156,6 +163,7 @@ class FreezingEngine(Generic[_Host]):
             self.peers.remove(self)
             self._scale_rates()
         self._pins.set([])
+        self._remember_moved(self._inventory)
         self._restore_flags()
 
     def _restore_flags(self) -> None:
@@ -195,6 +203,7 @@ class FreezingEngine(Generic[_Host]):
         self._inventory = now = self._look()
         if now.is_same_as(before):
             return frozenset()
+        self._remember_moved(before)
         has_other_names = not now.has_names_of(before)
         if network is not self.network:
             self._resolve(known=frozenset())
@@ -206,9 +215,11 @@ class FreezingEngine(Generic[_Host]):
         if replaced or not now.has_optimizers_of(before):
             self._check_shared()
             self.warn_of_missing()
-        ours = {id(before.tensors[name]) for name in self.held if name in before.tensors}
-        kept = {name for name in replaced if id(now.tensors[name]) in ours}  # but tied to other names
-        return self._whole(replaced & self._governed()) | kept
+        return self._whole(replaced & self._governed())
+
+    def _remember_moved(self, before: Inventory) -> None:
+        """Let the network know the tensors that are frozen by the names that they have now."""
+        remember_moved(self.network, [before.tensors[name] for name in self.held if name in before.tensors])
 
     def _resolve(self, known: Held) -> None:
         """Let the holders make their plans for a network with other parameters, of which some are known."""

@@ -28,6 +28,9 @@ _LEAVES: Final = (
 )
 _LEAF_TYPES: Final = frozenset(_LEAVES) | {nn.Parameter}
 
+_DEPENDENCIES: Final = ("torch", "skorch", "sklearn", "scipy", "pandas", "numpy", "mlr3torch_py")
+_LIBRARIES: Final = (sys.stdlib_module_names - {"__main__"}).union(_DEPENDENCIES)
+
 
 def walk(
     roots: Mapping[str, object], skip: Iterable[object] = (), *, with_plain: bool = False
@@ -200,9 +203,8 @@ def _is_of_library(value: Any) -> bool:
 
 @cache
 def _is_library(module: str) -> bool:
-    """Whether a module is one of Python, torch or skorch, whose only generators are the global ones."""
-    top = module.partition(".")[0]
-    return top in sys.stdlib_module_names - {"__main__"} or top in ("torch", "skorch", "numpy", "mlr3torch_py")
+    """Whether a module is one of Python or of our dependencies, whose only generators are the global ones."""
+    return module.partition(".")[0] in _LIBRARIES
 
 
 @lru_cache(maxsize=10_000)

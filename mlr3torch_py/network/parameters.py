@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "frozen_by_us",
     "keep_frozen_before_us",
     "n_trainable",
+    "remember_moved",
     "trainable_names",
 ]
 
@@ -141,6 +142,33 @@ def frozen_by_us(module: nn.Module) -> frozenset[str]:
     """
     names: frozenset[str] = getattr(bare(module), _FROZEN_BY_US, frozenset())
     return names
+
+
+def remember_moved(module: nn.Module, frozen: Iterable[nn.Parameter]) -> None:
+    """Remember tensors that `freeze` froze under the names that they have now, too.
+
+    Otherwise one that has got another name since, such as that of a layer that shares it, would stay frozen.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    frozen : iterable of torch.nn.Parameter
+        The tensors that the last call of `freeze` froze.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> layers = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> freeze(layers, {"0.weight"})
+    True
+    >>> layers[1].weight, layers[0].weight = layers[0].weight, layers[1].weight
+    >>> remember_moved(layers, [layers[1].weight])
+    >>> sorted(frozen_by_us(layers))
+    ['0.weight', '1.weight']
+    """
+    ours = set(map(id, frozen))
+    moved = (name for name, tensor in named_parameters(module).items() if id(tensor) in ours)
+    setattr(bare(module), _FROZEN_BY_US, frozen_by_us(module).union(moved))
 
 
 def freeze(

@@ -93,6 +93,7 @@ def reported(net):
     return dict(net.callbacks_)["freeze_audit"].report().set_index("name")
 
 
+@pytest.mark.sample(5)
 @SCRIPTING
 @pytest.mark.parametrize("kind", BODIES)
 @pytest.mark.parametrize("options", [{}, {"frozen_norm": "eval"}, {"frozen_dropout": "eval"}], ids=str)

@@ -229,6 +229,7 @@ ORDINARY = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", ORDINARY)
 @pytest.mark.filterwarnings("ignore:`unfreeze`:UserWarning")
 def test_ordinary_trainings_are_not_warned_of(kind):

@@ -56,6 +56,7 @@ def train(module, *cache, max_epochs=6, **params):
     return iris_net(freezing, *cache, module=module, max_epochs=max_epochs, **params).fit(X, y)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("max_bytes", [2**30, 100_000])
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("module", [CNN, Nested, Transformer])

@@ -71,6 +71,7 @@ def rows_of(n, seed):
     return rows
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("n_batches", [1, 3, 5])
 @pytest.mark.parametrize("kind", DEPENDENT)
 def test_rows_that_depend_on_each_other_are_as_without_the_cache(kind, n_batches):

@@ -68,6 +68,7 @@ STEADY = {
 }
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("draw", DRAW)
 @pytest.mark.parametrize("kind", RANDOM)
 def test_a_module_that_draws_is_found_every_time(kind, draw):
@@ -93,6 +94,7 @@ def test_a_module_that_does_not_draw_is_not_blamed(kind, draw):
         assert counts(parts) == (12, 72)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("thread", [*DRAW, "idle", "none"])
 @pytest.mark.parametrize("n_calls", range(1, 8))
 @pytest.mark.parametrize("n_known", [0, 6])

@@ -153,6 +153,7 @@ class Counting(nn.Linear):
     computed = []  # noqa: RUF012, it is not the module's own, so that it is not rejected
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("check", "expected"), [(0, []), (1, [1]), (3, [3]), (100, [12])])
 def test_the_check_recomputes_some_rows_of_the_first_epoch_with_hits(check, expected):
     checked = set()

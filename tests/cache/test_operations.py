@@ -92,6 +92,7 @@ BETWEEN = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", BETWEEN)
 def test_whatever_is_done_between_modules_gives_the_same(kind):
     network = Transformer(BETWEEN[kind])

@@ -133,6 +133,7 @@ def silent(function, *args, **kwargs):
         return function(*args, **kwargs)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", CHANGES)
 def test_rows_of_a_module_that_computes_something_else_are_not_recalled(tmp_path, kind):
     def train(folder, with_cache):
@@ -148,6 +149,7 @@ def test_rows_of_a_module_that_computes_something_else_are_not_recalled(tmp_path
     assert cached.history[2, "cache_hits"] <= 1  # two rows are equal
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "make",
     [
@@ -212,6 +214,7 @@ class InTurn(Classifier):
         return self.more(features)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dies", [(12,), (7, 6), (2,), (1, 3, 6, 6)])
 @pytest.mark.parametrize("batch_size", [32, 50])
 def test_runs_that_are_resumed_several_times_have_the_same_rows(tmp_path, dies, batch_size):
@@ -247,6 +250,7 @@ class Scales(Callback):
                 net.module_.body.linear.weight.mul_(3)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("batch", [11, 16])
 def test_rows_of_weights_that_were_replaced_are_those_of_the_new_ones(tmp_path, batch):
     scales = ("scales", Scales())
@@ -280,6 +284,7 @@ def test_rows_that_never_come_again_are_not_kept(tmp_path, share):
     assert all(net.history[3:, "cache_hits"])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_rows_that_never_come_again_leave_a_resumed_run_as_it_is(tmp_path, share):
     params = {"train_split": predefined_split(Dataset(X[:50], y[:50])), "max_epochs": 6, "classes": [0, 1, 2]}

@@ -131,11 +131,13 @@ def without_rows(end):
     return end
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("module", NETS)
 def test_a_resumed_run_has_the_rows_of_the_one_that_was_stopped(tmp_path, module):
     assert resumed_equals_whole(tmp_path, 3, module=module)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "params",
     [

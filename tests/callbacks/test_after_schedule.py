@@ -96,6 +96,7 @@ def test_the_best_epoch_is_that_of_the_whole_training():
     assert (len(net.history), found.best_epoch, found.best_score, found.stagnation) == (9, 2, 0.1, 2)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("stop", [lambda net: net, lambda net: pickle.loads(pickle.dumps(net)), copy.deepcopy])
 @pytest.mark.parametrize("epochs", [2, 5, 6, 7])
 def test_counting_goes_on_in_a_training_that_goes_on(stop, epochs):
@@ -103,6 +104,7 @@ def test_counting_goes_on_in_a_training_that_goes_on(stop, epochs):
     assert len(stop(net).set_params(max_epochs=20).partial_fit(X, y).history) == 8
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("crash", [4, 7])
 def test_a_run_resumed_from_a_checkpoint_stops_as_one_that_never_stopped(crash, tmp_path):
     table = {"when": [Plateau("my_loss", patience=3)], "weights": [select_all()]}

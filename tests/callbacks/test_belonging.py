@@ -11,9 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, SequentialLR
 
 from mlr3torch_py import as_lr_scheduler, select_all, select_last, t_clbk, trainable_names
-from tests.callbacks.test_early_stopping import Score
 from tests.callbacks.test_lr_scheduler import Rates
-from tests.helpers import X, copies, iris_net, moved, weights, y
+from tests.helpers import Score, X, copies, iris_net, moved, weights, y
 
 SCORES = [0.5, 0.4, 0.6, 0.6, 0.3, 0.7, 0.7, 0.8]
 
@@ -75,6 +74,7 @@ def rates_of_whole(*schedulers, first, last):
     return rates_of_eight(*schedulers)[3 * (first - 1) : 3 * last]
 
 
+@pytest.mark.sample(7)
 @KINDS
 @pytest.mark.parametrize("files", ["all", "params and history"])
 @pytest.mark.parametrize("when", ["load_best", "load_params", "load_params after a pickle"])
@@ -108,6 +108,7 @@ def test_a_scheduler_of_two_nets_in_turn_follows_each(scheduler):
     assert rates_of_whole(scheduler, first=4, last=6) == rates_in(b, 3)
 
 
+@pytest.mark.sample(5)
 @KINDS
 @pytest.mark.parametrize("files", [["params", "history"], ["params", "history", "optimizer"]], ids=len)
 def test_a_new_scheduler_continues_a_history_that_was_loaded(scheduler, files, tmp_path):
@@ -146,6 +147,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("resumed", [False, True], ids=["partial_fit", "checkpoint"])
 @pytest.mark.parametrize("key", ARGUMENTS)
 def test_new_arguments_of_a_scheduler_count_from_then_on(key, resumed, tmp_path):

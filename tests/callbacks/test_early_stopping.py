@@ -11,22 +11,9 @@ from skorch.callbacks import Callback, EpochScoring
 from skorch.dataset import ValidSplit
 
 from mlr3torch_py import CallbackSet, CallbackSetEarlyStopping, t_clbk, torch_callback
-from tests.helpers import X, golden, iris_net, moved, weights, y
+from tests.helpers import Score, X, golden, iris_net, moved, weights, y
 
 STOPPING = golden("early_stopping")["runs"]
-
-
-class Score(Callback):
-    """Writes given scores into the history, one per epoch, and knows which are better."""
-
-    name = "score"
-
-    def __init__(self, scores, lower_is_better=True):
-        self.scores = scores
-        self.lower_is_better = lower_is_better
-
-    def on_epoch_end(self, net, **kwargs):
-        net.history.record("score", self.scores[len(net.history) - 1])
 
 
 @pytest.mark.parametrize("who_knows", ["the callback that records it", "early stopping"])

@@ -21,8 +21,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from mlr3torch_py import CallbackSetLRScheduler, as_lr_scheduler, t_clbk
-from tests.callbacks.test_early_stopping import Score
-from tests.helpers import X, golden, iris_net, y
+from tests.helpers import Score, X, golden, iris_net, y
 
 RUNS = golden("lr")["runs"]
 
@@ -90,6 +89,7 @@ def test_a_rising_accuracy_lowers_no_rate_unless_the_mode_says_so():
 STOPPED = [run for run in RUNS if run["key"] != "lr_one_cycle"]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("way", ["partial_fit", "pickle"])
 @pytest.mark.parametrize("stop", [1, 2, 4])
 @pytest.mark.parametrize("run", STOPPED, ids=[run["id"] for run in STOPPED])
@@ -328,6 +328,7 @@ def rates_beside(callback, *others):
     return rates.batches_
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("epoch", [1, 2])
 @pytest.mark.parametrize("hook", ["on_batch_end", "on_epoch_end"])
 @pytest.mark.parametrize("callback", RELATIVE + ABSOLUTE, ids=lambda callback: callback.id)
@@ -337,6 +338,7 @@ def test_a_scheduler_follows_an_optimizer_that_is_replaced(callback, hook, epoch
     assert rates_beside(callback, NewOptimizer(hook, epoch=epoch)) == pytest.approx(expected)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("callback", RELATIVE + ABSOLUTE, ids=lambda callback: callback.id)
 def test_a_new_optimizer_with_another_rate_continues_in_proportion_unless_the_schedule_sets_the_rate(callback):
     expected, factor = rates_beside(callback), 1 if callback in ABSOLUTE else 100

@@ -140,6 +140,7 @@ def test_partial_fit_continues_in_the_same_folder(tmp_path):
     assert read(tmp_path / "batches")["last_loss"] == numbered(batch_losses(net))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("crash", [1, 3, 4])
 def test_a_resumed_run_continues_in_the_same_folder_without_duplicate_steps(crash, tmp_path):
     def net_of(*more):

@@ -111,7 +111,7 @@ def test_resuming_from_a_folder_without_checkpoints_starts_from_scratch(tmp_path
 def test_a_checkpoint_that_lacks_a_file_is_skipped_with_a_warning(tmp_path):
     run(tmp_path, 3)
     (tmp_path / "optimizer3.pt").unlink()
-    with pytest.warns(UserWarning, match="the checkpoint of epoch 3 lacks optimizer3.pt and is skipped"):
+    with pytest.warns(UserWarning, match="the checkpoint of epoch 3 lacks optimizer3.pt and is skipped; restore"):
         net = run(tmp_path, 4, resume=True)
     check_epochs("half_written", net, tmp_path)
 

@@ -25,6 +25,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_kept(kind, tmp_path):
     def net_of(path, *more):
@@ -112,7 +113,7 @@ def test_persistent_workers_are_named_and_restarted(tmp_path):
 
 def test_an_object_that_the_net_lacks_is_named(tmp_path):
     run(tmp_path, 1, cls=Scaled)
-    with pytest.warns(UserWarning, match=r"holds a state of scaler, scalers\[0\], which the net lacks"):
+    with pytest.warns(UserWarning, match=r"holds a state of scaler, scalers\[0\], which the net lacks; give"):
         run(tmp_path, 2, resume=True)
 
 

@@ -19,7 +19,7 @@ from tests.helpers import X, iris_net, moved, weights, y
 
 def test_a_state_without_its_callback_is_ignored_with_a_warning(tmp_path):
     run(tmp_path, 1, t_clbk("history"))
-    with pytest.warns(UserWarning, match="holds a state of the callback 'history', which the net lacks"):
+    with pytest.warns(UserWarning, match="holds a state of the callback 'history', which the net lacks; add it"):
         run(tmp_path, 2, resume=True)
 
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_of_another_network_is_an_error(params, differs, tmp_path):
     run(tmp_path, 1)
     net = iris_net(checkpoint(tmp_path, resume=True), **params).initialize()
     before = weights(net)
-    with pytest.raises(ValueError, match="the checkpoint of epoch 1 is of another network or optimizer") as error:
+    with pytest.raises(ValueError, match="`path`: the checkpoint .* is of another network or optimizer") as error:
         net.partial_fit(X, y)
     assert re.search(differs, str(error.value))
     assert not moved(before, weights(net))

@@ -161,6 +161,7 @@ def test_a_finished_run_with_nan_in_a_setting_can_be_started_again(tmp_path):
     assert len(net.history) == 2
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", OTHER)
 def test_other_settings_are_one_warning_while_something_is_left_to_train_and_an_error_otherwise(name, tmp_path):
     with_stopping(tmp_path, 1)

@@ -12,6 +12,7 @@ from tests.checkpoint.runs import CrashError, Crashes, checkpoint, files, final,
 from tests.helpers import Stops, Trace, X, iris_net, moved, weights, y
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, CrashError])
 @pytest.mark.parametrize("freq", [1, 10])
 def test_the_end_is_the_last_complete_epoch(error, freq, tmp_path):

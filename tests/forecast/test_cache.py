@@ -14,6 +14,7 @@ from tests.helpers import Nested, iris_net, y
 from tests.network.test_evaluation import EVAL, Normed
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("is_initialized", [True, False])
 @pytest.mark.parametrize("train_split", [None, ValidSplit(5)])
 @pytest.mark.parametrize("max_bytes", [2**30, 150_000])

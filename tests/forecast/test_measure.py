@@ -45,6 +45,7 @@ def random_states():
     return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_net_is_measured_and_left_as_it_was(kind):
     net, features, target = KINDS[kind]()
@@ -111,6 +112,7 @@ class Sleeps(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_filling_the_cache_counts():
     plan = freeze_plan(make(module=SlowEncoder), X, y, measure=True)
     net = make(module=SlowEncoder).fit(X, y)
@@ -162,6 +164,7 @@ MIX = {"mix.in_proj_weight", "mix.in_proj_bias", "mix.out_proj.weight", "mix.out
 HEAD = {"head.weight", "head.bias"}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("select", "passed"),
     [

@@ -85,6 +85,7 @@ CASES = [
 cases = pytest.mark.parametrize(("make", "names"), CASES)
 
 
+@pytest.mark.sample(3)
 @cases
 @pytest.mark.parametrize("later", [False, True])
 def test_what_came_in_frozen_and_will_be_trained_is_warned_of_once(make, names, later):
@@ -243,6 +244,7 @@ class Limited(nn.Module):
         return self.head(embedded if embedded.ndim == 2 else embedded.mean(1))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
 @pytest.mark.parametrize(
     ("callback", "is_told"),

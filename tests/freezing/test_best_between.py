@@ -21,7 +21,7 @@ from mlr3torch_py import (
     select_prefix,
     t_clbk,
 )
-from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
+from tests.checkpoint.runs import checkpoint, resumed_equals_whole
 from tests.helpers import X, iris_net, moved, weights, y
 
 HEAD = select_last(1)
@@ -215,6 +215,7 @@ def test_a_cache_of_frozen_parts_follows():
     assert not moved(*ends)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("stop", [lambda net: net, lambda net: pickle.loads(pickle.dumps(net)), copy.deepcopy])
 @pytest.mark.parametrize("epochs", [2, 3, 5])
 def test_a_training_that_goes_on_restores_as_one_that_never_stopped(stop, epochs):
@@ -226,6 +227,7 @@ def test_a_training_that_goes_on_restores_as_one_that_never_stopped(stop, epochs
     assert not moved(weights(whole), weights(net))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("crash", [3, 4, 6, 7])
 def test_a_run_resumed_from_a_checkpoint_restores_as_one_that_never_stopped(crash, tmp_path):
     def net_of(path, *more):
@@ -233,13 +235,7 @@ def test_a_run_resumed_from_a_checkpoint_restores_as_one_that_never_stopped(cras
         callbacks = [checkpoint(path, resume=True), rate, Score(SCORES), restoring(), *more]
         return iris_net(*callbacks, iterator_train__shuffle=True, max_epochs=8)
 
-    torch.manual_seed(0)
-    complete = net_of(tmp_path / "whole").fit(X, y)
-    torch.manual_seed(0)
-    with pytest.raises(CrashError):
-        net_of(tmp_path / "kept", Crashes(crash)).fit(X, y)
-    resumed = net_of(tmp_path / "kept").fit(X, y)
-    assert final(tmp_path / "kept", resumed) == final(tmp_path / "whole", complete)
+    assert resumed_equals_whole(tmp_path, net_of, crash=crash)
 
 
 def test_best_weights_that_are_not_at_hand_are_warned_of(tmp_path):

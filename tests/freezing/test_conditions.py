@@ -7,29 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skorch.callbacks import Callback
 from skorch.history import History
 
 from mlr3torch_py import CallbackSetUnfreeze, Plateau, select_all, select_last, select_prefix
-from tests.helpers import Trace, X, iris_net, y
+from tests.helpers import Score, Trace, X, iris_net, y
 from tests.parallel import in_processes
 
 HEAD = ["6.weight", "6.bias"]
 MORE = ["3.weight", "3.bias", *HEAD]
 ALL = ["0.weight", "0.bias", *MORE]
-
-
-class Score(Callback):
-    """Writes given scores into the history, one per epoch, and knows which are better."""
-
-    name = "score"
-
-    def __init__(self, scores, lower_is_better=True):
-        self.scores = scores
-        self.lower_is_better = lower_is_better
-
-    def on_epoch_end(self, net, **kwargs):
-        net.history.record("score", self.scores[len(net.history) - 1])
 
 
 def run(table, scores, max_epochs=None, **params):

@@ -255,6 +255,7 @@ class TrainsAnotherInVain(TrainsAnother):
             self.other.fit(X, y)
 
 
+@pytest.mark.slow
 def test_one_callback_serves_a_second_net_that_breaks_at_every_batch_of_the_first():
     unfreeze, trace = CallbackSetUnfreeze(select_last(1), LATER), Trace()
     iris_net(unfreeze, TrainsAnotherInVain(iris_net(unfreeze, Breaks()), None), trace).fit(X, y)

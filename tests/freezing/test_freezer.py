@@ -138,6 +138,7 @@ EXAMPLES = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_of_the_guide_release_what_they_say_when_they_say(example):
     text, expected = EXAMPLES[example]

@@ -77,6 +77,7 @@ def check(tmp_path, optimizer, table, has_norm, mode):
     assert final(tmp_path / "kept", resumed) == final(tmp_path / "whole", whole)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 @pytest.mark.parametrize("mode", MODES)

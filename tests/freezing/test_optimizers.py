@@ -80,6 +80,7 @@ THAW_AND_FREEZE = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("cls", [NeuralNetClassifier, ZeroesInPlace])
 @pytest.mark.parametrize(("kind", "arguments"), KINDS)
 def test_frozen_weights_and_their_optimizer_state_stay_as_they_are(kind, arguments, cls):
@@ -156,6 +157,7 @@ def test_gradients_may_be_accumulated_over_batches():
     assert sum(bool(moved(*pair)) for pair in pairwise(trace.weights_)) == 8
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("options", [{}, {"nesterov": True}, {"weight_decay": 0.1}, {"maximize": True}])
 @pytest.mark.parametrize("table", [{"epoch": [2, 3]}, {"batch": [2, 6]}, {"epoch": [2, 3], "lr_mult": [0.1, None]}])
 def test_fused_sgd_trains_what_is_unfrozen_later_as_the_other_kinds_do(table, options):

@@ -179,6 +179,7 @@ def test_a_module_that_another_one_shares_is_governed_once():
         gan(one, ("other", other), cls=Shared).fit(REAL, REAL)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path, epochs):
     def net(folder, **params):

@@ -46,6 +46,7 @@ def test_unpinned_it_works_as_in_r(kind):
     assert probe.is_fixed_ == [False] * 3
 
 
+@pytest.mark.sample(3)
 @kinds
 @pytest.mark.parametrize("option", ["frozen_norm", "frozen_dropout"])
 def test_one_of_the_two_options_pins_normalisation_or_all_else(kind, option):
@@ -76,6 +77,7 @@ def weights_of(network):
     return {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
 
 
+@pytest.mark.sample(3)
 @kinds
 def test_released_by_a_row_it_trains_as_without_us(kind):
     copies, probe = Copies(2, state), Probe()
@@ -96,6 +98,7 @@ def check_has_no_pins(network):
     assert not any(modes(network.eval()))
 
 
+@pytest.mark.sample(5)
 @kinds
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_deepcopy_has_no_pins_and_trains_on_its_own(kind, epoch):
@@ -109,6 +112,7 @@ def test_a_deepcopy_has_no_pins_and_trains_on_its_own(kind, epoch):
     assert all(one.requires_grad for one in again.module_.parameters())
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", PICKLED)
 def test_a_pickle_has_no_pins(kind):
     copies = Copies(2, pickle.dumps)
@@ -116,6 +120,7 @@ def test_a_pickle_has_no_pins(kind):
     check_has_no_pins(pickle.loads(copies.copy_))
 
 
+@pytest.mark.sample(3)
 @kinds
 def test_an_averaged_network_has_no_pins(kind):
     copies = Copies(2, AveragedModel)
@@ -138,6 +143,7 @@ def test_an_averaged_network_gets_its_statistics_from_update_bn(kind):
     assert moved(buffers(net.module_), buffers(without))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", PICKLED)
 def test_a_net_that_a_checkpoint_has_pickled_pins_again_when_it_goes_on(kind, tmp_path):
     if "InstanceNorm" in kind and not KEEPS_INSTANCE_NORM:
@@ -282,6 +288,7 @@ def trained(make, way_out, *callbacks):
     return network
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("options", [{"frozen_mode": "eval"}, {"frozen_norm": "eval"}, {"frozen_dropout": "eval"}])
 @pytest.mark.parametrize("way_out", WAYS_OUT)
 @pytest.mark.parametrize("make", [plain, in_eval_mode, part_switched_off, layer_switched_off, overridden])

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from skorch.callbacks import Callback
 from torch import nn
@@ -297,6 +297,14 @@ wholes = st.lists(
     replaced=parts,
     remade=wholes,
     stop=st.integers(1, EPOCHS),
+)
+@example(  # before the next call a frozen tensor gets another name
+    network=Network(["fixed", "fixed"], [], []),
+    schedules=[Held("b1.", None, None)],
+    mode="train",
+    replaced=[(1, "add", 0, 0, False), (1, "share", 0, 1, False), (1, "layer", 1, 0, False)],
+    remade=[],
+    stop=1,
 )
 def test_after_each_step_exactly_what_must_move_has_moved(network, schedules, mode, replaced, remade, stop):
     comes_in_frozen = any(isinstance(schedule, Table) for schedule in schedules)

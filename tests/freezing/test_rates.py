@@ -29,7 +29,7 @@ from mlr3torch_py import (
 )
 from mlr3torch_py.freezing.rates import RateFactors
 from mlr3torch_py.schedule.rates import Factor
-from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
+from tests.checkpoint.runs import CrashError, checkpoint, resumed_equals_whole
 from tests.helpers import Stops, Trace, X, iris_net, moved, weights, y
 
 TABLE = {"epoch": [1, 3], "weights": [select_prefix("3"), select_prefix("0")], "lr_mult": [0.5, 0.1]}
@@ -106,6 +106,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("place", ["before", "behind"])
 @pytest.mark.parametrize("owner", ["skorch", "ours"])
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -235,6 +236,7 @@ def test_load_init_state_fits_before_and_behind(place, tmp_path):
     assert not moved(end_of(whole()), end_of(train()))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("crash", [2, 3, 4])
 def test_a_run_resumed_from_a_checkpoint_equals_one_that_never_stopped(crash, tmp_path):
     def net_of(path, *more):
@@ -248,13 +250,7 @@ def test_a_run_resumed_from_a_checkpoint_equals_one_that_never_stopped(crash, tm
             iterator_train__shuffle=True,
         )
 
-    torch.manual_seed(0)
-    complete = net_of(tmp_path / "whole").fit(X, y)
-    torch.manual_seed(0)
-    with pytest.raises(CrashError):
-        net_of(tmp_path / "kept", Crashes(crash)).fit(X, y)
-    resumed = net_of(tmp_path / "kept").fit(X, y)
-    assert final(tmp_path / "kept", resumed) == final(tmp_path / "whole", complete)
+    assert resumed_equals_whole(tmp_path, net_of, crash=crash)
 
 
 @pytest.mark.parametrize("stop", [lambda net: net, lambda net: pickle.loads(pickle.dumps(net)), copy.deepcopy])

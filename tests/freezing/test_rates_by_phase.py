@@ -30,7 +30,7 @@ from mlr3torch_py import (
     t_clbk,
     to_dict,
 )
-from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
+from tests.checkpoint.runs import checkpoint, resumed_equals_whole
 from tests.helpers import Trace, X, iris_net, moved, weights, y
 
 BATCHES = 3  # of an epoch with train_split=None and a batch size of 50
@@ -258,6 +258,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("place", ["before", "behind"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize(("table", "factors"), [(TENTH, a_tenth), (RAMPS, ramps)], ids=["row", "warm-up"])
@@ -324,6 +325,7 @@ def stopped(stop, table):
     return stop(net).partial_fit(X, y)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("table", [TENTH, RAMPS, RAMPS | {"warmup": [20, 40]}])
 @pytest.mark.parametrize("stop", [lambda net: net, lambda net: pickle.loads(pickle.dumps(net)), copy.deepcopy])
 def test_a_training_goes_on_in_the_middle_of_a_warm_up(stop, table):
@@ -334,6 +336,7 @@ def test_a_training_goes_on_in_the_middle_of_a_warm_up(stop, table):
     assert rates_of(whole) == rates_of(resumed)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("crash", [2, 3, 4])
 def test_a_run_resumed_from_a_checkpoint_warms_up_as_one_that_never_stopped(crash, tmp_path):
     table = RAMPS | {"warmup": [7, 5]}
@@ -342,13 +345,7 @@ def test_a_run_resumed_from_a_checkpoint_warms_up_as_one_that_never_stopped(cras
         rate = LRScheduler(lr_scheduler.StepLR, step_size=1, gamma=0.5)
         return iris_net(checkpoint(path, resume=True), rate, unfreeze(table), *more, iterator_train__shuffle=True)
 
-    torch.manual_seed(0)
-    complete = net_of(tmp_path / "whole").fit(X, y)
-    torch.manual_seed(0)
-    with pytest.raises(CrashError):
-        net_of(tmp_path / "kept", Crashes(crash)).fit(X, y)
-    resumed = net_of(tmp_path / "kept").fit(X, y)
-    assert final(tmp_path / "kept", resumed) == final(tmp_path / "whole", complete)
+    assert resumed_equals_whole(tmp_path, net_of, crash=crash)
 
 
 def test_the_rates_of_all_batches_are_recorded_also_before_and_behind_a_warm_up():

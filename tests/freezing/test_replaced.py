@@ -17,6 +17,7 @@ from mlr3torch_py import (
     select_prefix,
     select_trainable,
     t_clbk,
+    torch_callback,
     trainable_names,
 )
 from mlr3torch_py.network.evaluation import pinned_modules
@@ -174,6 +175,7 @@ def check(seen, rate=0.1):
     assert seen["pinned"] >= {"frozen", "frozen.0", "frozen.1"}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("what", REPLACEMENTS)
 @pytest.mark.parametrize("when", ["epoch", "batch"])
 def test_what_is_replaced_is_followed(what, when):
@@ -249,6 +251,24 @@ def test_a_frozen_weight_that_is_tied_to_a_name_that_nobody_holds_trains():
     iris_net(freezer, At(tie_to_frozen), trace, module=Network, max_epochs=2, audited=False).fit(X, y)
     assert "slow.0.weight" in trace.batches_[0]
     assert "frozen.0.weight" in trace.batches_[-1]
+
+
+@pytest.mark.parametrize("when", [1, 2])
+@pytest.mark.parametrize("has_more", [False, True])
+def test_a_frozen_weight_that_gets_the_name_of_a_trainable_one_trains_also_in_the_next_call(when, has_more):
+    def replace(self):
+        network = self.ctx.net.module_
+        if self.ctx.epoch == when:
+            network.slow, network.frozen = network.frozen, nn.Linear(4, 4)
+            network.add_module("more", nn.Linear(4, 4) if has_more else None)
+
+    trace = Trace()
+    freezer = Freezer(name_starts_with="frozen", frozen_mode="eval")
+    callbacks = freezer, torch_callback("replaces", on_epoch_end=replace), trace
+    net = iris_net(*callbacks, module=Network, max_epochs=2, audited=False).fit(X, y)
+    net.partial_fit(X, y)
+    assert {"slow.0.weight", "slow.0.bias", "slow.1.weight", "slow.1.bias"} <= set(trace.batches_[-1])
+    assert moved(*trace.weights_[-2:]) == {name for name in trace.batches_[-1] if not name.startswith("more")}
 
 
 @pytest.mark.parametrize(
@@ -423,6 +443,7 @@ def test_a_name_that_is_no_longer_there_is_an_error(callback, message):
     assert len(net.history) == 1
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("what", REPLACEMENTS)
 def test_between_two_batches_it_is_followed_at_the_next_row(what):
     table = {"batch": [1, 6], "weights": [select_prefix("slow"), select_prefix("slow")], "lr_mult": [0.1, 0.1]}

@@ -54,6 +54,7 @@ def test_a_second_fit_without_warm_start_begins_anew(table):
     assert trace.batches_ == uninterrupted(table) * 2
 
 
+@pytest.mark.sample(4)
 @schedules
 @pytest.mark.parametrize("epochs", [1, 3, 4])
 def test_pickle_and_go_on(table, epochs):
@@ -74,6 +75,7 @@ def test_parameters_and_history_in_files(table, tmp_path):
     assert trace.batches_ == uninterrupted(table)[9:]
 
 
+@pytest.mark.sample(3)
 @schedules
 @pytest.mark.parametrize("position", ["before", "behind"])
 def test_checkpoint_and_load_init_state(table, position, tmp_path):
@@ -116,6 +118,7 @@ class Interrupts(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("hook", ["on_batch_begin", "on_batch_end"])
 @pytest.mark.parametrize("batch", [1, 4, 8, 9])
 def test_keyboard_interrupt_in_the_middle_of_an_epoch(batch, hook):

@@ -50,6 +50,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("cls", [NeuralNetClassifier, KeepsGradients])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_exactly_the_trainable_weights_move_whatever_the_optimizer(optimizer, cls):
@@ -100,6 +101,7 @@ def test_a_frozen_weight_is_bit_identical_across_any_step(optimizer, cls, widths
         assert moved(before, after) <= set(trainable)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("cls", [NeuralNetClassifier, KeepsGradients])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_weight_that_is_frozen_again_stays_as_it_is_whatever_the_optimizer(optimizer, cls):

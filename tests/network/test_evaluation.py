@@ -61,6 +61,7 @@ def moving(trace):
 TABLE = {"epoch": [2, 3], "weights": [select_prefix("second"), select_all()]}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # from the tracing of the criterion
 @pytest.mark.parametrize(
     "params",

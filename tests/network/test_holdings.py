@@ -5,6 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import StratifiedKFold
+from sklearn.utils import shuffle
 from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler
 
@@ -119,3 +121,14 @@ def test_what_an_object_has_of_its_own_hides_what_its_class_has():
     one = Child()
     one.n = 3
     assert plain_values({"one": one}) == {"one.n": 3, "one.kind": "child"}
+
+
+def shuffled(rows):
+    return shuffle(rows)
+
+
+def test_the_functions_of_dependencies_are_not_searched():
+    seeded = StratifiedKFold(shuffle=True, random_state=np.random.RandomState(1))
+    found = dict(walk({"function": shuffled, "splitter": seeded}))
+    assert not [path for path in found if "shuffle" in path]
+    assert "splitter.random_state" in found
