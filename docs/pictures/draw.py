@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from mlr3torch_py import MLP, freeze_plan, gradual_unfreezing, plot_history, select_invert, select_name, t_clbk
+from mlr3torch_py.forecast.ink import for_any_theme
 
 HERE = Path(__file__).parent
 
@@ -58,7 +59,7 @@ def main():
     plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **schedule)], max_epochs=12)
     figure, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
     plan.plot(ax).tick_params(axis="y", labelsize=6.5)
-    figure.savefig(HERE / "plan_resnet18.png", dpi=120)
+    for_any_theme(figure).savefig(HERE / "plan_resnet18.png", dpi=120)
     network = transformer(100)
     schedule = gradual_unfreezing(network, every=3, unit="batch")
     plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **schedule)], max_epochs=30, batches_per_epoch=12)
