@@ -7,6 +7,7 @@ from pathlib import Path
 import nox
 
 README = Path(__file__).parent / "README.md"
+PRETRAINED = "notebooks/minilm_fine_tuning.ipynb"
 
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["locked", "lint", "types", "imports", "docs", "notebooks", "example", "newest"]
@@ -65,9 +66,11 @@ def docs(session):
 
 @nox.session
 def notebooks(session):
-    """Run the notebooks."""
-    install(session, "-e", ".[dev]")
-    session.run("pytest", "--nbmake", "notebooks", "-n", "auto", "-p", "no:cacheprovider")
+    """Run the notebooks but that of a pretrained network; drive JupyterLab in a browser, if both are there."""
+    install(session, "-e", ".[dev,lab]")
+    options = "--nbmake", f"--ignore={PRETRAINED}", "-n", "auto", "-p", "no:cacheprovider"
+    session.run("pytest", *options, "notebooks")
+    session.run("pytest", "tests/notebooks", "-p", "no:cacheprovider", *session.posargs)
 
 
 @nox.session(venv_backend="venv", reuse_venv=False)
@@ -78,9 +81,10 @@ def example(session):
 
 @nox.session(venv_backend="venv", reuse_venv=False)
 def newest(session):
-    """Run the quick tests, and those of real networks, with the newest torch that has a torchvision."""
+    """Run the quick tests, those of real networks and their notebook, with the newest torch that has a torchvision."""
     session.install("torch==2.14.1", "torchvision==0.29.1", "-e", ".[dev,networks]")
     session.run("pytest", "-m", "not slow or real_networks", "-n", "auto", *session.posargs)
+    session.run("pytest", "--nbmake", PRETRAINED, "-p", "no:cacheprovider")
 
 
 @nox.session(venv_backend="venv", reuse_venv=False)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from mlr3torch_py.forecast.ink import for_any_theme
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "benchmarks.md"
-OURS, EVEN = "#0b5394", "#7f7f7f"
+OURS, EVEN = "#2a78c4", "#7f7f7f"
 
 
 def rows():
@@ -46,7 +48,7 @@ def main():
         ax.invert_yaxis()
         ax.tick_params(length=0, axis="y", labelsize=8)
         ax.spines[["top", "right", "left"]].set_visible(False)
-    figure.savefig(HERE / "benchmarks_by_question.png", dpi=110)
+    for_any_theme(figure).savefig(HERE / "benchmarks_by_question.png", dpi=110)
 
 
 if __name__ == "__main__":
