@@ -15,11 +15,9 @@ from time import process_time
 import numpy as np
 import pandas as pd
 import torch
-from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback
-from torch import nn
 from xxhash import xxh3_128_digest
 
+from benchmarks.cache import Bert, Seconds, trained
 from benchmarks.rounds import Stopwatch, row, table
 from mlr3torch_py import select_prefix, t_clbk
 from mlr3torch_py.cache.answer import Answer
@@ -27,30 +25,6 @@ from mlr3torch_py.cache.parts import CachedParts
 
 BATCH, CLASSES = 16, 10
 LIMITS = {"3 heads and hashing": 1, "plain, when it is filled": 1.5, "the features, in bytes": 1.2}
-
-
-class Bert(nn.Module):
-    """BERT of the size of MiniLM, and a head on the mean over the tokens."""
-
-    def __init__(self):
-        from transformers import BertConfig, BertModel
-
-        super().__init__()
-        sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-        self.encoder = BertModel(BertConfig(vocab_size=1000, **sizes))
-        self.head = Mean()
-
-    def forward(self, tokens):
-        return self.head(self.encoder(tokens).last_hidden_state)
-
-
-class Mean(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.classify = nn.Linear(384, CLASSES)
-
-    def forward(self, tokens):
-        return self.classify(tokens.mean(1))
 
 
 def of_torchvision(name, **params):
@@ -93,37 +67,10 @@ NETWORKS = {
 }
 
 
-class Seconds(Callback):
-    """CPU seconds of the epochs, and those of them that a stopwatch counts."""
-
-    def __init__(self, stopwatch=None):
-        self.stopwatch = stopwatch
-
-    def on_train_begin(self, net, **kwargs):
-        self.seconds_, self.counted_ = [], []
-
-    def on_epoch_begin(self, net, **kwargs):
-        self.begin_ = process_time(), self.stopwatch.seconds if self.stopwatch else 0
-
-    def on_epoch_end(self, net, **kwargs):
-        self.seconds_.append(process_time() - self.begin_[0])
-        self.counted_.append((self.stopwatch.seconds if self.stopwatch else 0) - self.begin_[1])
-
-
-def trained(module, data, labels, *callbacks, epochs, stopwatch=None):
-    torch.manual_seed(0)
-    seconds = Seconds(stopwatch)
-    net = NeuralNetClassifier(
-        module,
-        criterion=nn.CrossEntropyLoss,
-        lr=0.01,
-        batch_size=BATCH,
-        max_epochs=epochs,
-        train_split=None,
-        iterator_train__shuffle=True,
-        verbose=0,
-        callbacks=[("seconds", seconds), *callbacks],
-    ).fit(data, labels)
+def timed(module, data, labels, *callbacks, epochs, stopwatch=None):
+    """Train; the seconds are those of all other callbacks, too."""
+    seconds = ("seconds", Seconds(stopwatch))
+    net = trained(module, data, labels, seconds, *callbacks, batch=BATCH, epochs=epochs)
     return net, dict(net.callbacks_)["seconds"]
 
 
@@ -154,10 +101,10 @@ def compare(name, n, epochs):
     labels = torch.randint(CLASSES, (n,)).numpy()
     ready = features(network, head, data)
     freezing = lambda: t_clbk("unfreeze", starting_weights=select_prefix(head), frozen_mode="eval")  # noqa: E731
-    _, alone = trained(deepcopy(network.get_submodule(head)), ready, labels, epochs=3 * epochs)
-    plain, usual = trained(deepcopy(network), data, labels, freezing(), epochs=epochs)
+    _, alone = timed(deepcopy(network.get_submodule(head)), ready, labels, epochs=3 * epochs)
+    plain, usual = timed(deepcopy(network), data, labels, freezing(), epochs=epochs)
     with Stopwatch([(CachedParts, "begin_epoch"), (Answer, "compute")]).running() as checks:
-        cached, ours = trained(
+        cached, ours = timed(
             deepcopy(network), data, labels, freezing(), t_clbk("frozen_cache"), epochs=epochs, stopwatch=checks
         )
     for one, other in zip(cached.module_.parameters(), plain.module_.parameters(), strict=True):

@@ -106,26 +106,30 @@ def texts(n):
 
 
 class Seconds(Callback):
-    """CPU seconds of the epochs."""
+    """CPU seconds of the epochs, and those of them that a stopwatch counts."""
+
+    def __init__(self, stopwatch=None):
+        self.stopwatch = stopwatch
 
     def on_train_begin(self, net, **kwargs):
-        self.seconds_ = []
+        self.seconds_, self.counted_ = [], []
 
     def on_epoch_begin(self, net, **kwargs):
-        self.begin_ = process_time()
+        self.begin_ = process_time(), self.stopwatch.seconds if self.stopwatch else 0
 
     def on_epoch_end(self, net, **kwargs):
-        self.seconds_.append(process_time() - self.begin_)
+        self.seconds_.append(process_time() - self.begin_[0])
+        self.counted_.append((self.stopwatch.seconds if self.stopwatch else 0) - self.begin_[1])
 
 
-def trained(module, data, labels, *callbacks, batch=BATCH):
+def trained(module, data, labels, *callbacks, batch=BATCH, epochs=EPOCHS):
     torch.manual_seed(0)
     return NeuralNetClassifier(
         module,
         criterion=nn.CrossEntropyLoss,
         lr=0.01,
         batch_size=batch,
-        max_epochs=EPOCHS,
+        max_epochs=epochs,
         train_split=None,
         iterator_train__shuffle=True,
         verbose=0,

@@ -19,7 +19,7 @@ from mlr3torch_py.cache.layout import Relation
 from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.rounding import are_near, largest_values, precision_of
 from mlr3torch_py.cache.rows import Call, NotCacheableError
-from mlr3torch_py.cache.trials import Schedule, sample_rows
+from mlr3torch_py.cache.trials import Schedule, halves, sample_rows
 from mlr3torch_py.network.internals import check_internals, internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
@@ -207,7 +207,7 @@ class Admission:
         self._row_wise[request.signature] = True
         self._schedules[request.signature].trust()
 
-    def start_trial(self, request: Request, call: Call) -> Trial:
+    def start_trial(self, request: Request, call: Call, *, catches_up: bool = False) -> Trial:
         """Prepare a trial of a call that is about to be computed; if none is due, the call is only watched.
 
         Parameters
@@ -215,20 +215,29 @@ class Admission:
         request : Request
         call : Call
             The call with all of its values.
+        catches_up : bool
+            Whether to try all rows, since trials have to wait.
         """
         schedule = self._schedules[request.signature]
-        if not schedule.is_due(has_verdict=request.signature in self._row_wise):
+        if catches_up:
+            schedule.catch_up()
+        elif not schedule.is_due(has_verdict=request.signature in self._row_wise):
             return self.start_watch()
         if self._generators is None:
             self._generators = generators(module=self._module)
         found = {**torch_generators(), **self._generators}
-        samples = [(rows, call.take(rows)) for rows in sample_rows(len(call), schedule.n_trials)]
+        chosen = halves(len(call)) if catches_up else sample_rows(len(call), schedule.n_trials)
+        samples = [(rows, call.take(rows)) for rows in chosen]
         is_changed = self._is_in_doubt and self.find_change() is not None
         return Trial(is_changed, found, random_states(found), samples, began=thread_time())
 
-    def is_tried(self, request: Request) -> bool:
-        """Whether the last computed call of this signature was tried, or all positions of a batch were."""
-        return self._schedules[request.signature].is_tried
+    def is_behind(self, request: Request) -> bool:
+        """Whether trials of this signature have to wait; see `Schedule`."""
+        return request.signature in self._schedules and self._schedules[request.signature].is_behind
+
+    def n_tried(self, request: Request) -> int:
+        """For how many trials the last computed call of this signature counts."""
+        return self._schedules[request.signature].n_tried
 
     def finish_trial(self, trial: Trial, request: Request, call: Call, output: Any, relation: Relation = "new") -> bool:
         """Judge a call by its output and by what else it has done.

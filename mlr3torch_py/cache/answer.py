@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -47,11 +47,11 @@ class Answer:
         The key of each row.
     missing : list of int
         The rows that were not known, and are computed during the call.
-    is_tried : bool
-        Whether trials have seen the positions of the rows, if all were computed.
+    n_tried : int
+        For how many trials the call counts, if all rows were computed.
     """
 
-    __slots__ = ("_call", "is_counted", "is_tried", "keys", "layout", "missing", "source_keys", "stage")
+    __slots__ = ("_call", "is_counted", "keys", "layout", "missing", "n_tried", "source_keys", "stage")
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Answer:
         keys: list[bytes],
         missing: list[int],
         *,
-        is_tried: bool = True,
+        n_tried: int = 1,
     ) -> None:
         self.stage: Stage = stage
         self.layout: Layout = layout
@@ -69,7 +69,7 @@ class Answer:
         self.keys: list[bytes] = keys
         self.missing: list[int] = missing
         self.is_counted: bool = False
-        self.is_tried = is_tried
+        self.n_tried = n_tried
         self.source_keys: Sequence[tuple[Layout, list[bytes]]] = (
             call.answer.source_keys if isinstance(call, Reference) else _source_keys(call, layout, keys)
         )
@@ -118,7 +118,7 @@ class Answer:
 
     def with_missing(self, rows: list[int]) -> Answer:
         """Return the answer if other rows had been computed."""
-        return Answer(self.stage, self.layout, self.call, self.keys, rows, is_tried=self.is_tried)
+        return Answer(self.stage, self.layout, self.call, self.keys, rows, n_tried=self.n_tried)
 
     def compute(self, rows: Sequence[int]) -> list[torch.Tensor]:
         """Compute some rows from the values that the first modules were given.
@@ -172,7 +172,8 @@ class Answer:
         if part is not None and len(part) == len(self.keys):
             known: list[int] = []
             value = part
-            self.layout.n_tried[index] += all(answer.is_tried for answer in self.chain)
+            counts = [answer.n_tried for answer in self.chain]
+            self.layout.n_tried[index] += max(counts) if all(counts) else 0
         else:
             known, value = self._gather(table.find(self.keys), index, part)
             if known and self.layout.n_tried[index] < N_TRIALS and not self.has_changed_input:
@@ -181,7 +182,7 @@ class Answer:
                     return whole
         if len(known) < len(self.keys):
             table.add(self.keys, value)
-            self._note_completeness(table.__contains__)
+            self._note_completeness(table.has(self.keys))
         self.stage.count(self, index, known, value)
         return value
 
@@ -243,12 +244,11 @@ class Answer:
         """Check whether some rows of a tensor of the output are the same up to rounding."""
         return are_near([one], [other], precision=self.precision, largest=[self.layout.largest[index]])
 
-    def _note_completeness(self, is_kept: Callable[[bytes], bool]) -> None:
-        kept = list(map(is_kept, self.keys))
+    def _note_completeness(self, is_kept: Sequence[bool]) -> None:
         for source, keys in self.source_keys:
             if not source.is_dropped:
-                source.complete.update(key for key, is_kept in zip(keys, kept, strict=True) if is_kept)
-                source.complete.difference_update(key for key, is_kept in zip(keys, kept, strict=True) if not is_kept)
+                source.complete.add(key for key, is_kept in zip(keys, is_kept, strict=True) if is_kept)
+                source.complete.remove([key for key, is_kept in zip(keys, is_kept, strict=True) if not is_kept])
 
 
 def _source_keys(call: Call, layout: Layout, keys: list[bytes]) -> Sequence[tuple[Layout, list[bytes]]]:

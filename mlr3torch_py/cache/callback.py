@@ -74,7 +74,8 @@ class CallbackSetFrozenCache(CallbackSet):
     Rows are forgotten when something in their submodule is unfrozen, when its parameters, buffers, children or other
     attributes change, and when training begins and ends. Changes that torch's version counters see take effect at once;
     writes through ``.data`` or numpy, and other attributes, when the next epoch begins. Trials check whether the rows
-    of a batch are independent while the cache is filled, by every fourth row of some batches, other ones each time.
+    of a batch are independent while the cache is filled, by every fourth row of some batches, other ones each time;
+    of fewer batches, where that takes more than a quarter of the time.
     Until four batches have tried all positions, rows from memory are computed again before they are used. What affects
     few rows of few batches only may be missed until a check finds it.
 

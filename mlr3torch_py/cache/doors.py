@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch.autograd import Function
 
-from mlr3torch_py.cache.placeholder import Passes, arguments_made_real
+from mlr3torch_py.cache.placeholder import Passes, arguments_made_real, made_real
 from mlr3torch_py.network.internals import internal
 
 __all__ = ["guard", "unguard"]
@@ -20,7 +20,7 @@ __all__ = ["guard", "unguard"]
 _Function = Callable[..., Any]
 _lock: Final = Lock()
 _guarded: Final[WeakSet[Passes]] = WeakSet()
-_replaced: Final[list[tuple[Any, str, _Function, _Function]]] = []
+_replaced: Final[list[tuple[Any, str, Any, Any]]] = []  # None for what is inherited
 
 
 def guard(passes: Passes) -> None:
@@ -35,7 +35,7 @@ def guard(passes: Passes) -> None:
         _guarded.add(passes)
         # No function is compiled before torch._dynamo is imported.
         for owner, name, wrap in _doors("torch._dynamo.eval_frame" in sys.modules):
-            original = vars(owner)[name]
+            original = vars(owner).get(name)
             if not any(original is ours for *_, ours in _replaced):
                 _replaced.append((owner, name, original, wrap(original)))
                 setattr(owner, name, _replaced[-1][-1])
@@ -47,7 +47,9 @@ def unguard(passes: Passes) -> None:
         _guarded.discard(passes)
         while _replaced and not _guarded:
             owner, name, original, ours = _replaced.pop()
-            if vars(owner)[name] is ours:
+            if vars(owner).get(name) is ours and original is None:
+                delattr(owner, name)
+            elif vars(owner).get(name) is ours:
                 setattr(owner, name, original)
 
 
@@ -66,6 +68,7 @@ def _doors(is_dynamo_there: bool) -> Sequence[tuple[Any, str, Callable[[Any], An
         *((sys.modules[owner], name, wrap) for owner, name, wrap in names),
         *((one, "__call__", _with_real_arguments) for one in (torch._C.ScriptFunction, torch._C.ScriptMethod)),
         *([] if is_apply_in_python else [(Function, "apply", _apply_with_real_arguments)]),
+        (torch.Tensor, "data", _set_to_real_values),  # of a class in C, from which it is inherited
     )
 
 
@@ -92,3 +95,8 @@ def _apply_with_real_arguments(original: Any) -> Any:
         return original.__get__(None, cls)(*args, **kwargs)
 
     return classmethod(apply)
+
+
+def _set_to_real_values(_: None) -> property:
+    inherited: Any = torch.Tensor.data
+    return property(inherited.__get__, lambda tensor, value: inherited.__set__(tensor, made_real(value)))

@@ -9,10 +9,11 @@ from typing import Any, Final, Literal
 
 import torch
 
+from mlr3torch_py.cache.keys import Keys, packed_keys, unpacked_keys
 from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.rounding import largest_values
 from mlr3torch_py.cache.rows import Call, NotCacheableError
-from mlr3torch_py.cache.store import Budget, Table, packed_keys, unpacked_keys
+from mlr3torch_py.cache.store import Budget, Table
 from mlr3torch_py.network.internals import tree_leaves
 
 __all__ = ["N_TRIALS", "Layout", "Relation", "relation_of"]
@@ -45,7 +46,7 @@ class Layout:
         Larger than those of its parents.
     sources : tuple of Layout
         Those among it and its ancestors to which rows were given by value.
-    complete : set of bytes
+    complete : Keys
         For a source, the rows that were kept wherever they were asked for, by key.
     n_remembered : int
         Their number when the epoch began; 0 once something was forgotten.
@@ -75,7 +76,7 @@ class Layout:
         self._spec: OutputSpec | None = None
         self.largest: Sequence[float] = ()
         self.relation: Relation = "new"
-        self.complete: set[bytes] = set()
+        self.complete = Keys()
         self.n_remembered = 0
         self.n_tried: Counter[int] = Counter()
         self.seen: set[int] = set()
@@ -130,7 +131,7 @@ class Layout:
         layout = cls(digest, parents, has_rows=packed["has_rows"], modes=tuple(packed["modes"]))
         layout._spec = OutputSpec.unpacked(packed["spec"])
         layout.relation, layout.largest = packed["relation"], packed["largest"]
-        layout.complete = set(unpacked_keys(packed["complete"]))
+        layout.complete = Keys(unpacked_keys(packed["complete"]))
         layout.n_tried.update(packed["n_tried"])
         layout.seen.update(packed["seen"])
         try:
@@ -170,12 +171,13 @@ class Layout:
     def end_epoch(self, used_epochs: Set[int] | None = None) -> None:
         """Drop rows that were not used; see `Table.end_epoch`."""
         self._children = [child for child in self._children if not child.is_dropped]
+        self.complete.pack()
         for table in self.tables:
             if dropped := table.end_epoch(used_epochs):
                 for source in self.sources:
                     # Where a row is made of several, it has another key than in its sources.
-                    is_same = dropped <= source.complete
-                    source.complete = source.complete - dropped if is_same else set()
+                    is_same = None not in source.complete.find(list(dropped))
+                    source.complete.remove(dropped if is_same else list(source.complete))
 
     def drop(self) -> None:
         """Forget all rows, and those of the calls that were given the output."""

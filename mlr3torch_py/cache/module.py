@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
-from xxhash import xxh3_128_hexdigest
 
 from mlr3torch_py.cache.admission import Admission, Request, dependent, is_fit_in_eval_mode, is_transformed
 from mlr3torch_py.cache.answer import Answer
 from mlr3torch_py.cache.check import HitCheck
 from mlr3torch_py.cache.given import Given
+from mlr3torch_py.cache.known import Known
 from mlr3torch_py.cache.layout import Layout, relation_of
 from mlr3torch_py.cache.packing import Recalled
 from mlr3torch_py.cache.placeholder import Passes, Pending, Placeholder, arguments_made_real
@@ -26,8 +26,6 @@ from mlr3torch_py.cache.store import Budget
 from mlr3torch_py.cache.tally import Tally
 
 __all__ = ["CachedModule"]
-
-_MAX_LAYOUTS: Final = 1000
 
 
 class CachedModule:
@@ -100,9 +98,7 @@ class CachedModule:
         self._check = HitCheck(check)
         self._n_rows = self._n_known = 0
         self._seconds_computing = 0.0
-        self._layouts: dict[Hashable, Layout] = {}
-        self._followed: dict[Hashable, Layout] = {}
-        self._recalled: dict[str, Layout] = {}  # of a checkpoint, and not asked for since
+        self._known = Known(self.identity)
         self.forget()
         # The place of a compiled call: the module's hooks run inside of it, and pickle and deepcopy skip it.
         module._compiled_call_impl = self
@@ -120,8 +116,7 @@ class CachedModule:
     @property
     def is_idle(self) -> bool:
         """Whether the epoch began with known rows, and none of them came again."""
-        n_remembered = sum(source.n_remembered for layout in self._layouts.values() for source in layout.sources)
-        return n_remembered > 0 and self._n_rows > 0 and self._n_known == 0
+        return self._known.n_remembered > 0 and self._n_rows > 0 and self._n_known == 0
 
     @property
     def share_known(self) -> float:
@@ -136,13 +131,11 @@ class CachedModule:
     @property
     def layouts(self) -> Iterable[Layout]:
         """What is known about its calls, and their rows."""
-        return [
-            one for one in (*self._layouts.values(), *self._recalled.values()) if not (one.is_new or one.is_dropped)
-        ]
+        return self._known.layouts
 
     def begin_epoch(self) -> None:
         """Start a new tally, and forget all rows if anything in the module has changed."""
-        if (self.is_called or self._recalled) and self._admission.find_change():
+        if (self.is_called or self._known.has_recalled) and self._admission.find_change():
             self.forget()
         for layout in self.layouts:
             layout.n_remembered = len(layout.complete)
@@ -152,10 +145,7 @@ class CachedModule:
 
     def end_epoch(self, used_epochs: Set[int] | None = None) -> None:
         """Drop rows that cannot be asked for any more, and stale ones; see `Table.end_epoch`."""
-        self._layouts = {key: layout for key, layout in self._layouts.items() if not layout.is_dropped}
-        self._recalled = {key: layout for key, layout in self._recalled.items() if not layout.is_dropped}
-        for layout in self.layouts:
-            layout.end_epoch(used_epochs)
+        self._known.end_epoch(used_epochs)
 
     @property
     def digest(self) -> str:
@@ -181,19 +171,19 @@ class CachedModule:
         with suppress(NotPortableError):
             if rows.digest == self.digest:
                 self.seconds_per_row = rows.seconds_per_row
-                self._recalled = rows.by_digest
+                self._known.recall(rows.by_digest)
                 return
         rows.drop()
 
     def forget(self) -> None:
         """Forget all rows, and everything learned about the module."""
-        self._drop_layouts()
+        self._known.drop()
         self._admission = Admission(self.module)
         self.seconds_per_row = math.inf
 
     def remove(self) -> None:
         """Restore the module's own call, and forget all rows."""
-        self._drop_layouts()
+        self._known.drop()
         if self.is_in_place:
             del self.module._compiled_call_impl
 
@@ -269,9 +259,10 @@ class CachedModule:
         if answer.missing or self._passes.current is None or not pending.is_current:
             return None
         with Stopwatch() as watch:
-            layout = self._followed.get(self._step(answer, pending.index))
-            is_usual = layout is not None and not layout.is_dropped and self._admission.seems_usual
-            if layout is None or not is_usual or (layout.relation == "written" and pending.base is not None):
+            layout = self._known.following(self._step(answer, pending.index))
+            if layout is None or not self._admission.seems_usual:
+                return None
+            if layout.relation == "written" and pending.base is not None:
                 return None
             following = Answer(self, layout, placeholder.reference(), answer.keys, answer.missing)
             output = self._give((placeholder,), {}, following, [None] * len(layout.spec.tensors))
@@ -305,38 +296,24 @@ class CachedModule:
     def _catch_up(self) -> bool:
         """Follow a change of the module; return whether it is still frozen."""
         if any(tensor.requires_grad for tensor in self.module.parameters()):
-            self._drop_layouts()
+            self._known.drop()
             return False
         if self._admission.find_change(trust_versions=True):
             self.forget()
         return True
 
     def _layout(self, request: Request) -> Layout:
-        layout = self._layouts.get(request.layout)
-        if layout is None or layout.is_dropped:
-            if len(self._layouts) > _MAX_LAYOUTS:
-                self._drop_layouts()
-            call, parents = request.call, [reference.answer.layout for reference in request.call.references]
-            digest = xxh3_128_hexdigest(repr((self.identity, request.layout)).encode())
-            layout = self._recalled.pop(digest, None)
-            if layout is None or layout.is_dropped:
-                modes = torch.is_grad_enabled(), call.autocast_dtype
-                layout = Layout(digest, parents, has_rows=call.has_rows, modes=modes)
-            else:
-                self._admission.trust(request)
-            self._layouts[request.layout] = layout
+        layout, is_recalled = self._known.layout(request.layout, request.call)
+        if is_recalled:
+            self._admission.trust(request)
         return layout
-
-    def _drop_layouts(self) -> None:
-        for layout in [*self._layouts.values(), *self._recalled.values()]:
-            layout.drop()
-        self._recalled.clear()
-        self._layouts.clear()
-        self._followed.clear()
 
     def _answer(self, given: Given, request: Request, layout: Layout, keys: list[bytes]) -> Any:
         missing = _missing(request.call, layout, keys)
         self._n_rows += len(keys)
+        if self._admission.is_behind(request):
+            self._n_known += len(keys) - len(missing)
+            return self._fill(given, request, layout, keys, catches_up=len(missing) < len(keys))
         if layout.is_new or len(missing) == len(keys) or not self._admission.is_row_wise(request):
             return self._fill(given, request, layout, keys)
         if layout.relation == "written" and given.is_view:  # what it is a view of would not be written
@@ -344,7 +321,7 @@ class CachedModule:
         self._n_known += len(keys) - len(missing)
         if len(given.placeholders) == len(given.args) == 1 and not given.kwargs:
             pending = given.placeholders[0].pending
-            self._followed[self._step(pending.answer, pending.index)] = layout
+            self._known.follow(self._step(pending.answer, pending.index), layout)
         parts: Sequence[torch.Tensor | None] = [None] * len(layout.spec.tensors)
         if missing:
             call, watch = request.call.take(missing, given.values(missing)), self._admission.start_watch()
@@ -358,15 +335,17 @@ class CachedModule:
                 return self._pass_through(given.args, given.kwargs)
         return self._give(given.args, given.kwargs, Answer(self, layout, request.call, keys, missing), parts)
 
-    def _fill(self, given: Given, request: Request, layout: Layout, keys: list[bytes]) -> Any:
+    def _fill(
+        self, given: Given, request: Request, layout: Layout, keys: list[bytes], *, catches_up: bool = False
+    ) -> Any:
         """Compute a whole batch, and keep what it gives if trials find its rows independent."""
-        self._followed.clear()
+        self._known.follow_nothing()
         call = request.call.take(None, given.whole)
         if self.is_link and any(tensor.is_inference() for tensor in call.tensors):  # whose changes cannot be seen
             return self._pass_through(given.args, given.kwargs)
-        trial = self._admission.start_trial(request, call)
+        trial = self._admission.start_trial(request, call, catches_up=catches_up)
         if trial.is_module_changed:
-            self._drop_layouts()
+            self._known.drop()
             layout = self._layout(request)
         output = self.compute(call)
         try:
@@ -374,7 +353,7 @@ class CachedModule:
             with self._passes.suspended():
                 is_unchanged = self._admission.finish_trial(trial, request, call, output, relation)
             if not is_unchanged:
-                self._drop_layouts()
+                self._known.drop()
                 self.tally.misses += len(keys)
                 return output
             if not self._admission.is_row_wise(request):
@@ -389,8 +368,8 @@ class CachedModule:
             return output
         if relation == "written" and given.is_view:
             return output
-        is_tried = self._admission.is_tried(request)
-        answer = Answer(self, layout, request.call, keys, list(range(len(keys))), is_tried=is_tried)
+        n_tried = self._admission.n_tried(request)
+        answer = Answer(self, layout, request.call, keys, list(range(len(keys))), n_tried=n_tried)
         return self._give(given.args, given.kwargs, answer, parts)
 
     def _pass_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -424,5 +403,5 @@ def _missing(call: Call, layout: Layout, keys: Sequence[bytes]) -> list[int]:
     """List the rows that must be computed during the call."""
     found = [reference.answer.missing for reference in call.references]
     if call.has_rows:
-        found.append([i for i, key in enumerate(keys) if key not in layout.complete])
+        found.append([i for i, place in enumerate(layout.complete.find(keys)) if place is None])
     return found[0] if len(found) == 1 else sorted(set[int]().union(*found))

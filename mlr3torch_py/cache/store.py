@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence, Set
-from itertools import accumulate, islice, pairwise
+from collections.abc import Iterator, Sequence, Set
+from itertools import accumulate, pairwise
 from math import prod
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import torch
 
+from mlr3torch_py.cache.keys import BYTES_PER_KEY, Keys, packed_keys, unpacked_keys
 from mlr3torch_py.cache.output import RowSpec
 
-__all__ = ["Budget", "PackedTable", "Table", "packed_keys", "unpacked_keys"]
-
-# About what Python needs for a key, and for its entries in a dictionary and in sets.
-_BYTES_PER_KEY: Final = 256
+__all__ = ["Budget", "PackedTable", "Table"]
 
 PackedTable: TypeAlias = tuple[torch.Tensor, torch.Tensor, dict[int, int]]
 
@@ -78,8 +76,9 @@ class Table:
     --------
     >>> rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> table = Table(RowSpec(rows.shape[1:], rows.dtype, rows.device, (0, 1)), Budget(1000))
-    >>> table.add([b"a", b"b"], rows)
-    >>> table.find([b"b", b"c"])
+    >>> a, b, c = (letter.encode() * 16 for letter in "abc")
+    >>> table.add([a, b], rows)
+    >>> table.find([b, c])
     [1, None]
     >>> table.gather([1])
     tensor([[3., 4.]])
@@ -87,12 +86,13 @@ class Table:
 
     def __init__(self, row: RowSpec, budget: Budget) -> None:
         self._row, self._budget = row, budget
-        self._row_bytes = prod(row.shape) * row.dtype.itemsize + _BYTES_PER_KEY
+        self._row_bytes = prod(row.shape) * row.dtype.itemsize + BYTES_PER_KEY
         # In memory, a row is in one piece: its dimensions are those of the outputs without the first, in their order.
         self._order = [dim - 1 for dim in row.order if dim]
-        self._slots: dict[bytes, int] = {}
+        self._keys = Keys()
         self._added: dict[int, int] = {}  # how many of the rows, in their order, were added in which epoch
-        self._used: set[bytes] = set()
+        self._is_used = bytearray()  # by row
+        self._was_asked = False
         self._rows = self._allocate(0)
 
     @property
@@ -101,15 +101,20 @@ class Table:
         return len(self._rows) * self._row_bytes
 
     def __len__(self) -> int:
-        return len(self._slots)
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._slots
+        return len(self._keys)
 
     def find(self, keys: Sequence[bytes]) -> list[int | None]:
-        """Return the position of each key, None for unknown keys."""
-        self._used.update(keys)
-        return list(map(self._slots.get, keys))
+        """Return the position of each key, None for unknown keys, and note the use of these rows."""
+        self._was_asked = True
+        slots = self._keys.find(keys)
+        for slot in slots:
+            if slot is not None:
+                self._is_used[slot] = 1
+        return slots
+
+    def has(self, keys: Sequence[bytes]) -> list[bool]:
+        """Return whether the row of each key is there."""
+        return [slot is not None for slot in self._keys.find(keys)]
 
     def gather(self, slots: Sequence[int]) -> torch.Tensor:
         """Copy the rows at some positions into a new tensor."""
@@ -120,11 +125,11 @@ class Table:
 
     def add(self, keys: Sequence[bytes], rows: torch.Tensor) -> None:
         """Copy rows into the table until the budget is used up."""
-        self._used.update(keys)
-        new = {key: i for i, key in enumerate(keys) if key not in self._slots}
+        slots = self.find(keys)
+        new = {key: i for i, (key, slot) in enumerate(zip(keys, slots, strict=True)) if slot is None}
         if not new:
             return
-        start = len(self._slots)
+        start = len(self)
         if start + len(new) > len(self._rows):
             self._grow(max(start + len(new), len(self._rows) * 3 // 2), start)
         names = list(new)[: len(self._rows) - start]
@@ -134,28 +139,29 @@ class Table:
             chosen = [new[name] for name in names]
             part = rows.detach() if chosen == list(range(len(rows))) else rows.detach()[chosen]
             self._rows[start : start + len(names)] = part
-        self._slots.update(zip(names, range(start, start + len(names)), strict=True))
+        self._keys.add(names)
+        self._is_used += bytes([1]) * len(names)
         self._added[self._budget.epoch] = self._added.get(self._budget.epoch, 0) + len(names)
         self._budget.n_changes += 1
 
     def packed(self) -> PackedTable:
         """Return keys, rows and when these were added; later changes of the table leave all of it as it is."""
-        rows = self._rows[: len(self._slots)].cpu()
+        rows = self._rows[: len(self)].cpu()
         is_whole = rows.untyped_storage().nbytes() == rows.nbytes  # files hold all of a storage
-        return packed_keys(self._slots), rows if is_whole else rows.clone(), dict(self._added)
+        return packed_keys(self._keys), rows if is_whole else rows.clone(), dict(self._added)
 
     def recall(self, packed: PackedTable) -> None:
         """Add the rows that `packed` has returned."""
         keys, rows, added = packed
         self.add(unpacked_keys(keys), rows)
-        self._used.clear()
+        self._forget_use()
         ends = [min(end, len(self)) for end in accumulate(added.values(), initial=0)]
         self._added = {epoch: end - start for epoch, (start, end) in zip(added, pairwise(ends), strict=True)}
 
     @property
     def used_epochs(self) -> set[int]:
         """The epochs in which rows were added that were used in this one."""
-        return {epoch for epoch, keys in self._by_epoch() if not self._used.isdisjoint(keys)}
+        return {epoch for epoch, slots in self._by_epoch() if any(self._is_used[slots.start : slots.stop])}
 
     def end_epoch(self, used_epochs: Set[int] | None = None) -> set[bytes]:
         """Return unused space, and drop rows.
@@ -171,36 +177,46 @@ class Table:
         set of bytes
             The keys that were dropped.
         """
-        stale: set[bytes] = set()
+        kept = list(range(len(self)))
         if self._budget.is_short:
-            stale = self._slots.keys() - self._used
-        elif self._used and used_epochs is not None:
-            stale.update(*(keys for epoch, keys in self._by_epoch() if epoch not in used_epochs))
-        self._budget.n_changes += bool(stale)
-        if stale:
-            left = {epoch: len(set(keys) - stale) for epoch, keys in self._by_epoch()}
-            self._added = {epoch: n for epoch, n in left.items() if n}
-        if stale or len(self._slots) < len(self._rows):
-            slots = [slot for key, slot in self._slots.items() if key not in stale]
-            rows = self.gather(slots) if slots else self._allocate(0)
-            self._budget.give_back(self.n_bytes - len(slots) * self._row_bytes)
-            self._slots = {key: i for i, key in enumerate(key for key in self._slots if key not in stale)}
+            kept = [slot for slot in kept if self._is_used[slot]]
+        elif self._was_asked and used_epochs is not None:
+            kept = [slot for epoch, slots in self._by_epoch() if epoch in used_epochs for slot in slots]
+        stale = self._dropped(kept) if len(kept) < len(self) else set()
+        if stale or len(self) < len(self._rows):
+            rows = self.gather(kept) if kept else self._allocate(0)
+            self._budget.give_back(self.n_bytes - len(kept) * self._row_bytes)
             with torch.inference_mode(False):
-                self._rows = self._allocate(len(slots)).copy_(rows)
-        self._used.clear()
+                self._rows = self._allocate(len(kept)).copy_(rows)
+        self._keys.pack()
+        self._forget_use()
         return stale
 
     def clear(self) -> None:
         """Drop all rows."""
         self._budget.give_back(self.n_bytes)
         self._budget.n_changes += 1
-        self._slots, self._added, self._rows = {}, {}, self._allocate(0)
-        self._used.clear()
+        self._keys.clear()
+        self._added, self._rows = {}, self._allocate(0)
+        self._forget_use()
 
-    def _by_epoch(self) -> Iterator[tuple[int, list[bytes]]]:
-        """List the keys of the rows that were added in each epoch."""
-        keys = iter(self._slots)
-        return ((epoch, list(islice(keys, n))) for epoch, n in self._added.items())
+    def _dropped(self, kept: Sequence[int]) -> set[bytes]:
+        """Drop the keys of rows that are not kept, and return them."""
+        self._budget.n_changes += 1
+        is_kept = set(kept)
+        stale = {key for slot, key in enumerate(self._keys) if slot not in is_kept}
+        left = {epoch: len(is_kept.intersection(slots)) for epoch, slots in self._by_epoch()}
+        self._added = {epoch: n for epoch, n in left.items() if n}
+        self._keys.keep(kept)
+        return stale
+
+    def _forget_use(self) -> None:
+        self._is_used, self._was_asked = bytearray(len(self)), False
+
+    def _by_epoch(self) -> Iterator[tuple[int, range]]:
+        """List the positions of the rows that were added in each epoch."""
+        ends = pairwise(accumulate(self._added.values(), initial=0))
+        return ((epoch, range(start, end)) for epoch, (start, end) in zip(self._added, ends, strict=True))
 
     def _grow(self, n_rows: int, n_used: int) -> None:
         n_rows = len(self._rows) + self._budget.take(n_rows - len(self._rows), of=self._row_bytes)
@@ -213,17 +229,3 @@ class Table:
     def _allocate(self, n_rows: int) -> torch.Tensor:
         order = (0, *(dim + 1 for dim in self._order))
         return torch.empty_permuted((n_rows, *self._row.shape), order, dtype=self._row.dtype, device=self._row.device)
-
-
-def packed_keys(keys: Collection[bytes]) -> torch.Tensor:
-    """Return keys of 16 bytes as a tensor."""
-    return (
-        torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16)
-        if keys
-        else torch.empty(0, 16, dtype=torch.uint8)
-    )
-
-
-def unpacked_keys(packed: torch.Tensor) -> list[bytes]:
-    """Return the keys that `packed_keys` has packed."""
-    return [key.tobytes() for key in packed.numpy()]

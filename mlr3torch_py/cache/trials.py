@@ -7,7 +7,7 @@ from typing import Final
 
 from mlr3torch_py.cache.layout import N_TRIALS
 
-__all__ = ["Schedule", "sample_rows"]
+__all__ = ["Schedule", "halves", "sample_rows"]
 
 _MAX_SHARE: Final = 0.25
 _CHEAP: Final = 0.005
@@ -18,15 +18,15 @@ class Schedule:
 
     Those are calls 1 to 4, 8, 16, 32 and so on. A trial that takes more than 5 ms waits for a later call while trials
     have taken more than a quarter of the time of the calls. Of a first one that takes long, only a row alone is
-    computed at once.
+    computed at once. All that has waited is made up for before rows from memory are used.
 
     Attributes
     ----------
     n_trials : int
     seconds_trying, seconds_computing : float
         The CPU time that trials and calls have taken.
-    is_tried : bool
-        Whether the last call is tried, or enough calls were before.
+    n_tried : int
+        For how many trials the last call counts; 0 if its rows were not tried, and too few calls were before.
 
     Examples
     --------
@@ -37,29 +37,38 @@ class Schedule:
     >>> costly.is_due(has_verdict=False)
     True
     >>> costly.seconds_trying, costly.seconds_computing = 1.0, 2.0
-    >>> costly.is_due(has_verdict=True), costly.is_tried
-    (False, False)
+    >>> costly.is_due(has_verdict=True), costly.n_tried, costly.is_behind
+    (False, 0, True)
     """
 
-    __slots__ = ("_n_calls", "is_tried", "n_trials", "seconds_computing", "seconds_trying")
+    __slots__ = ("_n_calls", "n_trials", "n_tried", "seconds_computing", "seconds_trying")
 
     def __init__(self) -> None:
-        self._n_calls = self.n_trials = 0
+        self._n_calls = self.n_trials = self.n_tried = 0
         self.seconds_trying = self.seconds_computing = 0.0
-        self.is_tried = False
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether trials that try all positions of a batch have to wait."""
+        return self.n_trials < min(self._n_due, N_TRIALS)
 
     def is_due(self, *, has_verdict: bool) -> bool:
         """Note a call, and decide whether it is tried."""
         self._n_calls += 1
         is_due = not has_verdict or (self.n_trials < self._n_due and not self.is_costly)
         self.n_trials += is_due
-        self.is_tried = is_due or self.n_trials >= N_TRIALS
+        self.n_tried = int(is_due or self.n_trials >= N_TRIALS)
         return is_due
+
+    def catch_up(self) -> None:
+        """Note a call of which all rows are tried."""
+        self._n_calls += 1
+        self.n_trials = self.n_tried = N_TRIALS
 
     def postpone(self) -> None:
         """Leave the trial under way to a later call."""
         self.n_trials -= 1
-        self.is_tried = False
+        self.n_tried = 0
 
     def trust(self) -> None:
         """Take the first calls to be tried, as in another process."""
@@ -90,3 +99,15 @@ def sample_rows(n_rows: int, nth: int) -> list[list[int]]:
     if len(rows) == 1 < n_rows:
         rows.append((rows[0] + 1 + secrets.randbelow(n_rows - 1)) % n_rows)
     return [one for one in ((rows[:1], rows[1:]) if nth == 1 else (rows,)) if one]
+
+
+def halves(n_rows: int) -> list[list[int]]:
+    """Split rows into two small batches, each in reverse order.
+
+    Examples
+    --------
+    >>> halves(5)
+    [[4, 2, 0], [3, 1]]
+    """
+    rows = list(range(n_rows))
+    return [one for one in (rows[::-2], rows[-2::-2] if n_rows > 1 else []) if one]

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from time import thread_time
 
 import pytest
 import torch
@@ -71,19 +72,48 @@ def rows_of(n, seed):
     return rows
 
 
-@pytest.mark.sample(5)
-@pytest.mark.parametrize("n_batches", [1, 3, 5])
-@pytest.mark.parametrize("kind", DEPENDENT)
-def test_rows_that_depend_on_each_other_are_as_without_the_cache(kind, n_batches):
+def compare(compute, n_batches):
+    """Train for three epochs with the cache, and compare all outputs with those without it."""
     torch.manual_seed(0)
-    network = frozen(nn.Sequential(Part(DEPENDENT[kind]), nn.Linear(3, 3)))
+    network = frozen(nn.Sequential(Part(compute), nn.Linear(3, 3)))
     network.add_module("head", nn.Linear(3, 1))
     plain, data = copy.deepcopy(network), rows_of(16 * n_batches, 0)
-    parts = cached(network)
+    parts, tallies = cached(network), []
     with warnings.catch_warnings(action="ignore"):
         for epoch in range(3):
             order = torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch))
             for batch in data[order].split(16):
                 torch.testing.assert_close(network(batch), plain(batch))
                 parts.settle()
-            parts.end_epoch(), parts.begin_epoch(), parts.refresh()
+            tallies.append(parts.end_epoch())
+            parts.begin_epoch(), parts.refresh()
+    return tallies
+
+
+@pytest.mark.sample(5)
+@pytest.mark.parametrize("n_batches", [1, 3, 5])
+@pytest.mark.parametrize("kind", DEPENDENT)
+def test_rows_that_depend_on_each_other_are_as_without_the_cache(kind, n_batches):
+    compare(DEPENDENT[kind], n_batches)
+
+
+def costly(compute, seconds=0.006):
+    """Takes so long for few rows, too, that trials are spread over more batches."""
+
+    def compute_slowly(f, x):
+        begin = thread_time()
+        while thread_time() < begin + seconds:
+            pass
+        return compute(f, x)
+
+    return compute_slowly
+
+
+@pytest.mark.parametrize("kind", ["7 and 8", "0 and 1", "size", "small batches", "capacity", "positions"])
+def test_rows_of_modules_that_take_long_are_tried_before_they_are_used(kind):
+    compare(costly(DEPENDENT[kind]), n_batches=3)
+
+
+def test_modules_that_take_long_are_cached():
+    tallies = compare(costly(lambda f, x: f(x)), n_batches=3)
+    assert [(tally.hits, tally.misses) for tally in tallies] == [(0, 48), (32, 16), (48, 0)]

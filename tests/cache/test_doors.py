@@ -107,11 +107,19 @@ def written_in_inference_mode(x, weight):
     return x * weight
 
 
+def assigned_to_data(x, weight):
+    other, parameter = torch.zeros(1), nn.Parameter(torch.zeros(2))
+    other.data = x
+    parameter.data = x
+    return other * weight + x + parameter.data.sum()
+
+
 class Marked(torch.Tensor):
     pass
 
 
 CODE = {
+    "data of another tensor": assigned_to_data,
     "a function with a backward": lambda x, weight: Product.apply(x, weight),
     "a function that only saves": lambda x, weight: SavingOnly.apply(x, weight),
     "a function in place": lambda x, weight: InPlace.apply(x, weight),

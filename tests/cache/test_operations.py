@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from mlr3torch_py.cache.functions import split
+from mlr3torch_py.cache.keys import BYTES_PER_KEY
 from tests.cache.helpers import cached, counts, frozen
 
 N, TOKENS, WIDTH = 12, 5, 4
@@ -51,7 +52,7 @@ def rounds(network, n=4):
 
 def test_only_what_the_head_is_given_is_kept():
     parts = rounds(Transformer())
-    assert parts.budget.used == N * (WIDTH * 4 + 256)
+    assert parts.budget.used == N * (WIDTH * 4 + BYTES_PER_KEY)
     assert counts(parts) == (N, 0)
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from mlr3torch_py.cache.keys import BYTES_PER_KEY
 from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.store import Budget, Table
 from tests.cache.helpers import ROWS, cached, counts, frozen
 
-ROW = 256 * 4 + 256  # the bytes of a row of 256 numbers, and of its key
+ROW = 256 * 4 + BYTES_PER_KEY  # the bytes of a row of 256 numbers, and of its key
 
 
 def table_of(rows, max_bytes=10**6):
@@ -20,7 +21,7 @@ def table_of(rows, max_bytes=10**6):
 
 
 def keys(*numbers):
-    return [bytes([number]) for number in numbers]
+    return [bytes([number]) * 16 for number in numbers]
 
 
 def test_the_limit_holds_and_a_full_cache_computes():
@@ -41,7 +42,7 @@ def test_rows_not_used_for_a_whole_epoch_make_room():
     assert table.end_epoch() == set()  # all were added in this epoch
     table.find(keys(1, 5))
     table.add(keys(5), rows[5:6])
-    assert table.end_epoch() == {bytes([0]), bytes([2]), bytes([3])}
+    assert table.end_epoch() == set(keys(0, 2, 3))
     assert len(table) == 1
     assert budget.used == ROW
     table.add(keys(5, 6), rows[5:7])
@@ -130,7 +131,7 @@ def test_rows_of_an_epoch_go_if_none_of_them_is_used_in_another():
 def test_packed_rows_hold_no_room_for_more():
     rows = torch.arange(5.0)[:, None].repeat(1, 256)
     table, budget = table_of(rows)
-    names = [bytes([number]) * 16 for number in range(5)]
+    names = keys(*range(5))
     table.add(names[:4], rows[:4])
     table.add(names[4:], rows[4:])
     assert budget.used == 6 * ROW
