@@ -142,13 +142,24 @@ class CachedModule:
 
     def begin_epoch(self) -> None:
         """Start a new tally, and forget all rows if anything in the module has changed."""
-        if self._admission.find_change():
-            self.forget()
+        self.follow_changes()
         for layout in self.layouts:
             layout.n_remembered = len(layout.complete)
         self._n_rows = self._n_known = 0
         self.tally = Tally()
         self._check.begin_epoch(sum(len(table) for layout in self.layouts for table in layout.tables))
+
+    def follow_changes(self) -> bool:
+        """Forget all rows if anything in the module has changed; return whether it has."""
+        has_changed = self._admission.find_change() is not None
+        if has_changed:
+            self.forget()
+        return has_changed
+
+    def unstore(self, *, own: bool = False) -> None:
+        """Drop the rows that are on disk, or those of this training."""
+        for layout in self.layouts:
+            layout.unstore(own=own)
 
     def end_epoch(self, used_epochs: Set[int] | None = None) -> None:
         """Drop rows that cannot be asked for any more, and stale ones; see `Table.end_epoch`."""
@@ -251,6 +262,7 @@ class CachedModule:
             again = answer.compute(rows)[index]
         self._check.pay(watch.seconds, answer.seconds_per_row)
         if not answer.is_near(index, value[rows], again):
+            answer.layout.unstore()
             raise RuntimeError(
                 f"frozen_cache: {self.name} now gives another output for a row than when the row was cached, although "
                 "nothing in it, or in what comes before it, seems to have changed. Either an output depends on the "
@@ -323,6 +335,8 @@ class CachedModule:
                 modes = torch.is_grad_enabled(), call.autocast_dtype
                 layout = Layout(digest, parents, has_rows=call.has_rows, modes=modes)
             else:
+                self._admission.trust(request)
+            if self.budget.shelf is not None and self.budget.shelf.place(layout, request, self):
                 self._admission.trust(request)
             self._layouts[request.layout] = layout
         return layout
@@ -423,5 +437,7 @@ def _missing(call: Call, layout: Layout, keys: Sequence[bytes]) -> list[int]:
     """List the rows that must be computed during the call."""
     found = [reference.answer.missing for reference in call.references]
     if call.has_rows:
+        drawn = [] if layout.shelved is None else layout.shelved.find(keys, layout.complete)
+        found.append(drawn)
         found.append([i for i, key in enumerate(keys) if key not in layout.complete])
     return found[0] if len(found) == 1 else sorted(set[int]().union(*found))

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence, Set
 from itertools import accumulate, islice, pairwise
 from math import prod
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
 
 from mlr3torch_py.cache.output import RowSpec
+
+if TYPE_CHECKING:
+    from mlr3torch_py.cache.shelf import Shelf
 
 __all__ = ["Budget", "PackedTable", "Table", "packed_keys", "unpacked_keys"]
 
@@ -25,6 +28,8 @@ class Budget:
     Parameters
     ----------
     max_bytes : int
+    shelf : Shelf, optional
+        The store on disk behind the tables.
 
     Attributes
     ----------
@@ -42,8 +47,8 @@ class Budget:
     (95, True)
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, shelf: Shelf | None = None) -> None:
+        self.max_bytes, self.shelf = max_bytes, shelf
         self.used: int = 0
         self.is_short: bool = False
         self.epoch: int = 0
