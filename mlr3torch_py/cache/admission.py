@@ -127,7 +127,7 @@ class Admission:
         self._row_wise: dict[Hashable, bool] = {}
         self._schedules: defaultdict[Hashable, Schedule] = defaultdict(Schedule)
         self._was_changed_by_call = False
-        self._is_in_doubt = False  # whether it is calls that change the module
+        self._is_in_doubt = True  # whether it is calls that change the module
         self._generators: Mapping[str, Any] | None = None
         self._check_hooks()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from mlr3torch_py.cache.layout import N_TRIALS, Layout
 from mlr3torch_py.cache.rounding import are_near, precision_of
 from mlr3torch_py.cache.rows import Call, Reference
-from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.cache.store import Budget, Table
 from mlr3torch_py.cache.tally import Tally
 
 __all__ = ["Answer", "Stage"]
@@ -29,6 +29,23 @@ class Stage(Protocol):
     def compute(self, call: Call) -> Any: ...
     def count(self, answer: Answer, index: int, known: Sequence[int], value: torch.Tensor) -> None: ...
     def reject_dependent(self, call: Call) -> None: ...
+
+
+class Rows(NamedTuple):
+    """The values of all rows.
+
+    Parameters
+    ----------
+    known : list of int
+        Which of them were not computed: in memory, or on disk.
+    value : torch.Tensor
+    n_in_memory : int
+        How many of them were in memory.
+    """
+
+    known: list[int]
+    value: torch.Tensor
+    n_in_memory: int = 0
 
 
 class Answer:
@@ -170,37 +187,94 @@ class Answer:
         """
         table = self.layout.table(index, self.stage.budget)
         if part is not None and len(part) == len(self.keys):
-            known: list[int] = []
-            value = part
+            rows = Rows([], part)
             counts = [answer.n_tried for answer in self.chain]
             self.layout.n_tried[index] += max(counts) if all(counts) else 0
         else:
-            known, value = self._gather(table.find(self.keys), index, part)
-            if known and self.layout.n_tried[index] < N_TRIALS and not self.has_changed_input:
-                whole = self._find_fault(index, known, value)
+            rows = self._gather(table, index, part)
+            if rows.known and self.layout.n_tried[index] < N_TRIALS and not self.has_changed_input:
+                whole = self._find_fault(index, rows.known, rows.value)
                 if whole is not None:
                     return whole
-        if len(known) < len(self.keys):
-            table.add(self.keys, value)
-            self._note_completeness(table.has(self.keys))
-        self.stage.count(self, index, known, value)
-        return value
+        if rows.n_in_memory < len(self.keys):
+            table.add(self.keys, rows.value)
+            self._keep(index, table, rows)
+        if not self.is_counted:
+            self.stage.tally.stored += len(rows.known) - rows.n_in_memory
+        self.stage.count(self, index, rows.known, rows.value)
+        return rows.value
 
-    def _gather(self, slots: list[int | None], index: int, part: torch.Tensor | None) -> tuple[list[int], torch.Tensor]:
-        """Take rows from memory, and compute those that are unexpectedly missing there."""
-        table = self.layout.table(index, self.stage.budget)
+    def _gather(self, table: Table, index: int, part: torch.Tensor | None) -> Rows:
+        """Take rows from memory and from disk, and compute those that are unexpectedly missing there."""
+        slots = table.find(self.keys)
         fresh = set(self.missing)
         known = [i for i, slot in enumerate(slots) if slot is not None and i not in fresh]
         if len(known) == len(slots):
-            return known, table.gather([slot for slot in slots if slot is not None])
+            return Rows(known, table.gather([slot for slot in slots if slot is not None]), len(known))
+        stored, loaded = self._load(index, [i for i, slot in enumerate(slots) if slot is None or i in fresh], part)
+        if loaded is not None and len(stored) == len(slots):
+            return Rows(stored, loaded)
         value = self.layout.spec.tensors[index].empty(len(slots))
         if known:
             value[known] = table.gather([slot for i in known if (slot := slots[i]) is not None])
+        if loaded is not None:
+            value[stored] = loaded
         if part is not None:
             value[self.missing] = part
-        if lacking := [i for i, slot in enumerate(slots) if slot is None and i not in fresh]:
+        if lacking := sorted(set(range(len(slots))) - fresh - {*known, *stored}):
             value[lacking] = self.compute(lacking)[index]
-        return known, value
+        return Rows(sorted([*known, *stored]), value, len(known))
+
+    def _load(self, index: int, rows: list[int], part: torch.Tensor | None) -> tuple[list[int], torch.Tensor | None]:
+        """Take rows from disk, once some of them are what is computed now."""
+        shelved = self.layout.shelved
+        if shelved is None:
+            return [], None
+        found, loaded = shelved.load(index, self.layout.spec.tensors[index], [self.keys[i] for i in rows])
+        if loaded is None:
+            return [], None
+        stored = [rows[i] for i in found]
+        if shelved.must_compare(index):
+            if self.has_changed_input:
+                return [], None
+            if not self._is_as_stored(index, stored, loaded, part):
+                self.layout.unstore()
+                shelved.distrust()
+                return [], None
+            shelved.note_compared(index)
+        fresh = set(self.missing)
+        kept = [i for i, row in enumerate(stored) if row not in fresh]
+        return [stored[i] for i in kept], loaded if len(kept) == len(stored) else loaded[kept]
+
+    def _is_as_stored(self, index: int, stored: list[int], loaded: torch.Tensor, part: torch.Tensor | None) -> bool:
+        """Compare rows from disk with those that were computed during the call, or with some that are computed now."""
+        fresh = {row: i for i, row in enumerate(self.missing)}
+        chosen = [i for i, row in enumerate(stored) if row in fresh]
+        if chosen and part is not None:
+            again = part[[fresh[stored[i]] for i in chosen]]
+        else:
+            chosen = list(range(len(stored)))[:: max(1, len(stored) - 1)]
+            again = self.compute([stored[i] for i in chosen])[index]
+        return self.is_near(index, loaded[chosen], again)
+
+    def _keep(self, index: int, table: Table, rows: Rows) -> None:
+        """Keep rows on disk that are new, and note which ones are known now."""
+        shelved, is_old = self.layout.shelved, set(rows.known)
+        on_disk: set[bytes] = set()
+        if shelved is not None:
+            new = [i for i in range(len(self.keys)) if i not in is_old]
+            value = rows.value if len(new) == len(self.keys) else rows.value[new]
+            on_disk = shelved.put(index, self.layout.spec.tensors[index], [self.keys[i] for i in new], value)
+        loaded = {self.keys[i] for i in rows.known} if shelved is not None else set()
+        in_memory = table.has(self.keys)
+        kept = [there or key in on_disk or key in loaded for there, key in zip(in_memory, self.keys, strict=True)]
+        for source, keys in self.source_keys:
+            if not source.is_dropped:
+                pairs = list(zip(keys, kept, strict=True))
+                source.complete.add(key for key, is_kept in pairs if is_kept)
+                source.complete.remove([key for key, is_kept in pairs if not is_kept])
+                if source.shelved is not None and on_disk:
+                    source.shelved.mark(one for one, key in zip(keys, self.keys, strict=True) if key in on_disk)
 
     def _find_fault(self, index: int, known: list[int], value: torch.Tensor) -> torch.Tensor | None:
         """Recompute rows from memory before the first are given away, if trials have not seen all positions of a batch.
@@ -242,13 +316,9 @@ class Answer:
 
     def is_near(self, index: int, one: torch.Tensor, other: torch.Tensor) -> bool:
         """Check whether some rows of a tensor of the output are the same up to rounding."""
-        return are_near([one], [other], precision=self.precision, largest=[self.layout.largest[index]])
-
-    def _note_completeness(self, is_kept: Sequence[bool]) -> None:
-        for source, keys in self.source_keys:
-            if not source.is_dropped:
-                source.complete.add(key for key, is_kept in zip(keys, is_kept, strict=True) if is_kept)
-                source.complete.remove([key for key, is_kept in zip(keys, is_kept, strict=True) if not is_kept])
+        stored = 0.0 if self.layout.shelved is None else self.layout.shelved.precision
+        precision = max(self.precision, stored)
+        return are_near([one], [other], precision=precision, largest=[self.layout.largest[index]])
 
 
 def _source_keys(call: Call, layout: Layout, keys: list[bytes]) -> Sequence[tuple[Layout, list[bytes]]]:

@@ -14,10 +14,10 @@ from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
 from mlr3torch_py.network.internals import TreeSpec, tree_flatten
 
-__all__ = ["Fingerprint"]
+__all__ = ["NOT_SETTINGS", "Fingerprint"]
 
 # What every module has, hooks among it, is looked at elsewhere, or may differ.
-_NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
+NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
 _NUMBERS: Final = frozenset({bool, int, float})
 _PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
 _WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
@@ -184,7 +184,7 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
     return {
         name: value if type(value) in _PLAIN or not isinstance(value, _WITH_CONTENTS) else _contents(value)
         for name, value in vars(layer).items()
-        if name not in _NOT_SETTINGS
+        if name not in NOT_SETTINGS
     }
 
 

@@ -27,8 +27,9 @@ class Known:
     Examples
     --------
     >>> known, call = Known("encoder"), Call((torch.ones(3, 2),), {})
-    >>> layout, is_recalled = known.layout("kind", call)
-    >>> known.layout("kind", call)[0] is layout, is_recalled
+    >>> known.find("kind")
+    >>> layout, is_recalled = known.make("kind", call)
+    >>> known.find("kind") is layout, is_recalled
     (True, False)
     """
 
@@ -55,11 +56,13 @@ class Known:
         """Whether there are rows of a checkpoint that were not asked for since."""
         return bool(self._recalled)
 
-    def layout(self, kind: Hashable, call: Call) -> tuple[Layout, bool]:
-        """Return the layout of a call of some kind, and whether it comes from a checkpoint just now."""
+    def find(self, kind: Hashable) -> Layout | None:
+        """Return the layout of calls of some kind, if there were any."""
         layout = self._layouts.get(kind)
-        if layout is not None and not layout.is_dropped:
-            return layout, False
+        return None if layout is None or layout.is_dropped else layout
+
+    def make(self, kind: Hashable, call: Call) -> tuple[Layout, bool]:
+        """Return the layout of the first call of some kind, and whether it comes from a checkpoint."""
         if len(self._layouts) > _MAX_LAYOUTS:
             self.drop()
         digest = xxh3_128_hexdigest(repr((self._identity, kind)).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import count
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
@@ -15,6 +15,9 @@ from mlr3torch_py.cache.rounding import largest_values
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.store import Budget, Table
 from mlr3torch_py.network.internals import tree_leaves
+
+if TYPE_CHECKING:
+    from mlr3torch_py.cache.shelf import ShelvedRows
 
 __all__ = ["N_TRIALS", "Layout", "Relation", "relation_of"]
 
@@ -54,6 +57,8 @@ class Layout:
         For each tensor of the output that was asked for, how many whole batches were computed, and so tried.
     seen : set of int
         The tensors of the output that were asked for other than by one view of them.
+    shelved : ShelvedRows or None
+        The rows on disk, if there is a store.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Layout:
         self.n_tried: Counter[int] = Counter()
         self.seen: set[int] = set()
         self.is_dropped = False
+        self.shelved: ShelvedRows | None = None
         for parent in self.parents:
             parent._children.append(self)
 
@@ -142,6 +148,36 @@ class Layout:
             raise
         return layout
 
+    def described_outputs(self) -> dict[str, Any]:
+        """Return what JSON holds, of which `recall_outputs` learns everything about the calls but their rows.
+
+        Raises
+        ------
+        NotPortableError
+            If files cannot hold its outputs.
+        """
+        spec = self.spec.packed()
+        spec["tensors"] = [(shape, str(dtype), device, order) for shape, dtype, device, order in spec["tensors"]]
+        return {
+            "spec": spec,
+            "relation": self.relation,
+            "largest": list(self.largest),
+            "n_tried": {str(i): min(n, N_TRIALS) for i, n in self.n_tried.items()},
+            "seen": sorted(self.seen),
+        }
+
+    def recall_outputs(self, outputs: Mapping[str, Any]) -> None:
+        """Learn what another process has learned."""
+        tensors = [
+            (shape, getattr(torch, dtype.partition(".")[2]), device, order)
+            for shape, dtype, device, order in outputs["spec"]["tensors"]
+        ]
+        spec = OutputSpec.unpacked({**outputs["spec"], "tensors": tensors})
+        self.relation, self.largest = outputs["relation"], outputs["largest"]
+        self.n_tried.update({int(i): n for i, n in outputs["n_tried"].items()})
+        self.seen.update(outputs["seen"])
+        self._spec = spec
+
     @property
     def tables(self) -> Iterable[Table]:
         """The rows, for each tensor of the output that was asked for."""
@@ -188,9 +224,18 @@ class Layout:
         for table in self.tables:
             table.clear()
         self._tables.clear()
+        if self.shelved is not None:
+            self.shelved.discard()
         for child in self._children:
             child.drop()
         self._children.clear()
+
+    def unstore(self, *, own: bool = False) -> None:
+        """Drop all rows on disk, or those of this training, and those of the calls that were given the output."""
+        if self.shelved is not None:
+            (self.shelved.drop_own if own else self.shelved.drop)()
+        for child in self._children:
+            child.unstore(own=own)
 
 
 def relation_of(call: Call, output: object) -> Relation:

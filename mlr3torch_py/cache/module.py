@@ -135,13 +135,25 @@ class CachedModule:
 
     def begin_epoch(self) -> None:
         """Start a new tally, and forget all rows if anything in the module has changed."""
-        if (self.is_called or self._known.has_recalled) and self._admission.find_change():
-            self.forget()
+        if self.is_called or self._known.has_recalled:
+            self.follow_changes()
         for layout in self.layouts:
             layout.n_remembered = len(layout.complete)
         self._n_rows = self._n_known = 0
         self.tally = Tally()
         self._check.begin_epoch(sum(len(table) for layout in self.layouts for table in layout.tables))
+
+    def follow_changes(self) -> bool:
+        """Forget all rows if anything in the module has changed; return whether it has."""
+        has_changed = self._admission.find_change() is not None
+        if has_changed:
+            self.forget()
+        return has_changed
+
+    def unstore(self, *, own: bool = False) -> None:
+        """Drop the rows that are on disk, or those of this training."""
+        for layout in self.layouts:
+            layout.unstore(own=own)
 
     def end_epoch(self, used_epochs: Set[int] | None = None) -> None:
         """Drop rows that cannot be asked for any more, and stale ones; see `Table.end_epoch`."""
@@ -241,6 +253,7 @@ class CachedModule:
             again = answer.compute(rows)[index]
         self._check.pay(watch.seconds, answer.seconds_per_row)
         if not answer.is_near(index, value[rows], again):
+            answer.layout.unstore()
             raise RuntimeError(
                 f"frozen_cache: {self.name} now gives another output for a row than when the row was cached, although "
                 "nothing in it, or in what comes before it, seems to have changed. Either an output depends on the "
@@ -303,9 +316,13 @@ class CachedModule:
         return True
 
     def _layout(self, request: Request) -> Layout:
-        layout, is_recalled = self._known.layout(request.layout, request.call)
-        if is_recalled:
-            self._admission.trust(request)
+        layout = self._known.find(request.layout)
+        if layout is None:
+            layout, is_recalled = self._known.make(request.layout, request.call)
+            shelf = self.budget.shelf
+            is_stored = shelf is not None and shelf.place(layout, request, self)
+            if is_recalled or is_stored:
+                self._admission.trust(request)
         return layout
 
     def _answer(self, given: Given, request: Request, layout: Layout, keys: list[bytes]) -> Any:
@@ -403,5 +420,7 @@ def _missing(call: Call, layout: Layout, keys: Sequence[bytes]) -> list[int]:
     """List the rows that must be computed during the call."""
     found = [reference.answer.missing for reference in call.references]
     if call.has_rows:
+        if layout.shelved is not None:
+            found.append(layout.shelved.find(keys, layout.complete))
         found.append([i for i, place in enumerate(layout.complete.find(keys)) if place is None])
     return found[0] if len(found) == 1 else sorted(set[int]().union(*found))

@@ -157,5 +157,6 @@ class Operations:
     def _reject(self, operation: Operation, error: NotCacheableError, fits_in_eval_mode: bool) -> None:
         """Call the function itself from now on; the user need not know."""
         if (cached := self._cached.get(operation)) is not None:
+            cached.unstore()
             cached.remove()
         self._cached[operation] = None

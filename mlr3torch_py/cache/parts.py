@@ -8,10 +8,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from mlr3torch_py.cache.admission import NEEDS_GRADIENT
 from mlr3torch_py.cache.boundary import Boundary
+from mlr3torch_py.cache.disk import Disk
 from mlr3torch_py.cache.doors import guard, unguard
 from mlr3torch_py.cache.frozen import frozen_parts, is_callable, links
 from mlr3torch_py.cache.module import CachedModule
@@ -21,6 +23,7 @@ from mlr3torch_py.cache.placeholder import Passes
 from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy, quoted
 from mlr3torch_py.cache.rows import NotCacheableError
+from mlr3torch_py.cache.shelf import Shelf
 from mlr3torch_py.cache.store import Budget, Table
 from mlr3torch_py.cache.tally import Tally
 from mlr3torch_py.names import ancestors, listed, nearest
@@ -46,6 +49,10 @@ class CachedParts:
         See `CachedModule`.
     norm_is_pinned, others_are_pinned : bool
         What is kept in eval mode while it is frozen: normalisation layers, and all other modules.
+    store : Disk, optional
+        Where rows are kept beyond this training.
+    dtype : torch.dtype, optional
+        In which rows are kept there, if that is coarser than they are.
 
     Raises
     ------
@@ -77,12 +84,15 @@ class CachedParts:
         check: int = 1,
         norm_is_pinned: bool = False,
         others_are_pinned: bool = False,
+        store: Disk | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self._module = bare(module)
         self._names = None if names is None else frozenset(names)
         self._check = check
         self._mode_remedy = partial(mode_remedy, norm_is_pinned=norm_is_pinned, others_are_pinned=others_are_pinned)
-        self.budget: Budget = Budget(max_bytes)
+        self._shelf = None if store is None else Shelf(store, self._module, dtype)
+        self.budget: Budget = Budget(max_bytes, self._shelf)
         self._operations = Operations(self.budget, check)
         self._passes = Passes(self._operations.answer)
         self._modules: dict[str, CachedModule] = {}
@@ -153,6 +163,8 @@ class CachedParts:
         bool
             Whether others are cached than before, so that another batch will show whether they fit.
         """
+        if self._shelf is not None and self._shelf.is_due():
+            self.write()
         if self._is_settled:
             return False
         if self._names is None:
@@ -198,10 +210,12 @@ class CachedParts:
             cached.end_epoch(used_epochs)
         self._operations.end_epoch(used_epochs)
         for path in [path for path, cached in self._modules.items() if self._names is None and cached.is_idle]:
+            self._modules[path].unstore(own=True)
             self._release(path)
             self._rejected.add(path)
             remedy = "rows that are augmented at random, or padded to another length, never do"
             self._rejections.add(path, Rejection("none of its rows came again", remedy, "idle", is_final=False))
+        self.write()
         self.budget.is_short, self._past_tallies = False, []
         self._new_in_epoch.clear()
         if not self._modules:
@@ -261,8 +275,25 @@ class CachedParts:
                 found[one.identity] = one.digest
         return found
 
+    def write(self) -> None:
+        """Write new rows to disk, unless what has computed them was modified meanwhile."""
+        if self._shelf is None:
+            return
+        for cached in self.stages.values() if self._shelf.n_waiting else ():
+            try:
+                cached.follow_changes()
+            except NotCacheableError as error:
+                cached.reject(error, False)
+        self._shelf.write()
+
+    @property
+    def n_bytes_on_disk(self) -> int:
+        """The bytes that the store takes."""
+        return 0 if self._shelf is None else self._shelf.disk.n_bytes
+
     def close(self) -> None:
-        """Call all modules directly again, and forget all rows."""
+        """Call all modules directly again, and forget all rows in memory."""
+        self.write()
         for path in [*self._modules, *self._links]:
             self._release(path)
         self._operations.close()
@@ -322,6 +353,8 @@ class CachedParts:
 
     def _reject(self, path: str, module: nn.Module, error: NotCacheableError, fits_in_eval_mode: bool = False) -> None:
         if path in self._modules:
+            if error.reason != NEEDS_GRADIENT:
+                self._modules[path].unstore()
             self._release(path)
         self._rejected.add(path)
         self._is_settled = False
@@ -335,6 +368,7 @@ class CachedParts:
 
     def _reject_link(self, path: str, module: nn.Module, error: NotCacheableError, fits_in_eval_mode: bool) -> None:
         """Call a module without parameters itself from now on; the user need not know."""
+        self._links[path].unstore()
         self._release(path)
         self._rejected.add(path)
         if next(module.children(), None) is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import weakref
 from collections.abc import Mapping
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MappingProxyType
 from typing import Any
 
 import torch
@@ -15,14 +16,14 @@ from xxhash import xxh3_128_hexdigest
 
 from mlr3torch_py.network.bits import content_hash
 
-__all__ = ["NotPortableError", "portable_hash"]
+__all__ = ["NotPortableError", "Writer", "portable_hash"]
 
 
 class NotPortableError(Exception):
     """What no file can hold, or no other process can find."""
 
 
-class _Writer(pickle.Pickler):
+class Writer(pickle.Pickler):
     """Write equal values as equal bytes in each process.
 
     Classes and functions are written by name, or by their code if they have none; objects by their state.
@@ -48,10 +49,14 @@ class _Writer(pickle.Pickler):
         """Return what stands for a value; None for the value itself."""
         if isinstance(value, (type, FunctionType)):
             return _name_of(value)
+        if isinstance(value, weakref.ReferenceType):
+            return "reference", value()
+        if isinstance(value, MappingProxyType):
+            return "mapping", dict(value)
         if isinstance(value, torch.Tensor):
             return "tensor", value.dtype, tuple(value.shape), content_hash(value)
         if isinstance(value, (set, frozenset)):  # whose order differs from process to process
-            return type(value).__name__, sorted(_Writer(self._places).bytes_of(one) for one in value)
+            return type(value).__name__, sorted(Writer(self._places).bytes_of(one) for one in value)
         if isinstance(value, nn.Module):
             if id(value) not in self._places:
                 raise pickle.PicklingError("a module that is not part of it")
@@ -82,7 +87,7 @@ def portable_hash(value: Any, places: Mapping[int, Any]) -> str:
     False
     """
     try:
-        return xxh3_128_hexdigest(_Writer(places).bytes_of(value))
+        return xxh3_128_hexdigest(Writer(places).bytes_of(value))
     except Exception as error:  # of whatever kind: objects decide how they are written
         raise NotPortableError(str(error)) from error
 

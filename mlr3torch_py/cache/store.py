@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from itertools import accumulate, pairwise
 from math import prod
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from mlr3torch_py.cache.keys import BYTES_PER_KEY, Keys, packed_keys, unpacked_keys
 from mlr3torch_py.cache.output import RowSpec
+
+if TYPE_CHECKING:
+    from mlr3torch_py.cache.shelf import Shelf
 
 __all__ = ["Budget", "PackedTable", "Table"]
 
@@ -23,6 +26,8 @@ class Budget:
     Parameters
     ----------
     max_bytes : int
+    shelf : Shelf, optional
+        The store on disk behind the tables.
 
     Attributes
     ----------
@@ -40,8 +45,8 @@ class Budget:
     (95, True)
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, shelf: Shelf | None = None) -> None:
+        self.max_bytes, self.shelf = max_bytes, shelf
         self.used: int = 0
         self.is_short: bool = False
         self.epoch: int = 0

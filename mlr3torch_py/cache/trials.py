@@ -10,13 +10,13 @@ from mlr3torch_py.cache.layout import N_TRIALS
 __all__ = ["Schedule", "halves", "sample_rows"]
 
 _MAX_SHARE: Final = 0.25
-_CHEAP: Final = 0.005
+_CHEAP: Final = 0.1  # below, what is cached must not depend on how fast a machine is just then
 
 
 class Schedule:
     """Decide which computed calls of one kind are tried.
 
-    Those are calls 1 to 4, 8, 16, 32 and so on. A trial that takes more than 5 ms waits for a later call while trials
+    Those are calls 1 to 4, 8, 16, 32 and so on. A trial that takes more than 100 ms waits for a later call while trials
     have taken more than a quarter of the time of the calls. Of a first one that takes long, only a row alone is
     computed at once. All that has waited is made up for before rows from memory are used.
 

@@ -121,6 +121,9 @@ def t_clbk(
     modules: str | Sequence[str] | None = None,
     max_bytes: int = 2**30,
     check: int = 1,
+    store: str | os.PathLike[str] | None = None,
+    max_store_bytes: int = 10 * 2**30,
+    dtype: str | None = None,
 ) -> TorchCallback[CallbackSetFrozenCache]: ...
 @overload
 def t_clbk(
@@ -287,7 +290,8 @@ def t_clbk(
     - ``freezer``: names=None, name_starts_with=None, except_names=None, except_name_starts_with=None,
       until_step=None, until_epoch=None, start_epoch=None, unfreeze_every_n_epochs=None, frozen_mode='train',
       frozen_norm=None, frozen_dropout=None, module='module'
-    - ``frozen_cache``: modules=None, max_bytes=1073741824, check=1
+    - ``frozen_cache``: modules=None, max_bytes=1073741824, check=1, store=None, max_store_bytes=10737418240,
+      dtype=None
     - ``history``: none
     - ``lr_cosine_annealing``: T_max, eta_min=0.0, last_epoch=-1
     - ``lr_lambda``: lr_lambda, last_epoch=-1

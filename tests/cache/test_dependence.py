@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mlr3torch_py.cache import trials
 from tests.cache.helpers import Part, cached, frozen
 
 WIDTH = 4
@@ -97,23 +98,28 @@ def test_rows_that_depend_on_each_other_are_as_without_the_cache(kind, n_batches
     compare(DEPENDENT[kind], n_batches)
 
 
-def costly(compute, seconds=0.006):
-    """Takes so long for few rows, too, that trials are spread over more batches."""
+@pytest.fixture
+def costly(monkeypatch):
+    """Makes functions take so long for few rows, too, that trials are spread over more batches."""
+    monkeypatch.setattr(trials, "_CHEAP", 0.005)
 
-    def compute_slowly(f, x):
-        begin = thread_time()
-        while thread_time() < begin + seconds:
-            pass
-        return compute(f, x)
+    def slowed(compute, seconds=0.006):
+        def compute_slowly(f, x):
+            begin = thread_time()
+            while thread_time() < begin + seconds:
+                pass
+            return compute(f, x)
 
-    return compute_slowly
+        return compute_slowly
+
+    return slowed
 
 
 @pytest.mark.parametrize("kind", ["7 and 8", "0 and 1", "size", "small batches", "capacity", "positions"])
-def test_rows_of_modules_that_take_long_are_tried_before_they_are_used(kind):
+def test_rows_of_modules_that_take_long_are_tried_before_they_are_used(kind, costly):
     compare(costly(DEPENDENT[kind]), n_batches=3)
 
 
-def test_modules_that_take_long_are_cached():
+def test_modules_that_take_long_are_cached(costly):
     tallies = compare(costly(lambda f, x: f(x)), n_batches=3)
     assert [(tally.hits, tally.misses) for tally in tallies] == [(0, 48), (32, 16), (48, 0)]

@@ -1,0 +1,106 @@
+"""Code objects as values, and what they name."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+import sysconfig
+from collections.abc import Iterator
+from importlib import metadata
+from types import CodeType
+from typing import Any, Final
+
+__all__ = [
+    "Import",
+    "described",
+    "globals_in",
+    "imports_in",
+    "is_known",
+    "is_of_python",
+    "names_in",
+    "version_of_package",
+]
+
+_STDLIB: Final = sysconfig.get_paths()["stdlib"]
+_INSTALLED: Final = ("site-packages", "dist-packages")
+_GLOBALS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
+
+Import = tuple[int, str]
+
+
+def described(code: CodeType) -> Any:
+    """Describe a code object by plain values, without the place where it was written."""
+    constants = [described(one) if isinstance(one, CodeType) else one for one in code.co_consts]
+    flags = code.co_flags, code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount
+    tables = code.co_code, getattr(code, "co_exceptiontable", b"")
+    return tables, flags, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, constants
+
+
+def is_known(name: str) -> bool:
+    """Whether a module of Python, by name, is known by the version of Python or of an installed package."""
+    top = name.partition(".")[0]
+    return is_of_python(top) or bool(top in sys.modules and _is_installed(top) and version_of_package(top))
+
+
+def is_of_python(top: str) -> bool:
+    """Whether a package, by name, belongs to Python."""
+    if top == "builtins" or top in sys.builtin_module_names:
+        return True
+    if top not in sys.stdlib_module_names or top == "__main__":
+        return False
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return file is None or (file.startswith(_STDLIB) and not any(one in file for one in _INSTALLED))
+
+
+def version_of_package(top: str) -> str:
+    """Return the version of a package; empty if it has none."""
+    version = getattr(sys.modules.get(top), "__version__", None)
+    return version if isinstance(version, str) else _version_in_metadata(top)
+
+
+def _is_installed(top: str) -> bool:
+    file = getattr(sys.modules[top], "__file__", None) or ""
+    return any(one in file for one in _INSTALLED)
+
+
+@functools.lru_cache(1024)
+def _version_in_metadata(top: str) -> str:
+    try:
+        return metadata.version(top)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _codes(one)
+
+
+@functools.lru_cache(4096)
+def names_in(code: CodeType) -> frozenset[str]:
+    """List what a code object names, in words or as texts."""
+    names = {name for one in _codes(code) for name in one.co_names}
+    texts = {text for one in _codes(code) for text in one.co_consts if isinstance(text, str) and text.isidentifier()}
+    return frozenset(names | texts)
+
+
+@functools.lru_cache(4096)
+def globals_in(code: CodeType) -> tuple[str, ...]:
+    """List the globals that a code object looks up."""
+    found = {one.argval for part in _codes(code) for one in dis.get_instructions(part) if one.opname in _GLOBALS}
+    return tuple(sorted(found))
+
+
+@functools.lru_cache(4096)
+def imports_in(code: CodeType) -> tuple[Import, ...]:
+    """List what a code object imports while it runs: how many packages up, and the name there."""
+    found: set[Import] = set()
+    for part in _codes(code):
+        instructions = list(dis.get_instructions(part))
+        for i, one in enumerate(instructions):
+            if one.opname == "IMPORT_NAME":
+                found.add((instructions[i - 2].argval, one.argval))
+    return tuple(sorted(found))

@@ -1,0 +1,172 @@
+"""What of the code of a forward pass tells it from others, in this process and in the next."""
+
+import functools
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from mlr3torch_py.cache.code import Code
+from mlr3torch_py.cache.portable import NotPortableError
+
+PARTS = {
+    "scale": "2.0",
+    "helper": "x + 1",
+    "method": "helper(x) * SCALE",
+    "constant": "3",
+    "closure": "x - 1",
+    "default": "5",
+    "static": "x.abs()",
+    "property": "4",
+    "cached": "x * 7",
+    "inner": "x / 9",
+}
+SOURCE = """
+import functools
+import torch
+from torch import nn
+
+SCALE = {scale}
+
+def helper(x):
+    return inner(x) + {helper}
+
+def inner(x):
+    return {inner}
+
+def shifted():
+    def shift(x):
+        return {closure}
+    return shift
+
+def with_shift(function):
+    shift = shifted()
+    @functools.wraps(function)
+    def wrapper(self, x):
+        return shift(function(self, x))
+    return wrapper
+
+@functools.lru_cache
+def looked_up(x):
+    return {cached}
+
+class Net(nn.Module):
+    constant = {constant}
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    @with_shift
+    def forward(self, x, more={default}):
+        return self.method(self.linear(x)) * self.constant * self.twice + self.absolute(x) + looked_up(more)
+
+    def method(self, x):
+        return {method}
+
+    @staticmethod
+    def absolute(x):
+        return {static}
+
+    @property
+    def twice(self):
+        return {property}
+
+    def never_called(self):
+        return 1
+"""
+
+
+def net_of(**parts):
+    scope = {"__name__": "a_file"}
+    exec(SOURCE.format(**(PARTS | parts)), scope)
+    return scope["Net"]()
+
+
+def test_the_same_code_has_the_same_digest_wherever_it_is_written():
+    assert Code.of(net_of()) == Code.of(net_of())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_the_code_that_a_forward_pass_reaches_counts(part):
+    assert Code.of(net_of(**{part: PARTS[part] + " * 2"})).digest != Code.of(net_of()).digest
+
+
+@pytest.mark.parametrize("name", ["forward", "method", "constant", "twice", "absolute"])
+def test_what_is_replaced_in_a_class_counts_at_once(name):
+    net = net_of()
+    before = Code.of(net)
+    setattr(type(net), name, torch.relu if name in {"forward", "method"} else 9)
+    assert Code.of(net).digest != before.digest
+
+
+def test_a_global_that_is_replaced_counts_at_once():
+    net = net_of()
+    before = Code.of(net)
+    scope = type(net).method.__globals__
+    scope["SCALE"] = 8.0
+    changed = Code.of(net)
+    scope["helper"] = torch.relu
+    assert len({before.digest, changed.digest, Code.of(net).digest}) == 3
+
+
+def test_code_of_torch_that_somebody_replaces_counts(monkeypatch):
+    before = Code.of(nn.Sequential(nn.Linear(2, 2)))
+    monkeypatch.setattr(nn.Linear, "forward", nn.Identity.forward)
+    assert Code.of(nn.Sequential(nn.Linear(2, 2))).digest != before.digest
+    monkeypatch.undo()
+    assert Code.of(nn.Sequential(nn.Linear(2, 2))) == before
+
+
+def test_a_function_that_one_layer_holds_counts():
+    one, other = net_of(), net_of()
+    one.act, other.act = (lambda x: x + 1), (lambda x: x + 2)
+    assert Code.of(one).digest != Code.of(other).digest
+
+
+def test_modes_count_of_layers_that_look_at_them():
+    assert Code.of(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU())).moded == (2,)
+
+    class Looks(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) if self[0].training else x
+
+    assert Code.of(Looks(nn.ReLU())).moded == (0, 1)
+
+
+def test_the_gradient_mode_counts_for_code_that_looks_at_it():
+    class Looks(nn.Module):
+        def forward(self, x):
+            return x if torch.is_grad_enabled() else -x
+
+    assert Code.of(Looks()).sees_grad_mode
+    assert not Code.of(nn.Linear(1, 1)).sees_grad_mode
+
+
+def test_what_cannot_be_read_is_named():
+    net = net_of()
+    net.open = (one for one in range(3))
+    with pytest.raises(NotPortableError, match="the 'open' of its Net"):
+        Code.of(net)
+
+
+def test_the_next_process_finds_the_same_code(tmp_path):
+    (tmp_path / "a_file.py").write_text(SOURCE.format(**PARTS))
+    program = textwrap.dedent("""
+        import sys; sys.path.insert(0, sys.argv[1])
+        from a_file import Net
+        from mlr3torch_py.cache.code import Code
+        print(Code.of(Net()).digest)
+    """)
+    run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+    digests = {
+        run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1

@@ -1,0 +1,270 @@
+"""Rows that outlive a training: whose they are, who uses them, and what becomes of them when something changes."""
+
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from joblib import parallel_backend
+from sklearn.model_selection import GridSearchCV
+from torch import nn
+
+from mlr3torch_py import CallbackSetUnfreeze, select_prefix, t_clbk
+from mlr3torch_py.cache.disk import opened
+from tests.helpers import X, iris_net, y
+
+pytest.importorskip("lmdb")
+
+
+def note(n_rows):
+    """Count rows, in a place that is no part of the code."""
+    sys.computed_rows = getattr(sys, "computed_rows", 0) + n_rows
+
+
+class Backbone(nn.Module):
+    def __init__(self, width=5, scale=1.0, dtype=torch.float32, seed=1):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, width), nn.BatchNorm1d(width)
+        self.linear.weight.data = torch.randn(width, 4, generator=torch.Generator().manual_seed(seed))
+        self.linear.bias.data.zero_()
+        self.scale, self.dtype = scale, dtype
+
+    def forward(self, x):
+        note(len(x))
+        return torch.tanh(self.norm(self.linear(x))).to(self.dtype) * self.scale
+
+
+class Rescaled(Backbone):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Network(nn.Module):
+    def __init__(self, backbone=Backbone, width=5, **params):
+        super().__init__()
+        self.backbone, self.head = backbone(width, **params), nn.Linear(width, 3)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.linspace(-1, 1, 3 * width).reshape(3, width))
+            self.head.bias.zero_()
+
+    def forward(self, x):
+        return self.head(self.backbone(x).float())
+
+
+def net_with(store=None, *, cache=None, cached=True, **params):
+    callbacks = [CallbackSetUnfreeze(select_prefix("head"), frozen_mode="eval")]
+    if cached:
+        callbacks.append(t_clbk("frozen_cache", store=store, **cache or {}))
+    return iris_net(*callbacks, module=Network, audited=False, **params)
+
+
+def trained(store=None, data=X, **params):
+    """Train; return the net, and how many rows its backbone was given."""
+    sys.computed_rows = 0
+    net = net_with(store, **params).fit(data, y[: len(data)])
+    return net, sys.computed_rows
+
+
+def losses(net):
+    return net.history[:, "train_loss"]
+
+
+def test_the_second_training_computes_only_what_is_compared(tmp_path):
+    cold, _ = trained(tmp_path)
+    warm, n_computed = trained(tmp_path)
+    assert n_computed < 20
+    assert cold.history[0, ("cache_hits", "cache_misses", "cache_hits_stored")] == (0, 150, 0)
+    hits, misses, stored = warm.history[0, ("cache_hits", "cache_misses", "cache_hits_stored")]
+    assert hits == stored >= 140
+    assert misses == 150 - hits
+    assert warm.history[1, ("cache_hits", "cache_hits_stored")] == (150, 0)  # from memory
+    assert 0 < warm.history[-1, "cache_store_bytes"] < 1_000_000
+    assert np.allclose(losses(warm), losses(trained(cached=False)[0]), atol=1e-6)
+
+
+def test_more_rows_than_memory_holds_come_from_the_store(tmp_path):
+    trained(tmp_path)
+    net, n_computed = trained(tmp_path, cache={"max_bytes": 8_000})
+    assert n_computed < 50
+    assert net.history[-1, "cache_hits"] == 150
+    assert net.history[-1, "cache_hits_stored"] > 50
+    assert net.history[-1, "cache_bytes"] <= 8_000
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"module__scale": 1.5},
+        {"module__dtype": torch.float64},
+        {"module__seed": 2},
+        {"module__backbone": Rescaled},
+        {"cache": {"dtype": "float16"}},
+    ],
+)
+def test_rows_of_another_part_are_not_used(tmp_path, params):
+    trained(tmp_path)
+    net, n_computed = trained(tmp_path, **params)
+    assert n_computed >= 150
+    assert net.history[0, "cache_hits_stored"] == 0
+
+
+def test_code_that_was_edited_has_rows_of_its_own(tmp_path, monkeypatch):
+    trained(tmp_path)
+    monkeypatch.setattr(Backbone, "forward", lambda self, x: torch.relu(self.linear(x)))
+    edited, _ = trained(tmp_path)
+    assert edited.history[0, "cache_hits_stored"] == 0
+    assert np.allclose(losses(edited), losses(trained(cached=False)[0]), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_random_edits_never_serve_a_row_of_another_part(tmp_path):
+    draw = np.random.default_rng(0)
+    for _ in range(25):
+        params = {
+            "module__scale": float(draw.choice([1.0, 1.5, -1.0])),
+            "module__seed": int(draw.integers(2)),
+            "module__dtype": [torch.float32, torch.float64][draw.integers(2)],
+            "module__backbone": [Backbone, Rescaled][draw.integers(2)],
+            "max_epochs": 2,
+        }
+        data = X[draw.permutation(150)[:60]]
+        net, _ = trained(tmp_path, data, **params)
+        assert np.allclose(losses(net), losses(trained(None, data, cached=False, **params)[0]), atol=1e-6)
+
+
+def test_rows_that_are_not_what_is_computed_are_dropped(tmp_path):
+    trained(tmp_path)
+    disk = opened(tmp_path)
+    for key, size in list(disk.sizes(b"r")):
+        if size:
+            disk.put({key: np.full(size // 4, 0.5, dtype=np.float32).tobytes()})
+    with pytest.warns(UserWarning, match="not what it computes now, so they are dropped"):
+        net, n_computed = trained(tmp_path)
+    assert n_computed >= 150
+    assert np.allclose(losses(net), losses(trained(cached=False)[0]), atol=1e-6)
+    assert trained(tmp_path)[1] < 300  # kept again
+
+
+def test_a_damaged_row_is_computed(tmp_path):
+    trained(tmp_path)
+    disk = opened(tmp_path)
+    (key, _), *_ = [(key, size) for key, size in disk.sizes(b"r") if size]
+    disk._within(lambda transaction: transaction.put(key, b"x" * 28), write=True)
+    net, n_computed = trained(tmp_path)
+    assert n_computed < 25
+    assert np.allclose(losses(net), losses(trained(cached=False)[0]), atol=1e-6)
+
+
+def test_weights_written_through_data_while_rows_wait_are_not_stored_for_the_old_ones(tmp_path):
+    class Writes(CallbackSetUnfreeze):
+        def on_batch_begin(self, net, **kwargs):
+            super().on_batch_begin(net, **kwargs)
+            if len(net.history) == 1 and len(net.history[-1, "batches"]) == 2:
+                net.module_.backbone.linear.weight.data.zero_()
+
+    net = net_with(tmp_path)
+    net.callbacks[0] = Writes(select_prefix("head"), frozen_mode="eval")
+    net.fit(X, y)
+    honest, _ = trained(tmp_path)
+    assert np.allclose(losses(honest), losses(trained(cached=False)[0]), atol=1e-6)
+
+
+def test_rows_that_are_augmented_do_not_stay_in_the_store(tmp_path):
+    class Augments(CallbackSetUnfreeze):
+        def on_batch_begin(self, net, batch=None, **kwargs):
+            super().on_batch_begin(net, batch=batch, **kwargs)
+            batch[0].add_(torch.rand(1))
+
+    net = net_with(tmp_path)
+    net.callbacks[0] = Augments(select_prefix("head"), frozen_mode="eval")
+    with pytest.warns(UserWarning, match="none of its rows came again"):
+        net.fit(X.copy(), y)
+    assert sum(size > 0 for _, size in opened(tmp_path).sizes(b"r")) == 0
+
+
+def test_code_that_cannot_be_read_is_not_stored_and_says_so(tmp_path):
+    class Odd(Backbone):
+        def __init__(self, *args, **params):
+            super().__init__(*args, **params)
+            self.reader = (one for one in range(3))
+
+    with pytest.warns(UserWarning, match="kept in memory alone, as no other process can tell the 'reader' of its Odd"):
+        net, _ = trained(tmp_path, module__backbone=Odd)
+    assert net.history[1, "cache_hits"] == 150
+    assert opened(tmp_path).sizes(b"") == []
+
+
+def test_a_full_store_stops_filling_and_training_goes_on(tmp_path):
+    with pytest.warns(UserWarning, match="keeps no more rows: it takes the 32,768 bytes"):
+        net, _ = trained(tmp_path, cache={"max_store_bytes": 32_768})
+    assert net.history[1, "cache_hits"] == 150
+    assert opened(tmp_path).n_bytes <= 32_768
+
+
+def test_half_precision_takes_half_and_differs_a_little(tmp_path):
+    trained(tmp_path, cache={"dtype": "float16"})
+    sizes = {size for _, size in opened(tmp_path).sizes(b"r") if size}
+    net, n_computed = trained(tmp_path, cache={"dtype": "float16"})
+    assert sizes == {10}
+    assert n_computed < 20
+    assert np.allclose(losses(net), losses(trained(cached=False)[0]), atol=1e-3)
+
+
+def test_a_value_too_large_for_half_precision_is_not_stored(tmp_path):
+    trained(tmp_path, cache={"dtype": "float16"}, module__scale=1e5, lr=1e-9)
+    assert max((size for _, size in opened(tmp_path).sizes(b"r")), default=0) == 0
+
+
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
+def test_the_workers_of_a_search_share_a_store(tmp_path, backend):
+    grid = {"lr": [0.3, 0.1]}
+    plain = GridSearchCV(net_with(cached=False), grid, cv=3).fit(X, y)
+    with parallel_backend(backend, n_jobs=2):
+        search = GridSearchCV(net_with(tmp_path), grid, cv=3).fit(X, y)
+    assert search.best_params_ == plain.best_params_
+    assert np.allclose(search.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"], atol=1e-5)
+    rows = [key for key, size in opened(tmp_path).sizes(b"r") if size]
+    assert len(rows) == len(np.unique(X, axis=0))
+
+
+def test_two_trainings_at_once_share_a_store(tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        nets = list(pool.map(lambda _: net_with(tmp_path).fit(X, y), range(2)))
+    expected = losses(trained(cached=False)[0])
+    assert all(np.allclose(losses(net), expected, atol=1e-6) for net in nets)
+
+
+def test_a_store_that_was_removed_is_made_again(tmp_path):
+    trained(tmp_path / "rows")
+    shutil.rmtree(tmp_path / "rows")
+    assert trained(tmp_path / "rows")[1] >= 150
+    assert trained(tmp_path / "rows")[1] < 20
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path):
+    (tmp_path / "rows.lmdb").write_bytes(b"something else" * 1000)
+    with pytest.raises(ValueError, match="cannot be opened"):
+        trained(tmp_path)
+
+
+def test_without_lmdb_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(ImportError, match=r"pip install 'mlr3torch_py\[store\]'"):
+        trained(tmp_path / "rows")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"store": ""}, "`store` is ''"),
+        ({"store": 3}, "`store` is 3"),
+        ({"store": "rows", "dtype": "int8"}, "`dtype` is 'int8'"),
+        ({"dtype": "float16"}, "there is none"),
+        ({"store": "rows", "max_store_bytes": 0}, "`max_store_bytes` is 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(params, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        t_clbk("frozen_cache", **params)
