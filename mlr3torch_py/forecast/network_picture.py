@@ -190,7 +190,7 @@ def _tree(nodes: Sequence[_Node]) -> list[str]:
     """Write the modules as lines of a tree."""
     lines: list[str] = []
     open_levels: set[int] = set()
-    for node in reversed(nodes):  # from below it is known which levels go on
+    for node in reversed(nodes):  # from below, since a level continues if a row below has it
         open_levels = {level for level in open_levels if level <= node.depth}
         bars = "".join("│  " if level in open_levels else "   " for level in range(1, node.depth))
         corner = ("├─ " if node.depth in open_levels else "└─ ") if node.depth else ""
