@@ -139,7 +139,7 @@ def plot_network(
 
 
 def _nodes(module: nn.Module, trainable: Set[str], depth: int | None) -> list[_Node]:
-    """List the modules with parameters down to a depth, or to the greatest one that fits into a picture."""
+    """List the modules with parameters down to a depth."""
     tensors = named_parameters(module)
     nodes = []
     for path, one in named_modules(module):
@@ -148,10 +148,14 @@ def _nodes(module: nn.Module, trainable: Set[str], depth: int | None) -> list[_N
         free = {id(tensors[name]) for name in trainable} & own.keys()
         if own or not path:
             nodes.append(_Node(path, type(one).__name__, sum(sizes.values()), sum(sizes[key] for key in free)))
-    if depth is None:
-        depths = range(1, 1 + max(node.depth for node in nodes))
-        depth = max((d for d in depths if sum(node.depth <= d for node in nodes) <= MOST_ROWS), default=1)
+    depth = _depth(nodes) if depth is None else depth
     return [node for node in nodes if node.depth <= depth]
+
+
+def _depth(nodes: Sequence[_Node]) -> int:
+    """Return the greatest depth that fits into a picture."""
+    depths = range(1, 1 + max(node.depth for node in nodes))
+    return max((d for d in depths if sum(node.depth <= d for node in nodes) <= MOST_ROWS), default=1)
 
 
 def _draw(nodes: Sequence[_Node], ax: Axes | None, title: str = "") -> Axes:
@@ -190,7 +194,7 @@ def _tree(nodes: Sequence[_Node]) -> list[str]:
     """Write the modules as lines of a tree."""
     lines: list[str] = []
     open_levels: set[int] = set()
-    for node in reversed(nodes):  # from below it is known which levels go on
+    for node in reversed(nodes):  # from below, since a level continues if a row below has it
         open_levels = {level for level in open_levels if level <= node.depth}
         bars = "".join("│  " if level in open_levels else "   " for level in range(1, node.depth))
         corner = ("├─ " if node.depth in open_levels else "└─ ") if node.depth else ""
