@@ -136,5 +136,5 @@ print(table["accuracy"].agg(["mean", "min", "max"]).join(table["seconds"].mean()
 #     the adapters, then everything         0.917  0.875  0.938   16.521
 #     everything at once, without adapters  0.940  0.914  0.961   20.540
 #
-# There is no gain in accuracy here: the ranges of the three overlap. The adapters alone take less than half the ...
-# everything at once, with 0.3 % of the weights; training everything after them adds time, and nothing else.
+# There is no gain in accuracy here: the ranges of the three overlap. The adapters alone take less than half the
+# time of everything at once, with 0.3 % of the weights; training everything after them adds time, and nothing else.

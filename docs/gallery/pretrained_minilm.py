@@ -131,15 +131,15 @@ for seed in SEEDS:
 
 ratios = [one / other for one, other in zip(seconds["plain"], seconds["cached"], strict=True)]
 print(
-    f"an epoch after the first takes {median(seconds['plain']):.3f} s, and {median(seconds['cached']):.3f} s wit ...
+    f"an epoch after the first takes {median(seconds['plain']):.3f} s, and {median(seconds['cached']):.3f} s with the "
     f"cache, which is {median(ratios):.0f} times as fast ({min(ratios):.0f} to {max(ratios):.0f})"
 )
 print(f"the weights differ by at most {apart:g}")
 
 # %%
 # Then three ways to train, each at the rate that did best of some: 0.003 and 0.01 for the head, 0.0001 and 0.0003 for
-# gradual unfreezing, and 0.00003 and 0.0001 for everything at once. Gradual unfreezing trains the head for two ...
-# then another two layers every epoch, each at a smaller rate than what lies above.
+# gradual unfreezing, and 0.00003 and 0.0001 for everything at once. Gradual unfreezing trains the head for three
+# epochs, then another group every epoch, each at a smaller rate than what lies above.
 gradual = gradual_unfreezing(every=1, start=3, lr_decay=2.6, n_groups=4)
 ways = {
     "the head alone": (0.01, freezing(head_first(epochs=EPOCHS)), t_clbk("frozen_cache")),
@@ -195,7 +195,7 @@ print(table["accuracy"].agg(["mean", "min", "max"]).join(table["seconds"].mean()
 #     gradual unfreezing  0.971  0.945  1.000   17.261
 #     everything at once  0.945  0.898  0.992   30.988
 #
-# With the cache an epoch is 20 times as fast, 10 to 46 times over 21 pairs of epochs, while the machine did oth ...
-# too; the weights are the same to the bit. The head alone cannot learn what "not" does. Gradual unfreezing does at
-# least as well as everything at once, in a little more than half the time; between those two the ranges overlap, so
+# With the cache an epoch is 20 times as fast, 10 to 46 times over 21 pairs of epochs, while the machine did other
+# work, too; the weights are the same to the bit. The head alone learns less of what "not" does. Gradual unfreezing
+# does at # least as well as everything at once, in a little more than half the time; between those two the ranges overlap, so
 # three seeds show no gain in accuracy. In so short a gradual training the cache saves nothing, as the plan says.

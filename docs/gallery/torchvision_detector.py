@@ -2,8 +2,8 @@
 A detector from some shapes to others
 =====================================
 
-A RetinaNet of torchvision finds bright squares, and is transferred to dark discs with 16 pictures. It needs tor ...
-and computes its losses itself, so the net has a ``train_step_single`` of its own; freezing needs nothing more.
+A RetinaNet of torchvision finds bright squares, and is transferred to dim discs with 16 pictures. It
+computes its losses itself, so the net has a ``train_step_single`` of its own; freezing needs nothing more.
 
 This script is not run when the site is built. What it printed on two cores stands at its end.
 """
@@ -165,6 +165,6 @@ print(freeze_plan(transfer(0, **ways["the head, then all"]), *pictures(16, "disc
 #     ms_per_batch           57.259356      47.608794
 #     peak_mb                 5.912302       8.195504
 #
-# The gain is that of the pretrained weights: with them nearly every disc is found, in whatever order they are u ...
-# from random weights it is 64 %, 16 to 84 % by seed. Freezing changes neither that nor the time of a batch (which was
-# measured while the machine did other work, too), as the head of this small detector holds 93 % of the weights.
+# The gain is that of the pretrained weights: with them nearly every disc is found, in whatever order they are
+# unfrozen; from random weights it is 64 %, 16 to 84 % by seed. Freezing changes neither that nor much of the time
+# of a batch (which was # measured while the machine did other work, too), as the head of this small detector holds 93 % of the weights.

@@ -2,8 +2,8 @@
 A torchvision network in a Pipeline
 ===================================
 
-A small DenseNet of torchvision stands in a scikit-learn pipeline, behind the steps that make its images. It lea ...
-digits 0 to 4, and is transferred to 5 to 9 with fifty images, in three ways.
+A small DenseNet of torchvision stands in a scikit-learn pipeline, behind the steps that make its images. It
+learns the digits 0 to 4, and is transferred to 5 to 9 with fifty images, in three ways.
 
 This script needs torchvision and is not run when the site is built. What it printed on two cores stands at its end.
 """
@@ -59,9 +59,9 @@ backbone = pretrained[-1].module_.features.state_dict()
 print(network_blocks(Network(), n_groups=4))
 
 # %%
-# Three ways, each at the rate that did best of some: 0.0005, 0.001 and 0.002 for everything at once, 0.01 and 0 ...
-# the head, 0.003, 0.01 and 0.02 for gradual unfreezing. The callbacks stand in the net, so the pipeline is used like
-# any other.
+# Three ways, each at the rate that did best of some: 0.0005, 0.001 and 0.002 for everything at once, 0.01 and
+# 0.03 for the head, 0.003, 0.01 and 0.02 for gradual unfreezing. The callbacks stand in the net, so the pipeline is
+# used like any other.
 gradual = gradual_unfreezing(every=3, start=3, n_groups=4, lr_decay=2.6)
 ways = {
     "everything at once": (0.001, None),
@@ -71,7 +71,7 @@ ways = {
 
 
 def transfer(lr, schedule):
-    callbacks = [t_clbk("unfreeze", schedule=schedule, frozen_mode="eval"), t_clbk("frozen_cache")] if schedule ...
+    callbacks = [t_clbk("unfreeze", schedule=schedule, frozen_mode="eval"), t_clbk("frozen_cache")] if schedule else []
     return pipeline(*callbacks, lr=lr, max_epochs=15, batch_size=16, module__backbone=backbone)
 
 
@@ -122,6 +122,6 @@ print(freeze_plan(model[-1], model[:-1].transform(X[few]), y[few] - 5))
 #     4 lr_mult 0.0568958: features.{conv0,norm0,denseblock1}, features.transition1.norm (23 tensors)
 #     frozen_cache: 400 of 550 rows come from memory, which holds up to 0.8 MB; about 0.19 s are lost, filling i ...
 #
-# Freezing gains no accuracy here: everything at once is as good as gradual unfreezing, whose range is narrower, ...
-# epochs take about three quarters of the time. The head alone takes a quarter, and is worse: this network is sm ...
-# what it learned from five digits does not tell five others apart.
+# Freezing gains no accuracy here: everything at once is as good as gradual unfreezing, whose range is narrower,
+# and whose epochs take about three quarters of the time. The head alone takes a quarter, and is worse: this network is
+# small, and what it learned from five digits does not tell five others apart.
