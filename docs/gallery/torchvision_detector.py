@@ -166,5 +166,5 @@ print(freeze_plan(transfer(0, **ways["the head, then all"]), *pictures(16, "disc
 #     peak_mb                 5.912302       8.195504
 #
 # The gain is that of the pretrained weights: with them nearly every disc is found, in whatever order they are
-# unfrozen; from random weights it is 64 %, 16 to 84 % by seed. Freezing changes neither that nor much of the time
-# of a batch (which was # measured while the machine did other work, too), as the head of this small detector holds 93 % of the weights.
+# unfrozen; from random weights it is 64 %, 16 to 84 % by seed. Freezing gains nothing more here, and saves no time that
+# could be told from noise, as the head of this small detector holds 93 % of the weights.
