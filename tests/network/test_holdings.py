@@ -1,5 +1,5 @@
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from functools import partial
 
 import numpy as np
@@ -119,3 +119,24 @@ def test_what_an_object_has_of_its_own_hides_what_its_class_has():
     one = Child()
     one.n = 3
     assert plain_values({"one": one}) == {"one.n": 3, "one.kind": "child"}
+
+
+class Lazy(OrderedDict):
+    """A mapping that makes its values when it is asked for all of them, as those of transformers do."""
+
+    def __init__(self):
+        super().__init__(kept=[1.0])
+        self.names = {"a": 2.0}
+
+    def items(self):
+        raise ValueError("loads what is not installed")
+
+
+class Endless(list):
+    def __iter__(self):
+        raise ValueError("loads what is not installed")
+
+
+def test_containers_that_load_their_values_are_read_without_loading_them():
+    found = plain_values({"lazy": Lazy(), "endless": Endless([3.0])})
+    assert {"lazy['kept'][0]": 1.0, "lazy.names['a']": 2.0, "endless[0]": 3.0}.items() <= found.items()
