@@ -114,8 +114,11 @@ def page(lab):
 
 
 def run_next(page, i):
-    page.locator(".jp-Notebook .jp-Cell").nth(i).locator(".jp-InputArea-prompt").click()
+    cell = page.locator(".jp-Notebook .jp-Cell").nth(i)
+    cell.locator(".cm-content").click()
     page.keyboard.press("Shift+Enter")
+    prompt = cell.locator(".jp-InputArea-prompt").element_handle()
+    page.wait_for_function("one => one.innerText.trim() !== '[ ]:'", arg=prompt)
 
 
 def output(page, i):
