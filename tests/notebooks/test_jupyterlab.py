@@ -114,11 +114,12 @@ def page(lab):
 
 
 def run_next(page, i):
-    cell = page.locator(".jp-Notebook .jp-Cell").nth(i)
-    cell.locator(".cm-content").click()
-    page.keyboard.press("Shift+Enter")
-    prompt = cell.locator(".jp-InputArea-prompt").element_handle()
-    page.wait_for_function("one => one.innerText.trim() !== '[ ]:'", arg=prompt)
+    """Run a cell; JupyterLab drops what is run while it still connects to the kernel."""
+    cell, end = page.locator(".jp-Notebook .jp-Cell").nth(i), monotonic() + 60
+    while cell.locator(".jp-InputArea-prompt").inner_text().strip() == "[ ]:" and monotonic() < end:
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(2000)
 
 
 def output(page, i):
