@@ -17,15 +17,16 @@ ON_COLOUR: Final = "white"
 
 
 def for_any_theme(figure: Figure) -> Figure:
-    """Make the ground of a picture transparent, and its axes and the texts on it grey."""
+    """Make the ground of a picture transparent, and its texts and axes grey."""
+    from matplotlib.text import Text
+
     figure.set_facecolor("none")
     for ax in figure.axes:
         ax.set_facecolor("none")
         ax.tick_params(colors=INK, which="both")
         for spine in ax.spines.values():
             spine.set_edgecolor(INK)
-        legend = ax.get_legend()
-        for text in [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts, *(legend.get_texts() if legend else ())]:
+        for text in ax.findobj(Text):
             if text.get_color() != ON_COLOUR:
                 text.set_color(INK)
     return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
@@ -13,7 +13,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.patterns import cover, patterns
 
 if TYPE_CHECKING:
-    from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
+    from mlr3torch_py.forecast.report import FreezePlan, Pending
 
 __all__ = ["strip_html"]
 
@@ -29,6 +29,15 @@ _LINE: Final = 'fill="none" stroke="currentColor" stroke-opacity=".55"'
 class _Row(NamedTuple):
     name: str
     names: tuple[str, ...]
+
+
+class _Time(NamedTuple):
+    """What a phase has, made once for all rows."""
+
+    trainable: frozenset[str]
+    mults: Mapping[str, float]
+    warmups: Mapping[str, int]
+    waiting: Sequence[tuple[Pending, frozenset[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +71,16 @@ def strip_html(plan: FreezePlan) -> str:
     rows = _rows(plan)
     if not rows or not plan.phases:
         return ""
-    phases = [(phase, [(one, one.waiting(phase)) for one in plan.pending]) for phase in plan.phases]
-    cells = [[_cell(plan, row, phase, waiting) for phase, waiting in phases] for row in rows]
+    times = [
+        _Time(phase.trainable, phase.mults, phase.warmups, [(one, one.waiting(phase)) for one in plan.pending])
+        for phase in plan.phases
+    ]
+    cells = [[_cell(plan, row, time) for time in times] for row in rows]
     return f"{_legend(plan, cells)}{_drawn(plan, rows, cells)}"
 
 
 def _rows(plan: FreezePlan) -> list[_Row]:
-    """Return the blocks; those that never train as a whole by parameters, and neighbours as one, if there are many."""
+    """Return the blocks, split into parameters where these differ in a phase; of many, neighbours are joined."""
     known = list(plan.sizes)
     blocks = [_Row(name, tuple(one for one in known if one in names)) for name, names in plan.blocks]
     if not blocks:
@@ -94,13 +106,12 @@ def _joined(rows: Sequence[_Row], known: Sequence[str]) -> _Row:
     return _Row(listed(patterns(cover(names, known)), most=3), names)
 
 
-def _cell(plan: FreezePlan, row: _Row, phase: Phase, waiting: Sequence[tuple[Pending, frozenset[str]]]) -> _Cell:
-    train = [name for name in row.names if name in phase.trainable]
-    total, mults, warmups = _size(plan, row.names), phase.mults, phase.warmups
-    rates = sorted({mults.get(name, 1.0) for name in train})
+def _cell(plan: FreezePlan, row: _Row, time: _Time) -> _Cell:
+    train, total = [name for name in row.names if name in time.trainable], _size(plan, row.names)
+    rates = sorted({time.mults.get(name, 1.0) for name in train})
     text = ", ".join(f"x{rate:.3g}" for rate in rates) if any(rate != 1 for rate in rates) else ""
-    warmup = max((warmups[name] for name in train if name in warmups), default=0)
-    rows = [one for one, names in waiting if not names.isdisjoint(row.names)]
+    warmup = max((time.warmups[name] for name in train if name in time.warmups), default=0)
+    rows = [one for one, names in time.waiting if not names.isdisjoint(row.names)]
     tip = [*_parts(plan, "trainable", train), *_parts(plan, "frozen", [one for one in row.names if one not in train])]
     tip += [f"lr_mult {listed((f'{rate:.3g}' for rate in rates), most=6)}"] if text else []
     tip += [f"warmup over {warmup} batches"] if warmup else []

@@ -26,6 +26,7 @@ _LEAVES: Final = (
     *(torch.Tensor, torch.dtype, torch.device, torch.Size, np.ndarray, np.generic, np.dtype),
     *(ModuleType, CodeType, ReferenceType, WeakSet, property, staticmethod, classmethod),
 )
+_CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 _LEAF_TYPES: Final = frozenset(_LEAVES) | {nn.Parameter}
 
 _DEPENDENCIES: Final = ("torch", "skorch", "sklearn", "scipy", "pandas", "numpy", "mlr3torch_py")
@@ -119,11 +120,13 @@ def _held_by(value: Any, *, with_leaves: bool = False) -> Iterator[tuple[str, An
     """Yield the objects that an object holds directly, with the ends of their paths."""
     left_out = frozenset[type]() if with_leaves else _LEAF_TYPES
     if isinstance(value, dict):
-        yield from ((f"[{key!r}]", item) for key, item in value.items() if type(item) not in left_out)
+        yield from ((f"[{key!r}]", item) for key, item in dict.items(value) if type(item) not in left_out)
         if type(value) is dict:
             return
-    elif isinstance(value, list | tuple | set | frozenset | deque):
-        yield from ((f"[{i}]", item) for i, item in enumerate(value) if type(item) not in left_out)
+    elif isinstance(value, _CONTAINERS):
+        kind: Any = next(one for one in _CONTAINERS if isinstance(value, one))
+        kept = kind.__iter__(value)  # the iterator of a subclass may load things
+        yield from ((f"[{i}]", item) for i, item in enumerate(kept) if type(item) not in left_out)
         if type(value) in (list, tuple):
             return
     elif isinstance(value, partial):

@@ -1,5 +1,5 @@
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from functools import partial
 
 import numpy as np
@@ -132,3 +132,24 @@ def test_the_functions_of_dependencies_are_not_searched():
     found = dict(walk({"function": shuffled, "splitter": seeded}))
     assert not [path for path in found if "shuffle" in path]
     assert "splitter.random_state" in found
+
+
+class Lazy(OrderedDict):
+    """A mapping that makes its values when it is asked for all of them, as those of transformers do."""
+
+    def __init__(self):
+        super().__init__(kept=[1.0])
+        self.names = {"a": 2.0}
+
+    def items(self):
+        raise ValueError("loads what is not installed")
+
+
+class Endless(list):
+    def __iter__(self):
+        raise ValueError("loads what is not installed")
+
+
+def test_containers_that_load_their_values_are_read_without_loading_them():
+    found = plain_values({"lazy": Lazy(), "endless": Endless([3.0])})
+    assert {"lazy['kept'][0]": 1.0, "lazy.names['a']": 2.0, "endless[0]": 3.0}.items() <= found.items()

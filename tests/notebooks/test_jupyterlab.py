@@ -103,16 +103,23 @@ def page(lab):
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1600, "height": 1000})
-        tab.set_default_timeout(60_000)
+        tab.set_default_timeout(120_000)
         tab.goto(f"{lab[0]}/lab/tree/run.ipynb")
         tab.wait_for_selector(".jp-Notebook .jp-Cell")
+        tab.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")  # the kernel has started
         yield tab
+        if SHOTS:
+            tab.screenshot(path=str(Path(SHOTS) / f"end_{lab[2]}.png"))
         browser.close()
 
 
 def run_next(page, i):
-    page.locator(".jp-Notebook .jp-Cell").nth(i).locator(".jp-InputArea-prompt").click()
-    page.keyboard.press("Shift+Enter")
+    """Run a cell; JupyterLab drops what is run while it still connects to the kernel."""
+    cell, end = page.locator(".jp-Notebook .jp-Cell").nth(i), monotonic() + 60
+    while cell.locator(".jp-InputArea-prompt").inner_text().strip() == "[ ]:" and monotonic() < end:
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(2000)
 
 
 def output(page, i):
