@@ -275,6 +275,8 @@ class Answer:
                 source.complete.remove([key for key, is_kept in pairs if not is_kept])
                 if source.shelved is not None and on_disk:
                     source.shelved.mark(one for one, key in zip(keys, self.keys, strict=True) if key in on_disk)
+        if on_disk and self.stage.budget.shelf is not None and self.stage.budget.shelf.is_kept:
+            self.stage.budget.shelf.write()
 
     def _find_fault(self, index: int, known: list[int], value: torch.Tensor) -> torch.Tensor | None:
         """Recompute rows from memory before the first are given away, if trials have not seen all positions of a batch.

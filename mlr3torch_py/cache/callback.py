@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import nn
 
-from mlr3torch_py.arguments import check_choice, check_names, check_path, check_whole, shown
+from mlr3torch_py.arguments import check_choice, check_flag, check_names, check_path, check_whole, shown
 from mlr3torch_py.cache.disk import Disk, opened
 from mlr3torch_py.cache.parts import CachedParts
 from mlr3torch_py.names import listed
@@ -56,6 +56,10 @@ class CallbackSetFrozenCache(CallbackSet):
         In which rows of float32 and float64 are kept in the store, which takes half of the bytes or a quarter. A row
         from the store then differs from one that was computed by up to 0.05 % of each value with float16, by 0.4 % with
         bfloat16. Values that are too large for it are kept in memory alone.
+    keep : bool
+        Whether rows are used after training, too, until the next one: by ``predict``, ``score`` and the scorers of a
+        search, from one thread at a time. Rows are forgotten as soon as anything in what is frozen changes; copies and
+        pickles of the net have none.
 
     Raises
     ------
@@ -98,12 +102,13 @@ class CallbackSetFrozenCache(CallbackSet):
     process may be killed at any time.
 
     Rows are forgotten when something in their submodule is unfrozen, when its parameters, buffers, children or other
-    attributes change, and when training begins and ends. Changes that torch's version counters see take effect at once;
-    writes through ``.data`` or numpy, and other attributes, when the next epoch begins. Trials check whether the rows
-    of a batch are independent while the cache is filled, by every fourth row of some batches, other ones each time;
-    of fewer batches, where that takes more than a quarter of the time.
-    Until four batches have tried all positions, rows from memory are computed again before they are used. What affects
-    few rows of few batches only may be missed until a check finds it.
+    attributes change, and when training begins and ends; with `keep`, when the next training begins. Changes that
+    torch's version counters see take effect at once; writes through ``.data`` or numpy, and other attributes, when the
+    next epoch begins, and at once after training. Trials check whether the rows of a batch are independent while the
+    cache is filled, by every fourth row of some batches, other ones each time; of fewer batches, where a trial takes
+    more than 0.1 s and trials more than a quarter of the time. Until four batches have tried all positions, rows from
+    memory are computed again before they are used. What affects few rows of few batches only may be missed until a
+    check finds it.
 
     Between submodules that are cached, code of the network is given a subclass of `torch.Tensor` in place of an output,
     which becomes a plain tensor in place when anything but its shape, dtype or device is asked for. So ``type(x) is
@@ -132,8 +137,9 @@ class CallbackSetFrozenCache(CallbackSet):
 
     label = "Frozen Cache"
     default_weight: ClassVar[float] = 400
-    tools: ClassVar[tuple[str, ...]] = (*CallbackSet.tools, "cached_")
+    tools: ClassVar[tuple[str, ...]] = (*CallbackSet.tools, "cached_", "kept_")
     cached_: CachedParts | None = None
+    kept_: CachedParts | None = None
     event_: int | None = None
 
     def __init__(
@@ -144,6 +150,7 @@ class CallbackSetFrozenCache(CallbackSet):
         store: str | os.PathLike[str] | None = None,
         max_store_bytes: int = 10 * 2**30,
         dtype: str | None = None,
+        keep: bool = False,
     ) -> None:
         self.modules = modules
         self.max_bytes = max_bytes
@@ -151,6 +158,7 @@ class CallbackSetFrozenCache(CallbackSet):
         self.store = store
         self.max_store_bytes = max_store_bytes
         self.dtype = dtype
+        self.keep = keep
 
     def check_params(self) -> None:
         if self.modules is not None and not check_names("modules", self.modules):
@@ -159,6 +167,7 @@ class CallbackSetFrozenCache(CallbackSet):
             )
         check_whole("max_bytes", self.max_bytes, "bytes")
         check_whole("check", self.check, "rows", least=0)
+        check_flag("keep", self.keep)
         check_whole("max_store_bytes", self.max_store_bytes, "bytes")
         if self.store is not None:
             check_path("store", self.store)
@@ -183,6 +192,9 @@ class CallbackSetFrozenCache(CallbackSet):
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         self._close()
+        if self.kept_ is not None:
+            self.kept_.close()
+            self.kept_ = None
         if any(isinstance(callback, CallbackSetFrozenCache) and callback is not self for _, callback in net.callbacks_):
             raise ValueError("a net has two frozen_cache callbacks; leave out one, as one caches all modules")
         self.require_module(net)
@@ -222,7 +234,11 @@ class CallbackSetFrozenCache(CallbackSet):
         cached, self.cached_ = self.cached_, None
         if cached is None:
             return
-        cached.close()
+        if self.keep:
+            cached.keep()
+            self.kept_ = cached
+        else:
+            cached.close()
         if names := cached.never_called:
             warn(
                 f"frozen_cache: nothing was cached for {listed(map(repr, names))}, never called while frozen as a "
@@ -256,7 +272,7 @@ class CallbackSetFrozenCache(CallbackSet):
             self.event_ = last_event(self.ctx.net)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"cached_": None, "event_": None}
+        return super().__getstate__() | {"cached_": None, "kept_": None, "event_": None}
 
     def _refresh(self, net: Net) -> None:
         if self.cached_ is not None:

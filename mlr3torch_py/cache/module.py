@@ -94,6 +94,7 @@ class CachedModule:
         self.is_link = is_link
         self.tally: Tally = Tally()
         self.is_called: bool = False
+        self.is_kept: bool = False  # after training, when it follows changes at every call
         self._passes = Passes() if passes is None else passes
         self._check = HitCheck(check)
         self._n_rows = self._n_known = 0
@@ -204,7 +205,7 @@ class CachedModule:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a call of the module."""
-        if len(args) == 1 and not kwargs and type(args[0]) is Placeholder:
+        if len(args) == 1 and not kwargs and type(args[0]) is Placeholder and not self.is_kept:
             output = self._follow(args[0])
             if output is not None:
                 return output
@@ -215,6 +216,8 @@ class CachedModule:
         if self.is_link and not given.placeholders:
             return self.module._call_impl(*given.args, **given.kwargs)  # type: ignore[no-untyped-call]
         self.is_called = True
+        if self.is_kept and not self._follow_all_changes():
+            return self._pass_through(args, kwargs)
         computing_before, n_known_before = self._seconds_computing, self._n_known
         with Stopwatch() as watch:
             found = self._look_up(given)
@@ -305,6 +308,15 @@ class CachedModule:
         else:
             return (request, layout, keys) if keys else None
         return None
+
+    def _follow_all_changes(self) -> bool:
+        """Follow changes of every kind, through ``.data`` and numpy, too; return whether the module can be read."""
+        try:
+            self.follow_changes()
+        except NotCacheableError as error:
+            self.reject(error, False)
+            return False
+        return True
 
     def _catch_up(self) -> bool:
         """Follow a change of the module; return whether it is still frozen."""

@@ -286,6 +286,14 @@ class CachedParts:
                 cached.reject(error, False)
         self._shelf.write()
 
+    def keep(self) -> None:
+        """Answer calls after training, too, until `close`; each follows changes of every kind first."""
+        self.write()
+        for cached in (*self._modules.values(), *self._links.values()):
+            cached.is_kept = True
+        if self._shelf is not None:
+            self._shelf.is_kept = True
+
     @property
     def n_bytes_on_disk(self) -> int:
         """The bytes that the store takes."""

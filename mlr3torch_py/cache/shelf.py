@@ -245,6 +245,8 @@ class Shelf:
     ----------
     is_full : bool
         Whether nothing more can be written.
+    is_kept : bool
+        Whether training is over, so that new rows are written at once.
     n_waiting : int
         The bytes that are not written yet.
     """
@@ -253,6 +255,7 @@ class Shelf:
     module: nn.Module
     dtype: torch.dtype | None = None
     is_full: bool = False
+    is_kept: bool = False
     n_waiting: int = 0
     network: bytes = b""
     _layouts: list[Layout] = field(default_factory=list)

@@ -80,7 +80,15 @@ def test_the_weights_are_those_without_it(module, data, max_bytes):
 def test_it_is_made_by_its_key_and_set_through_the_net():
     net = iris_net(t_clbk("frozen_cache"), callbacks__frozen_cache__check=0)
     assert dict(net.initialize().callbacks_)["frozen_cache"].check == 0
-    assert t_clbk("frozen_cache").callback.get_params() == {"modules": None, "max_bytes": 2**30, "check": 1}
+    assert t_clbk("frozen_cache").callback.get_params() == {
+        "modules": None,
+        "max_bytes": 2**30,
+        "check": 1,
+        "store": None,
+        "max_store_bytes": 10 * 2**30,
+        "dtype": None,
+        "keep": False,
+    }
 
 
 def test_an_augmented_row_is_computed_and_modules_without_hits_are_dropped():

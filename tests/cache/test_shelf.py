@@ -1,5 +1,7 @@
 """Rows that outlive a training: whose they are, who uses them, and what becomes of them when something changes."""
 
+import copy
+import pickle
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -268,3 +270,84 @@ def test_without_lmdb_the_remedy_is_named(tmp_path, monkeypatch):
 def test_wrong_arguments_are_refused(params, message):
     with pytest.raises((TypeError, ValueError), match=message):
         t_clbk("frozen_cache", **params)
+
+
+def computed_by(call, *args):
+    """Return how many rows the backbone was given while something was called."""
+    sys.computed_rows = 0
+    call(*args)
+    return sys.computed_rows
+
+
+@pytest.mark.parametrize("store", [None, "rows"])
+def test_scoring_after_training_takes_known_rows(tmp_path, store):
+    net, _ = trained(store and tmp_path / store, cache={"keep": True})
+    expected = net.forward(X)
+    assert computed_by(net.score, X, y) < (20 if store else 60)  # what is compared
+    assert computed_by(net.score, X, y) == computed_by(net.predict_proba, X) == 0
+    plain, _ = trained(cached=False)
+    assert torch.allclose(net.forward(X), plain.forward(X), atol=1e-6)
+    assert torch.equal(net.forward(X), expected)
+    assert net.fit(X, y).score(X, y) == plain.score(X, y)
+
+
+def test_rows_that_scoring_computes_are_stored(tmp_path):
+    net, _ = trained(tmp_path, X[:100], cache={"keep": True})
+    net.predict(X[100:])
+    assert trained(tmp_path)[1] < 20
+
+
+def write_data(net):
+    net.module_.backbone.linear.weight.data.mul_(2)
+
+
+def write_numpy(net):
+    net.module_.backbone.linear.weight.detach().numpy()[:] *= 2
+
+
+def write_buffer(net):
+    net.module_.backbone.norm.running_mean.data.add_(1)
+
+
+def write_setting(net):
+    net.module_.backbone.scale = 3.0
+
+
+def replace_layer(net):
+    net.module_.backbone.linear = nn.Linear(4, 5).requires_grad_(False)
+
+
+def load(net):
+    net.module_.load_state_dict({name: value * 2 for name, value in net.module_.state_dict().items()})
+
+
+def unfreeze(net):
+    net.module_.requires_grad_(True)
+    with torch.no_grad():
+        net.module_.backbone.linear.weight.mul_(2)
+
+
+@pytest.mark.parametrize(
+    "change", [write_data, write_numpy, write_buffer, write_setting, replace_layer, load, unfreeze]
+)
+def test_whatever_changes_the_frozen_part_after_training_counts_at_once(tmp_path, change):
+    net, _ = trained(tmp_path, cache={"keep": True})
+    net.predict(X)
+    change(net)
+    found = net.forward(X)
+    with torch.no_grad():
+        expected = copy.deepcopy(net.module_).eval()(torch.as_tensor(X))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_copies_and_pickles_carry_no_rows(tmp_path):
+    net, _ = trained(cache={"keep": True})
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert computed_by(other.predict, X) == 150
+        assert np.array_equal(other.predict(X), net.predict(X))
+    assert len(pickle.dumps(net)) < 40_000 + len(pickle.dumps(trained(cached=False)[0]))
+
+
+def test_without_keep_nothing_is_left_after_training(tmp_path):
+    net, _ = trained(tmp_path)
+    assert computed_by(net.predict, X) == 150
