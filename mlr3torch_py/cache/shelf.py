@@ -304,8 +304,8 @@ class Shelf:
         if values and not self.is_full and (why := self.disk.put(values)):
             self.is_full = True
             warn(
-                f"frozen_cache: the store {self.disk.path.parent} keeps no more rows: {why}; training goes on without; "
-                "raise `max_store_bytes`, make room on the disk, or drop rows by frozen_store(...).prune()"
+                f"frozen_cache: the store {self.disk.path.parent} keeps no more rows: {why}; training continues "
+                "without; raise `max_store_bytes`, make room on the disk, or drop rows by frozen_store(...).prune()"
             )
 
     def _key(self, request: Request, stage: CachedModule) -> bytes | None:

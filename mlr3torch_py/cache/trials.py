@@ -18,7 +18,7 @@ class Schedule:
 
     Those are calls 1 to 4, 8, 16, 32 and so on. A trial that takes more than 100 ms waits for a later call while trials
     have taken more than a quarter of the time of the calls. Of a first one that takes long, only a row alone is
-    computed at once. All that has waited is made up for before rows from memory are used.
+    computed at once. Trials that have waited are held before rows from memory are used.
 
     Attributes
     ----------

@@ -12,7 +12,7 @@ from torch import nn
 from mlr3torch_py.arguments import check_flag, check_network, shown
 from mlr3torch_py.forecast.history_scores import LOSSES, scores_to_draw
 from mlr3torch_py.forecast.ink import for_any_theme, shown_once
-from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, draw_epochs, pyplot
+from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, check_axes, draw_epochs, pyplot
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.forecast.trained_when import module_in
@@ -106,9 +106,7 @@ def plot_history(
     spans = list(spans_of(history, getattr(trained.history, "world_size", 1), module))
     changes = list(_changes(rows, spans, names_by_tensor(network)))
     n_epochs = max(len(history), 0 if plan is None else plan.max_epochs)
-    if ax is not None:
-        if not isinstance(ax, pyplot().Axes):
-            raise TypeError(f"`ax` is {shown(ax)}; give axes of matplotlib, as plt.subplots() makes them")
+    if (ax := check_axes(ax)) is not None:
         _draw_losses(ax, rows, changes, n_epochs, names=names)
         draw_epochs(ax, n_epochs)
         ax.set_xlim(1, n_epochs + 1)

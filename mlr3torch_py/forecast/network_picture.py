@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from mlr3torch_py.arguments import check_whole, shown
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.ink import INK, for_any_theme
-from mlr3torch_py.forecast.picture import FROZEN, MOST_ROWS, TRAINABLE, pyplot, share_colours, share_legend
+from mlr3torch_py.forecast.picture import FROZEN, MOST_ROWS, TRAINABLE, check_axes, pyplot, share_colours, share_legend
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.holder import freezing_callbacks
@@ -119,7 +119,7 @@ def plot_network(
         depth = check_whole("depth", depth, "levels")
     if epoch is not None:
         epoch = check_whole("epoch", epoch, "the number of an epoch")
-    given = split_pipeline(net)[1]
+    ax, given = check_axes(ax), split_pipeline(net)[1]
     if isinstance(given, nn.Module):
         if epoch is not None:
             raise ValueError("`epoch` is given for a network, which has no schedule; give a net with its callbacks")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mlr3torch_py.arguments import shown
 from mlr3torch_py.forecast.ink import INK, ON_COLOUR, for_any_theme
 from mlr3torch_py.names import listed
 
@@ -18,6 +19,7 @@ __all__ = [
     "FROZEN",
     "MOST_ROWS",
     "TRAINABLE",
+    "check_axes",
     "draw_epochs",
     "plot_plan",
     "pyplot",
@@ -240,3 +242,10 @@ def pyplot() -> Any:
     except ImportError as error:
         raise ImportError("drawing needs matplotlib: pip install 'mlr3torch_py[plot]'") from error
     return plt
+
+
+def check_axes(ax: object) -> Axes | None:
+    """Return axes of matplotlib, or None where a new picture is to be made."""
+    if ax is None or isinstance(ax, pyplot().Axes):
+        return ax
+    raise TypeError(f"`ax` is {shown(ax)}; give axes of matplotlib, as plt.subplots() makes them")

@@ -239,9 +239,12 @@ class FreezePlan:
         ------
         ImportError
             If matplotlib is missing; the message has the line that installs it.
+        TypeError
+            If `ax` is no axes of matplotlib.
         """
-        from mlr3torch_py.forecast.picture import plot_plan
+        from mlr3torch_py.forecast.picture import check_axes, plot_plan
 
+        ax = check_axes(ax)
         per_epoch, measured = self.batches_per_epoch or 1, () if self.measured is None else self.measured.phases
         labels = [f"{cost.seconds * 1e3:.3g} ms" for cost in measured]
         sizes = {name: 0 if name in self.aliases else size for name, size in self.sizes.items()}

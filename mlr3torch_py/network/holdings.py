@@ -59,7 +59,8 @@ def walk(
     Examples
     --------
     >>> from functools import partial
-    >>> [path for path, found in walk({"f": partial(print, sep=[{1}])}) if isinstance(found, set)]
+    >>> from random import Random
+    >>> [path for path, found in walk({"f": partial(print, sep=[Random(1)])}) if isinstance(found, Random)]
     ["f.keywords['sep'][0]"]
     """
     alive = [*skip]

@@ -450,7 +450,7 @@ def test_a_plan_says_which_rates_are_scaled_when():
     assert frame.loc[(2, "6.weight"), ["lr_mult", "warmup"]].tolist() == [0.1, 0]
     assert frame.loc[(2, "0.weight"), ["lr_mult", "warmup"]].tolist() == [0.1, 4]
     texts = [text.get_text().strip() for text in plan.plot().texts]
-    assert texts == ["x0.1"] * 6
+    assert [text for text in texts if text.startswith("x")] == ["x0.1"] * 6
 
 
 def test_a_change_of_rates_alone_is_a_phase_and_the_end_of_a_warm_up_is_none():
