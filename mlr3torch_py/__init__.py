@@ -2,6 +2,7 @@
 
 from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
+from mlr3torch_py.cache.stored import FrozenStore, frozen_store
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler
@@ -69,6 +70,7 @@ __all__ = [
     "ContextTorch",
     "FreezePlan",
     "Freezer",
+    "FrozenStore",
     "Plateau",
     "ResumeReport",
     "Schedule",
@@ -83,6 +85,7 @@ __all__ = [
     "check_resume",
     "freeze_plan",
     "from_dict",
+    "frozen_store",
     "gradual_unfreezing",
     "head_first",
     "log_to_console",

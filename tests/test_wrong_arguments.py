@@ -81,6 +81,7 @@ VALUES = [value for values in ODD.values() for value in (values if isinstance(va
 
 # A right value for each parameter without a default, by its name.
 RIGHT = {
+    "folder": "features",
     "classname": "CallbackSetMine",
     "d_in": 4,
     "d_out": 3,

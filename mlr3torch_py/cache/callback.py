@@ -85,6 +85,7 @@ class CallbackSetFrozenCache(CallbackSet):
     --------
     t_clbk : Make this callback by its key, ``t_clbk("frozen_cache")``.
     freeze_plan : Forecast what will be cached, before training.
+    frozen_store : Look at what a store on disk holds, and drop some of it.
 
     Notes
     -----

@@ -13,11 +13,11 @@ from typing import Any, Final, TypeVar
 
 from xxhash import xxh3_64_digest
 
-__all__ = ["Disk", "opened"]
+__all__ = ["FILE", "Disk", "opened"]
 
 T = TypeVar("T")
 
-_FILE: Final = "rows.lmdb"
+FILE: Final = "rows.lmdb"
 _N_CHECK: Final = 8
 _MAX_READERS: Final = 1024
 _PAGE: Final = 4096
@@ -50,7 +50,7 @@ class Disk:
     def __init__(self, folder: Path, max_bytes: int | None) -> None:
         self._lmdb = _lmdb()
         self._lock = threading.Lock()  # no transaction may be open while the map grows
-        self.path: Path = folder / _FILE
+        self.path: Path = folder / FILE
         self._max_bytes = -_PAGE * (-(max_bytes or 0) // _PAGE)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from mlr3torch_py.cache.module import CachedModule
     from mlr3torch_py.cache.output import RowSpec
 
-__all__ = ["Shelf", "ShelvedRows"]
+__all__ = ["KEY_BYTES", "MARK", "RECORDS", "ROWS", "Shelf", "ShelvedRows"]
 
 logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 _N_COMPARED: Final = 2
-_KEY_BYTES: Final = 16
-_ROWS, _RECORD, _MARK = b"r", b"p", 255
+KEY_BYTES: Final = 16
+ROWS: Final = b"r"
+RECORDS: Final = b"p"
+MARK: Final = 255  # in place of the position of a tensor in the output
 _SECONDS_BETWEEN_WRITES: Final = 1.0
 _MAX_WAITING: Final = 2**26
 _SECONDS_UNTIL_USED_AGAIN: Final = 3600
@@ -88,7 +90,7 @@ class ShelvedRows:
         unknown = [i for i, place in enumerate(complete.find(keys)) if place is None]
         if not unknown or self._is_distrusted:
             return []
-        marks = self._shelf.disk.get([self._place(_MARK, keys[i]) for i in unknown])
+        marks = self._shelf.disk.get([self._place(MARK, keys[i]) for i in unknown])
         found = [i for i, mark in zip(unknown, marks, strict=True) if mark is not None]
         complete.add(keys[i] for i in found)
         if not found or self._has_drawn:
@@ -133,7 +135,7 @@ class ShelvedRows:
     def mark(self, keys: Iterable[bytes]) -> None:
         """Note that rows are kept wherever they were asked for."""
         if not (self._is_distrusted or self._shelf.is_full):
-            self._keep({self._place(_MARK, key): b"" for key in keys})
+            self._keep({self._place(MARK, key): b"" for key in keys})
 
     def must_compare(self, index: int) -> bool:
         """Whether no row of a tensor was compared yet with what is computed now."""
@@ -157,7 +159,7 @@ class ShelvedRows:
         self._is_distrusted = True
         with suppress(Exception):  # what cannot be deleted is compared by whoever reads it
             self._shelf.disk.delete(
-                [*self._shelf.disk.keys(_RECORD + self.key), *self._shelf.disk.keys(_ROWS + self.key)]
+                [*self._shelf.disk.keys(RECORDS + self.key), *self._shelf.disk.keys(ROWS + self.key)]
             )
 
     def drop_own(self) -> None:
@@ -214,7 +216,7 @@ class ShelvedRows:
 
     @property
     def _record_key(self) -> bytes:
-        return _RECORD + self.key + self._shelf.network
+        return RECORDS + self.key + self._shelf.network
 
     def _stored(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype in which rows are on disk."""
@@ -222,7 +224,7 @@ class ShelvedRows:
         return half if half is not None and dtype in {torch.float32, torch.float64} else dtype
 
     def _place(self, index: int, key: bytes) -> bytes:
-        return _ROWS + self.key + index.to_bytes(1, "big") + key
+        return ROWS + self.key + index.to_bytes(1, "big") + key
 
     def _keep(self, values: dict[bytes, bytes]) -> None:
         self.waiting.update(values)
@@ -360,7 +362,7 @@ def _settings_of_torch() -> tuple[Any, ...]:
 
 
 def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES).digest()
+    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
 def _drawn(rows: Sequence[int]) -> list[int]:
