@@ -86,7 +86,7 @@ class Answer:
         self.keys: list[bytes] = keys
         self.missing: list[int] = missing
         self.is_counted: bool = False
-        self.n_tried = n_tried
+        self.n_tried: int = n_tried
         self.source_keys: Sequence[tuple[Layout, list[bytes]]] = (
             call.answer.source_keys if isinstance(call, Reference) else _source_keys(call, layout, keys)
         )

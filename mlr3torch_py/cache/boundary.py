@@ -43,7 +43,8 @@ class Boundary:
     is_cache = True  # tells it from a compiled call, which has the same place in a module
 
     def __init__(self, module: nn.Module, passes: Passes) -> None:
-        self.module, self._passes = module, passes
+        self.module: nn.Module = module
+        self._passes = passes
         self._n_passes, self._is_plain = 0, False
         module._compiled_call_impl = self
 

@@ -28,9 +28,11 @@ class Given:
     __slots__ = ("_by_reference", "args", "kwargs", "placeholders")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.args = tuple(map(_kept, args)) if args else args
-        self.kwargs = {name: _kept(value) for name, value in kwargs.items()} if kwargs else kwargs
-        self.placeholders = [one for one in (*self.args, *self.kwargs.values()) if type(one) is Placeholder]
+        self.args: tuple[Any, ...] = tuple(map(_kept, args)) if args else args
+        self.kwargs: dict[str, Any] = {name: _kept(value) for name, value in kwargs.items()} if kwargs else kwargs
+        self.placeholders: list[Placeholder] = [
+            one for one in (*self.args, *self.kwargs.values()) if type(one) is Placeholder
+        ]
         self._by_reference: dict[int, Placeholder] = {}
 
     @property

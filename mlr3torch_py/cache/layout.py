@@ -81,11 +81,11 @@ class Layout:
         self._spec: OutputSpec | None = None
         self.largest: Sequence[float] = ()
         self.relation: Relation = "new"
-        self.complete = Keys()
+        self.complete: Keys = Keys()
         self.n_remembered = 0
         self.n_tried: Counter[int] = Counter()
         self.seen: set[int] = set()
-        self.is_dropped = False
+        self.is_dropped: bool = False
         self.shelved: ShelvedRows | None = None
         for parent in self.parents:
             parent._children.append(self)

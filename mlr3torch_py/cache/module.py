@@ -100,6 +100,7 @@ class CachedModule:
         self._n_rows = self._n_known = 0
         self._seconds_computing = 0.0
         self._known = Known(self.identity)
+        self.seconds_per_row: float = math.inf
         self.forget()
         # The place of a compiled call: the module's hooks run inside of it, and pickle and deepcopy skip it.
         module._compiled_call_impl = self

@@ -63,8 +63,9 @@ class ShelvedRows:
     """
 
     def __init__(self, shelf: Shelf, key: bytes, stage: CachedModule) -> None:
-        self._shelf, self.key, self._stage = shelf, key, stage
-        self.name = f"{stage.name} ({type(stage.module).__name__})"
+        self._shelf, self._stage = shelf, stage
+        self.key: bytes = key
+        self.name: str = f"{stage.name} ({type(stage.module).__name__})"
         self.waiting: dict[bytes, bytes] = {}
         self._compared: set[int] = set()
         self._has_drawn = False

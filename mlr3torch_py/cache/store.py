@@ -46,7 +46,8 @@ class Budget:
     """
 
     def __init__(self, max_bytes: int, shelf: Shelf | None = None) -> None:
-        self.max_bytes, self.shelf = max_bytes, shelf
+        self.max_bytes: int = max_bytes
+        self.shelf: Shelf | None = shelf
         self.used: int = 0
         self.is_short: bool = False
         self.epoch: int = 0

@@ -44,8 +44,11 @@ class Schedule:
     __slots__ = ("_n_calls", "n_trials", "n_tried", "seconds_computing", "seconds_trying")
 
     def __init__(self) -> None:
-        self._n_calls = self.n_trials = self.n_tried = 0
-        self.seconds_trying = self.seconds_computing = 0.0
+        self._n_calls = 0
+        self.n_trials: int = 0
+        self.n_tried: int = 0
+        self.seconds_trying: float = 0.0
+        self.seconds_computing: float = 0.0
 
     @property
     def is_behind(self) -> bool:

@@ -32,8 +32,9 @@ class Progress:
     """
 
     def __init__(self, scheduler: Any, net: Net) -> None:
-        self.epoch = 0
-        self.rate = self.recorded = math.nan
+        self.epoch: int = 0
+        self.rate: float = math.nan
+        self.recorded: float = math.nan
         self._scheduler = scheduler
         self._net = net
         self._n_seen = 0

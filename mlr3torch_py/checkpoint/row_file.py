@@ -43,7 +43,7 @@ class RowFile:
 
     def __init__(self, folder: Path) -> None:
         self.path: Path = folder / NAME
-        self.n_rows = 0
+        self.n_rows: int = 0
         self._n_bytes = 0
         self._hash = hashlib.sha256()
 

@@ -40,7 +40,8 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, tensors: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self._held = 0
+        self.peak: int = 0
+        self._held = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._add(tensors)
 

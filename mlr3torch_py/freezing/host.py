@@ -42,7 +42,7 @@ class SkorchHost:
         self.net = net
         self.module = module
         self.attribute: str = f"{module}_"
-        self.optimizer_attribute = "optimizer_"
+        self.optimizer_attribute: str = "optimizer_"
         self.ctx = ctx
 
     @property
