@@ -75,6 +75,7 @@ class Classifier(nn.Module):
 # %%
 # PEFT itself freezes what the adapters stand beside. A freezing callback goes by its schedule instead, so a row can
 # release the rest, at a tenth of the rate. (With ``select_all()`` in the row, the adapters would have it, too.)
+# A warning says that the schedule trains what was frozen before, which is meant here.
 adapters = select_grep(r"lora_|^head\.")
 then_everything = {"epoch": [1 + EPOCHS // 2], "weights": [select_invert(adapters)], "lr_mult": [0.1]}
 

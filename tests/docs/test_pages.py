@@ -103,6 +103,7 @@ NEEDED = {
 @pytest.mark.real_networks
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+@pytest.mark.filterwarnings("ignore:parameters that required no gradient before training will be trained")  # it says so
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_script_of_the_gallery_that_the_site_does_not_run_runs_with_one_seed(name, capsys):
     for package in NEEDED[name]:
