@@ -46,7 +46,7 @@ def no_log():
     mlr3torch_py.log_to_console(None)
 
 
-SLOW = {"freeze_plan": pytest.mark.slow}
+SLOW = {"freeze_plan": pytest.mark.slow, "plot_network": pytest.mark.slow}
 
 
 def _nested(depth):

@@ -153,6 +153,7 @@ def test_what_cannot_be_read_is_named():
         Code.of(net)
 
 
+@pytest.mark.slow
 def test_the_next_process_finds_the_same_code(tmp_path):
     (tmp_path / "a_file.py").write_text(SOURCE.format(**PARTS))
     program = textwrap.dedent("""
