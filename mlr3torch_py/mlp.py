@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_list, check_mapping, check_number, check_whole, plain, shown
+from mlr3torch_py.arguments import check_list, check_mapping, check_number, check_whole
+from mlr3torch_py.values import plain, shown
 
 __all__ = ["MLP"]
 

@@ -4,12 +4,10 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from mlr3torch_py import select_all
 from mlr3torch_py.arguments import (
     check_callable,
     check_choice,
@@ -21,7 +19,6 @@ from mlr3torch_py.arguments import (
     check_path,
     check_text,
     check_whole,
-    shown,
 )
 from tests.helpers import iris_net
 
@@ -102,25 +99,3 @@ def test_names_are_one_name_or_a_list():
     for wrong in (3, {"a"}, {"a": 1}, ["a", 3], np.array(3)):
         with pytest.raises(TypeError, match="`names` is .*; give a name or a list of names"):
             check_names("names", wrong)
-
-
-class Broken:
-    def __repr__(self):
-        raise RuntimeError
-
-
-def test_anything_is_shown_on_part_of_a_line():
-    nested = select_all()
-    for _ in range(5000):
-        nested = ~nested
-    for value in (
-        "x" * 1000,
-        10**5000,
-        pd.DataFrame({"a": [1]}),
-        Broken(),
-        nested,
-        [[[[[[[1]]]]]]],
-        {i: i for i in range(99)},
-    ):
-        assert len(shown(value)) < 200
-        assert "\n" not in shown(value)

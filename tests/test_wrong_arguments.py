@@ -33,9 +33,9 @@ from mlr3torch_py import (
     select_name,
     t_clbk,
 )
-from mlr3torch_py.arguments import shown
 from mlr3torch_py.registry.torch_callback import parameters_of
 from mlr3torch_py.training.callback_set import REQUIRED
+from mlr3torch_py.values import shown
 from tests.helpers import X, iris_net, y
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import nn
 
-from mlr3torch_py.arguments import check_choice, check_flag, check_names, check_path, check_whole, shown
+from mlr3torch_py.arguments import check_choice, check_flag, check_names, check_path, check_whole
 from mlr3torch_py.cache.disk import Disk, opened
 from mlr3torch_py.cache.parts import CachedParts
 from mlr3torch_py.names import listed
@@ -18,6 +18,7 @@ from mlr3torch_py.protocols import Net, last_event, pinned_kinds
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.processes import are_several, is_main_process
 from mlr3torch_py.training.stages import LargeState
+from mlr3torch_py.values import shown
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFrozenCache"]

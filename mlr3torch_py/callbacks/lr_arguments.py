@@ -19,9 +19,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from mlr3torch_py.arguments import check_choice, check_flag, check_number, check_text, check_whole, plain, shown
+from mlr3torch_py.arguments import check_choice, check_flag, check_number, check_text, check_whole
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.schedule.plateau import as_whole
+from mlr3torch_py.values import plain, shown
 
 __all__ = ["ThrowAway", "Trial", "check_arguments", "copied", "is_of_torch", "name_of"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from mlr3torch_py.arguments import check_flag, check_path, check_text, check_whole, plain, shown
+from mlr3torch_py.arguments import check_flag, check_path, check_text, check_whole
 from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.data_record import record_of
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
@@ -27,6 +27,7 @@ from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import on_main_process
 from mlr3torch_py.training.scoring import lower_is_better
 from mlr3torch_py.training.sink import Sink, check_sink, say
+from mlr3torch_py.values import plain, shown
 
 __all__ = ["CallbackSetCheckpoint"]
 

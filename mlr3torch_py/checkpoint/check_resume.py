@@ -17,12 +17,13 @@ import torch
 from sklearn.base import clone
 from skorch import NeuralNet
 
-from mlr3torch_py.arguments import check_whole, shown
+from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.checkpoint.rehearsal import STOPPED, Ending, Rehearsal
 from mlr3torch_py.checkpoint.resume_report import ResumeReport
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
+from mlr3torch_py.values import shown
 
 __all__ = ["check_resume"]
 

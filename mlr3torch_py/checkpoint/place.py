@@ -7,10 +7,11 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mlr3torch_py.arguments import check_path, plain
+from mlr3torch_py.arguments import check_path
 from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.folder import CheckpointFolder, id_of
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.values import plain
 from mlr3torch_py.warn import warn
 
 __all__ = ["Place", "Plan", "ends_before"]

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_flag, check_text, check_whole, shown
+from mlr3torch_py.arguments import check_flag, check_text, check_whole
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.forecast.probe import NetProbe, is_one_of, split_pipeline, transformed
 from mlr3torch_py.forecast.rehearsal import Rehearsal
@@ -31,6 +31,7 @@ from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.rates import Factor, factors_at
 from mlr3torch_py.schedule.steps import Step
 from mlr3torch_py.schedule.timeline import timeline
+from mlr3torch_py.values import shown
 
 __all__ = ["freeze_plan"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from torch import nn
 
-from mlr3torch_py.arguments import check_flag, check_network, shown
+from mlr3torch_py.arguments import check_flag, check_network
 from mlr3torch_py.forecast.history_scores import LOSSES, scores_to_draw
 from mlr3torch_py.forecast.ink import for_any_theme, shown_once
 from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, check_axes, draw_epochs, pyplot
@@ -20,6 +20,7 @@ from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.network.unwrap import named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.training.trained import RATE, Span, change, key_of, spans_of
+from mlr3torch_py.values import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Final
 
-from mlr3torch_py.arguments import shown
 from mlr3torch_py.names import nearest
+from mlr3torch_py.values import shown
 
 __all__ = ["LOSSES", "scores_to_draw"]
 

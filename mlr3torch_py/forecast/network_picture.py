@@ -10,7 +10,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_whole, shown
+from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.ink import INK, for_any_theme
 from mlr3torch_py.forecast.picture import FROZEN, MOST_ROWS, TRAINABLE, check_axes, pyplot, share_colours, share_legend
@@ -22,6 +22,7 @@ from mlr3torch_py.network.parameters import trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
+from mlr3torch_py.values import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

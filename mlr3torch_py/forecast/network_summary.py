@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_whole, shown
+from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.probe import split_pipeline, transformed
 from mlr3torch_py.forecast.report import FreezePlan
@@ -26,6 +26,7 @@ from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.schedule.steps import Moment
+from mlr3torch_py.values import shown
 
 __all__ = ["NetworkSummary", "network_summary"]
 

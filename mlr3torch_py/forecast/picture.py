@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlr3torch_py.arguments import shown
 from mlr3torch_py.forecast.ink import INK, ON_COLOUR, for_any_theme
 from mlr3torch_py.names import listed
+from mlr3torch_py.values import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

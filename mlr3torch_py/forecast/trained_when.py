@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from mlr3torch_py.arguments import check_choice, check_text, shown
+from mlr3torch_py.arguments import check_choice, check_text
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import History, NetOfUser, PipelineOfUser
 from mlr3torch_py.training.trained import governed_modules, known_names, spans_of
+from mlr3torch_py.values import shown
 
 __all__ = ["history_of", "module_in", "trained_when"]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mlr3torch_py.arguments import check_flag, check_names, shown
+from mlr3torch_py.arguments import check_flag, check_names
 from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.conditions import conditions_of, met_before, met_by_now
 from mlr3torch_py.freezing.engine import in_order
@@ -36,6 +36,7 @@ from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import warn_of_unknown_direction
 from mlr3torch_py.training.trained import key_of
+from mlr3torch_py.values import shown
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetUnfreeze"]

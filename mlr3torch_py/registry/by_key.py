@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
 
-from mlr3torch_py.arguments import check_names, shown
+from mlr3torch_py.arguments import check_names
 from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
@@ -28,6 +28,7 @@ from mlr3torch_py.schedule.table import Table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.training.sink import Sink
+from mlr3torch_py.values import shown
 
 __all__ = ["Key", "t_clbk", "t_clbks"]
 

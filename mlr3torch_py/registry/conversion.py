@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 from torch import nn
 from torch.optim import lr_scheduler
 
-from mlr3torch_py.arguments import check_flag, shown
+from mlr3torch_py.arguments import check_flag
 from mlr3torch_py.callbacks.lr_arguments import name_of
 from mlr3torch_py.callbacks.lr_class import lr_scheduler_class
 from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler
@@ -23,6 +23,7 @@ from mlr3torch_py.registry.dictionary import CallbackDictionary, mlr3torch_callb
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.values import shown
 
 __all__ = ["as_lr_scheduler", "as_torch_callback", "as_torch_callbacks"]
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 import pandas as pd
 from torch.optim import lr_scheduler
 
-from mlr3torch_py.arguments import shown
 from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
@@ -28,6 +27,7 @@ from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.torch_callback import TorchCallback, check_id, parameters_of
 from mlr3torch_py.training.callback_html import code, summary_of
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.values import shown
 
 __all__ = ["CallbackDictionary", "mlr3torch_callbacks"]
 

@@ -8,7 +8,6 @@ from typing import Any, Final, TypeGuard, overload
 
 import pandas as pd
 
-from mlr3torch_py.arguments import plain, shown
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import nearest
 from mlr3torch_py.registry.dictionary import mlr3torch_callbacks
@@ -19,6 +18,7 @@ from mlr3torch_py.schedule.table import Table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.values import plain, shown
 
 __all__ = ["from_dict", "to_dict"]
 

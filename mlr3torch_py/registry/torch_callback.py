@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn
 
 from sklearn.base import clone
 
-from mlr3torch_py.arguments import check_mapping, check_names, check_text, shown
+from mlr3torch_py.arguments import check_mapping, check_names, check_text
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.training.callback_html import callback_html, code, given
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.from_functions import callback_set
+from mlr3torch_py.values import shown
 
 __all__ = ["TorchCallback", "check_id", "parameters_of", "torch_callback"]
 

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_choice, check_names, check_network, check_whole, shown
+from mlr3torch_py.arguments import check_choice, check_names, check_network, check_whole
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.blocks import Block, find_blocks, without_slight
@@ -25,6 +25,7 @@ from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
 from mlr3torch_py.select.functions import select_name, select_prefix
 from mlr3torch_py.select.nodes import joined
+from mlr3torch_py.values import shown
 
 __all__ = ["Head", "check_head", "make_blocks", "name_of", "network_blocks", "selector_of"]
 

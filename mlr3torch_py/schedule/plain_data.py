@@ -9,7 +9,6 @@ from typing import Any, Final, TypeGuard
 
 import pandas as pd
 
-from mlr3torch_py.arguments import shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.schedule.plateau import Plateau
@@ -18,6 +17,7 @@ from mlr3torch_py.schedule.table import COLUMNS, TIMES, Row, read_table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import SELECTORS, Select, check_nesting, plain_name
 from mlr3torch_py.select.value import fields_of
+from mlr3torch_py.values import shown
 
 __all__ = ["check_depth", "from_dict", "to_dict"]
 

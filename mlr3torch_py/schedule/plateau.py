@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from mlr3torch_py.arguments import check_flag, check_number, check_text, check_whole, plain
+from mlr3torch_py.arguments import check_flag, check_number, check_text, check_whole
 from mlr3torch_py.select.value import fields_of, value
+from mlr3torch_py.values import plain
 
 __all__ = ["Plateau", "Stagnation", "as_whole"]
 

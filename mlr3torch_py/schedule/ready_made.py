@@ -8,7 +8,7 @@ from typing import get_args
 
 import pandas as pd
 
-from mlr3torch_py.arguments import check_choice, check_number, check_whole, shown
+from mlr3torch_py.arguments import check_choice, check_number, check_whole
 from mlr3torch_py.network.tree import Level
 from mlr3torch_py.schedule.blocks import Head
 from mlr3torch_py.schedule.table import Unit
@@ -16,6 +16,7 @@ from mlr3torch_py.schedule.value import Groups, Schedule, UnfreezeArguments
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.nodes import joined
 from mlr3torch_py.select.value import value
+from mlr3torch_py.values import shown
 
 __all__ = ["READY_MADE", "ChainThaw", "GradualUnfreezing", "HeadFirst"]
 

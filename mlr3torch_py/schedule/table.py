@@ -12,11 +12,12 @@ from typing import Any, Final, Literal, NamedTuple, TypeGuard, cast, get_args
 
 import pandas as pd
 
-from mlr3torch_py.arguments import check_number, check_whole, plain, shown
+from mlr3torch_py.arguments import check_number, check_whole
 from mlr3torch_py.names import nearest
 from mlr3torch_py.schedule.plateau import Plateau, as_whole
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
+from mlr3torch_py.values import plain, shown
 
 __all__ = ["COLUMNS", "TIMES", "Action", "Column", "From", "Row", "Table", "Unit", "read_table"]
 

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, Final, TypeVar, dataclass_transform
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_network, shown
+from mlr3torch_py.arguments import check_network
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.nesting import is_nested_beyond
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import NetOfUser
 from mlr3torch_py.select.shown import Selection
 from mlr3torch_py.select.value import fields_of, value
+from mlr3torch_py.values import shown
 
 __all__ = ["SELECTORS", "Select", "check_nesting", "plain_name", "selector"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from mlr3torch_py.arguments import shown
 from mlr3torch_py.select.base import Select, check_nesting
+from mlr3torch_py.values import shown
 
 __all__ = ["check_select"]
 

@@ -14,7 +14,7 @@ import regex
 import torch
 from torch import nn
 
-from mlr3torch_py.arguments import check_flag, check_names, check_text, check_whole, shown
+from mlr3torch_py.arguments import check_flag, check_names, check_text, check_whole
 from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.blocks import Block, find_blocks
 from mlr3torch_py.network.parameters import frozen_before_us
@@ -22,6 +22,7 @@ from mlr3torch_py.network.unwrap import named_modules
 from mlr3torch_py.patterns import expanded, patterns
 from mlr3torch_py.select.algebra import Union
 from mlr3torch_py.select.base import Select, selector
+from mlr3torch_py.values import shown
 from mlr3torch_py.warn import warn
 
 __all__ = ["All", "First", "Glob", "Grep", "Last", "Name", "Nothing", "Prefix", "Trainable", "Type", "joined"]

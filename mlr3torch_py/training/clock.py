@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, overload
 
-from mlr3torch_py.arguments import shown
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.steps import Moment
+from mlr3torch_py.values import shown
 
 __all__ = ["moment_of", "n_batches_of", "row_of", "rows_of", "score_of", "scores_by_epoch", "take_back_epoch"]
 

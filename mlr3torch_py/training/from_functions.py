@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from mlr3torch_py.arguments import check_callable, check_mapping, check_number, check_text, shown
+from mlr3torch_py.arguments import check_callable, check_mapping, check_number, check_text
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.recipe import recipe_class
 from mlr3torch_py.training.stages import HOOK_OF_STAGE
+from mlr3torch_py.values import shown
 
 __all__ = ["callback_set"]
 

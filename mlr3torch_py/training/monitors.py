@@ -7,10 +7,10 @@ from contextlib import suppress
 from types import CodeType, FunctionType
 from typing import Any, Final
 
-from mlr3torch_py.arguments import shown
 from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.stages import StagedCallback
+from mlr3torch_py.values import shown
 from mlr3torch_py.warn import warn
 
 __all__ = ["check_monitor", "warn_of_missing_scores"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from mlr3torch_py.arguments import check_callable, check_path, shown
+from mlr3torch_py.arguments import check_callable, check_path
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED
+from mlr3torch_py.values import shown
 
 __all__ = ["check_folder", "folder_of"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from mlr3torch_py.arguments import shown
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.processes import is_main_process
+from mlr3torch_py.values import shown
 
 __all__ = ["Sink", "check_sink", "say"]
 

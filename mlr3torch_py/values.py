@@ -1,0 +1,55 @@
+"""Values as plain Python, and as messages show them."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any, Final
+
+import numpy as np
+
+__all__ = ["plain", "shown"]
+
+_MOST_LETTERS: Final = 120
+
+
+class _Short(reprlib.Repr):
+    """Shorten the representation of any object to part of a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = _MOST_LETTERS
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        text = repr(x)
+        if "\n" in text or len(text) > _MOST_LETTERS:
+            return f"<{type(x).__module__.partition('.')[0]}.{type(x).__qualname__}>"
+        return text
+
+
+_SHORT: Final = _Short()
+
+
+def shown(value: object) -> str:
+    """Return a representation for a message, on one line and never long.
+
+    Examples
+    --------
+    >>> shown("1 GB"), shown(list(range(100)))
+    ("'1 GB'", '[0, 1, 2, 3, 4, 5, ...]')
+    """
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # a __repr__ that fails, a value nested too deeply, a number with too many digits
+        return f"<{type(value).__qualname__}>"
+
+
+def plain(value: Any) -> Any:
+    """Turn a scalar of numpy, or an array without dimensions, into the Python object.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plain(np.uint8(3)), plain(np.array(0.5)), plain("a")
+    (3, 0.5, 'a')
+    """
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
