@@ -23,6 +23,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.blocks import find_blocks
 from mlr3torch_py.network.parameters import can_train, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
+from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.schedule.blocks import name_of
@@ -244,6 +245,7 @@ def _phases(subject: _Subject, tied: Sequence[Sequence[str]]) -> tuple[list[Phas
     """Walk through the timeline; return the times in which the same tensors are trainable, and the last epoch."""
     governed = frozenset().union(frozen_by_us(subject.module), *(callback.governed for callback in subject.freezing))
     tensors = named_parameters(subject.module)
+    sharing = sharing_names(tensors)
     may_train = {name for name in tensors if can_train(tensors[name])} & {*governed, *trainable_names(subject.module)}
     plans = [plan for callback in subject.freezing for plan in callback.plans_]
     tensor_of = {name: names[0] for names in tied for name in names}
@@ -251,6 +253,7 @@ def _phases(subject: _Subject, tied: Sequence[Sequence[str]]) -> tuple[list[Phas
     epoch = 1
     for moment, held in timeline(plans, subject.batches_per_epoch or 1, last_epoch=subject.max_epochs or math.inf):
         free, epoch = may_train - held, moment.epoch
+        free |= {name for names in sharing if not free.isdisjoint(names) for name in names} & may_train
         trainable = frozenset(name for names in tied if not free.isdisjoint(names) for name in names)
         factors = factors_at(plans, moment, tensor_of)
         phase = Phase(epoch, moment.batch, trainable, _effective(factors, tied, trainable, moment.batch))

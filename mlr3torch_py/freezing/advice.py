@@ -99,25 +99,25 @@ def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimi
     )
 
 
-def partly_selected(tied: Iterable[Collection[str]], selected: Held) -> Iterator[str]:
-    """Yield a sentence for each tensor of which only some of the names are selected.
+def partly_selected(sharing: Iterable[Collection[str]], selected: Held) -> Iterator[str]:
+    """Yield a sentence for each group of names that share weights if only some of them are selected.
 
     Parameters
     ----------
-    tied : iterable of collections of str
-        The names of each tensor.
+    sharing : iterable of collections of str
+        The groups of names that share weights.
     selected : set of str
 
     Yields
     ------
     str
     """
-    for names in tied:
+    for names in sharing:
         ours, others = ([name for name in names if (name in selected) is flag] for flag in (True, False))
         if ours and others:
             yield (
-                f"{listed(map(repr, ours))} and {listed(map(repr, others))} are names of one tensor, which is "
-                "trainable as long as one of its names is; select all of them, or none"
+                f"{listed(map(repr, ours))} and {listed(map(repr, others))} share weights, which are trainable "
+                "as long as one of these names is; select all of them, or none"
             )
 
 

@@ -76,7 +76,7 @@ class FreezingEngine(Generic[_Host]):
     due : float
         The batch before which `begin_batch` must be called next.
     held : set of str
-        The names that are frozen: those of the tensors all of whose names are held by at least one holder.
+        The names that are frozen: those of the weights all of whose names are held by at least one holder.
     event : int
         The number of the last event at which `held`, tensors or pins changed; no two engines have the same.
     """
@@ -99,7 +99,7 @@ class FreezingEngine(Generic[_Host]):
         self.held: Held = frozenset()
         self.event: int = next(_EVENTS)
         self.peers: list[FreezingEngine[_Host]] = [] if peers is None else peers
-        self._inventory = self._look()
+        self._inventory = self._look(before=None)
         self._flags_before: Flags | None = None
         self._pins, self._to_pin = Pins(), list[nn.Module]()
         self._pins_for: object = None  # what these follow from
@@ -183,16 +183,16 @@ class FreezingEngine(Generic[_Host]):
         return frozenset().union(*(holder.governed for holder in self.holders))
 
     def _whole(self, held: Held) -> Held:
-        """Leave out the names of tied tensors of which not all names are held."""
-        for names in self._inventory.tied:
+        """Leave out the names of parameters that share weights with others which are not held."""
+        for names in self._inventory.sharing:
             if not held >= names:
                 held -= names
         return held
 
-    def _look(self) -> Inventory:
+    def _look(self, before: Inventory | None) -> Inventory:
         self.network: nn.Module = self.host.network
         self.optimizer: object = self.host.optimizer
-        return Inventory(self.network, self._optimizers())
+        return Inventory(self.network, self._optimizers(), before)
 
     def _optimizers(self) -> list[Optimizer]:
         return [optimizer for _, optimizer in self.host.optimizers()]
@@ -200,7 +200,7 @@ class FreezingEngine(Generic[_Host]):
     def _follow(self) -> Held:
         """Look at what the host holds now, and return the names whose flags must be set, since they were replaced."""
         network, before = self.network, self._inventory
-        self._inventory = now = self._look()
+        self._inventory = now = self._look(before)
         if now.is_same_as(before):
             return frozenset()
         self._remember_moved(before)

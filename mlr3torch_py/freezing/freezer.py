@@ -11,7 +11,8 @@ from mlr3torch_py.freezing.advice import partly_selected
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
-from mlr3torch_py.network.unwrap import named_parameters, tied_names
+from mlr3torch_py.network.sharing import sharing_names
+from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.steps import Moment, Step
@@ -60,8 +61,9 @@ class Freezer(FreezingCallback):
     Warns
     -----
     UserWarning
-        When training begins, if only some of the names of a tied tensor are matched, and as `CallbackSetUnfreeze` does
-        for parameters that were frozen before, that no optimizer holds, or that their own forward pass changes.
+        When training begins, if only some of the parameters that share weights are matched, and as
+        `CallbackSetUnfreeze` does for parameters that were frozen before, that no optimizer holds, or that their own
+        forward pass changes.
 
     See Also
     --------
@@ -183,7 +185,7 @@ class Freezer(FreezingCallback):
         return f"by {' and '.join(given)} {self.opening()}"
 
     def advise(self, net: Net) -> None:
-        for sentence in partly_selected(tied_names(named_parameters(self.network_of(net))), self.governed):
+        for sentence in partly_selected(sharing_names(named_parameters(self.network_of(net))), self.governed):
             warn(sentence)
 
     def _whole(self, argument: str) -> int | None:

@@ -8,7 +8,8 @@ from operator import is_
 from torch import nn
 from torch.optim import Optimizer
 
-from mlr3torch_py.network.unwrap import all_modules, named_parameters, tied_names
+from mlr3torch_py.network.sharing import sharing_names
+from mlr3torch_py.network.unwrap import all_modules, named_parameters
 from mlr3torch_py.schedule.plan import Held
 
 __all__ = ["Inventory"]
@@ -21,12 +22,14 @@ class Inventory:
     ----------
     network : torch.nn.Module
     optimizers : iterable of torch.optim.Optimizer
+    before : Inventory, optional
+        An earlier one, to save looking again at what has not changed since.
 
     Attributes
     ----------
     tensors : dict of str to torch.nn.Parameter
-    tied : frozenset of frozenset of str
-        The names of each tensor that has several.
+    sharing : frozenset of frozenset of str
+        The names of parameters that share weights, as tied ones do.
 
     Examples
     --------
@@ -38,25 +41,29 @@ class Inventory:
     (frozenset({'1.bias'}), True)
     """
 
-    def __init__(self, network: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+    def __init__(self, network: nn.Module, optimizers: Iterable[Optimizer], before: Inventory | None = None) -> None:
         self.tensors: dict[str, nn.Parameter] = named_parameters(network)
-        self.tied: frozenset[frozenset[str]] = frozenset(map(frozenset, tied_names(self.tensors)))
+        self.sharing: frozenset[frozenset[str]] = (
+            before.sharing
+            if before is not None and self._has_tensors_of(before)
+            else frozenset(map(frozenset, sharing_names(self.tensors)))
+        )
         self._modules = all_modules(network)
         self._optimizers = [(one, sum(len(group["params"]) for group in one.param_groups)) for one in optimizers]
 
     def is_same_as(self, before: Inventory) -> bool:
         """Whether all is the same as before."""
-        return (
-            list(self.tensors) == list(before.tensors)
-            and _same(list(self.tensors.values()), list(before.tensors.values()))
-            and self.has_modules_of(before)
-            and self.has_optimizers_of(before)
-        )
+        return self._has_tensors_of(before) and self.has_modules_of(before) and self.has_optimizers_of(before)
 
     def replaced_since(self, before: Inventory) -> Held:
-        """Return the names that are other tensors than before, or are tied to other names."""
+        """Return the names that are other tensors than before, or share weights with other names."""
         replaced = {name for name, tensor in self.tensors.items() if before.tensors.get(name) is not tensor}
-        return frozenset(replaced.union(*(self.tied ^ before.tied)) & self.tensors.keys())
+        return frozenset(replaced.union(*(self.sharing ^ before.sharing)) & self.tensors.keys())
+
+    def _has_tensors_of(self, before: Inventory) -> bool:
+        return list(self.tensors) == list(before.tensors) and _same(
+            list(self.tensors.values()), list(before.tensors.values())
+        )
 
     def has_names_of(self, before: Inventory) -> bool:
         """Whether the parameters have the same names as before."""

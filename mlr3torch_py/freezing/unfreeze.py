@@ -20,7 +20,8 @@ from mlr3torch_py.freezing.memory import forget_directions
 from mlr3torch_py.freezing.phases import has_best_weights, restore_best_weights
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
-from mlr3torch_py.network.unwrap import bare, named_parameters, tied_names
+from mlr3torch_py.network.sharing import sharing_names
+from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Plan
@@ -108,10 +109,10 @@ class CallbackSetUnfreeze(FreezingCallback):
     -----
     UserWarning
         When training begins, for a row at time 0, one that matches nothing, in whole or in part, one that changes
-        nothing, and one that selects only some of the names of a tied tensor. Also for parameters that will be trained
-        although they required no gradient before, for those that no optimizer holds, and for frozen embeddings with
-        `max_norm`, whose forward pass changes them. Before a row takes effect, if the best weights of the phase before
-        were not kept, as after a history was loaded without the state of the callback.
+        nothing, and one that selects only some of the parameters that share weights. Also for parameters that will be
+        trained although they required no gradient before, for those that no optimizer holds, and for frozen embeddings
+        with `max_norm`, whose forward pass changes them. Before a row takes effect, if the best weights of the
+        phase before were not kept, as after a history was loaded without the state of the callback.
 
     See Also
     --------
@@ -123,8 +124,9 @@ class CallbackSetUnfreeze(FreezingCallback):
     -----
     Ported from ``CallbackSetUnfreeze`` of R's mlr3torch. Epochs and training batches are counted from 1 over the whole
     life of a net, so a schedule continues across ``partial_fit``, ``warm_start`` and a loaded history; validation
-    batches do not count. A tied tensor is trainable as long as one of its names is. At every epoch and every row, the
-    parameters, modules and optimizers that the net has at that time are governed, also if they have been replaced.
+    batches do not count. Parameters that share weights are trainable as long as one of them is. At every epoch and
+    every row, the parameters, modules and optimizers that the net has at that time are governed, also if they have been
+    replaced.
 
     With factors, the history of every batch with an update has the rate of every param group, as ``lr_0`` for the first
     group, ``lr_0_x0.1`` for its part with the factor 0.1, and ``lr_0_warmup50_from13`` for what is in a warm-up of 50
@@ -281,8 +283,8 @@ class CallbackSetUnfreeze(FreezingCallback):
         _warn("{} never takes effect, since epochs and batches count from 1", [s for s in plan.steps if s.time == 0])
         _warn("{} matches no weight of the network", [s for s in plan.steps if not s.names])
         module, names = bare(self.network_of(net)), dict.fromkeys(plan.names).keys()
-        tied = tied_names(named_parameters(module))
-        _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops(tied))
+        sharing = sharing_names(named_parameters(module))
+        _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops(sharing))
         selections = []
         if self.schedule is None:
             selections.append(("`starting_weights`", self.starting_weights, plan.starting))
@@ -290,7 +292,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         for place, select, selected in selections:
             for part in select.unmatched(names, module):
                 warn(f"{place}: {part!r} matches no weight of the network")
-            for sentence in partly_selected(tied, selected):
+            for sentence in partly_selected(sharing, selected):
                 warn(f"{place}: {sentence}")
         last_epoch = len(net.history) + net.max_epochs
         for step in plan.steps:

@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 
 from mlr3torch_py.network.flow import Flow
+from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.tree import Level, Module, Tree, is_slight
-from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters, tied_names
+from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
 __all__ = ["Block", "find_blocks", "without_slight"]
 
@@ -188,7 +189,7 @@ def without_slight(parts: Iterable[_Joinable]) -> list[_Joinable]:
 def _blocks(network: nn.Module, parts: list[_Part]) -> list[Block]:
     """Turn parts into blocks, each tensor in the last of those that use it."""
     tensors, owners = named_parameters(network), dict(named_modules(network))
-    aliases = {name: names for names in tied_names(tensors) for name in names}
+    aliases = {name: names for names in sharing_names(tensors) for name in names}
     found: list[Block] = []
     taken: set[str] = set()
 

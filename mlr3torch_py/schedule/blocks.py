@@ -17,6 +17,7 @@ from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.blocks import Block, find_blocks, without_slight
 from mlr3torch_py.network.flow import flow_of
+from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.tree import Level
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
 from mlr3torch_py.patterns import cover, patterns
@@ -178,7 +179,8 @@ def name_of(block: Block, names: Sequence[str]) -> str:
 
 
 def _with_head(blocks: list[Block], head: Select, module: nn.Module) -> list[Block]:
-    names = named_parameters(module).keys()
+    tensors = named_parameters(module)
+    names = tensors.keys()
     try:
         selected = frozenset(head.matches(names, module))
     except ValueError as error:
@@ -188,7 +190,7 @@ def _with_head(blocks: list[Block], head: Select, module: nn.Module) -> list[Blo
         raise ValueError(f"`head` has {shown(unknown[0])}, which matches no weight; {nearest(unknown, paths)}")
     if not selected:
         raise ValueError(f"`head` is {head!r}, which selects nothing; give the paths of the head")
-    selected = selected.union(*(tied for tied in names_by_tensor(module) if not selected.isdisjoint(tied)))
+    selected = selected.union(*(group for group in sharing_names(tensors) if not selected.isdisjoint(group)))
     body = [Block(block.names - selected, block.main - selected) for block in blocks]
     return [*without_slight(block for block in body if block.names), Block(selected, selected)]
 

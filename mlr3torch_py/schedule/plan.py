@@ -275,15 +275,15 @@ class Plan:
         i = bisect_right(self._by_batch, float(batch), key=_time)
         return self._by_batch[i].time if i < len(self._by_batch) else math.inf
 
-    def no_ops(self, tied: Iterable[Collection[str]] = ()) -> list[Step]:
+    def no_ops(self, sharing: Iterable[Collection[str]] = ()) -> list[Step]:
         """Return the steps that match weights but change nothing.
 
         Where epochs, batches and conditions are mixed, that depends on the training, and none is returned.
 
         Parameters
         ----------
-        tied : iterable of collections of str
-            The names of each tensor that has several; it is trainable as long as one of them is.
+        sharing : iterable of collections of str
+            The groups of names that share weights, which are trainable as long as one of them is.
 
         Returns
         -------
@@ -291,7 +291,7 @@ class Plan:
         """
         if (self._by_epoch and self._by_batch) or self.conditions:
             return []
-        tensor_of = {name: i for i, names in enumerate(tied) for name in names}
+        tensor_of = {name: i for i, names in enumerate(sharing) for name in names}
         trainable, no_ops = set(self.starting), []
         before = {tensor_of.get(name, name) for name in trainable}
         for step in (*self._by_epoch, *self._by_batch):

@@ -160,9 +160,18 @@ class Tied(nn.Module):
         return self.head(self.last(torch.tanh(self.first(x))))
 
 
-FIRST = "'first.weight' and 'last.weight' are names of one tensor, which is trainable as long as"
+class SharedMemory(Tied):
+    """`first.weight` and `last.weight` are two parameters with the same memory, as older networks tie them."""
+
+    def __init__(self):
+        super().__init__()
+        self.last.weight = nn.Parameter(self.first.weight.data)
 
 
+FIRST = "'first.weight' and 'last.weight' share weights, which are trainable as long as"
+
+
+@pytest.mark.parametrize("module", [Tied, SharedMemory])
 @pytest.mark.parametrize(
     ("callback", "places"),
     [
@@ -185,8 +194,8 @@ FIRST = "'first.weight' and 'last.weight' are names of one tensor, which is trai
         (Freezer(names="last.bias"), []),
     ],
 )
-def test_a_tied_weight_that_is_selected_by_some_of_its_names_is_warned_of_once(callback, places):
-    first, _ = said_by(callback, module=Tied)
+def test_a_tied_weight_that_is_selected_by_some_of_its_names_is_warned_of_once(callback, places, module):
+    first, _ = said_by(callback, module=module)
     tied = [message for message in first if FIRST in message]
     assert len(tied) == len(places)
     assert all(message.startswith(place) for message, place in zip(tied, places, strict=True))

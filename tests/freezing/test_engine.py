@@ -457,7 +457,7 @@ class TiedBias(nn.Module):
 
 def test_two_callbacks_that_hold_one_name_each_of_a_tied_tensor_freeze_it_together():
     both = [t_clbk("freezer", names="first.bias"), ("other", Freezer("second.bias", until_epoch=1))]
-    with pytest.warns(UserWarning, match="are names of one tensor"):
+    with pytest.warns(UserWarning, match="share weights"):
         net = iris_net(*both, module=TiedBias, max_epochs=2).fit(X, y)
     assert net.history[:, ("n_trainable", "event_unfreeze")] == [(47, False), (51, True)]
 
@@ -466,7 +466,7 @@ def test_a_tied_tensor_that_was_frozen_by_hand_stays_frozen_if_one_of_its_names_
     module = TiedBias()
     module.first.bias.requires_grad = False
     trace = Trace()
-    with pytest.warns(UserWarning, match="are names of one tensor|required no gradient"):
+    with pytest.warns(UserWarning, match="share weights|required no gradient"):
         iris_net(Freezer("second.bias", until_epoch=1), trace, module=module, max_epochs=2, audited=False).fit(X, y)
     assert all("first.bias" not in names for names in trace.batches_)
 

@@ -205,7 +205,7 @@ def test_a_tied_weight_that_is_held_under_one_name_only_warns():
             super().__init__()
             self.embedding.weight = self.backbone.weight
 
-    with pytest.warns(UserWarning, match="'embedding.weight' and 'backbone.weight' are names of one tensor"):
+    with pytest.warns(UserWarning, match="'embedding.weight' and 'backbone.weight' share weights"):
         iris_net(Freezer(names="embedding.weight"), module=Tied, max_epochs=1).fit(X, y)
 
 

@@ -225,7 +225,7 @@ def tie(net):
     net.module_.first.weight = net.module_.second.weight
 
 
-@pytest.mark.filterwarnings("ignore:.* are names of one tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* share weights:UserWarning")
 def test_a_weight_that_is_no_longer_tied_to_a_trainable_one_is_frozen():
     trace = Trace()
     iris_net(Freezer(name_starts_with="first"), At(untie), trace, module=Tied, max_epochs=2, audited=False).fit(X, y)
@@ -234,7 +234,7 @@ def test_a_weight_that_is_no_longer_tied_to_a_trainable_one_is_frozen():
     assert not moved(trace.weights_[-2], trace.weights_[-1]) & {"first.weight", "first.bias"}
 
 
-@pytest.mark.filterwarnings("ignore:.* are names of one tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* share weights:UserWarning")
 def test_a_weight_that_is_tied_to_a_trainable_one_trains():
     trace = Trace()
     callbacks = Freezer(name_starts_with="first"), At(untie), At(tie, epoch=2), trace

@@ -217,7 +217,7 @@ def test_a_row_on_one_name_of_a_tied_tensor_that_trains_by_another_changes_nothi
     table = {"epoch": [2, 3], "weights": [select_name("b"), select_name("c")]}
     plan = plan_of(select_name("a"), table)
     assert plan.no_ops() == []
-    assert [step.row.position for step in plan.no_ops(tied=[["a", "b"]])] == [0]
+    assert [step.row.position for step in plan.no_ops(sharing=[["a", "b"]])] == [0]
 
 
 def test_the_factor_of_the_first_row_comes_first_also_when_its_condition_is_met_late():
