@@ -13,7 +13,7 @@ from torch import nn
 
 import mlr3torch_py
 from mlr3torch_py import freeze_plan, gradual_unfreezing, t_clbk
-from tests.helpers import X, iris_net, y
+from tests.helpers import X, iris_net, moved, weights, y
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -74,6 +74,25 @@ def test_the_printed_table_fits_a_terminal_with_the_cache_too(capsys):
 
 def fits_a_terminal(table):
     assert all(len(line) <= 100 for line in re.sub(r"\x1b\[\d+m", "", table).splitlines())
+
+
+def test_the_script_that_resumes_ends_as_one_that_never_stopped(tmp_path, monkeypatch, capsys):
+    (script,) = blocks(DOCS / "guide" / "resume.md")
+    ends = []
+    for place, runs in {"whole": [20], "stopped": [7, 20]}.items():
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        for n_epochs in runs:
+            net = run([script.replace("max_epochs=20", f"max_epochs={n_epochs}")])["net"]
+        ends.append(net)
+    assert [len(net.history) for net in ends] == [20, 20]
+    assert moved(*map(weights, ends)) == set()
+
+
+def test_the_example_of_r_trains_as_many_weights_as_its_page_says():
+    page = DOCS / "migration" / "r.md"
+    counts = run(blocks(page)[:1])["net"].history[:, "n_trainable"]
+    assert f'`net.history[:, "n_trainable"]` is `{counts}`' in text_of(page)
 
 
 @pytest.mark.real_networks
