@@ -63,7 +63,7 @@ def check_settings(kept: Mapping[str, Any], here: Mapping[str, Any], *, is_finis
     """
     callbacks = {_callback(name) for name in kept} & {_callback(name) for name in here}
     different = [
-        f"{name} ({here.get(name, 'not set')!r} here, {kept.get(name, 'not set')!r} there)"
+        f"{name} ({here.get(name, 'not set')!r} here, {kept.get(name, 'not set')!r} there{_fate(name)})"
         for name in sorted(kept.keys() | here.keys())
         if kept.get(name, _NOTHING) != here.get(name, _NOTHING) and _callback(name) in callbacks
     ]
@@ -74,6 +74,10 @@ def check_settings(kept: Mapping[str, Any], here: Mapping[str, Any], *, is_finis
         )
     if different:
         warn(f"the run is resumed with other settings: {listed(different)}; set them back if it was not meant")
+
+
+def _fate(name: str) -> str:
+    return ", which stays" if name == "lr" or name.startswith("optimizer__") else ""
 
 
 _NOTHING: Final = object()

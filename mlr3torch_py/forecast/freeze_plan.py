@@ -211,7 +211,8 @@ def _completed(subject: _Subject, measure: bool) -> FreezePlan:
 
 def _plan(subject: _Subject) -> FreezePlan:
     """Plan all freezing callbacks together."""
-    steps = _make_plans(subject)
+    declared = _make_plans(subject)
+    steps = [step for plans in declared for plan in plans for step in plan.steps]
     if subject.batches_per_epoch is None and any(step.row.unit == "batch" and step.time > 0 for step in steps):
         doubts = [] if subject.probe is None else subject.probe.doubts
         message = "the plan counts batches, whose number in an epoch is not known: pass `X` or `batches_per_epoch`"
@@ -224,21 +225,21 @@ def _plan(subject: _Subject) -> FreezePlan:
         phases=tuple(phases),
         max_epochs=subject.max_epochs or last_epoch,
         batches_per_epoch=subject.batches_per_epoch,
-        notes=tuple(_notes(subject, steps)),
+        notes=tuple(_notes(subject, declared)),
         pending=tuple(_pending(subject, steps)),
         blocks=tuple((name_of(block, list(tensors)), block.names) for block in find_blocks(subject.module)),
     )
 
 
-def _make_plans(subject: _Subject) -> list[Step]:
-    """Make the plans of the callbacks, with conditions met at their latest, and return the steps as they are given."""
-    steps: list[Step] = []
+def _make_plans(subject: _Subject) -> list[tuple[Plan, ...]]:
+    """Make the plans of the callbacks, with conditions met at their latest, and return them as they are given."""
+    declared = []
     for callback in subject.freezing:
         callback.require_params()
         plans = callback.plans_for(subject.module)
-        steps += [step for plan in plans for step in plan.steps]
+        declared.append(plans)
         callback.plans_ = tuple(plan.resolved(_latest(plan)) for plan in plans)
-    return steps
+    return declared
 
 
 def _phases(subject: _Subject, tied: Sequence[Sequence[str]]) -> tuple[list[Phase], int]:
@@ -278,10 +279,12 @@ def _is_same(before: Phase, phase: Phase) -> bool:
     )
 
 
-def _notes(subject: _Subject, steps: Sequence[Step]) -> Iterator[str]:
-    """Yield what a plan leaves open, and which of its rows have no effect."""
+def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]]) -> Iterator[str]:
+    """Yield what a plan leaves open, and what is probably a mistake."""
+    for callback, plans in zip(subject.freezing, declared, strict=True):
+        yield from callback.doubts(subject.module, plans)
     last_epoch = subject.max_epochs
-    for step in steps:
+    for step in (step for plans in declared for plan in plans for step in plan.steps):
         if isinstance(step.row.time, Plateau):
             yield f"{step.row} depends on the training; here it takes effect at its `no_later_than`, or never"
         elif _is_too_late(step, subject):

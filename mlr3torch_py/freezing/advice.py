@@ -1,4 +1,4 @@
-"""Warnings, when training begins, about what in a network or a schedule is probably a mistake."""
+"""What in a network or a schedule is probably a mistake: plans show it, and training warns of it when it begins."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from torch.optim import Optimizer
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import frozen_before_us
+from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
 from mlr3torch_py.schedule.plan import Held, Plan
+from mlr3torch_py.select.base import Select
 from mlr3torch_py.warn import warn
 
-__all__ = ["advise_on_network", "in_no_optimizer", "missing_from", "partly_selected"]
+__all__ = ["advise_on_network", "doubts_about", "in_no_optimizer", "missing_from", "partly_selected"]
 
 _AND_SO_ON = 6
 
@@ -97,6 +99,37 @@ def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimi
         f"{_by_module(network, missing)}; give the optimizer all parameters, without a filter on requires_grad, or add "
         "them by optimizer.add_param_group"
     )
+
+
+def doubts_about(plan: Plan, network: nn.Module, starting: Select | None) -> Iterator[str]:
+    """Yield what is probably a mistake in a plan: rows without an effect, and selectors that match nothing.
+
+    Parameters
+    ----------
+    plan : Plan
+    network : torch.nn.Module
+    starting : Select or None
+        What the user has selected to train from the start, if anything.
+
+    Yields
+    ------
+    str
+    """
+    sharing = sharing_names(named_parameters(network))
+    for what, steps in {
+        "{} never takes effect, since epochs and batches count from 1": [s for s in plan.steps if s.time == 0],
+        "{} matches no weight of the network": [step for step in plan.steps if not step.names],
+        "{} changes nothing: its weights are already trainable (or already frozen)": plan.no_ops(sharing),
+    }.items():
+        if steps:
+            yield f"`unfreeze`: {what.format(listed((step.row for step in steps), most=3))}"
+    selections = [] if starting is None else [("`starting_weights`", starting, plan.starting)]
+    selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]
+    names = dict.fromkeys(plan.names).keys()
+    for place, select, selected in selections:
+        for part in select.unmatched(names, network):
+            yield f"{place}: {part!r} matches no weight of the network"
+        yield from (f"{place}: {sentence}" for sentence in partly_selected(sharing, selected))
 
 
 def partly_selected(sharing: Iterable[Collection[str]], selected: Held) -> Iterator[str]:

@@ -13,12 +13,10 @@ from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.unwrap import named_parameters
-from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.select.functions import select_name
-from mlr3torch_py.warn import warn
 
 __all__ = ["Freezer", "Names"]
 
@@ -184,9 +182,9 @@ class Freezer(FreezingCallback):
         given = [f"`{argument}`" for argument in ("names", "name_starts_with") if getattr(self, argument) is not None]
         return f"by {' and '.join(given)} {self.opening()}"
 
-    def advise(self, net: Net) -> None:
-        for sentence in partly_selected(sharing_names(named_parameters(self.network_of(net))), self.governed):
-            warn(sentence)
+    def doubts(self, network: nn.Module, plans: Sequence[Plan]) -> Iterator[str]:
+        governed = frozenset().union(*(plan.names for plan in plans))
+        return partly_selected(sharing_names(named_parameters(network)), governed)
 
     def _whole(self, argument: str) -> int | None:
         value, least = getattr(self, argument), 1 if argument == "unfreeze_every_n_epochs" else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, get_args
 
@@ -22,6 +23,7 @@ from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.trained import key_of
+from mlr3torch_py.warn import warn
 
 __all__ = ["FreezingCallback", "freezing_callbacks"]
 
@@ -128,8 +130,14 @@ class FreezingCallback(CallbackSet, ABC):
         moment = moment_of(net.history)
         return max((plan.settled_since(moment) for plan in self.plans_by(net)), default=0)
 
+    def doubts(self, network: nn.Module, plans: Sequence[Plan]) -> Iterator[str]:
+        """Yield what is probably a mistake in the plans for a network, as a message says it."""
+        return iter(())
+
     def advise(self, net: Net) -> None:
-        """Warn about plans that are probably mistakes, before anything is frozen."""
+        """Warn about what is probably a mistake, before anything is frozen."""
+        for doubt in self.doubts(bare(self.network_of(net)), self.declared_):
+            warn(doubt)
 
     def initialize(self) -> FreezingCallback:
         """Forget the engine; the next step starts one with the current parameters."""

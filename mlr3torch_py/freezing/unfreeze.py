@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_names
-from mlr3torch_py.freezing.advice import partly_selected
+from mlr3torch_py.freezing.advice import doubts_about
 from mlr3torch_py.freezing.conditions import conditions_of, met_before, met_by_now
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback, freezing_callbacks
@@ -20,13 +20,12 @@ from mlr3torch_py.freezing.memory import forget_directions
 from mlr3torch_py.freezing.phases import has_best_weights, restore_best_weights
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.names import listed, nearest
-from mlr3torch_py.network.sharing import sharing_names
-from mlr3torch_py.network.unwrap import bare, named_parameters
+from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.steps import Moment, Step
+from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.schedule.table import Table, Unit, read_table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import Select
@@ -38,7 +37,6 @@ from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import warn_of_unknown_direction
 from mlr3torch_py.training.trained import key_of
 from mlr3torch_py.values import shown
-from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetUnfreeze"]
 
@@ -278,24 +276,14 @@ class CallbackSetUnfreeze(FreezingCallback):
     def plans_by(self, net: Net) -> tuple[Plan, ...]:
         return self._plans_with(net, self._met_before(net))
 
+    def doubts(self, network: nn.Module, plans: Sequence[Plan]) -> Iterator[str]:
+        (plan,) = plans
+        return doubts_about(plan, network, self.starting_weights if self.schedule is None else None)
+
     def advise(self, net: Net) -> None:
-        (plan,) = self.declared_
-        _warn("{} never takes effect, since epochs and batches count from 1", [s for s in plan.steps if s.time == 0])
-        _warn("{} matches no weight of the network", [s for s in plan.steps if not s.names])
-        module, names = bare(self.network_of(net)), dict.fromkeys(plan.names).keys()
-        sharing = sharing_names(named_parameters(module))
-        _warn("{} changes nothing: its weights are already trainable (or already frozen)", plan.no_ops(sharing))
-        selections = []
-        if self.schedule is None:
-            selections.append(("`starting_weights`", self.starting_weights, plan.starting))
-        selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]
-        for place, select, selected in selections:
-            for part in select.unmatched(names, module):
-                warn(f"{place}: {part!r} matches no weight of the network")
-            for sentence in partly_selected(sharing, selected):
-                warn(f"{place}: {sentence}")
+        super().advise(net)
         last_epoch = len(net.history) + net.max_epochs
-        for step in plan.steps:
+        for step in self.declared_[0].steps:
             if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
                 logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `max_epochs`", step.row, last_epoch)
 
@@ -432,9 +420,3 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def _met_before(self, net: Net) -> dict[int, int]:
         return met_before(net.history, self._condition_keys(net))
-
-
-def _warn(what: str, steps: list[Step]) -> None:
-    if steps:
-        rows = listed((step.row for step in steps), most=3)
-        warn(f"`unfreeze`: {what.format(rows)}")

@@ -170,6 +170,7 @@ def test_other_settings_are_one_warning_while_something_is_left_to_train_and_an_
     with pytest.warns(UserWarning, match=f"the run is resumed with other settings: {name} ") as caught:
         with_stopping(tmp_path, 2, **OTHER[name])
     assert len(caught) == 1
+    assert ("there, which stays)" in str(caught[0].message)) is (name == "lr" or name.startswith("optimizer__"))
 
 
 def test_callbacks_that_come_and_go_max_epochs_and_the_checkpoint_itself_make_no_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 
 import matplotlib as mpl
 import numpy as np
@@ -375,6 +376,21 @@ def test_a_net_with_a_module_that_cannot_be_pickled_has_a_plan(initialized):
 
     net = iris_net(unfreeze(), t_clbk("frozen_cache"), module=Local, module__d_in=4, module__d_out=3, module__p=0.0)
     assert freeze_plan(net.initialize() if initialized else net, X, y).cache is not None
+
+
+def test_a_plan_says_what_training_would_warn_of():
+    table = {"epoch": [0, 2, 3], "weights": [select_prefix("0"), select_prefix("layer4"), select_last(1)]}
+    net = iris_net(CallbackSetUnfreeze(select_prefix("head", "6"), table), max_epochs=3)
+    plan = freeze_plan(net, X, y)
+    with pytest.warns(UserWarning) as caught:
+        net.fit(X, y)
+    assert list(plan.notes) == [str(warning.message) for warning in caught]
+    assert [re.sub(r"`unfreeze`: row (\d).*\) ", r"row \1 ", note) for note in plan.notes] == [
+        "row 0 never takes effect, since epochs and batches count from 1",
+        "row 1 matches no weight of the network",
+        "row 2 changes nothing: its weights are already trainable (or already frozen)",
+        "`starting_weights`: select_prefix('head') matches no weight of the network",
+    ]
 
 
 def test_a_plan_says_by_what_factor_a_block_is_slower():
