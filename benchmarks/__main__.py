@@ -28,6 +28,7 @@ MODULES = {
     "i": "backbones",
     "j": "growth",
     "k": "measured",
+    "l": "search",
 }
 DOCS = Path(__file__).parents[1] / "docs"
 WITHIN, ABOVE, NO_LIMIT = "#0b5394", "#b45309", "#7f7f7f"

@@ -1,4 +1,7 @@
-"""What the package promises, on a GPU: flags, pins, rates, mixed precision, resuming, audit and cache."""
+"""What the package promises on each device: flags, pins, rates, mixed precision, resuming, audit, cache and store.
+
+The same tests run on the CPU, and where there is a GPU, on it, by ``nox -s gpu``.
+"""
 
 import copy
 
@@ -10,10 +13,9 @@ from torch import nn
 from mlr3torch_py import CallbackSetUnfreeze, freeze_plan, select_all, select_prefix, t_clbk
 from tests.helpers import X, iris_net, moved, weights, y
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])]
+HALF = {"cpu": torch.bfloat16, "cuda": torch.float16}
 LATER = {"epoch": [3], "weights": [select_all()]}
 OPTIMIZERS = {
     "SGD": (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
@@ -45,8 +47,17 @@ def deterministic(monkeypatch):
     torch.manual_seed(0)
 
 
-def net_of(*callbacks, **params):
-    return iris_net(*callbacks, **{"module": Network, "device": "cuda", "lr": 0.01, "max_epochs": 2} | params)
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+def net_of(device, *callbacks, **params):
+    return iris_net(*callbacks, **{"module": Network, "device": device, "lr": 0.01, "max_epochs": 2} | params)
+
+
+def is_there(net, device):
+    return all(tensor.device.type == device for tensor in weights(net).values())
 
 
 def freezing(table=None, **options):
@@ -58,24 +69,26 @@ def state(net):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_what_is_frozen_keeps_its_bits_and_then_trains(optimizer):
+def test_what_is_frozen_keeps_its_bits_and_then_trains(device, optimizer):
+    if device == "cpu" and optimizer == "Adam capturable":
+        pytest.skip("the CPU captures no graphs")
     kind, params = OPTIMIZERS[optimizer]
     given = {f"optimizer__{name}": value for name, value in params.items()}
-    net = net_of(freezing(LATER), optimizer=kind, **given).initialize()
+    net = net_of(device, freezing(LATER), optimizer=kind, **given).initialize()
     before = state(net)
     net.partial_fit(X, y)
     assert moved(before, state(net)) == {"head.weight", "head.bias"}
     halfway = weights(net)
     net.partial_fit(X, y)
     assert moved(halfway, weights(net)) == set(halfway)
-    assert all(tensor.is_cuda for tensor in weights(net).values())
+    assert is_there(net, device)
 
 
-def test_factors_on_rates_do_what_groups_by_hand_do():
+def test_factors_on_rates_do_what_groups_by_hand_do(device):
     table = {"epoch": [1], "weights": [select_prefix("body")], "lr_mult": [0.1]}
-    ours = net_of(CallbackSetUnfreeze(select_all(), table), audited=False).fit(X, y)
+    ours = net_of(device, CallbackSetUnfreeze(select_all(), table), audited=False).fit(X, y)
     torch.manual_seed(0)
-    by_hand = net_of(audited=False, optimizer__param_groups=[("body*", {"lr": 0.001})]).fit(X, y)
+    by_hand = net_of(device, audited=False, optimizer__param_groups=[("body*", {"lr": 0.001})]).fit(X, y)
     for one, other in zip(weights(ours).values(), weights(by_hand).values(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
@@ -85,14 +98,14 @@ class Scaled(NeuralNetClassifier):
 
     def initialize(self):
         super().initialize()
-        self.scaler_ = torch.amp.GradScaler("cuda")
+        self.scaler_ = torch.amp.GradScaler(self.device)
         return self
 
     def train_step(self, batch, **fit_params):
         inputs, targets = batch
         self._set_training(True)
         self.optimizer_.zero_grad()
-        with torch.autocast("cuda", dtype=torch.float16):
+        with torch.autocast(self.device, dtype=HALF[self.device]):
             y_pred = self.infer(inputs, **fit_params)
             loss = self.get_loss(y_pred, targets, X=inputs, training=True)
         self.scaler_.scale(loss).backward()
@@ -103,9 +116,9 @@ class Scaled(NeuralNetClassifier):
 
 
 @pytest.mark.parametrize("lr_mult", [None, 0.1])
-def test_mixed_precision_with_a_scaler(lr_mult):
+def test_mixed_precision_with_a_scaler(device, lr_mult):
     table = {"epoch": [3], "weights": [select_all()], "lr_mult": [lr_mult]}
-    net = net_of(freezing(table), cls=Scaled, audited=False).initialize()
+    net = net_of(device, freezing(table), cls=Scaled, audited=False).initialize()
     before = state(net)
     net.partial_fit(X, y)
     assert moved(before, state(net)) == {"head.weight", "head.bias"}
@@ -115,16 +128,14 @@ def test_mixed_precision_with_a_scaler(lr_mult):
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_resumed_run_equals_one_without_a_stop_bit_for_bit(tmp_path, stop):
+def test_a_resumed_run_equals_one_without_a_stop_bit_for_bit(tmp_path, device, stop):
     def run(folder, max_epochs):
         torch.manual_seed(0)
         torch.cuda.manual_seed_all(0)
         checkpoint = t_clbk("checkpoint", path=tmp_path / folder, freq=1, resume=True)
         schedule = CallbackSetUnfreeze(select_prefix("head"), {"epoch": [3], "weights": [select_all()]})
-        return net_of(
-            schedule, checkpoint, max_epochs=max_epochs, optimizer=torch.optim.Adam, iterator_train__shuffle=True,
-            audited=False,
-        ).fit(X, y)  # fmt: skip
+        params = {"optimizer": torch.optim.Adam, "iterator_train__shuffle": True, "audited": False}
+        return net_of(device, schedule, checkpoint, max_epochs=max_epochs, **params).fit(X, y)
 
     whole = run("whole", 4)
     run("stopped", stop)
@@ -133,16 +144,43 @@ def test_a_resumed_run_equals_one_without_a_stop_bit_for_bit(tmp_path, stop):
     assert resumed.history[:, "train_loss"] == whole.history[:, "train_loss"]
 
 
-def test_the_cache_takes_rows_from_memory_and_gives_the_same_weights():
+def test_the_cache_takes_rows_from_memory_and_gives_the_same_weights(device):
     network = Network()
-    plainly = net_of(freezing(), module=copy.deepcopy(network), max_epochs=4).fit(X, y)
-    cached = net_of(freezing(), t_clbk("frozen_cache"), module=network, max_epochs=4).fit(X, y)
+    plainly = net_of(device, freezing(), module=copy.deepcopy(network), max_epochs=4).fit(X, y)
+    cached = net_of(device, freezing(), t_clbk("frozen_cache"), module=network, max_epochs=4).fit(X, y)
     assert cached.history[:, "cache_hits"][1:] == [150] * 3
     for one, other in zip(weights(plainly).values(), weights(cached).values(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
-def test_the_audit_finds_a_write():
+def test_a_store_serves_the_next_training_and_predictions(device, tmp_path):
+    network = Network()
+    plainly = net_of(device, freezing(), module=copy.deepcopy(network)).fit(X, y)
+    for is_warm in (False, True):
+        torch.manual_seed(0)
+        cache = t_clbk("frozen_cache", store=tmp_path, keep=True)
+        net = net_of(device, freezing(), cache, module=copy.deepcopy(network)).fit(X, y)
+        assert (sum(net.history[:, "cache_hits_stored"]) > 100) is is_warm
+        for one, other in zip(weights(plainly).values(), weights(net).values(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        torch.testing.assert_close(net.forward(X), plainly.forward(X), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("frozen_mode", ["train", "eval"])
+def test_what_is_pinned_keeps_its_statistics(device, frozen_mode):
+    net = net_of(device, freezing(frozen_mode=frozen_mode), audited=False).initialize()
+    before = state(net)
+    net.partial_fit(X, y)
+    statistics = {name for name in moved(before, state(net)) if name.startswith("body.1")}
+    assert (statistics == set()) is (frozen_mode == "eval")
+
+
+def test_a_compiled_network_is_refused_by_the_cache_before_the_first_step(device):
+    with pytest.raises(ValueError, match="`module_` is compiled by torch.compile"):
+        net_of(device, freezing(), t_clbk("frozen_cache"), compile=True).fit(X, y)
+
+
+def test_the_audit_finds_a_write(device):
     class Writes(Network):
         def forward(self, x):
             if self.training:
@@ -150,18 +188,18 @@ def test_the_audit_finds_a_write():
             return super().forward(x)
 
     with pytest.raises(RuntimeError, match="body.0.weight"):
-        net_of(freezing(), module=Writes).fit(X, y)
+        net_of(device, freezing(), module=Writes).fit(X, y)
 
 
-def test_early_stopping_puts_the_best_weights_back_on_the_gpu():
+def test_early_stopping_puts_the_best_weights_back_where_they_were(device):
     stopping = t_clbk("early_stopping", monitor="train_loss", patience=1, min_delta=100.0, restore_best_weights=True)
-    net = net_of(stopping, max_epochs=5, audited=False).fit(X, y)
+    net = net_of(device, stopping, max_epochs=5, audited=False).fit(X, y)
     assert len(net.history) == 2
-    assert all(tensor.is_cuda for tensor in weights(net).values())
+    assert is_there(net, device)
 
 
-def test_a_plan_is_made_without_training():
-    net = net_of(freezing(LATER), max_epochs=4).initialize()
+def test_a_plan_is_made_without_training(device):
+    net = net_of(device, freezing(LATER), max_epochs=4).initialize()
     before = state(net)
     plan = freeze_plan(net, X, y)
     assert [phase.epoch for phase in plan.phases] == [1, 3]

@@ -166,9 +166,11 @@ class Admission:
         """
         now = Fingerprint(self._module, before=self._fingerprint if trust_versions else None)
         change = self._fingerprint.difference(now)
-        self._fingerprint = now
-        if change is not None:
+        if change is None:
+            now.take_digest(self._fingerprint)
+        else:
             self._generators = None
+        self._fingerprint = now
         return change
 
     def read(self, call: Call) -> Request | None:

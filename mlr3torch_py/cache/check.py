@@ -8,14 +8,14 @@ from typing import Final
 
 __all__ = ["HitCheck"]
 
-_MAX_SHARE: Final = 0.01
+_MAX_SHARE: Final = 0.002
 
 
 class HitCheck:
     """Choose the rows from memory that are computed again: some of one batch, drawn at random.
 
-    That is done in the first epoch with hits, and then as often as it takes no more than 1 % of the seconds that hits
-    have saved in the meantime.
+    That is done in the first epoch with hits, and then as often as it takes no more than 0.2 % of the seconds that
+    hits have saved in the meantime.
 
     Parameters
     ----------
@@ -52,6 +52,11 @@ class HitCheck:
         self._hits_until_drawn -= len(known)
         self._hits_until_due -= len(known)
         return list(known[-self._n_rows :]) if is_drawn else []
+
+    def skip(self, n_rows: int) -> None:
+        """Draw no hit in this epoch, since some rows were computed again nevertheless."""
+        self._hits_until_drawn = -1
+        self._hits_until_due = n_rows / _MAX_SHARE
 
     def pay(self, seconds: float, seconds_per_row: float) -> None:
         """Wait until the hits have saved enough for the seconds of a check."""

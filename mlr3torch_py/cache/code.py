@@ -34,7 +34,7 @@ from mlr3torch_py.cache.code_objects import (
     names_in,
     version_of_package,
 )
-from mlr3torch_py.cache.fingerprint import NOT_SETTINGS
+from mlr3torch_py.cache.fingerprint import is_setting
 from mlr3torch_py.cache.portable import NotPortableError, Writer
 from mlr3torch_py.cache.snapshot import Snapshot
 
@@ -375,7 +375,7 @@ def _is_special(name: str, value: Any) -> bool:
 def _unusual_settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
     """List the attributes of a layer that may hold functions or objects."""
     for name, value in sorted(vars(layer).items()):
-        if name not in NOT_SETTINGS and type(value) not in _PLAIN:
+        if is_setting(name) and type(value) not in _PLAIN:
             is_flat = type(value) in {tuple, list} and all(type(one) in _PLAIN for one in value)
             if not (is_flat or isinstance(value, torch.Tensor)):
                 yield name, value

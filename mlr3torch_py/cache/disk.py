@@ -13,6 +13,9 @@ from typing import Any, Final, TypeVar
 
 from xxhash import xxh3_64_digest
 
+from mlr3torch_py.cache.mounts import network_file_system
+from mlr3torch_py.warn import warn
+
 __all__ = ["FILE", "Disk", "opened"]
 
 T = TypeVar("T")
@@ -25,6 +28,7 @@ _PORTION: Final = 2**22
 _SPARE: Final = 2**24
 _lock = threading.Lock()
 _open: Final[dict[str, Disk]] = {}
+_warned_of: Final[set[str]] = set()
 
 
 class Disk:
@@ -184,8 +188,14 @@ def opened(folder: Path, max_bytes: int | None = None) -> Disk:
     folder : Path
     max_bytes : int, optional
         The bytes that its file may take.
+
+    Warns
+    -----
+    UserWarning
+        Once, if the folder lies on a network file system.
     """
     place = os.path.realpath(folder)
+    _warn_of_network(place)
     with _lock:
         disk = _open.get(place)
         if disk is not None and not disk.is_ours:
@@ -196,6 +206,16 @@ def opened(folder: Path, max_bytes: int | None = None) -> Disk:
         elif max_bytes is not None:
             disk.allow(max_bytes)
         return disk
+
+
+def _warn_of_network(place: str) -> None:
+    if place not in _warned_of:
+        _warned_of.add(place)
+        if kind := network_file_system(Path(place)):
+            warn(
+                f"frozen_cache: the store {place} lies on a network file system ({kind}), where several machines may "
+                "damage it; name a folder on a local disk of each machine, such as store='/var/tmp/features'"
+            )
 
 
 def _lmdb() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter, is_
 from typing import Any, Final, NamedTuple
 
@@ -14,13 +14,20 @@ from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
 from mlr3torch_py.network.internals import TreeSpec, tree_flatten
 
-__all__ = ["NOT_SETTINGS", "Fingerprint"]
+__all__ = ["Fingerprint", "is_setting"]
 
 # What every module has, hooks among it, is looked at elsewhere, or may differ.
-NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
+_NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
+_OF_THIS_PACKAGE: Final = "_mlr3torch_py"  # how the names end of what it notes on a module
 _NUMBERS: Final = frozenset({bool, int, float})
 _PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
+_BY_VALUE: Final = frozenset({*_PLAIN, bytes})
 _WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
+
+
+def is_setting(name: str) -> bool:
+    """Whether an attribute may affect what a module gives, and is not looked at elsewhere."""
+    return name not in _NOT_SETTINGS and not name.endswith(_OF_THIS_PACKAGE)
 
 
 class _Contents(NamedTuple):
@@ -90,7 +97,13 @@ class Fingerprint:
             self._settings = [_settings(layer) for layer, _ in self._layers]
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise NotCacheableError(f"its attributes cannot be read: {error}") from error
+        self._digest = ""
         self._prepare_glance()
+
+    @property
+    def _is_lasting(self) -> bool:
+        """Whether all settings were compared by value."""
+        return all(_has_value(value) for settings in self._settings for value in settings.values())
 
     @property
     def seems_current(self) -> bool:
@@ -129,21 +142,33 @@ class Fingerprint:
         NotPortableError
             If an attribute has no name there, such as a lambda; the message names the attribute.
         """
+        if self._digest:
+            return self._digest
         places = {id(layer): i for i, (layer, _) in enumerate(self._layers)}
         tensors: dict[int, list[Any]] = {}
         for seen in self._tensors:
             tensors.setdefault(id(seen.owner), []).append((seen.name, seen.tensor.shape, seen.tensor.dtype, seen.hash))
-        hashes = []
+        hashes, described = [], []
         for (layer, cls), settings in zip(self._layers, self._settings, strict=True):
             own = [tensors.get(id(owner)) for owner in (layer._parameters, layer._buffers)]
             children = [(name, places.get(id(child))) for name, child in layer._modules.items()]
-            for name, value in [("class", (cls, own, children)), *sorted(settings.items())]:
-                is_set = isinstance(value, _Contents) and value.structure is set
+            plain = {name: value for name, value in settings.items() if _is_plain(value)}
+            others = sorted(settings.keys() - plain.keys())
+            described.append((cls, repr((own, children, sorted(plain.items()), others))))
+            for name in others:
                 try:
-                    hashes.append((name, portable_hash(set(value.leaves) if is_set else value, places)))
+                    hashes.append(_setting_hash(settings[name], places))
                 except NotPortableError as error:
                     raise NotPortableError(f"the {name!r} of its {cls.__name__}") from error
-        return portable_hash(hashes, {})
+        digest = portable_hash((described, hashes), {})
+        if self._is_lasting:
+            self._digest = digest
+        return digest
+
+    def take_digest(self, other: Fingerprint) -> None:
+        """Take the digest of an equal fingerprint, if equal ones have the same."""
+        if self._is_lasting:
+            self._digest = other._digest
 
     def difference(self, other: Fingerprint) -> str | None:
         """Name something that differs; None if nothing does."""
@@ -184,7 +209,7 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
     return {
         name: value if type(value) in _PLAIN or not isinstance(value, _WITH_CONTENTS) else _contents(value)
         for name, value in vars(layer).items()
-        if name not in NOT_SETTINGS
+        if is_setting(name)
     }
 
 
@@ -197,6 +222,25 @@ def _contents(value: Any) -> _Contents:
         return _Contents(value, tuple)
     leaves, structure = (list(value), set) if isinstance(value, set) else tree_flatten(value)
     return _Contents([_contents(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the same values, and no others, print the same in each process."""
+    if isinstance(value, _Contents):
+        return value is _EMPTY or value.structure is tuple
+    return type(value) in _PLAIN
+
+
+def _has_value(value: Any) -> bool:
+    """Whether a setting is compared by value, and not by identity."""
+    if isinstance(value, _Contents):
+        return all(map(_has_value, value.leaves))
+    return type(value) in _BY_VALUE
+
+
+def _setting_hash(value: Any, places: Mapping[int, int]) -> str:
+    is_set = isinstance(value, _Contents) and value.structure is set
+    return portable_hash(set(value.leaves) if is_set else value, places)
 
 
 def _are_same(one: Any, other: Any) -> bool:

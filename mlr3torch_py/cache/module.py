@@ -265,6 +265,10 @@ class CachedModule:
                 "numpy during this epoch; name other modules in `modules`"
             )
 
+    def skip_check(self, n_rows: int) -> None:
+        """Check no hit in this epoch, since some rows from disk were compared."""
+        self._check.skip(n_rows)
+
     def reject_dependent(self, call: Call) -> None:
         """Give the module up because its rows depend on each other, as in this call."""
         self._reject(dependent(), call)
@@ -435,5 +439,6 @@ def _missing(call: Call, layout: Layout, keys: Sequence[bytes]) -> list[int]:
     if call.has_rows:
         if layout.shelved is not None:
             found.append(layout.shelved.find(keys, layout.complete))
-        found.append([i for i, place in enumerate(layout.complete.find(keys)) if place is None])
+        else:
+            found.append([i for i, place in enumerate(layout.complete.find(keys)) if place is None])
     return found[0] if len(found) == 1 else sorted(set[int]().union(*found))

@@ -80,24 +80,26 @@ class ShelvedRows:
         return 0.0 if self._shelf.dtype is None else torch.finfo(self._shelf.dtype).eps
 
     def find(self, keys: Sequence[bytes], complete: Keys) -> list[int]:
-        """Note which rows are on disk wherever they were asked for, and draw those that are computed nevertheless.
+        """List the rows that must be computed: those that are not on disk, and some that are drawn to be compared.
 
         Parameters
         ----------
         keys : sequence of bytes
         complete : Keys
-            The keys of rows that need not be computed, to which those on disk are added.
+            The keys of rows that need not be computed, to which those that are on disk wherever they were asked for
+            are added.
         """
         unknown = [i for i, place in enumerate(complete.find(keys)) if place is None]
         if not unknown or self._is_distrusted:
-            return []
+            return unknown
         marks = self._shelf.disk.get([self._place(MARK, keys[i]) for i in unknown])
         found = [i for i, mark in zip(unknown, marks, strict=True) if mark is not None]
         complete.add(keys[i] for i in found)
-        if not found or self._has_drawn:
-            return []
-        self._has_drawn = True
-        return sorted(_drawn(found))
+        missing = set(unknown).difference(found)
+        if found and not self._has_drawn:
+            self._has_drawn = True
+            missing.update(_drawn(found))
+        return sorted(missing)
 
     def load(self, index: int, row: RowSpec, keys: Sequence[bytes]) -> tuple[list[int], torch.Tensor | None]:
         """Read rows of one tensor of the output.
