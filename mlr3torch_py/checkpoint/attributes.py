@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Set
+import warnings
+from collections.abc import Iterator, Mapping
 from functools import cache
+from types import BuiltinFunctionType
 from typing import Any, Final
 
 import numpy as np
@@ -15,9 +17,10 @@ from skorch import NeuralNet
 from torch import nn
 from xxhash import xxh3_128_hexdigest
 
-from mlr3torch_py.checkpoint.parts import has_state_dict, module_places
+from mlr3torch_py.checkpoint.parts import has_state_dict, module_places, optimizers_of, searched
 from mlr3torch_py.checkpoint.portable import to_portable
 from mlr3torch_py.network.bits import content_hash
+from mlr3torch_py.network.holdings import GLOBALS, plain_values, walk
 from mlr3torch_py.network.randomness import is_generator, kept_random_states
 from mlr3torch_py.protocols import Net
 
@@ -43,32 +46,34 @@ class Attributes:
     """
 
     def __init__(self) -> None:
-        self._before: dict[tuple[str, str], tuple[bool, str | None]] = {}
+        self._before: dict[tuple[str, str], tuple[bool, str]] = {}
         self._restored: set[tuple[str, str]] = set()
 
     def watch(self, net: Net) -> None:
         """Remember the values as they are when training begins."""
-        held = _tensors_held(net)
+        marks = _Marks(net)
         self._before = {
-            (place, name): _mark(value)
+            (place, name): marks.of(value)
             for place, owner in _owners(net).items()
-            for name, value in _values(owner, held).items()
+            for name, value in marks.values(owner).items()
         }
 
     def changed(self, net: Net) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """Return the values that have changed by place and name, and the places of those that no file can hold."""
         kept: dict[str, dict[str, Any]] = {}
         lost: list[str] = []
-        held = _tensors_held(net)
+        marks = _Marks(net)
         for place, owner in _owners(net).items():
-            for name, value in _values(owner, held).items():
-                now = _mark(value)
+            for name, value in marks.values(owner).items():
+                now = marks.of(value)
+                if callable(value):  # one made since training began is not lost before it changes
+                    self._before.setdefault((place, name), now)
                 before = self._before.get((place, name))
                 if now == before and (place, name) not in self._restored:
                     continue
                 if now[0]:
                     kept.setdefault(place, {})[name] = value
-                elif before is None or now[1] is not None:
+                else:
                     lost.append(f"{place}.{name} ({type(value).__name__})")
         return kept, lost
 
@@ -88,22 +93,54 @@ def _owners(net: Net) -> dict[str, Any]:
     return {"net": net, **{name: one for name, one in others.items() if hasattr(one, "__dict__")}, **module_places(net)}
 
 
-def _values(owner: Any, held: Set[int]) -> dict[str, Any]:
-    """Return the attributes of an object that are its own to remember."""
-    if isinstance(owner, nn.Module):
-        skipped = _OF_MODULES
-        buffers = {name: owner._buffers.get(name) for name in owner._non_persistent_buffers_set}
-    else:
-        skipped, buffers = _of_net(owner) if hasattr(owner, "callbacks_") else frozenset(), {}
-    own = {name: value for name, value in vars(owner).items() if name not in skipped}
-    return {name: value for name, value in (own | buffers).items() if not _is_kept_elsewhere(value, held)}
+class _Marks:
+    """By which one sees whether an attribute has changed, apart from what a checkpoint keeps elsewhere.
+
+    Kept elsewhere are parameters, buffers, modules, random generators, and objects with a state dict. Of an object that
+    holds such things, is called, or cannot be pickled, the numbers, strings, tensors and arrays count that it holds.
+    """
+
+    def __init__(self, net: Net) -> None:
+        self._held = _tensors_held(net)
+        self._parts = [*searched(net)[0], *_owners(net).values(), *optimizers_of(net).values()]
+        self._seen: dict[int, tuple[bool, str]] = {}  # by id, as many modules may have the same configuration
+
+    def values(self, owner: Any) -> dict[str, Any]:
+        """Return the attributes of an object that are its own to remember."""
+        if isinstance(owner, nn.Module):
+            skipped = _OF_MODULES
+            buffers = {name: owner._buffers.get(name) for name in owner._non_persistent_buffers_set}
+        else:
+            skipped, buffers = _of_net(owner) if hasattr(owner, "callbacks_") else frozenset(), {}
+        own = {name: value for name, value in vars(owner).items() if name not in skipped} | buffers
+        return {name: value for name, value in own.items() if not self._is_kept_elsewhere(value)}
+
+    def of(self, value: Any) -> tuple[bool, str]:
+        """Return whether a file can hold a value, and a hash of it."""
+        if id(value) not in self._seen:
+            self._seen[id(value)] = self._of(value)
+        return self._seen[id(value)]
+
+    def _of(self, value: Any) -> tuple[bool, str]:
+        is_plain, found = _mark(value)
+        if is_plain and found is not None:
+            return True, found
+        closed = [one for _, one in walk({"": value}, self._parts) if _is_closed(one)]
+        if closed or callable(value) or found is None:
+            inner = plain_values({"": value}, [*self._parts, *closed])
+            kept = {path: one for path, one in inner.items() if GLOBALS not in path and _address(one) not in self._held}
+            found = xxh3_128_hexdigest(repr({path: hash_of(one) for path, one in kept.items()}).encode())
+        return False, found
+
+    def _is_kept_elsewhere(self, value: Any) -> bool:
+        if isinstance(value, type | BuiltinFunctionType) or _is_closed(value):
+            return True
+        return any(_address(tensor) in self._held for tensor in _tensors_in(value))
 
 
-def _is_kept_elsewhere(value: Any, held: Set[int]) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    if any(callable(one) or is_generator(one) or has_state_dict(one) for one in (value, *items)):
-        return True
-    return any(_address(tensor) in held for tensor in _tensors_in(value))
+def _is_closed(value: Any) -> bool:
+    """Whether the state of an object is kept as a whole."""
+    return isinstance(value, nn.Module) or is_generator(value) or has_state_dict(value)
 
 
 def _mark(value: Any) -> tuple[bool, str | None]:
@@ -118,7 +155,9 @@ def _mark(value: Any) -> tuple[bool, str | None]:
     except (TypeError, ValueError, RuntimeError):
         pass
     try:
-        return False, xxh3_128_hexdigest(pickle.dumps(value))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 and 3.13 warn that iterators will lose pickling
+            return False, xxh3_128_hexdigest(pickle.dumps(value))
     except Exception:  # of whatever kind, as any class may say how it is pickled
         return False, None
 

@@ -143,7 +143,7 @@ def _draw_losses(
 
 
 def _figure_of(ax: Axes) -> Figure:
-    figure: Any = ax.get_figure(root=True)
+    figure: Any = ax.figure.figure  # the outermost one; `get_figure(root=True)` is of matplotlib 3.10
     return figure  # type: ignore[no-any-return]
 
 

@@ -2,7 +2,10 @@
 
 import itertools
 from collections import deque
+from functools import partial
+from random import Random
 
+import numpy as np
 import pytest
 import torch
 from skorch import NeuralNetClassifier
@@ -64,6 +67,79 @@ def test_a_changed_attribute_that_no_file_can_hold_is_named_once(tmp_path):
     with pytest.warns(UserWarning, match=r"cannot keep module.queue \(deque\), whose kind no file can hold") as caught:
         run(tmp_path, 3, module=Queue)
     assert len(caught) == 1
+
+
+class Counter:
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self):
+        self.n += 1
+
+
+class Unpicklable:
+    def __init__(self):
+        self.counter, self.rule = Counter(), lambda: None
+
+    def count(self):
+        self.counter()
+
+
+def closure():
+    counter = Counter()
+
+    def count():
+        counter()
+
+    return count
+
+
+OPAQUE = {
+    "called": (Counter, lambda one: one()),
+    "unpicklable": (Unpicklable, lambda one: one.count()),
+    "closure": (closure, lambda one: one()),
+    "partial": (lambda: partial(list.append, []), lambda one: one(1)),
+    "beside a function": (lambda: {"rule": torch.relu, "n": 0}, lambda one: one.update(n=one["n"] + 1)),
+    "beside a generator": (lambda: [np.random.default_rng(1), torch.zeros(1)], lambda one: one[1].add_(1)),
+}
+
+
+class Opaque(nn.Linear):
+    def __init__(self, make, change):
+        super().__init__(4, 3)
+        self.helper, self.change = make(), change
+
+    def forward(self, x):
+        self.change(self.helper)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", OPAQUE)
+def test_what_changes_in_an_attribute_of_any_kind_is_named(tmp_path, kind):
+    with pytest.warns(UserWarning, match=r"cannot keep module.helper \(\w+\), whose kind no file can hold") as caught:
+        run(tmp_path, 2, module=Opaque(*OPAQUE[kind]))
+    assert len(caught) == 1
+
+
+UNCHANGED = {
+    "called, but not changed": (Counter, repr),
+    "a generator of Python, which is kept": (lambda: {"rngs": [Random(1)]}, lambda one: one["rngs"][0].gauss(0, 1)),
+    "an object with a state dict, which is kept": (lambda: [Scaler()], lambda one: vars(one[0]).update(scale=2.0)),
+    "a module, which is kept": (lambda: (torch.relu, nn.BatchNorm1d(2)), lambda one: one[1](torch.rand(3, 2))),
+}
+
+
+@pytest.mark.parametrize("kind", UNCHANGED)
+def test_what_is_kept_elsewhere_is_not_named_as_lost(tmp_path, kind):
+    run(tmp_path, 2, module=Opaque(*UNCHANGED[kind]))
+
+
+def test_a_helper_that_refers_to_parameters_and_to_the_net_is_not_named_as_lost(tmp_path):
+    class Refers(Callback):
+        def on_train_begin(self, net, **kwargs):
+            net.module_.helper = lambda: (net, [*net.module_.parameters()])
+
+    run(tmp_path, 2, Refers())
 
 
 class Unloadable(Scaler):

@@ -268,7 +268,9 @@ def test_a_frozen_weight_that_gets_the_name_of_a_trainable_one_trains_also_in_th
     net = iris_net(*callbacks, module=Network, max_epochs=2, audited=False).fit(X, y)
     net.partial_fit(X, y)
     assert {"slow.0.weight", "slow.0.bias", "slow.1.weight", "slow.1.bias"} <= set(trace.batches_[-1])
-    assert moved(*trace.weights_[-2:]) == {name for name in trace.batches_[-1] if not name.startswith("more")}
+    before_a_norm = {"slow.0.bias"}  # whose gradient is zero but for rounding
+    expected = {name for name in trace.batches_[-1] if not name.startswith("more")}
+    assert moved(*trace.weights_[-2:]) | before_a_norm == expected
 
 
 @pytest.mark.parametrize(
