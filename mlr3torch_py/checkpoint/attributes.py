@@ -133,7 +133,7 @@ class _Marks:
         return False, found
 
     def _is_kept_elsewhere(self, value: Any) -> bool:
-        if isinstance(value, type | BuiltinFunctionType) or _is_closed(value):
+        if isinstance(value, type | BuiltinFunctionType) or _is_closed(value) or _is_of_this_package(value):
             return True
         return any(_address(tensor) in self._held for tensor in _tensors_in(value))
 
@@ -141,6 +141,11 @@ class _Marks:
 def _is_closed(value: Any) -> bool:
     """Whether the state of an object is kept as a whole."""
     return isinstance(value, nn.Module) or is_generator(value) or has_state_dict(value)
+
+
+def _is_of_this_package(value: Any) -> bool:
+    """Whether an object was put there by a callback of this package, as what pins or caches a module."""
+    return type(value).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _mark(value: Any) -> tuple[bool, str | None]:
