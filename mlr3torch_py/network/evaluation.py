@@ -12,7 +12,6 @@ from torch import nn
 from mlr3torch_py.names import ancestors
 from mlr3torch_py.network.internals import internal
 from mlr3torch_py.network.parameters import can_train
-from mlr3torch_py.network.subtree import Subtree
 from mlr3torch_py.network.unwrap import all_modules, bare, named_modules, named_parameters
 
 __all__ = ["NORMALISATION", "Pins", "frozen_modules", "overruled_pins", "pinned_modules"]
@@ -135,7 +134,6 @@ class Pins:
             is_pinned = key in self._pinned and isinstance(own_state.get("train"), _Pin)
             if not is_pinned or own_state.get("training", True):
                 _pin(module, self)
-            own_state["train"].forget_below()
         self._pinned = wanted
         return has_changed
 
@@ -212,18 +210,8 @@ class _Pin:
         self.own = None if isinstance(own, _Unpinned) else own  # somebody may have switched train() off
         self.mode = getattr(module, "training", True)  # torch.jit.freeze removes it
         self.owners = WeakSet[Pins]()  # several, if a network is trained in the middle of its own training
-        self._below: _PinnedSubtree | None = None
-        self._may_be_whole = True
-
-    def forget_below(self) -> None:
-        """Look again at the next call whether all modules below are pinned."""
-        self._below, self._may_be_whole = None, True
 
     def __call__(self, mode: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
-        if self._may_be_whole and self._is_pinned_below():
-            assert self._below is not None
-            self._below.note_mode(mode)
-            return self.module
         own_state = vars(self.module)
         if self.own is None and type(self.module).train is nn.Module.train and "training" in own_state:
             # As below, but fast: setting an attribute of a module is slow, and skorch calls this at every step.
@@ -242,34 +230,6 @@ class _Pin:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpinned, (self.module, self.own)
-
-    def _is_pinned_below(self) -> bool:
-        """Whether all modules from here on are pinned and have no ``train`` of their own."""
-        if self._below is None or not self._below.is_current:
-            below = _PinnedSubtree(self.module)
-            self._below = below if below.is_current else None
-            self._may_be_whole = self._below is not None  # or else after the next change of pins
-        return self._may_be_whole
-
-
-class _PinnedSubtree:
-    """Pinned modules that are put into a mode together, since skorch does that at every step."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._subtree = Subtree(module)
-        found = [state.get("train") for state in self._subtree.states]
-        self._pins = [pin for pin in found if isinstance(pin, _Pin) and pin.own is None]
-        self._are_pins = len(self._pins) == len(found)
-
-    @property
-    def is_current(self) -> bool:
-        subtree = self._subtree
-        return self._are_pins and subtree.is_current and subtree.has_plain_modes and subtree.holds("train", self._pins)
-
-    def note_mode(self, mode: bool) -> None:
-        """Note a mode for the time after the pins, and leave the modules in eval mode."""
-        for pin, state in zip(self._pins, self._subtree.states, strict=True):
-            pin.mode, state["training"] = mode, False
 
 
 class _Unpinned:
