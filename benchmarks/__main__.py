@@ -16,6 +16,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
+from mlr3torch_py.forecast.ink import INK, for_any_theme
+
 MODULES = {
     "a": "hook",
     "b": "event",
@@ -31,7 +33,7 @@ MODULES = {
     "l": "search",
 }
 DOCS = Path(__file__).parents[1] / "docs"
-WITHIN, ABOVE, NO_LIMIT = "#0b5394", "#b45309", "#7f7f7f"
+WITHIN, ABOVE, NO_LIMIT = "#2a78c4", "#c2610c", "#7f7f7f"
 
 
 def measured(letters):
@@ -72,8 +74,8 @@ def drawn(frame):
         colour = NO_LIMIT if pd.isna(case.limit) else WITHIN if case.ratio <= case.limit else ABOVE
         ax.plot([case.low, case.high], [y, y], color=colour, linewidth=3, alpha=0.4, solid_capstyle="butt")
         ax.plot(case.ratio, y, "o", color=colour, markersize=5)
-        ax.plot(case.limit, y, "|", color="black", markersize=11)
-    ax.axvline(1, color="lightgrey", zorder=0)
+        ax.plot(case.limit, y, "|", color=INK, markersize=11)
+    ax.axvline(1, color=INK, linewidth=0.8, zorder=0)
     labels = [f"({case.benchmark}) {case.case} / {case.against}" for case in frame.itertuples()]
     ax.set_yticks(range(len(frame)), labels=labels, fontsize=8)
     ax.set_ylim(len(frame) - 0.5, -0.5)
@@ -85,7 +87,7 @@ def drawn(frame):
     ]
     ax.set_xticks(ticks, labels=map(str, ticks))
     ax.minorticks_off()
-    ax.set_xlabel("ratio")
+    ax.set_xlabel("ours over the other: below 1 is faster or smaller")
     ax.tick_params(length=0, axis="y")
     ax.spines[["top", "right", "left"]].set_visible(False)
     handles = [
@@ -94,11 +96,11 @@ def drawn(frame):
             ("o", WITHIN, "within the limit"),
             ("o", ABOVE, "above the limit"),
             ("o", NO_LIMIT, "no limit"),
-            ("|", "black", "limit"),
+            ("|", INK, "limit"),
         )
     ]
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), frameon=False)
-    return figure
+    return for_any_theme(figure)
 
 
 def markdown(frame):

@@ -1,9 +1,11 @@
-"""Draw the figure of docs/benchmarks.md by question, from its table: ``python docs/pictures/draw_benchmarks.py``."""
+"""Draw both figures of docs/benchmarks.md from its table: ``python docs/pictures/draw_benchmarks.py``."""
 
 import re
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from mlr3torch_py.forecast.ink import for_any_theme
 
@@ -19,7 +21,30 @@ def rows():
             yield cells[0], cells[1], cells[2], float(cells[3])
 
 
+def all_rows():
+    """Return the whole table, as the benchmarks make it."""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if re.fullmatch("[a-k]", cells[0]) and len(cells) == 8:
+            low, high = map(float, cells[4].split(" to "))
+            limit = float(cells[5] or "nan")
+            yield dict(zip(("benchmark", "case", "against"), cells[:3], strict=True)) | {
+                "ratio": float(cells[3]),
+                "low": low,
+                "high": high,
+                "limit": limit,
+            }
+
+
+def draw_all():
+    sys.path.insert(0, str(HERE.parents[1]))
+    from benchmarks.__main__ import drawn
+
+    drawn(pd.DataFrame(all_rows())).savefig(HERE / "benchmarks.png", dpi=110)
+
+
 def main():
+    draw_all()
     table = list(rows())
 
     def panel(letter, case, against="", short=None):

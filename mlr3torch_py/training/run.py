@@ -34,6 +34,7 @@ from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.monitors import check_monitor, warn_of_missing_scores
 from mlr3torch_py.training.order import NamedCallback, by_weight, has, in_skorchs_order
 from mlr3torch_py.training.outputs import OutputRecorder
+from mlr3torch_py.training.printed import restore_table, shorten_table
 from mlr3torch_py.training.stages import StagedCallback, is_staged
 
 __all__ = ["Run", "must_start_run"]
@@ -185,10 +186,11 @@ class Run:
         self._n_batches, self._in_validation = 0, False
 
     def _shorten_table(self) -> None:
-        """Leave out of skorch's printed table what callbacks record for other readers."""
+        """Leave out of skorch's printed table what is for other readers, and fit the rest into a terminal."""
         for _, callback in self.net.callbacks_:
             if isinstance(callback, PrintLog):
                 callback.keys_ignored_.update(*(one.unprinted for one in self.staged))
+                shorten_table(callback)
 
     def epoch_has_begun(self) -> None:
         """Sort the callbacks, once all of them have begun an epoch."""
@@ -264,6 +266,9 @@ class Run:
         vars(self.net).pop("fit_loop", None)
         self._outputs.unwatch()
         self.net.callbacks_ = in_skorchs_order(self.net.callbacks_)
+        for _, callback in self.net.callbacks_:
+            if isinstance(callback, PrintLog):
+                restore_table(callback)
         errors: list[BaseException] = []
         joined, self.joined = self.joined, []
         waiting = list(joined)
