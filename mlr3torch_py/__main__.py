@@ -20,9 +20,9 @@ from mlr3torch_py import MLP, freeze_plan, select_invert, select_name, t_clbk
 from mlr3torch_py.protocols import Net
 
 _COLUMNS: Final = """
-A phase is a stretch without a change; epoch and batch say where it starts. trainable and total count weights, share is
-their ratio, trainable_tensors counts the tensors that hold them. frozen_prefix counts the frozen tensors from the input
-on, which need no backward pass. A line with + says what a phase releases."""
+A phase is a stretch without a change; epoch and batch say where it starts. tensors counts the tensors that train,
+trainable their weights, total all weights, and share is the ratio of the two. frozen_prefix counts the frozen tensors
+from the input on, which need no backward pass. A line with + says what a phase releases."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

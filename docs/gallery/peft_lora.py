@@ -124,10 +124,10 @@ print(table["accuracy"].agg(["mean", "min", "max"]).join(table["seconds"].mean()
 #
 # .. code-block:: text
 #
-#            epoch  batch  trainable_tensors  trainable     total share  frozen_prefix lr_mult
+#            epoch  batch  tensors  trainable     total share  frozen_prefix   lr_mult
 #     phase
-#     1          1      1                 26      74498  22639874  0.3%              7       1
-#     2          4     19                127   22639874  22639874  100%              0  0.1, 1
+#     1          1      1       26      74498  22639874  0.3%              7         1
+#     2          4     19      127   22639874  22639874  100%              0  0.1 to 1
 #     1 + encoder.base_model.model.encoder.layer.{0..5}.attention.self.{query,value}.{lora_A,lora_B}, head (26 t ...
 #     2 + encoder.base_model.model.embeddings, encoder.base_model.model.encoder.layer.0.attention.self.query.bas ...
 #     2 lr_mult 0.1: encoder.base_model.model.embeddings, encoder.base_model.model.encoder.layer.0.attention.sel ...

@@ -107,19 +107,19 @@ print(freeze_plan(model[-1], model[:-1].transform(X[few]), y[few] - 5))
 #     everything at once  0.889  0.833  0.927    1.874
 #     the head alone      0.758  0.720  0.837    0.467
 #     gradual             0.872  0.847  0.897    1.367
-#            epoch  batch  trainable_tensors  trainable  total share  frozen_prefix                  lr_mult
+#            epoch  batch  tensors  trainable  total share  frozen_prefix      lr_mult
 #     phase
-#     1          1      1                  2        350  74264  0.5%             65                        1
-#     2          6     21                 23      25256  74264   34%             44                 0.385, 1
-#     3          9     33                 44      49328  74264   66%             23          0.148, 0.385, 1
-#     4         12     45                 67      74264  74264  100%              0  0.0569, 0.148, 0.385, 1
+#     1          1      1        2        350  74264  0.5%             65            1
+#     2          6     21       23      25256  74264   34%             44   0.385 to 1
+#     3          9     33       44      49328  74264   66%             23   0.148 to 1
+#     4         12     45       67      74264  74264  100%              0  0.0569 to 1
 #     1 + classifier.weight, classifier.bias
 #     2 + features.transition2.conv, features.{denseblock3,norm5} (21 tensors)
-#     2 lr_mult 0.384615: features.transition2.conv, features.{denseblock3,norm5} (21 tensors)
+#     2 lr_mult 0.3846: features.transition2.conv, features.{denseblock3,norm5} (21 tensors)
 #     3 + features.transition1.conv, features.denseblock2, features.transition2.norm (21 tensors)
-#     3 lr_mult 0.147929: features.transition1.conv, features.denseblock2, features.transition2.norm (21 tensors)
+#     3 lr_mult 0.1479: features.transition1.conv, features.denseblock2, features.transition2.norm (21 tensors)
 #     4 + features.{conv0,norm0,denseblock1}, features.transition1.norm (23 tensors)
-#     4 lr_mult 0.0568958: features.{conv0,norm0,denseblock1}, features.transition1.norm (23 tensors)
+#     4 lr_mult 0.0569: features.{conv0,norm0,denseblock1}, features.transition1.norm (23 tensors)
 #     frozen_cache: 400 of 550 rows come from memory, which holds up to 0.8 MB; about 0.19 s are lost, filling i ...
 #
 # Freezing gains no accuracy here: everything at once is as good as gradual unfreezing, whose range is narrower,

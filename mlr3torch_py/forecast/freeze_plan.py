@@ -106,9 +106,9 @@ def freeze_plan(
     >>> print(freeze_plan(network, callbacks=[t_clbk("unfreeze", **gradual_unfreezing(network))]))
            epoch  tensors  trainable  total share  frozen_prefix
     phase
-    1          1                  2         27    139   19%              4
-    2          2                  4         99    139   71%              2
-    3          3                  6        139    139  100%              0
+    1          1        2         27    139   19%              4
+    2          2        4         99    139   71%              2
+    3          3        6        139    139  100%              0
     1 + 6.weight, 6.bias
     2 + 3.weight, 3.bias
     3 + 0.weight, 0.bias

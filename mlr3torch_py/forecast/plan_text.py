@@ -67,9 +67,10 @@ def _frame(plan: FreezePlan) -> pd.DataFrame:
 
 
 def _table(frame: pd.DataFrame, width: int) -> list[str]:
-    if max(map(len, frame.to_string().splitlines())) > width:
-        frame = frame.drop(columns="total")  # it is the same in every row
-    text: str = frame.to_string(line_width=width)
+    without_total = frame.drop(columns="total")  # it is the same in every row
+    texts = frame.to_string(), without_total.to_string()
+    fitting = (text for text in texts if max(map(len, text.splitlines())) <= width)
+    text: str = next(fitting, without_total.to_string(line_width=width))
     return [line.rstrip() for line in text.splitlines()]
 
 

@@ -93,6 +93,16 @@ def test_the_text_is_as_wide_as_the_terminal(columns, monkeypatch):
     assert "frozen_prefix" in lines[0] or columns < 80
 
 
+def test_a_table_is_not_wrapped_where_it_is_as_wide_as_the_terminal(monkeypatch):
+    plan = plan_of(Nested(2), schedule=gradual_unfreezing(lr_decay=2.6))
+    monkeypatch.setenv("COLUMNS", "200")
+    header = str(plan).splitlines()[0]
+    monkeypatch.setenv("COLUMNS", str(len(header)))
+    assert str(plan).splitlines()[0] == header
+    monkeypatch.setenv("COLUMNS", str(len(header) - 1))
+    assert " total" not in str(plan).splitlines()[0]
+
+
 def test_a_large_block_is_shown_by_its_module_and_a_small_one_by_its_tensors():
     plan = plan_of(Nested(2), schedule=gradual_unfreezing())
     assert {"1 + head.weight, head.bias", "2 + encoder.1 (6 tensors)"} <= {*str(plan).splitlines()}
