@@ -76,26 +76,41 @@ def _without_middle(name: str, width: int) -> str:
 
 
 class _NarrowTable:
-    """Stand in for ``printer.table`` during a run."""
+    """Stand in for ``printer.table`` during a run.
+
+    The columns are laid out by the first row, with which the header is printed: with narrower gaps if much is to be
+    shown, and with room for names, so that rows stay aligned.
+    """
 
     def __init__(self, printer: PrintLog) -> None:
         self._printer = printer
-        self._is_squeezed: bool | None = None
+        self._is_squeezed = False
+        self._room: int | None = None
 
     def __call__(self, row: Mapping[str, Any]) -> str:
-        """Return the row as a table with a header, as skorch does, with narrower gaps if much is to be shown."""
-        keys = [key for key in row if f"{key}_".startswith(f"{EVENT}_")]
-        if self._is_squeezed is None:  # by the first row, with which the header is printed
-            bare = type(self._printer).table(self._printer, {**row, **dict.fromkeys(keys)})
-            self._is_squeezed = bool(keys) and _width(bare) > _WIDEST - _ROOM
+        """Return the row as a table with a header, as skorch does."""
+        keys = [key for key in row if f"{key}_".startswith(f"{EVENT}_") and key not in self._printer.keys_ignored_]
+        if not keys:
+            return self._table(row)
+        if self._room is None:
+            self._lay_out({**row, **dict.fromkeys(keys)}, len(keys))
+        names = {key: key + " " * (self._room or 0) for key in keys}
+        row = {names.get(key, key): value for key, value in row.items()}
         text = self._table(row)
-        for key in keys:
+        for name in names.values():
             excess = _width(text) - _WIDEST
-            if excess > 0 and row[key]:
-                width = max(len(row[key]) - excess, len(key.removeprefix(_PREFIX)))
-                row = {**row, key: shortened(row[key], width)}
+            if excess > 0 and row[name]:
+                width = max(len(row[name]) - excess, len(name.removeprefix(_PREFIX)))
+                row = {**row, name: shortened(row[name], width)}
                 text = self._table(row)
         return text
+
+    def _lay_out(self, row: Mapping[str, Any], n_columns: int) -> None:
+        left = _WIDEST - _width(self._table(row))
+        if left < _ROOM:
+            self._is_squeezed = True
+            left = _WIDEST - _width(self._table(row))
+        self._room = max(0, min(_ROOM, left // n_columns))
 
     def _table(self, row: Mapping[str, Any]) -> str:
         text: str = type(self._printer).table(self._printer, row)

@@ -83,14 +83,15 @@ def trained(network, schedule=None, **params):
 
 
 @pytest.mark.parametrize("network", [ResNetLike, BertLike, LongName])
-def test_every_row_fits_whatever_the_names_are(network, capsys):
+def test_every_row_fits_and_is_aligned_whatever_the_names_are(network, capsys):
     net = trained(network)
     lines = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out).splitlines()
     assert len(lines) == 17
     assert re.findall(r"\w+", lines[0]) == [
         *("epoch", "cache_hits", "n_trainable", "train_loss", "valid_acc", "valid_loss", "lr", "unfrozen", "dur")
     ]
-    assert max(map(len, lines)) <= 100
+    (width,) = {*map(len, lines)}
+    assert width <= 100
     told = [text for text in net.history[:, "event_unfrozen"] if text]
     assert len(told) >= 2
     assert not any("..." in text for text in told)
