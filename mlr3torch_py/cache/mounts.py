@@ -36,8 +36,8 @@ def network_file_system(folder: Path, mounts: str | None = None) -> str:
 
     Examples
     --------
-    >>> mounts = "/dev/sda1 / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n"
-    >>> network_file_system(Path("/home/ada/features"), mounts)
+    >>> mounts = "/dev/sda1 / ext4 rw 0 0\nserver:/volumes /volumes nfs4 rw 0 0\n"
+    >>> network_file_system(Path("/volumes/ada/features"), mounts)
     'nfs4'
     >>> network_file_system(Path("/var/tmp/features"), mounts)
     ''

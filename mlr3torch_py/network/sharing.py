@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mlr3torch_py.network.unwrap import grouped_names
+
 __all__ = ["sharing_names"]
 
 
@@ -35,9 +37,7 @@ def sharing_names(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
     >>> sharing_names(dict(network.named_parameters()))
     [['0.weight', '1.weight']]
     """
-    group_of: dict[int, list[str]] = {}
-    for name, tensor in tensors.items():
-        group_of.setdefault(id(tensor), []).append(name)
+    group_of = {id(tensors[names[0]]): names for names in grouped_names(tensors)}
     for one, other in _overlapping({id(tensor): tensor for tensor in tensors.values()}.values()):
         kept, joined = group_of[id(one)], group_of[id(other)]
         if kept is not joined:

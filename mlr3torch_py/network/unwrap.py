@@ -14,6 +14,7 @@ __all__ = [
     "Structure",
     "all_modules",
     "bare",
+    "grouped_names",
     "modules_of",
     "named_modules",
     "named_parameters",
@@ -159,7 +160,7 @@ def names_by_tensor(module: nn.Module) -> list[list[str]]:
     >>> names_by_tensor(network)
     [['0.weight', '1.weight'], ['0.bias']]
     """
-    return _grouped(named_parameters(module))
+    return grouped_names(named_parameters(module))
 
 
 def tied_names(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
@@ -176,10 +177,11 @@ def tied_names(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
     """
     if len(set(map(id, tensors.values()))) == len(tensors):
         return []
-    return [names for names in _grouped(tensors) if len(names) > 1]
+    return [names for names in grouped_names(tensors) if len(names) > 1]
 
 
-def _grouped(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
+def grouped_names(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
+    """Group names by the tensor that they are names of."""
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)

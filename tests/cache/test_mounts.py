@@ -10,8 +10,8 @@ from mlr3torch_py.cache.mounts import network_file_system
 
 MOUNTS = r"""overlay / overlay rw,relatime,lowerdir=/a:/b 0 0
 proc /proc proc rw 0 0
-server:/export/home /home nfs4 rw,vers=4.2 0 0
-/dev/nvme0n1p1 /home/ada/local ext4 rw 0 0
+server:/export/volumes /volumes nfs4 rw,vers=4.2 0 0
+/dev/nvme0n1p1 /volumes/ada/local ext4 rw 0 0
 //server/share /mnt/my\040share cifs rw 0 0
 ada@server: /mnt/remote fuse.sshfs rw 0 0
 10.0.0.1@tcp:/scratch /scratch lustre rw 0 0
@@ -25,10 +25,10 @@ not a line
     ("folder", "kind"),
     [
         ("/tmp/features", ""),
-        ("/home/ada/features", "nfs4"),
-        ("/home", "nfs4"),
-        ("/homes/ada", ""),
-        ("/home/ada/local/features", ""),
+        ("/volumes/ada/features", "nfs4"),
+        ("/volumes", "nfs4"),
+        ("/volumess/ada", ""),
+        ("/volumes/ada/local/features", ""),
         ("/mnt/my share/features", "cifs"),
         ("/mnt/remote", "fuse.sshfs"),
         ("/scratch/ada", "lustre"),
@@ -41,8 +41,8 @@ def test_the_innermost_mount_tells(folder, kind):
 
 def test_nothing_is_said_where_nothing_is_known(monkeypatch):
     monkeypatch.setattr(mounts, "_MOUNTS", Path("/nowhere/mounts"))
-    assert network_file_system(Path("/home/ada")) == ""
-    assert network_file_system(Path("/home/ada"), "") == ""
+    assert network_file_system(Path("/volumes/ada")) == ""
+    assert network_file_system(Path("/volumes/ada"), "") == ""
 
 
 def test_a_store_on_a_network_file_system_is_warned_of_once(tmp_path, monkeypatch):
