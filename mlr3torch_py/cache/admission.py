@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from time import thread_time
 from typing import Any, Final, NamedTuple
 
@@ -28,7 +28,8 @@ __all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "dependent", "is_f
 NEEDS_GRADIENT: Final = "its input requires a gradient"
 
 _FEW_ROWS: Final = 4
-_MODE: Final = attrgetter("training")
+_TRAINING: Final = "training"
+_MODE: Final = attrgetter(_TRAINING)
 _GLOBAL_HOOKS: Final = [
     internal("torch.nn.modules.module", name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
 ]
@@ -123,6 +124,9 @@ class Admission:
         self._module = module
         self._fingerprint = Fingerprint(module)
         self._layers = list(module.modules())
+        states = list(map(vars, self._layers))
+        is_usual = all(_TRAINING in state for state in states)  # torch.jit keeps it elsewhere
+        self._modes: tuple[Any, list[Any]] = (itemgetter(_TRAINING), states) if is_usual else (_MODE, self._layers)
         self._hooks = [hooks for one in self._layers for hooks in (one._forward_hooks, one._forward_pre_hooks)]
         self._row_wise: dict[Hashable, bool] = {}
         self._schedules: defaultdict[Hashable, Schedule] = defaultdict(Schedule)
@@ -148,8 +152,9 @@ class Admission:
 
     def settings(self, device: torch.device) -> Hashable:
         """Return the modes of the layers, of autograd and of autocast."""
-        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        return bytes(map(_MODE, self._layers)), torch.is_grad_enabled(), autocast
+        kind = device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return bytes(map(*self._modes)), torch.is_grad_enabled(), autocast
 
     def find_change(self, *, trust_versions: bool = False) -> str | None:
         """Compare the module with what it was at the last comparison.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -37,14 +38,14 @@ class Rows(NamedTuple):
 
     Parameters
     ----------
-    known : list of int
+    known : sequence of int
         Which of them were not computed: in memory, or on disk.
     value : torch.Tensor
     n_in_memory : int
         How many of them were in memory.
     """
 
-    known: list[int]
+    known: Sequence[int]
     value: torch.Tensor
     n_in_memory: int = 0
 
@@ -59,8 +60,9 @@ class Answer:
     stage : Stage
         The cached module.
     layout : Layout
-    call : Call or Reference
-        With a `Reference` in place of each tensor that another answer gives; or its only argument.
+    call : Call or tuple
+        With a `Reference` in place of each tensor that another answer gives; or its arguments, if all answers have the
+        same keys.
     keys : list of bytes
         The key of each row.
     missing : list of int
@@ -75,7 +77,7 @@ class Answer:
         self,
         stage: Stage,
         layout: Layout,
-        call: Call | Reference,
+        call: Call | tuple[tuple[Any, ...], dict[str, Any]],
         keys: list[bytes],
         missing: list[int],
         *,
@@ -83,20 +85,20 @@ class Answer:
     ) -> None:
         self.stage: Stage = stage
         self.layout: Layout = layout
-        self._call: Call | Reference = call
+        self._call: Call | tuple[tuple[Any, ...], dict[str, Any]] = call
         self.keys: list[bytes] = keys
         self.missing: list[int] = missing
         self.is_counted: bool = False
         self.n_tried: int = n_tried
         self.source_keys: Sequence[tuple[Layout, list[bytes]]] = (
-            call.answer.source_keys if isinstance(call, Reference) else _source_keys(call, layout, keys)
+            _source_keys(call, layout, keys) if isinstance(call, Call) else _first_source_keys(*call)
         )
 
     @property
     def call(self) -> Call:
         """The call."""
-        if isinstance(self._call, Reference):  # made when it is needed, which is seldom
-            self._call = Call((self._call,), {})
+        if not isinstance(self._call, Call):  # made when it is needed, which is seldom
+            self._call = Call(*self._call)
         return self._call
 
     @property
@@ -208,21 +210,22 @@ class Answer:
     def _gather(self, table: Table, index: int, part: torch.Tensor | None) -> Rows:
         """Take rows from memory and from disk, and compute those that are unexpectedly missing there."""
         slots = table.find(self.keys)
-        fresh = set(self.missing)
-        known = [i for i, slot in enumerate(slots) if slot is not None and i not in fresh]
-        if len(known) == len(slots):
-            return Rows(known, table.gather([slot for slot in slots if slot is not None]), len(known))
-        stored, loaded = self._load(index, [i for i, slot in enumerate(slots) if slot is None or i in fresh], part)
+        if self.missing:
+            slots[self.missing] = -1
+        if slots.min() >= 0:
+            return Rows(range(len(slots)), table.gather(slots), len(slots))
+        known = np.flatnonzero(slots >= 0).tolist()
+        stored, loaded = self._load(index, np.flatnonzero(slots < 0).tolist(), part)
         if loaded is not None and len(stored) == len(slots):
             return Rows(stored, loaded)
         value = self.layout.spec.tensors[index].empty(len(slots))
         if known:
-            value[known] = table.gather([slot for i in known if (slot := slots[i]) is not None])
+            value[known] = table.gather(slots[known])
         if loaded is not None:
             value[stored] = loaded
         if part is not None:
             value[self.missing] = part
-        if lacking := sorted(set(range(len(slots))) - fresh - {*known, *stored}):
+        if lacking := sorted(set(range(len(slots))).difference(self.missing, known, stored)):
             value[lacking] = self.compute(lacking)[index]
         return Rows(sorted([*known, *stored]), value, len(known))
 
@@ -280,7 +283,7 @@ class Answer:
         if on_disk and self.stage.budget.shelf is not None and self.stage.budget.shelf.is_kept:
             self.stage.budget.shelf.write()
 
-    def _find_fault(self, index: int, known: list[int], value: torch.Tensor) -> torch.Tensor | None:
+    def _find_fault(self, index: int, known: Sequence[int], value: torch.Tensor) -> torch.Tensor | None:
         """Recompute rows from memory before the first are given away, if trials have not seen all positions of a batch.
 
         Returns
@@ -288,7 +291,7 @@ class Answer:
         torch.Tensor or None
             The values as they are without the cache, if a module turns out to mix rows, which is then rejected.
         """
-        for rows in filter(None, (known[::-2], known[-2::-2])):
+        for rows in filter(None, (list(known[::-2]), list(known[-2::-2]))):
             if not self._gives_again(index, rows, value):
                 every = range(len(self.keys))
                 whole = self._compute_chain(every)
@@ -330,3 +333,7 @@ def _source_keys(call: Call, layout: Layout, keys: list[bytes]) -> Sequence[tupl
     own = [(layout, keys)] if call.has_rows else []
     found = [one for reference in call.references for one in reference.answer.source_keys]
     return list({(id(source), id(keys)): (source, keys) for source, keys in (*found, *own)}.values())
+
+
+def _first_source_keys(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[tuple[Layout, list[bytes]]]:
+    return next(one for one in (*args, *kwargs.values()) if type(one) is Reference).answer.source_keys

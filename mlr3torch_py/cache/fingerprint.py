@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, Final, NamedTuple
 
@@ -37,7 +38,7 @@ class _Contents(NamedTuple):
     structure: TreeSpec | type | tuple[torch.Size, torch.dtype] | None = None
 
 
-_MEMBER: Final[Callable[..., Any]] = dict.get
+_MEMBERS: Final[Callable[..., Iterable[Any]]] = dict.values
 _ADDRESS: Final[Callable[..., int]] = torch.Tensor.data_ptr
 _REQUIRES_GRAD: Final = attrgetter("requires_grad")
 _VERSION: Final = attrgetter("_version")
@@ -112,8 +113,10 @@ class Fingerprint:
         This misses writes through ``.data`` and numpy, statistics of BatchNorm, and attributes other than tensors and
         children.
         """
+        members = list(chain.from_iterable(map(_MEMBERS, self._owners)))
         return (
-            all(map(is_, map(_MEMBER, self._owners, self._names), self._members))
+            len(members) == len(self._members)
+            and all(map(is_, members, self._members))
             and not any(map(_REQUIRES_GRAD, self._watched))
             and list(map(_ADDRESS, self._watched)) == self._addresses
             and list(map(_VERSION, self._versioned)) == self._versions
@@ -121,9 +124,9 @@ class Fingerprint:
 
     def _prepare_glance(self) -> None:
         """List what `seems_current` looks at, which is done at every call, in columns, which is fast."""
-        children = [(layer._modules, *child) for layer, _ in self._layers for child in layer._modules.items()]
-        places = [*(seen[:3] for seen in self._tensors), *children]
-        self._owners, self._names, self._members = ([place[i] for place in places] for i in range(3))
+        owners = [(layer._parameters, layer._buffers, layer._modules) for layer, _ in self._layers]
+        self._owners: list[dict[str, Any]] = [owner for of_layer in owners for owner in of_layer if owner]
+        self._members = list(chain.from_iterable(map(_MEMBERS, self._owners)))
         self._watched, self._addresses = ([seen[i] for seen in self._tensors] for i in (2, 3))
         versioned = [(seen.tensor, seen.version) for seen in self._tensors if seen.version is not None]
         self._versioned, self._versions = ([pair[i] for pair in versioned] for i in range(2))

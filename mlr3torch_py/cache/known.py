@@ -36,7 +36,7 @@ class Known:
     def __init__(self, identity: str) -> None:
         self._identity = identity
         self._layouts: dict[Hashable, Layout] = {}
-        self._followed: dict[Hashable, Layout] = {}
+        self._answered: dict[Hashable, Layout] = {}
         self._recalled: dict[str, Layout] = {}  # of a checkpoint, and not asked for since
 
     @property
@@ -79,18 +79,18 @@ class Known:
         """Take the layouts of a checkpoint, by digest."""
         self._recalled = layouts
 
-    def following(self, step: Hashable) -> Layout | None:
-        """Return the layout of a call that follows another one, if it did before and all rows were known."""
-        layout = self._followed.get(step)
+    def repeated(self, step: Hashable) -> Layout | None:
+        """Return the layout of a call that was answered before with nothing to compute, by what it is given."""
+        layout = self._answered.get(step)
         return None if layout is None or layout.is_dropped else layout
 
-    def follow(self, step: Hashable, layout: Layout) -> None:
-        """Note the layout of a call that follows another one."""
-        self._followed[step] = layout
+    def note_answered(self, step: Hashable, layout: Layout) -> None:
+        """Note the layout of a call that was answered with nothing to compute."""
+        self._answered[step] = layout
 
-    def follow_nothing(self) -> None:
-        """Forget which calls follow others."""
-        self._followed.clear()
+    def forget_answered(self) -> None:
+        """Forget which calls were answered."""
+        self._answered.clear()
 
     def end_epoch(self, used_epochs: Set[int] | None) -> None:
         """Drop rows that cannot be asked for any more, and stale ones; see `Table.end_epoch`."""
@@ -105,4 +105,4 @@ class Known:
             layout.drop()
         self._recalled.clear()
         self._layouts.clear()
-        self._followed.clear()
+        self._answered.clear()

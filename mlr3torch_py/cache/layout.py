@@ -77,7 +77,7 @@ class Layout:
         self.sources: tuple[Layout, ...] = tuple(dict.fromkeys([*inherited, self] if has_rows else inherited))
         self._children: list[Layout] = []
         self._tables: dict[int, Table] = {}
-        self._geometry: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._geometry: dict[tuple[int, int], dict[str, Any]] = {}
         self._spec: OutputSpec | None = None
         self.largest: Sequence[float] = ()
         self.relation: Relation = "new"
@@ -183,12 +183,14 @@ class Layout:
         """The rows, for each tensor of the output that was asked for."""
         return self._tables.values()
 
-    def geometry(self, index: int, n_rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shape and the strides of a tensor of the output."""
+    def geometry(self, index: int, n_rows: int) -> dict[str, Any]:
+        """Return the shape, strides, dtype and device of a tensor of the output."""
         found = self._geometry.get((index, n_rows))
         if found is None:
             row = self.spec.tensors[index]
-            found = self._geometry[index, n_rows] = (n_rows, *row.shape), row.strides(n_rows)
+            size, strides = (n_rows, *row.shape), row.strides(n_rows)
+            found = {"size": size, "strides": strides, "dtype": row.dtype, "device": row.device}
+            self._geometry[index, n_rows] = found
         return found
 
     def learn(self, output: object, n_rows: int, relation: Relation) -> None:
@@ -212,7 +214,7 @@ class Layout:
             if dropped := table.end_epoch(used_epochs):
                 for source in self.sources:
                     # Where a row is made of several, it has another key than in its sources.
-                    is_same = None not in source.complete.find(list(dropped))
+                    is_same = (source.complete.find(list(dropped)) >= 0).all()
                     source.complete.remove(dropped if is_same else list(source.complete))
 
     def drop(self) -> None:

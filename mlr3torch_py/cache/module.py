@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any
+from time import perf_counter
+from typing import Any, Final
 
+import numpy as np
 import torch
 
 from mlr3torch_py.cache.admission import Request, is_transformed
@@ -18,6 +20,8 @@ from mlr3torch_py.cache.stage import CachedStage
 from mlr3torch_py.cache.stopwatch import Stopwatch
 
 __all__ = ["CachedModule"]
+
+_PLAIN: Final = frozenset({type(None), bool, int, str})
 
 
 class CachedModule(CachedStage):
@@ -52,10 +56,9 @@ class CachedModule(CachedStage):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a call of the module."""
-        if len(args) == 1 and not kwargs and type(args[0]) is Placeholder and not self.is_kept:
-            output = self._follow(args[0])
-            if output is not None:
-                return output
+        output = self._repeat(args, kwargs)
+        if output is not NotImplemented:
+            return output
         if is_transformed():
             args, kwargs = arguments_made_real(args, kwargs)
             return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -76,28 +79,50 @@ class CachedModule(CachedStage):
         self.tally.saved += (n_known * self.seconds_per_row if n_known else 0.0) - overhead
         return output
 
-    def _follow(self, placeholder: Placeholder) -> Any:
-        """Answer a call like others before it, all of whose rows are known; None if it is not one."""
-        pending = placeholder.pending
-        answer = pending.answer
-        if answer.missing or self._passes.current is None or not pending.is_current:
-            return None
-        with Stopwatch() as watch:
-            layout = self._known.following(self._step(answer, pending.index))
-            if layout is None or not self._admission.seems_usual:
-                return None
-            if layout.relation == "written" and pending.base is not None:
-                return None
-            following = Answer(self, layout, placeholder.reference(), answer.keys, answer.missing)
-            output = self._give((placeholder,), {}, following, [None] * len(layout.spec.tensors))
-        self._n_rows += len(answer.keys)
-        self._n_known += len(answer.keys)
-        self.tally.saved += len(answer.keys) * self.seconds_per_row - watch.seconds
+    def described(self, value: Any) -> Hashable:
+        """Describe an argument that is no placeholder, the same for equal ones; None if that takes long."""
+        return (type(value), value) if type(value) in _PLAIN else None
+
+    def _repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer a call that is given known rows alone, as one was before; `NotImplemented` for others."""
+        if self.is_kept or self._passes.current is None:
+            return NotImplemented
+        began = perf_counter()
+        step, keys = self._step(args, kwargs)
+        layout = None if step is None else self._known.repeated(step)
+        if layout is None or not self._admission.seems_usual:
+            return NotImplemented
+        if layout.relation == "same":
+            output = _placeholder_of(args, kwargs)
+        else:
+            call = tuple(map(_referred, args)), {name: _referred(value) for name, value in kwargs.items()}
+            has_tensors = any(isinstance(value, torch.Tensor) for value in call[0])
+            answer = Answer(self, layout, Call(*call) if has_tensors else call, keys, [])
+            output = self._give(args, kwargs, answer, [None] * len(layout.spec.tensors))
+        self._n_rows += len(keys)
+        self._n_known += len(keys)
+        self.tally.saved += len(keys) * self.seconds_per_row - (perf_counter() - began)
         return output
 
-    def _step(self, answer: Answer, index: int) -> Hashable:
-        """Identify the layout of a call that is given one placeholder."""
-        return answer.layout, index, self._admission.settings(answer.layout.spec.tensors[index].device)
+    def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Hashable, list[bytes]]:
+        """Describe a call that is given known rows of placeholders alone, and return their keys; None for others."""
+        keys: list[bytes] = []
+        step: list[Hashable] = [len(args), *kwargs]
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if type(value) is Placeholder:
+                pending = value.pending
+                answer = pending.answer
+                if answer.missing or not pending.is_current or (keys and answer.keys is not keys):
+                    return None, keys
+                keys = answer.keys
+                step += answer.layout, pending.index, pending.base is None
+            else:
+                step.append(description := self.described(value))
+                if description is None:
+                    return None, keys
+        if not keys:
+            return None, keys
+        return (*step, len(keys) == 1, self._admission.settings(answer.layout.spec.tensors[pending.index].device)), keys
 
     def _look_up(self, given: Given) -> tuple[Request, Layout, list[bytes]] | None:
         """Find the layout of a call and the keys of its rows; None if it cannot be answered from memory."""
@@ -156,9 +181,8 @@ class CachedModule(CachedStage):
         if layout.relation == "written" and given.is_view:  # what it is a view of would not be written
             return self._pass_through(given.args, given.kwargs)
         self._n_known += len(keys) - len(missing)
-        if len(given.placeholders) == len(given.args) == 1 and not given.kwargs:
-            pending = given.placeholders[0].pending
-            self._known.follow(self._step(pending.answer, pending.index), layout)
+        if not missing and (step := self._step(given.args, given.kwargs)[0]) is not None:
+            self._known.note_answered(step, layout)
         parts: Sequence[torch.Tensor | None] = [None] * len(layout.spec.tensors)
         if missing:
             call, watch = request.call.take(missing, given.values(missing)), self._admission.start_watch()
@@ -176,7 +200,7 @@ class CachedModule(CachedStage):
         self, given: Given, request: Request, layout: Layout, keys: list[bytes], *, catches_up: bool = False
     ) -> Any:
         """Compute a whole batch, and keep what it gives if trials find its rows independent."""
-        self._known.follow_nothing()
+        self._known.forget_answered()
         call = request.call.take(None, given.whole)
         if self.is_link and any(tensor.is_inference() for tensor in call.tensors):  # whose changes cannot be seen
             return self._pass_through(given.args, given.kwargs)
@@ -222,9 +246,11 @@ class CachedModule(CachedStage):
         layout = answer.layout
         if self._passes.current is None:
             return layout.spec.join(answer.fetch(i, part) for i, part in enumerate(parts))
+        if layout.relation == "new" and layout.spec.is_tensor:
+            return Placeholder(Pending(answer, 0, parts[0], self._passes))
         if layout.relation == "new":
             return layout.spec.join(Placeholder(Pending(answer, i, part, self._passes)) for i, part in enumerate(parts))
-        (placeholder,) = (one for one in (*args, *kwargs.values()) if type(one) is Placeholder)
+        placeholder = _placeholder_of(args, kwargs)
         if layout.relation == "view":
             view = partial(self._pass_through, args, kwargs)
             return Placeholder(Pending(answer, 0, parts[0], self._passes, placeholder, view))
@@ -240,5 +266,14 @@ def _missing(call: Call, layout: Layout, keys: Sequence[bytes]) -> list[int]:
         if layout.shelved is not None:
             found.append(layout.shelved.find(keys, layout.complete))
         else:
-            found.append([i for i, place in enumerate(layout.complete.find(keys)) if place is None])
+            found.append(np.flatnonzero(layout.complete.find(keys) < 0).tolist())
     return found[0] if len(found) == 1 else sorted(set[int]().union(*found))
+
+
+def _referred(value: Any) -> Any:
+    return value.reference() if type(value) is Placeholder else value
+
+
+def _placeholder_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Placeholder:
+    (placeholder,) = [one for one in (*args, *kwargs.values()) if type(one) is Placeholder]
+    return placeholder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, Final
 
@@ -42,6 +42,18 @@ class _Applied(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         return self.operation(*tensors)
+
+
+class _CachedOperation(CachedModule):
+    """An operation that is given placeholders, and tensors that stay the same until the next epoch."""
+
+    def described(self, value: Any) -> Hashable:
+        if not isinstance(value, torch.Tensor):
+            return super().described(value)
+        if value.is_inference() or value.is_conj() or value.is_neg():
+            return None
+        place = _storage(value)[0], value.storage_offset(), value.shape, value.stride(), value.dtype
+        return value._version, *place
 
 
 class Operations:
@@ -138,7 +150,7 @@ class Operations:
             return None
         reject = partial(self._reject, operation)
         try:
-            cached = CachedModule(
+            cached = _CachedOperation(
                 f"{function.__name__}()",
                 _Applied(operation),
                 self._budget,

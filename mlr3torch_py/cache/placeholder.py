@@ -176,13 +176,9 @@ class Placeholder(torch.Tensor):
 
     @staticmethod
     def __new__(cls, pending: Pending) -> Placeholder:
-        layout = pending.answer.layout
-        row, (shape, strides) = (
-            layout.spec.tensors[pending.index],
-            layout.geometry(pending.index, len(pending.answer.keys)),
-        )
+        answer = pending.answer
         made: Placeholder = torch.Tensor._make_wrapper_subclass(
-            cls, shape, strides=strides, dtype=row.dtype, device=row.device
+            cls, **answer.layout.geometry(pending.index, len(answer.keys))
         )
         torch._C._set_throw_on_mutable_data_ptr(made)  # where C code would read from nowhere
         made.pending = pending

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -89,7 +90,7 @@ class ShelvedRows:
             The keys of rows that need not be computed, to which those that are on disk wherever they were asked for
             are added.
         """
-        unknown = [i for i, place in enumerate(complete.find(keys)) if place is None]
+        unknown = np.flatnonzero(complete.find(keys) < 0).tolist()
         if not unknown or self._is_distrusted:
             return unknown
         marks = self._shelf.disk.get([self._place(MARK, keys[i]) for i in unknown])

@@ -7,9 +7,10 @@ from itertools import accumulate, pairwise
 from math import prod
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import torch
 
-from mlr3torch_py.cache.keys import BYTES_PER_KEY, Keys, packed_keys, unpacked_keys
+from mlr3torch_py.cache.keys import BYTES_PER_KEY, Keys, Places, packed_keys, unpacked_keys
 from mlr3torch_py.cache.output import RowSpec
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class Table:
     >>> table = Table(RowSpec(rows.shape[1:], rows.dtype, rows.device, (0, 1)), Budget(1000))
     >>> a, b, c = (letter.encode() * 16 for letter in "abc")
     >>> table.add([a, b], rows)
-    >>> table.find([b, c])
-    [1, None]
+    >>> table.find([b, c]).tolist()
+    [1, -1]
     >>> table.gather([1])
     tensor([[3., 4.]])
     """
@@ -95,6 +96,7 @@ class Table:
         self._row_bytes = prod(row.shape) * row.dtype.itemsize + BYTES_PER_KEY
         # In memory, a row is in one piece: its dimensions are those of the outputs without the first, in their order.
         self._order = [dim - 1 for dim in row.order if dim]
+        self._is_in_order = row.order == tuple(range(len(row.order)))
         self._keys = Keys()
         self._added: dict[int, int] = {}  # how many of the rows, in their order, were added in which epoch
         self._is_used = bytearray()  # by row
@@ -109,30 +111,28 @@ class Table:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def find(self, keys: Sequence[bytes]) -> list[int | None]:
-        """Return the position of each key, None for unknown keys, and note the use of these rows."""
+    def find(self, keys: Sequence[bytes]) -> Places:
+        """Return the position of each key, -1 for unknown keys, and note the use of these rows."""
         self._was_asked = True
         slots = self._keys.find(keys)
-        for slot in slots:
-            if slot is not None:
-                self._is_used[slot] = 1
+        np.frombuffer(self._is_used, np.uint8)[slots[slots >= 0]] = 1
         return slots
 
     def has(self, keys: Sequence[bytes]) -> list[bool]:
         """Return whether the row of each key is there."""
-        return [slot is not None for slot in self._keys.find(keys)]
+        return [slot >= 0 for slot in self._keys.find(keys).tolist()]
 
-    def gather(self, slots: Sequence[int]) -> torch.Tensor:
+    def gather(self, slots: Places) -> torch.Tensor:
         """Copy the rows at some positions into a new tensor."""
-        out = self._row.empty(len(slots))
-        if slots == list(range(slots[0], slots[0] + len(slots))):
-            return out.copy_(self._rows[slots[0] : slots[-1] + 1])
-        return torch.index_select(self._rows, 0, torch.tensor(slots, device=self._rows.device), out=out)
+        index = torch.from_numpy(slots).to(self._rows.device)
+        if self._is_in_order:
+            return self._rows.index_select(0, index)
+        return torch.index_select(self._rows, 0, index, out=self._row.empty(len(slots)))
 
     def add(self, keys: Sequence[bytes], rows: torch.Tensor) -> None:
         """Copy rows into the table until the budget is used up."""
         slots = self.find(keys)
-        new = {key: i for i, (key, slot) in enumerate(zip(keys, slots, strict=True)) if slot is None}
+        new = {keys[i]: i for i in np.flatnonzero(slots < 0).tolist()}
         if not new:
             return
         start = len(self)
@@ -190,7 +190,7 @@ class Table:
             kept = [slot for epoch, slots in self._by_epoch() if epoch in used_epochs for slot in slots]
         stale = self._dropped(kept) if len(kept) < len(self) else set()
         if stale or len(self) < len(self._rows):
-            rows = self.gather(kept) if kept else self._allocate(0)
+            rows = self.gather(np.array(kept)) if kept else self._allocate(0)
             self._budget.give_back(self.n_bytes - len(kept) * self._row_bytes)
             with torch.inference_mode(False):
                 self._rows = self._allocate(len(kept)).copy_(rows)

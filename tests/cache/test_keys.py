@@ -21,7 +21,7 @@ def test_all_keys_are_found_and_no_others(size):
         assert keys.add([*names, *names]) == new
         expected |= {name: len(expected) + i for i, name in enumerate(new)}
     asked = [key(i) for i in random.Random(0).sample(range(-size, 2 * size), size)]
-    assert keys.find(asked) == [expected.get(name) for name in asked]
+    assert keys.find(asked).tolist() == [expected.get(name, -1) for name in asked]
     assert list(keys) == list(expected)
     assert (key(0) in keys, key(-1) in keys) == (True, False)
 
@@ -35,11 +35,19 @@ def test_positions_close_up_when_keys_are_dropped(is_packed):
     keys.remove([key(3), key(0), key(99)])
     left = [key(i) for i in (1, 2, 4, 5, 6, 7, 8, 9)]
     assert list(keys) == left
-    assert keys.find(left) == list(range(8))
+    assert keys.find(left).tolist() == list(range(8))
     assert keys.add([key(0)]) == [key(0)]
-    assert keys.find([key(0)]) == [8]
+    assert keys.find([key(0)]).tolist() == [8]
     keys.clear()
-    assert (len(keys), list(keys), keys.find([key(1)])) == (0, [], [None])
+    assert (len(keys), list(keys), keys.find([key(1)]).tolist()) == (0, [], [-1])
+
+
+def test_keys_with_the_same_first_half_are_told_apart():
+    names = [bytes(8) + i.to_bytes(8, "big") for i in range(300)]
+    keys = Keys(names)
+    asked = [*names[::-7], bytes(8) + b"\xff" * 8, b"\xff" * 16]
+    assert keys.find(asked).tolist() == [*range(299, -1, -7), -1, -1]
+    assert keys.find([names[5]]).tolist() == [5]
 
 
 def test_packed_keys_are_unpacked_in_their_order():
