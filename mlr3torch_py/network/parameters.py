@@ -75,8 +75,8 @@ def n_trainable(module: nn.Module) -> int:
     >>> n_trainable(nn.Linear(2, 1))
     3
     """
-    tensors = (tensor for one in all_modules(module) for tensor in one._parameters.values() if tensor is not None)
-    trainable = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}
+    tensors = [tensor for one in all_modules(module) for tensor in one._parameters.values()]
+    trainable = {id(tensor): tensor for tensor in tensors if tensor is not None and tensor.requires_grad}
     return sum(tensor.numel() for tensor in trainable.values() if not is_lazy(tensor))
 
 
