@@ -133,7 +133,7 @@ class FreezingEngine(Generic[_Host]):
                 for holder in self.holders:
                     logger.info("%s%s", self.prefix, holder.opening())
         self._change(f"epoch {moment.epoch}", fresh)
-        self.host.record("n_trainable", n_trainable(self.network))
+        self.host.record("n_trainable", n_trainable(self.network, self._inventory.tensors))
         self.batch = moment.batch
         self.due = self.batch + 1  # in case that others replace something when the epoch begins
 
