@@ -30,7 +30,7 @@ from mlr3torch_py.network.parameters import (
     n_trainable,
     remember_moved,
 )
-from mlr3torch_py.network.unwrap import Structure, all_modules
+from mlr3torch_py.network.unwrap import all_modules
 from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.rates import Factor, factors_at
 from mlr3torch_py.schedule.steps import Moment
@@ -133,7 +133,7 @@ class FreezingEngine(Generic[_Host]):
                 for holder in self.holders:
                     logger.info("%s%s", self.prefix, holder.opening())
         self._change(f"epoch {moment.epoch}", fresh)
-        self.host.record("n_trainable", n_trainable(self.network))
+        self.host.record("n_trainable", n_trainable(self.network, self._inventory.tensors))
         self.batch = moment.batch
         self.due = self.batch + 1  # in case that others replace something when the epoch begins
 
@@ -254,7 +254,8 @@ class FreezingEngine(Generic[_Host]):
         if freeze(self.network, self.held, governed=written, tensors=self._inventory.tensors):
             forget_directions(self._optimizers())
         held_by = [(holder, holder.held_) for holder in self.holders]
-        reason = Structure.of(self.network), [(holder, tuple(holder.modes), held) for holder, held in held_by]
+        places = self._inventory.places
+        reason = places, places.trainable, [(holder, tuple(holder.modes), held) for holder, held in held_by]
         if reason != self._pins_for:
             self._pins_for, self._to_pin = reason, list(modules_to_pin(self.network, held_by))
         has_other_pins = self._pins.set(self._to_pin)

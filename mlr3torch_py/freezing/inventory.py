@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from operator import is_
 
 from torch import nn
 from torch.optim import Optimizer
 
 from mlr3torch_py.network.sharing import sharing_names
-from mlr3torch_py.network.unwrap import all_modules, named_parameters
+from mlr3torch_py.network.unwrap import Places, named_parameters
 from mlr3torch_py.schedule.plan import Held
 
 __all__ = ["Inventory"]
@@ -27,6 +27,7 @@ class Inventory:
 
     Attributes
     ----------
+    places : Places
     tensors : dict of str to torch.nn.Parameter
     sharing : frozenset of frozenset of str
         The names of parameters that share weights, as tied ones do.
@@ -41,29 +42,26 @@ class Inventory:
     (frozenset({'1.bias'}), True)
     """
 
+    tensors: dict[str, nn.Parameter]
+    sharing: frozenset[frozenset[str]]
+
     def __init__(self, network: nn.Module, optimizers: Iterable[Optimizer], before: Inventory | None = None) -> None:
-        self.tensors: dict[str, nn.Parameter] = named_parameters(network)
-        self.sharing: frozenset[frozenset[str]] = (
-            before.sharing
-            if before is not None and self._has_tensors_of(before)
-            else frozenset(map(frozenset, sharing_names(self.tensors)))
-        )
-        self._modules = all_modules(network)
+        self.places: Places = Places.of(network)
+        if before is not None and self.places == before.places:
+            self.tensors, self.sharing = before.tensors, before.sharing
+        else:
+            self.tensors = named_parameters(network)
+            self.sharing = frozenset(map(frozenset, sharing_names(self.tensors)))
         self._optimizers = [(one, sum(len(group["params"]) for group in one.param_groups)) for one in optimizers]
 
     def is_same_as(self, before: Inventory) -> bool:
         """Whether all is the same as before."""
-        return self._has_tensors_of(before) and self.has_modules_of(before) and self.has_optimizers_of(before)
+        return self.places == before.places and self.has_optimizers_of(before)
 
     def replaced_since(self, before: Inventory) -> Held:
         """Return the names that are other tensors than before, or share weights with other names."""
         replaced = {name for name, tensor in self.tensors.items() if before.tensors.get(name) is not tensor}
         return frozenset(replaced.union(*(self.sharing ^ before.sharing)) & self.tensors.keys())
-
-    def _has_tensors_of(self, before: Inventory) -> bool:
-        return list(self.tensors) == list(before.tensors) and _same(
-            list(self.tensors.values()), list(before.tensors.values())
-        )
 
     def has_names_of(self, before: Inventory) -> bool:
         """Whether the parameters have the same names as before."""
@@ -71,12 +69,9 @@ class Inventory:
 
     def has_modules_of(self, before: Inventory) -> bool:
         """Whether all modules are the same as before."""
-        return _same(self._modules, before._modules)
+        some, others = self.places.modules, before.places.modules
+        return len(some) == len(others) and all(map(is_, some, others))
 
     def has_optimizers_of(self, before: Inventory) -> bool:
         """Whether all optimizers are the same as before, and hold as many parameters."""
         return self._optimizers == before._optimizers
-
-
-def _same(some: Sequence[object], others: Sequence[object]) -> bool:
-    return len(some) == len(others) and all(map(is_, some, others))

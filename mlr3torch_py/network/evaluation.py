@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from weakref import WeakSet
 
 from torch import nn
@@ -18,6 +18,8 @@ __all__ = ["NORMALISATION", "Pins", "frozen_modules", "overruled_pins", "pinned_
 
 # Of the normalisation layers, only those that keep statistics behave differently in eval mode.
 NORMALISATION: tuple[type[nn.Module], ...] = (internal("torch.nn.modules.batchnorm", "_NormBase"),)
+
+_TRAIN: Final = nn.Module.train
 
 
 @dataclass(slots=True)
@@ -126,13 +128,12 @@ class Pins:
             Whether other modules are pinned than before.
         """
         wanted = {id(module): module for module in modules}
-        has_changed = wanted.keys() != self._pinned.keys()
-        for key in self._pinned.keys() - wanted.keys():
-            _release(self._pinned[key], self)
+        if has_changed := wanted.keys() != self._pinned.keys():
+            for key in self._pinned.keys() - wanted.keys():
+                _release(self._pinned[key], self)
         for key, module in wanted.items():
-            own_state = vars(module)
-            is_pinned = key in self._pinned and isinstance(own_state.get("train"), _Pin)
-            if not is_pinned or own_state.get("training", True):
+            own_state = module.__dict__
+            if own_state.get("training", True) or key not in self._pinned or type(own_state.get("train")) is not _Pin:
                 _pin(module, self)
         self._pinned = wanted
         return has_changed
@@ -213,12 +214,10 @@ class _Pin:
 
     def __call__(self, mode: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
         own_state = vars(self.module)
-        if self.own is None and type(self.module).train is nn.Module.train and "training" in own_state:
+        if self.own is None and type(self.module).train is _TRAIN and "training" in own_state:
             # As below, but fast: setting an attribute of a module is slow, and skorch calls this at every step.
             self.mode, own_state["training"] = mode, False
-            for child in self.module._modules.values():
-                if child is not None:
-                    child.train(mode)
+            _train_children(own_state, mode)
             return self.module
         self.module.training = self.mode
         if self.own is None:
@@ -230,6 +229,20 @@ class _Pin:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpinned, (self.module, self.own)
+
+
+def _train_children(state: Mapping[str, Any], mode: bool) -> None:
+    """Call ``train`` of the children of a module with this state, and what it would do where that is a plain pin."""
+    for child in state["_modules"].values():
+        if child is not None:
+            own_state = child.__dict__  # faster than vars()
+            pin = own_state.get("train")
+            if type(pin) is _Pin and pin.own is None and type(child).train is _TRAIN and "training" in own_state:
+                pin.mode, own_state["training"] = mode, False
+                if own_state["_modules"]:
+                    _train_children(own_state, mode)
+            else:
+                child.train(mode)
 
 
 class _Unpinned:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_network
-from mlr3torch_py.network.unwrap import all_modules, bare, named_parameters
+from mlr3torch_py.network.unwrap import Places, bare, named_parameters
 from mlr3torch_py.protocols import NetOfUser
 
 __all__ = [
@@ -57,12 +57,14 @@ def trainable_names(module: nn.Module | NetOfUser) -> list[str]:
     return [name for name, tensor in named_parameters(network).items() if tensor.requires_grad]
 
 
-def n_trainable(module: nn.Module) -> int:
+def n_trainable(module: nn.Module, tensors: Mapping[str, nn.Parameter] | None = None) -> int:
     """Count the elements of all tensors that require a gradient.
 
     Parameters
     ----------
     module : torch.nn.Module
+    tensors : mapping of str to torch.nn.Parameter, optional
+        The result of `named_parameters` for the network, to save the look-up.
 
     Returns
     -------
@@ -75,8 +77,8 @@ def n_trainable(module: nn.Module) -> int:
     >>> n_trainable(nn.Linear(2, 1))
     3
     """
-    tensors = (tensor for one in all_modules(module) for tensor in one._parameters.values() if tensor is not None)
-    trainable = {id(tensor): tensor for tensor in tensors if tensor.requires_grad}
+    found = Places.of(module).tensors if tensors is None else tensors.values()
+    trainable = {id(tensor): tensor for tensor in found if tensor is not None and tensor.requires_grad}
     return sum(tensor.numel() for tensor in trainable.values() if not is_lazy(tensor))
 
 

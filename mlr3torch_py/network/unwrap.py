@@ -11,6 +11,7 @@ from torch import nn
 from mlr3torch_py.protocols import Net
 
 __all__ = [
+    "Places",
     "Structure",
     "all_modules",
     "bare",
@@ -198,6 +199,51 @@ def _collect(module: nn.Module, prefix: str, found: dict[str, nn.Parameter]) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class Places:
+    """The modules and parameters of a network in their places; equal if nothing was replaced since.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(2, 1))
+    >>> before = Places.of(network)
+    >>> network[0].bias = nn.Parameter(network[0].bias.detach())
+    >>> before == Places.of(network), before.modules == Places.of(network).modules
+    (False, True)
+    """
+
+    ids: tuple[int, ...]
+    kinds: tuple[type, ...]
+    names: tuple[str | int, ...]
+    modules: tuple[nn.Module | None, ...] = field(compare=False)  # wrappers included
+    tensors: tuple[nn.Parameter | None, ...] = field(compare=False)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Places:
+        """Look at a network."""
+        modules: list[nn.Module | None] = [module]
+        tensors: list[nn.Parameter | None] = []
+        names: list[str | int] = []
+        for one in modules:
+            if one is not None:
+                if children := one._modules:
+                    modules += children.values()
+                    names += children.keys()
+                if parameters := one._parameters:
+                    tensors += parameters.values()
+                    names += parameters.keys()
+                names.append(len(modules))  # which tells whose names these are
+        members = (*modules, *tensors)
+        ids, kinds = tuple(map(id, members)), tuple(map(type, members))
+        return cls(ids, kinds, tuple(names), tuple(modules), tuple(tensors))
+
+    @property
+    def trainable(self) -> tuple[bool, ...]:
+        """Whether each of the parameters requires a gradient now."""
+        return tuple([tensor.requires_grad for tensor in self.tensors if tensor is not None])
+
+
+@dataclass(frozen=True, slots=True)
 class Structure:
     """The modules and parameters of a network, and what is trainable; equal if nothing was replaced or frozen since.
 
@@ -210,24 +256,14 @@ class Structure:
     (True, False)
     """
 
-    places: tuple[object, ...]
-    members: tuple[object, ...] = field(compare=False)  # which keep their ids
+    places: Places
+    trainable: tuple[bool, ...]
 
     @classmethod
     def of(cls, module: nn.Module) -> Structure:
         """Look at a network."""
-        places: list[object] = []
-        members: list[object] = []
-        for one in all_modules(module):
-            members.append(one)
-            places += (id(one), type(one))
-            for name, child in one._modules.items():
-                places += (name, id(child))
-            for name, tensor in one._parameters.items():
-                if tensor is not None:
-                    members.append(tensor)
-                    places += (name, id(tensor), type(tensor), tensor.requires_grad)
-        return cls(tuple(places), tuple(members))
+        places = Places.of(module)
+        return cls(places, places.trainable)
 
 
 def all_modules(module: nn.Module) -> list[nn.Module]:
@@ -251,7 +287,8 @@ def all_modules(module: nn.Module) -> list[nn.Module]:
       (0): ReLU()
     ), ReLU()]
     """
-    found = [module]
-    for one in found:
-        found += [child for child in one._modules.values() if child is not None]
+    found, level = [], [module]
+    while level:
+        found += level
+        level = [child for one in level for child in one._modules.values() if child is not None]
     return found
