@@ -23,6 +23,7 @@ from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFrozenCache"]
 
+_DEVICES: Final = {None: None, "cpu": torch.device("cpu")}
 _DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -62,6 +63,10 @@ class CallbackSetFrozenCache(CallbackSet):
         Whether rows are used after training, too, until the next one: by ``predict``, ``score`` and the scorers of a
         search, from one thread at a time. Rows are forgotten as soon as anything in what is frozen changes; copies and
         pickles of the net have none.
+    device : {"cpu"}, optional
+        Where rows are kept in memory: with ``"cpu"`` in host memory, from where they are copied to the device of the
+        outputs while Python goes on. By default where the outputs are, such as on the GPU, whose memory `max_bytes`
+        then counts.
 
     Raises
     ------
@@ -154,6 +159,7 @@ class CallbackSetFrozenCache(CallbackSet):
         max_store_bytes: int = 10 * 2**30,
         dtype: str | None = None,
         keep: bool = False,
+        device: str | None = None,
     ) -> None:
         self.modules = modules
         self.max_bytes = max_bytes
@@ -162,6 +168,7 @@ class CallbackSetFrozenCache(CallbackSet):
         self.max_store_bytes = max_store_bytes
         self.dtype = dtype
         self.keep = keep
+        self.device = device
 
     def check_params(self) -> None:
         if self.modules is not None and not check_names("modules", self.modules):
@@ -171,6 +178,7 @@ class CallbackSetFrozenCache(CallbackSet):
         check_whole("max_bytes", self.max_bytes, "bytes")
         check_whole("check", self.check, "rows", least=0)
         check_flag("keep", self.keep)
+        check_choice("device", self.device, _DEVICES)
         check_whole("max_store_bytes", self.max_store_bytes, "bytes")
         if self.store is not None:
             check_path("store", self.store)
@@ -191,6 +199,7 @@ class CallbackSetFrozenCache(CallbackSet):
             others_are_pinned=others_are_pinned,
             store=disk,
             dtype=None if self.dtype is None else _DTYPES[self.dtype],
+            device=_DEVICES[self.device],
         )
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
