@@ -64,8 +64,8 @@ class CallbackSetFrozenCache(CallbackSet):
         search, from one thread at a time. Rows are forgotten as soon as anything in what is frozen changes; copies and
         pickles of the net have none.
     device : {"cpu"}, optional
-        Where rows are kept in memory: with ``"cpu"`` in host memory, from where they are copied to the device of the
-        outputs while Python goes on. By default where the outputs are, such as on the GPU, whose memory `max_bytes`
+        Where rows are kept in memory: with ``"cpu"`` in host memory, from where copies to a GPU are queued, so that
+        Python does not wait for them. By default where the outputs are, such as on the GPU, whose memory `max_bytes`
         then counts.
 
     Raises
@@ -102,12 +102,12 @@ class CallbackSetFrozenCache(CallbackSet):
     seconds that Python waits are counted. With a `store`, it records the hits among these that were taken from disk
     (`cache_hits_stored`), and the bytes of the store (`cache_store_bytes`).
 
-    In a store, rows are found by 128-bit hashes of what computes them and of their content. What computes them is
-    all parameters, buffers and other attributes, the modes that matter to it, the code of the forward passes and of
-    all that these name, the dtype, the device, autocast, and the versions of Python, torch, numpy and other packages in
-    C. In every training, some rows of each part are computed and compared before any is used from disk; a difference
-    beyond rounding drops the part's rows. Every row has a checksum, and is written as a whole or not at all, so a
-    process may be killed at any time.
+    In a store, rows are found by 128-bit hashes of what computes them and of their content. What computes them is all
+    parameters, buffers and other attributes, the modes that matter to it, the code of the forward passes and of all
+    that these name, the dtype, the kind of device, autocast, and the versions of Python, torch, numpy and other
+    packages in C. In every training, some rows of each part are computed and compared before any is used from disk; a
+    difference beyond rounding drops the part's rows. Every row has a checksum, and is written as a whole or not at all,
+    so a process may be killed at any time.
 
     Rows are forgotten when something in their submodule is unfrozen, when its parameters, buffers, children or other
     attributes change, and when training begins and ends; with `keep`, when the next training begins. Changes that

@@ -15,8 +15,9 @@ __all__ = ["Memory", "index_on"]
 class Memory:
     """Room for rows of one kind.
 
-    Rows of outputs on CUDA that are kept in host memory are in pinned memory. Copies in both directions are then queued
-    on the device, and Python waits only for those to the host, when it reads what they have written.
+    Between host memory and CUDA, a batch crosses through pinned memory: its copies are queued on the device, and Python
+    waits only for one to the host, when it needs what that has brought. The rows themselves are not pinned, since torch
+    rounds what it pins up to a power of two, and never gives it back.
 
     Parameters
     ----------
@@ -42,11 +43,11 @@ class Memory:
     def __init__(self, row: RowSpec, device: torch.device | None = None) -> None:
         self._row = row
         self._device = row.device if device is None else device
-        self._is_pinned = self._device.type == "cpu" and row.device.type == "cuda"
+        self._is_queued = self._device.type == "cpu" and row.device.type == "cuda"
         # A row is in one piece: its dimensions are those of the outputs without the first, in their order.
         self._order = (0, *(dim for dim in row.order if dim))
-        self._copies: dict[torch.cuda.Stream, torch.cuda.Event] = {}  # to the host, by where they are queued
-        self._rows = self._empty(0, self._device)
+        self._arriving: tuple[torch.cuda.Event, int, torch.Tensor] | None = None  # when, the place, and the rows
+        self._rows = self._empty(0)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,59 +59,65 @@ class Memory:
 
     def read(self, places: Sequence[int]) -> torch.Tensor:
         """Copy the rows at some places into a new tensor, where outputs are."""
-        out, rows, first = self._row.empty(len(places)), self._written(), places[0]
+        out, rows, first = self._row.empty(len(places)), self._arrived(), places[0]
+        if rows.device != out.device:
+            return out.copy_(self._select(places, for_queue=True).to(out.device, non_blocking=self._is_queued))
         if np.array_equal(places, np.arange(first, first + len(places))):
-            found = rows[first : first + len(places)]
-        elif rows.device == out.device:
-            return torch.index_select(rows, 0, index_on(places, out.device), out=out)
-        else:
-            found = self._select(places)
-        return out.copy_(found.to(out.device, non_blocking=self._is_pinned))
+            return out.copy_(rows[first : first + len(places)])
+        return torch.index_select(rows, 0, index_on(places, out.device), out=out)
 
     def write(self, start: int, rows: torch.Tensor) -> None:
         """Copy rows to a place, and those after it."""
+        self._arrived()  # those before, for which the look-up of the keys of these has waited already
         with torch.inference_mode(False):
-            into = self._rows[start : start + len(rows)]
-            if self._is_pinned and rows.is_cuda:
-                stream = torch.cuda.current_stream(rows.device)
-                into.copy_(self._empty(len(rows), rows.device).copy_(rows), non_blocking=True)
-                self._copies[stream] = stream.record_event()
-            else:
-                into.copy_(rows)
+            if not (self._is_queued and rows.is_cuda):
+                self._rows[start : start + len(rows)] = rows
+                return
+            in_order = self._empty(len(rows), device=rows.device).copy_(rows)
+            pinned = self._empty(len(rows), for_queue=True).copy_(in_order, non_blocking=True)
+            self._arriving = torch.cuda.current_stream(rows.device).record_event(), start, pinned
 
     def grow(self, n_rows: int) -> None:
         """Make room for more rows."""
         with torch.inference_mode(False):
-            grown = self._empty(n_rows, self._device)
-            grown[: len(self)] = self._written()
+            grown = self._empty(n_rows)
+            grown[: len(self)] = self._arrived()
             self._rows = grown
 
     def keep(self, places: Sequence[int]) -> None:
         """Drop all rows but those at some places, and all other room."""
+        self._arrived()
         with torch.inference_mode(False):
-            self._rows = self._select(places) if len(places) else self._empty(0, self._device)
+            self._rows = self._select(places) if len(places) else self._empty(0)
 
     def on_cpu(self, n_rows: int) -> torch.Tensor:
         """Return the first rows, in a tensor of their own size that later changes leave as it is."""
-        rows = self._written()[:n_rows].cpu()
+        rows = self._arrived()[:n_rows].cpu()
         is_whole = rows.untyped_storage().nbytes() == rows.nbytes  # files hold all of a storage
         return rows if is_whole else rows.clone()
 
-    def _select(self, places: Sequence[int]) -> torch.Tensor:
-        out = self._empty(len(places), self._device)
-        return torch.index_select(self._written(), 0, index_on(places, self.device), out=out)
+    def _select(self, places: Sequence[int], *, for_queue: bool = False) -> torch.Tensor:
+        out = self._empty(len(places), for_queue=for_queue)
+        return torch.index_select(self._arrived(), 0, index_on(places, self.device), out=out)
 
-    def _written(self) -> torch.Tensor:
-        """Return the rows, once all copies to the host have arrived."""
-        for event in self._copies.values():
+    def _arrived(self) -> torch.Tensor:
+        """Return the rows, once those have arrived that were copied to the host."""
+        if self._arriving is not None:
+            event, start, rows = self._arriving
+            self._arriving = None
             event.synchronize()
-        self._copies.clear()
+            with torch.inference_mode(False):
+                self._rows[start : start + len(rows)] = rows
         return self._rows
 
-    def _empty(self, n_rows: int, device: torch.device) -> torch.Tensor:
-        is_pinned = self._is_pinned and device == self._device
-        shape, dtype = (n_rows, *self._row.shape), self._row.dtype
-        return torch.empty_permuted(shape, self._order, dtype=dtype, device=device, pin_memory=is_pinned)
+    def _empty(self, n_rows: int, *, device: torch.device | None = None, for_queue: bool = False) -> torch.Tensor:
+        return torch.empty_permuted(
+            (n_rows, *self._row.shape),
+            self._order,
+            dtype=self._row.dtype,
+            device=self._device if device is None else device,
+            pin_memory=for_queue and self._is_queued,
+        )
 
 
 def index_on(places: Sequence[int], device: torch.device) -> torch.Tensor:

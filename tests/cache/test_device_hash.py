@@ -109,6 +109,18 @@ def test_borders_of_what_is_multiplied_at_once_do_not_count(monkeypatch):
         assert hashes(rows) == known
 
 
+def test_modes_do_not_count():
+    rows = torch.randn(3, 5)
+    device_hash._multipliers.cache_clear()
+    with torch.inference_mode():
+        known = hashes(rows)
+    with torch.autocast("cpu"):
+        assert hashes(rows.requires_grad_()) == known
+    with torch.inference_mode():
+        inferred = rows.clone()
+    assert hashes(inferred) == known
+
+
 def test_no_generator_moves():
     device_hash._multipliers.cache_clear()
     before = torch.get_rng_state()
