@@ -2,54 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterable, Sequence, Set
-from contextlib import suppress
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
-from mlr3torch_py.cache.admission import Admission, Request, dependent, is_fit_in_eval_mode, is_transformed
+from mlr3torch_py.cache.admission import Request, is_transformed
 from mlr3torch_py.cache.answer import Answer
-from mlr3torch_py.cache.check import HitCheck
 from mlr3torch_py.cache.given import Given
-from mlr3torch_py.cache.known import Known
 from mlr3torch_py.cache.layout import Layout, relation_of
-from mlr3torch_py.cache.packing import Recalled
-from mlr3torch_py.cache.placeholder import Passes, Pending, Placeholder, arguments_made_real
-from mlr3torch_py.cache.portable import NotPortableError
+from mlr3torch_py.cache.placeholder import Pending, Placeholder, arguments_made_real
 from mlr3torch_py.cache.rows import Call, NotCacheableError
+from mlr3torch_py.cache.stage import CachedStage
 from mlr3torch_py.cache.stopwatch import Stopwatch
-from mlr3torch_py.cache.store import Budget
-from mlr3torch_py.cache.tally import Tally
 
 __all__ = ["CachedModule"]
 
 
-class CachedModule:
+class CachedModule(CachedStage):
     """Answer calls of a frozen module, taking known rows from memory.
-
-    It takes the place of the module's own call until `remove`.
 
     Parameters
     ----------
-    name : str
-        The module's name in messages.
-    module : torch.nn.Module
-    budget : Budget
-        The bytes that rows may take.
-    check : int
-        How many hits of one randomly drawn batch are recomputed and compared in each epoch.
-    reject : callable
-        Called when the module turns out not to be cacheable, with the reason and whether it would be in eval mode.
-    passes : Passes, optional
-        The forward pass under way, within which it gives placeholders.
-    is_link : bool
-        Whether it has no parameters, so that only calls with placeholders are answered.
-    identity : str, optional
-        What tells it from other cached modules of the network, in each process; by default its name.
+    name, module, budget, check, reject, passes, is_link, identity
+        See `CachedStage`.
 
     Raises
     ------
@@ -62,7 +39,8 @@ class CachedModule:
 
     Examples
     --------
-    >>> import torch
+    >>> from torch import nn
+    >>> from mlr3torch_py.cache.store import Budget
     >>> linear, batch = nn.Linear(2, 1).requires_grad_(False), torch.rand(3, 2)
     >>> cached = CachedModule("linear", linear, Budget(100_000), check=0, reject=print)
     >>> torch.equal(linear(batch), linear(batch))
@@ -71,138 +49,6 @@ class CachedModule:
     (3, 3)
     >>> cached.remove()
     """
-
-    is_cache = True  # tells it from a compiled call, which has the same place in a module
-
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        budget: Budget,
-        check: int,
-        reject: Callable[[NotCacheableError, bool], None],
-        *,
-        passes: Passes | None = None,
-        is_link: bool = False,
-        identity: str = "",
-    ) -> None:
-        self.name = name
-        self.identity: str = identity or name
-        self.module = module
-        self.budget = budget
-        self.reject = reject
-        self.is_link = is_link
-        self.tally: Tally = Tally()
-        self.is_called: bool = False
-        self.is_kept: bool = False  # after training, when it follows changes at every call
-        self._passes = Passes() if passes is None else passes
-        self._check = HitCheck(check)
-        self._n_rows = self._n_known = 0
-        self._seconds_computing = 0.0
-        self._known = Known(self.identity)
-        self.seconds_per_row: float = math.inf
-        self.forget()
-        # The place of a compiled call: the module's hooks run inside of it, and pickle and deepcopy skip it.
-        module._compiled_call_impl = self
-
-    @property
-    def is_in_place(self) -> bool:
-        """Whether calls of the module still arrive here."""
-        return vars(self.module).get("_compiled_call_impl") is self
-
-    @property
-    def has_verdict(self) -> bool:
-        """Whether trials have found some calls to be cacheable, or not."""
-        return self._admission.has_verdict
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether the epoch began with known rows, and none of them came again."""
-        return self._known.n_remembered > 0 and self._n_rows > 0 and self._n_known == 0
-
-    @property
-    def share_known(self) -> float:
-        """The share of the rows of its calls in this epoch that were known."""
-        return self._n_known / max(1, self._n_rows)
-
-    @property
-    def n_bytes(self) -> int:
-        """The bytes that its rows take."""
-        return sum(table.n_bytes for layout in self.layouts for table in layout.tables)
-
-    @property
-    def layouts(self) -> Iterable[Layout]:
-        """What is known about its calls, and their rows."""
-        return self._known.layouts
-
-    def begin_epoch(self) -> None:
-        """Start a new tally, and forget all rows if anything in the module has changed."""
-        if self.is_called or self._known.has_recalled:
-            self.follow_changes()
-        for layout in self.layouts:
-            layout.n_remembered = len(layout.complete)
-        self._n_rows = self._n_known = 0
-        self.tally = Tally()
-        self._check.begin_epoch(sum(len(table) for layout in self.layouts for table in layout.tables))
-
-    def follow_changes(self) -> bool:
-        """Forget all rows if anything in the module has changed; return whether it has."""
-        has_changed = self._admission.find_change() is not None
-        if has_changed:
-            self.forget()
-        return has_changed
-
-    def unstore(self, *, own: bool = False) -> None:
-        """Drop the rows that are on disk, or those of this training."""
-        for layout in self.layouts:
-            layout.unstore(own=own)
-
-    def end_epoch(self, used_epochs: Set[int] | None = None) -> None:
-        """Drop rows that cannot be asked for any more, and stale ones; see `Table.end_epoch`."""
-        self._known.end_epoch(used_epochs)
-
-    @property
-    def digest(self) -> str:
-        """A hash of what the module is; see `Fingerprint.digest`."""
-        return self._admission.digest
-
-    @property
-    def lost_on_resume(self) -> str:
-        """Why a checkpoint cannot keep rows of it; empty if it can."""
-        try:
-            _ = self.digest
-        except NotPortableError as error:
-            return f"since no other process can tell what {error} is: use a function of a file, or plain values"
-        try:
-            for layout in self.layouts:
-                layout.spec.packed()
-        except NotPortableError as error:
-            return f"since no file can hold {error} of its output: return tensors in tuples, lists and dicts"
-        return ""
-
-    def recall(self, rows: Recalled) -> None:
-        """Take rows from a checkpoint, if the module is what it was."""
-        with suppress(NotPortableError):
-            if rows.digest == self.digest:
-                self.seconds_per_row = rows.seconds_per_row
-                self._known.recall(rows.by_digest)
-                return
-        rows.drop()
-
-    def forget(self) -> None:
-        """Forget all rows, and everything learned about the module."""
-        self._known.drop()
-        self._admission = Admission(self.module)
-        self.seconds_per_row = math.inf
-
-    def remove(self) -> None:
-        """Restore the module's own call, and forget all rows."""
-        self._known.drop()
-        if self.is_in_place:
-            del self.module._compiled_call_impl
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()  # for networks that pickle all of their attributes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a call of the module."""
@@ -229,49 +75,6 @@ class CachedModule:
         overhead = watch.seconds - (self._seconds_computing - computing_before)
         self.tally.saved += (n_known * self.seconds_per_row if n_known else 0.0) - overhead
         return output
-
-    def compute(self, call: Call) -> Any:
-        """Compute a call."""
-        with self._passes.suspended(), Stopwatch() as watch:
-            output = self.module._call_impl(*call.args, **call.kwargs)  # type: ignore[no-untyped-call]
-        self._seconds_computing += watch.seconds
-        self.seconds_per_row = min(self.seconds_per_row, watch.seconds / max(1, len(call)))
-        return output
-
-    def count(self, answer: Answer, index: int, known: Sequence[int], value: torch.Tensor) -> None:
-        """Count rows that were asked for, and check some of those from memory.
-
-        Raises
-        ------
-        RuntimeError
-            If a checked row differs by more than rounding.
-        """
-        if not answer.is_counted:
-            answer.is_counted = True
-            self.tally.hits += len(known)
-            self.tally.misses += len(answer.keys) - len(known)
-        rows = self._check.draw(known)
-        if not rows or answer.has_changed_input:
-            return
-        with Stopwatch() as watch:
-            again = answer.compute(rows)[index]
-        self._check.pay(watch.seconds, answer.seconds_per_row)
-        if not answer.is_near(index, value[rows], again):
-            answer.layout.unstore()
-            raise RuntimeError(
-                f"frozen_cache: {self.name} now gives another output for a row than when the row was cached, although "
-                "nothing in it, or in what comes before it, seems to have changed. Either an output depends on the "
-                "rest of the batch or on something outside of its module, or a module was modified through .data or "
-                "numpy during this epoch; name other modules in `modules`"
-            )
-
-    def skip_check(self, n_rows: int) -> None:
-        """Check no hit in this epoch, since some rows from disk were compared."""
-        self._check.skip(n_rows)
-
-    def reject_dependent(self, call: Call) -> None:
-        """Give the module up because its rows depend on each other, as in this call."""
-        self._reject(dependent(), call)
 
     def _follow(self, placeholder: Placeholder) -> Any:
         """Answer a call like others before it, all of whose rows are known; None if it is not one."""
@@ -411,9 +214,6 @@ class CachedModule:
         args, kwargs = arguments_made_real(args, kwargs)
         with self._passes.suspended():
             return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    def _reject(self, error: NotCacheableError, call: Call) -> None:
-        self.reject(error, error.may_depend_on_mode and is_fit_in_eval_mode(self.module, call))
 
     def _give(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Answer, parts: Sequence[torch.Tensor | None]
