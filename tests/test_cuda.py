@@ -16,6 +16,7 @@ from mlr3torch_py.cache.device_hash import hash_rows, hash_tensor
 from mlr3torch_py.cache.memory import Memory
 from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.rows import Call
+from mlr3torch_py.cache.stopwatch import Pace, Stopwatch
 from tests.helpers import X, iris_net, moved, weights, y
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -291,6 +292,22 @@ def test_nothing_waits_for_the_gpu_when_rows_are_hashed_written_and_read(place, 
     assert some.stride() == rows.stride()
     memory.keep([3, 1])
     assert torch.equal(memory.on_cpu(2), rows[[3, 1]].cpu())
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+def test_times_are_those_of_the_gpu():
+    large, pace = torch.randn(4096, 4096, device="cuda"), Pace(1000.0)
+    (large @ large).sum().item()
+    with no_waiting():
+        with Stopwatch(large.device) as watch:
+            for _ in range(50):
+                large @ large
+        pace.note(watch, 10)
+        assert pace.seconds_per_row == 1000  # not known yet
+    torch.cuda.synchronize()
+    assert pace.seconds_per_row == watch.seconds_on_device / 10
+    assert watch.seconds_on_device > watch.seconds
 
 
 @pytest.mark.gpu

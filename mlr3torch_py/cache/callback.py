@@ -98,9 +98,10 @@ class CallbackSetFrozenCache(CallbackSet):
     -----
     The history records for each epoch the rows taken from memory (`cache_hits`) and computed (`cache_misses`), counted
     where other code asks for them, the bytes in use when the epoch ends (`cache_bytes`), and the estimated seconds for
-    computing the hits minus those that the cache took (`cache_saved`). On devices that run asynchronously, only the
-    seconds that Python waits are counted. With a `store`, it records the hits among these that were taken from disk
-    (`cache_hits_stored`), and the bytes of the store (`cache_store_bytes`).
+    computing the hits minus those that the cache took (`cache_saved`): on CUDA, those of the GPU minus those that
+    Python spends in the cache, and on other devices that run asynchronously, those that Python waits. With a `store`,
+    it records the hits among these that were taken from disk (`cache_hits_stored`), and the bytes of the store
+    (`cache_store_bytes`).
 
     In a store, rows are found by 128-bit hashes of what computes them and of their content. What computes them is all
     parameters, buffers and other attributes, the modes that matter to it, the code of the forward passes and of all
