@@ -63,7 +63,9 @@ class Stopwatch:
     def _event(self) -> torch.cuda.Event | None:
         if self._stream is None:
             return None
-        return self._stream.record_event(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+        event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._stream.record_event(event)
+        return event
 
 
 class Pace:
