@@ -96,8 +96,9 @@ def lowest(session):
 
 @nox.session(venv_backend="none")
 def gpu(session):
-    """Run the tests that need a GPU, in the environment that you are in, which has a torch for it."""
+    """Run the tests and the benchmark that need a GPU, in the environment that you are in, which has a torch for it."""
     session.run("python", "-m", "pytest", "-m", "gpu", *session.posargs)
+    session.run("python", "-m", "benchmarks.gpu")
 
 
 @nox.session(venv_backend="venv", reuse_venv=False)

@@ -4,6 +4,7 @@ The same tests run on the CPU, and where there is a GPU, on it, by ``nox -s gpu`
 """
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, freeze_plan, select_all, select_prefix, t_clbk
+from mlr3torch_py.cache.device_hash import hash_rows, hash_tensor
+from mlr3torch_py.cache.memory import Memory
+from mlr3torch_py.cache.output import OutputSpec
+from mlr3torch_py.cache.rows import Call
+from mlr3torch_py.cache.stopwatch import Pace, Stopwatch
 from tests.helpers import X, iris_net, moved, weights, y
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -144,13 +150,32 @@ def test_a_resumed_run_equals_one_without_a_stop_bit_for_bit(tmp_path, device, s
     assert resumed.history[:, "train_loss"] == whole.history[:, "train_loss"]
 
 
-def test_the_cache_takes_rows_from_memory_and_gives_the_same_weights(device):
+@pytest.mark.parametrize("place", [None, "cpu"])
+def test_the_cache_takes_rows_from_memory_and_gives_the_same_weights(device, place):
     network = Network()
-    plainly = net_of(device, freezing(), module=copy.deepcopy(network), max_epochs=4).fit(X, y)
-    cached = net_of(device, freezing(), t_clbk("frozen_cache"), module=network, max_epochs=4).fit(X, y)
+    params = {"max_epochs": 4, "batch_size": 32, "iterator_train__shuffle": True}
+    torch.manual_seed(1)
+    plainly = net_of(device, freezing(), module=copy.deepcopy(network), **params).fit(X, y)
+    torch.manual_seed(1)
+    cached = net_of(device, freezing(), t_clbk("frozen_cache", device=place), module=network, **params).fit(X, y)
     assert cached.history[:, "cache_hits"][1:] == [150] * 3
     for one, other in zip(weights(plainly).values(), weights(cached).values(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [None, "cpu"])
+def test_a_resumed_run_has_the_rows_of_the_one_that_was_stopped(tmp_path, device, place):
+    def run(folder, max_epochs):
+        torch.manual_seed(0)
+        checkpoint = t_clbk("checkpoint", path=tmp_path / folder, freq=1, resume=True)
+        cache = t_clbk("frozen_cache", device=place)
+        return net_of(device, freezing(), cache, checkpoint, max_epochs=max_epochs, audited=False).fit(X, y)
+
+    whole = run("whole", 4)
+    run("stopped", 2)
+    resumed = run("stopped", 4)
+    assert not moved(state(whole), state(resumed))
+    assert resumed.history[:, "cache_hits"] == whole.history[:, "cache_hits"] == [0, 150, 150, 150]
 
 
 def test_a_store_serves_the_next_training_and_predictions(device, tmp_path):
@@ -204,3 +229,93 @@ def test_a_plan_is_made_without_training(device):
     plan = freeze_plan(net, X, y)
     assert [phase.epoch for phase in plan.phases] == [1, 3]
     assert not moved(before, state(net))
+
+
+# ---- what only a GPU can show
+
+
+@contextmanager
+def no_waiting():
+    """Let torch raise where Python would wait for the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16, torch.int64, torch.float64, torch.complex64])
+@pytest.mark.parametrize("shape", [(0, 3), (5, 0), (5,), (64, 7), (3, 2**16 + 1)])
+def test_rows_have_the_same_hash_on_a_gpu(dtype, shape):
+    rows = torch.randint(0, 256, shape).to(dtype)
+    assert torch.equal(hash_rows(rows.cuda()).cpu(), hash_rows(rows))
+    turned = rows.transpose(0, -1)
+    assert torch.equal(hash_rows(turned.cuda()).cpu(), hash_rows(turned))
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+def test_rows_on_a_gpu_are_known_by_their_content():
+    rows, mask = torch.randn(50, 700, device="cuda"), torch.rand(50, 3, device="cuda") > 0.5
+    before = torch.cuda.get_rng_state()
+    known = Call((rows, mask), {}).row_keys()
+    order = torch.randperm(50)
+    assert Call((rows[order], mask[order]), {}).row_keys() == [known[i] for i in order]
+    assert len(set(known)) == 50
+    assert not set(known) & set(Call((rows, ~mask), {}).row_keys())
+    large = torch.randn(2**20, device="cuda")
+    assert hash_tensor(large) == hash_tensor(large.clone()) != hash_tensor(-large)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+@pytest.mark.parametrize("place", [None, torch.device("cpu")])
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 0, 1)])
+def test_nothing_waits_for_the_gpu_when_rows_are_hashed_written_and_read(place, order):
+    rows = torch.empty_permuted((4000, 30, 7), order, device="cuda").normal_()
+    memory = Memory(OutputSpec.of(rows, len(rows)).tensors[0], place)
+    memory.grow(len(rows))
+    hash_rows(rows)  # which moves the multipliers there
+    with no_waiting():
+        hash_rows(rows)
+        for start in range(0, len(rows), 100):
+            memory.write(start, rows[start : start + 100])
+        places = torch.randperm(len(rows)).tolist()
+        some, few = memory.read(places), memory.read([7, 8, 9])
+    assert memory.device.type == ("cuda" if place is None else "cpu")
+    assert torch.equal(some, rows[places])
+    assert torch.equal(few, rows[7:10])
+    assert some.stride() == rows.stride()
+    memory.keep([3, 1])
+    assert torch.equal(memory.on_cpu(2), rows[[3, 1]].cpu())
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+def test_times_are_those_of_the_gpu():
+    large, pace = torch.randn(4096, 4096, device="cuda"), Pace(1000.0)
+    (large @ large).sum().item()
+    with no_waiting():
+        with Stopwatch(large.device) as watch:
+            for _ in range(50):
+                large @ large
+        pace.note(watch, 10)
+        assert pace.seconds_per_row == 1000  # not known yet
+    torch.cuda.synchronize()
+    assert pace.seconds_per_row == watch.seconds_on_device / 10
+    assert watch.seconds_on_device > watch.seconds
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_store_serves_a_training_on_another_gpu(tmp_path):
+    network = Network()
+    for device in ("cuda:0", "cuda:1"):
+        cache = t_clbk("frozen_cache", store=tmp_path)
+        net = net_of(device, freezing(), cache, module=copy.deepcopy(network)).fit(X, y)
+        assert (sum(net.history[:, "cache_hits_stored"]) > 100) is (device == "cuda:1")
+        assert {str(tensor.device) for tensor in weights(net).values()} == {device}

@@ -23,6 +23,7 @@ from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFrozenCache"]
 
+_DEVICES: Final = {None: None, "cpu": torch.device("cpu")}
 _DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -62,6 +63,10 @@ class CallbackSetFrozenCache(CallbackSet):
         Whether rows are used after training, too, until the next one: by ``predict``, ``score`` and the scorers of a
         search, from one thread at a time. Rows are forgotten as soon as anything in what is frozen changes; copies and
         pickles of the net have none.
+    device : {"cpu"}, optional
+        Where rows are kept in memory: with ``"cpu"`` in host memory, from where copies to a GPU are queued, so that
+        Python does not wait for them. By default where the outputs are, such as on the GPU, whose memory `max_bytes`
+        then counts.
 
     Raises
     ------
@@ -93,16 +98,17 @@ class CallbackSetFrozenCache(CallbackSet):
     -----
     The history records for each epoch the rows taken from memory (`cache_hits`) and computed (`cache_misses`), counted
     where other code asks for them, the bytes in use when the epoch ends (`cache_bytes`), and the estimated seconds for
-    computing the hits minus those that the cache took (`cache_saved`). On devices that run asynchronously, only the
-    seconds that Python waits are counted. With a `store`, it records the hits among these that were taken from disk
-    (`cache_hits_stored`), and the bytes of the store (`cache_store_bytes`).
+    computing the hits minus those that the cache took (`cache_saved`): on CUDA, those of the GPU minus those that
+    Python spends in the cache, and on other devices that run asynchronously, those that Python waits. With a `store`,
+    it records the hits among these that were taken from disk (`cache_hits_stored`), and the bytes of the store
+    (`cache_store_bytes`).
 
-    In a store, rows are found by 128-bit hashes of what computes them and of their content. What computes them is
-    all parameters, buffers and other attributes, the modes that matter to it, the code of the forward passes and of
-    all that these name, the dtype, the device, autocast, and the versions of Python, torch, numpy and other packages in
-    C. In every training, some rows of each part are computed and compared before any is used from disk; a difference
-    beyond rounding drops the part's rows. Every row has a checksum, and is written as a whole or not at all, so a
-    process may be killed at any time.
+    In a store, rows are found by 128-bit hashes of what computes them and of their content. What computes them is all
+    parameters, buffers and other attributes, the modes that matter to it, the code of the forward passes and of all
+    that these name, the dtype, the kind of device, autocast, and the versions of Python, torch, numpy and other
+    packages in C. In every training, some rows of each part are computed and compared before any is used from disk; a
+    difference beyond rounding drops the part's rows. Every row has a checksum, and is written as a whole or not at all,
+    so a process may be killed at any time.
 
     Rows are forgotten when something in their submodule is unfrozen, when its parameters, buffers, children or other
     attributes change, and when training begins and ends; with `keep`, when the next training begins. Changes that
@@ -154,6 +160,7 @@ class CallbackSetFrozenCache(CallbackSet):
         max_store_bytes: int = 10 * 2**30,
         dtype: str | None = None,
         keep: bool = False,
+        device: str | None = None,
     ) -> None:
         self.modules = modules
         self.max_bytes = max_bytes
@@ -162,6 +169,7 @@ class CallbackSetFrozenCache(CallbackSet):
         self.max_store_bytes = max_store_bytes
         self.dtype = dtype
         self.keep = keep
+        self.device = device
 
     def check_params(self) -> None:
         if self.modules is not None and not check_names("modules", self.modules):
@@ -171,6 +179,7 @@ class CallbackSetFrozenCache(CallbackSet):
         check_whole("max_bytes", self.max_bytes, "bytes")
         check_whole("check", self.check, "rows", least=0)
         check_flag("keep", self.keep)
+        check_choice("device", self.device, _DEVICES)
         check_whole("max_store_bytes", self.max_store_bytes, "bytes")
         if self.store is not None:
             check_path("store", self.store)
@@ -191,6 +200,7 @@ class CallbackSetFrozenCache(CallbackSet):
             others_are_pinned=others_are_pinned,
             store=disk,
             dtype=None if self.dtype is None else _DTYPES[self.dtype],
+            device=_DEVICES[self.device],
         )
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:

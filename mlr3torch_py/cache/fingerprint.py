@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from mlr3torch_py.cache.device_hash import hash_tensor
 from mlr3torch_py.cache.portable import NotPortableError, portable_hash
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
@@ -204,7 +205,7 @@ class Fingerprint:
 def _see(owner: dict[str, Any], name: str, tensor: torch.Tensor, before: _Seen | None) -> _Seen:
     address, version = tensor.data_ptr(), version_of(tensor)
     is_known = before is not None and version is not None and (before.address, before.version) == (address, version)
-    return _Seen(owner, name, tensor, address, version, before.hash if before and is_known else content_hash(tensor))
+    return _Seen(owner, name, tensor, address, version, before.hash if before and is_known else hash_tensor(tensor))
 
 
 def _settings(layer: nn.Module) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 
 from mlr3torch_py.cache.keys import Keys, packed_keys, unpacked_keys
-from mlr3torch_py.cache.output import OutputSpec
+from mlr3torch_py.cache.output import OutputSpec, device_named, name_of_device
 from mlr3torch_py.cache.rounding import largest_values
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.store import Budget, Table
@@ -148,8 +148,13 @@ class Layout:
             raise
         return layout
 
-    def described_outputs(self) -> dict[str, Any]:
+    def described_outputs(self, here: torch.device) -> dict[str, Any]:
         """Return what JSON holds, of which `recall_outputs` learns everything about the calls but their rows.
+
+        Parameters
+        ----------
+        here : torch.device
+            Where the input is.
 
         Raises
         ------
@@ -157,7 +162,10 @@ class Layout:
             If files cannot hold its outputs.
         """
         spec = self.spec.packed()
-        spec["tensors"] = [(shape, str(dtype), device, order) for shape, dtype, device, order in spec["tensors"]]
+        spec["tensors"] = [
+            (shape, str(dtype), name_of_device(torch.device(device), here), order)
+            for shape, dtype, device, order in spec["tensors"]
+        ]
         return {
             "spec": spec,
             "relation": self.relation,
@@ -166,10 +174,10 @@ class Layout:
             "seen": sorted(self.seen),
         }
 
-    def recall_outputs(self, outputs: Mapping[str, Any]) -> None:
-        """Learn what another process has learned."""
+    def recall_outputs(self, outputs: Mapping[str, Any], here: torch.device) -> None:
+        """Learn what another process has learned, where the input may be on another device of the same kind."""
         tensors = [
-            (shape, getattr(torch, dtype.partition(".")[2]), device, order)
+            (shape, getattr(torch, dtype.partition(".")[2]), str(device_named(device, here)), order)
             for shape, dtype, device, order in outputs["spec"]["tensors"]
         ]
         spec = OutputSpec.unpacked({**outputs["spec"], "tensors": tensors})

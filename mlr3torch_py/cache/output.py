@@ -12,7 +12,7 @@ from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rows import PLAIN, NotCacheableError
 from mlr3torch_py.network.internals import TreeSpec, tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
-__all__ = ["OutputSpec", "RowSpec"]
+__all__ = ["OutputSpec", "RowSpec", "device_named", "name_of_device"]
 
 # What keeps a leaf of an output from being split into rows: the first that applies is the reason given.
 _OBSTACLES: Final[tuple[tuple[Callable[[Any, int], bool], str], ...]] = (
@@ -155,6 +155,16 @@ class OutputSpec:
         if self.is_tensor:
             return next(one)
         return tree_unflatten([next(one) if leaf is ... else leaf for leaf in self.plain], self.tree)
+
+
+def name_of_device(device: torch.device, here: torch.device) -> str:
+    """Name a device: by its kind alone if it is that of the input, which may be another one in each process."""
+    return device.type if device == here else str(device)
+
+
+def device_named(name: str, here: torch.device) -> torch.device:
+    """Return the device that `name_of_device` has named."""
+    return here if name == here.type else torch.device(name)
 
 
 def _check_leaf(leaf: Any, n_rows: int) -> None:

@@ -53,6 +53,8 @@ class CachedParts:
         Where rows are kept beyond this training.
     dtype : torch.dtype, optional
         In which rows are kept there, if that is coarser than they are.
+    device : torch.device, optional
+        Where rows are kept in memory; by default where the outputs are.
 
     Raises
     ------
@@ -86,13 +88,14 @@ class CachedParts:
         others_are_pinned: bool = False,
         store: Disk | None = None,
         dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._module = bare(module)
         self._names = None if names is None else frozenset(names)
         self._check = check
         self._mode_remedy = partial(mode_remedy, norm_is_pinned=norm_is_pinned, others_are_pinned=others_are_pinned)
         self._shelf = None if store is None else Shelf(store, self._module, dtype)
-        self.budget: Budget = Budget(max_bytes, self._shelf)
+        self.budget: Budget = Budget(max_bytes, self._shelf, device)
         self._operations = Operations(self.budget, check)
         self._passes = Passes(self._operations.answer)
         self._modules: dict[str, CachedModule] = {}

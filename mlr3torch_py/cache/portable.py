@@ -55,6 +55,8 @@ class Writer(pickle.Pickler):
             return "mapping", dict(value)
         if isinstance(value, torch.Tensor):
             return "tensor", value.dtype, tuple(value.shape), content_hash(value)
+        if isinstance(value, torch.device):
+            return "device", value.type
         if isinstance(value, (set, frozenset)):  # whose order differs from process to process
             return type(value).__name__, sorted(Writer(self._places).bytes_of(one) for one in value)
         if isinstance(value, nn.Module):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from xxhash import xxh3_128_digest
 
-from mlr3torch_py.network.bits import as_bytes, content_hash, version_of
+from mlr3torch_py.cache.device_hash import hash_rows, hash_tensor
+from mlr3torch_py.network.bits import as_bytes, version_of
 from mlr3torch_py.network.internals import tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:
@@ -205,8 +206,8 @@ class Call:
         Keys that several arguments have in common count once; `shared` tells which ones these are.
         """
         by_row = [leaf for leaf, is_by_row in zip(self._leaves, self._is_by_row, strict=True) if is_by_row]
-        keys = [leaf.answer.keys if type(leaf) is Reference else _row_hashes(leaf) for leaf in by_row]
-        different = list({id(one): one for one in keys}.values())
+        known = {id(leaf.answer.keys): leaf.answer.keys for leaf in by_row if type(leaf) is Reference}
+        different = [*known.values(), *_row_hashes([leaf for leaf in by_row if type(leaf) is not Reference])]
         if len(different) == 1:
             return different[0]
         return [xxh3_128_digest(b"".join(row), seed=_SEED) for row in zip(*different, strict=True)]
@@ -263,11 +264,20 @@ def _in_common(leaf: Any, is_by_row: bool) -> Hashable:
     if isinstance(leaf, Reference):
         return leaf.answer.layout, leaf.index
     if not isinstance(leaf, torch.Tensor):
-        return repr(leaf)
-    return (leaf.shape[1:], None) if is_by_row else (leaf.shape, content_hash(leaf))
+        return leaf if isinstance(leaf, torch.device) else repr(leaf)
+    return (leaf.shape[1:], None) if is_by_row else (leaf.shape, hash_tensor(leaf))
 
 
-def _row_hashes(tensor: torch.Tensor) -> list[bytes]:
+def _row_hashes(tensors: Sequence[torch.Tensor]) -> list[list[bytes]]:
+    """Hash the rows of each tensor; those on a GPU there, and all hashes cross to the CPU together."""
+    hashed = [hash_rows(tensor) for tensor in tensors if tensor.is_cuda]
+    crossed = iter(torch.stack([one.to(hashed[0].device) for one in hashed]).cpu().numpy() if hashed else ())
+    return [
+        [row.tobytes() for row in next(crossed)] if tensor.is_cuda else _hashes_on_cpu(tensor) for tensor in tensors
+    ]
+
+
+def _hashes_on_cpu(tensor: torch.Tensor) -> list[bytes]:
     table = as_bytes(tensor).reshape(len(tensor), -1) if tensor.numel() else tensor.new_empty(len(tensor), 0)
     return [xxh3_128_digest(row, seed=_SEED) for row in table.cpu().numpy()]
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from mlr3torch_py.cache.code import Code
 from mlr3torch_py.cache.disk import Disk
+from mlr3torch_py.cache.output import name_of_device
 from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.network.bits import as_bytes
 from mlr3torch_py.warn import warn
@@ -54,6 +55,8 @@ class ShelvedRows:
         A hash of what computes the rows.
     stage : CachedModule
         What computes them.
+    here : torch.device
+        Where the input is.
 
     Attributes
     ----------
@@ -63,8 +66,8 @@ class ShelvedRows:
         What is not written yet.
     """
 
-    def __init__(self, shelf: Shelf, key: bytes, stage: CachedModule) -> None:
-        self._shelf, self._stage = shelf, stage
+    def __init__(self, shelf: Shelf, key: bytes, stage: CachedModule, here: torch.device) -> None:
+        self._shelf, self._stage, self._here = shelf, stage, here
         self.key: bytes = key
         self.name: str = f"{stage.name} ({type(stage.module).__name__})"
         self.waiting: dict[bytes, bytes] = {}
@@ -192,7 +195,7 @@ class ShelvedRows:
             return False
         try:
             record = json.loads(value)
-            layout.recall_outputs(record["outputs"])
+            layout.recall_outputs(record["outputs"], self._here)
         except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             return False
         self._written, self._written_at = record["outputs"], record["used"]
@@ -202,7 +205,7 @@ class ShelvedRows:
     def record(self, layout: Layout) -> dict[bytes, bytes]:
         """Return what is to be written of a layout beside its rows, if that has changed."""
         try:
-            outputs = layout.described_outputs()
+            outputs = layout.described_outputs(self._here)
         except NotPortableError:
             return {}
         now = time.time()
@@ -289,7 +292,7 @@ class Shelf:
             return False
         if key is None:
             return False
-        layout.shelved = ShelvedRows(self, key, stage)
+        layout.shelved = ShelvedRows(self, key, stage, request.call.device)
         self._layouts.append(layout)
         return layout.is_new and layout.shelved.recall(layout)
 
@@ -315,7 +318,10 @@ class Shelf:
             )
 
     def _key(self, request: Request, stage: CachedModule) -> bytes | None:
-        """Hash everything that the rows depend on but the content of their inputs."""
+        """Hash everything that the rows depend on but the content of their inputs.
+
+        Of devices, the kind counts, and whether they are that of the input.
+        """
         code = self._code(stage.module)
         if isinstance(code, NotPortableError):
             raise code
@@ -323,10 +329,13 @@ class Shelf:
         (pattern, (modes, is_grad_enabled, autocast)), (shared, repetitions) = layout
         if any(reference.answer.layout.shelved is None for reference in request.call.references):
             return None
-        inputs = [_input_of(one) for one in shared]
+        here = request.call.device
+        tensors = *stage.module.parameters(), *stage.module.buffers()
+        devices = sorted({name_of_device(tensor.device, here) for tensor in tensors})
+        arguments = _with_named_devices((pattern, tuple(map(_input_of, shared))), here)
         seen = [modes[i] for i in code.moded], is_grad_enabled if code.sees_grad_mode else None, autocast
         operation = getattr(stage.module, "operation", None)
-        parts = stage.digest, code.digest, getattr(operation, "identity", ""), pattern, inputs, repetitions, seen
+        parts = stage.digest, code.digest, getattr(operation, "identity", ""), devices, arguments, repetitions, seen
         return _hash(repr((*parts, str(self.dtype or ""), _settings_of_torch())))
 
     def _code(self, module: nn.Module) -> Code | NotPortableError:
@@ -354,6 +363,12 @@ def _input_of(one: Any) -> Any:
     layout = one[0] if isinstance(one, tuple) else None
     shelved = getattr(layout, "shelved", None)
     return one if shelved is None else (shelved.key, one[1])
+
+
+def _with_named_devices(value: Any, here: torch.device) -> Any:
+    if isinstance(value, torch.device):
+        return name_of_device(value, here)
+    return tuple(_with_named_devices(one, here) for one in value) if type(value) is tuple else value
 
 
 def _settings_of_torch() -> tuple[Any, ...]:

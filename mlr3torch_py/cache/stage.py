@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
@@ -20,7 +19,7 @@ from mlr3torch_py.cache.packing import Recalled
 from mlr3torch_py.cache.placeholder import Passes
 from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rows import Call, NotCacheableError
-from mlr3torch_py.cache.stopwatch import Stopwatch
+from mlr3torch_py.cache.stopwatch import Pace, Stopwatch
 from mlr3torch_py.cache.store import Budget
 from mlr3torch_py.cache.tally import Tally
 
@@ -82,7 +81,6 @@ class CachedStage(ABC):
         self._n_rows = self._n_known = 0
         self._seconds_computing = 0.0
         self._known = Known(self.identity)
-        self.seconds_per_row: float = math.inf
         self.forget()
         # The place of a compiled call: the module's hooks run inside of it, and pickle and deepcopy skip it.
         module._compiled_call_impl = self
@@ -180,7 +178,7 @@ class CachedStage(ABC):
         """Forget all rows, and everything learned about the module."""
         self._known.drop()
         self._admission = Admission(self.module)
-        self.seconds_per_row = math.inf
+        self._pace = Pace()
 
     def remove(self) -> None:
         """Restore the module's own call, and forget all rows."""
@@ -191,12 +189,21 @@ class CachedStage(ABC):
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # for networks that pickle all of their attributes
 
+    @property
+    def seconds_per_row(self) -> float:
+        """The seconds for computing a row, by the fastest call so far."""
+        return self._pace.seconds_per_row
+
+    @seconds_per_row.setter
+    def seconds_per_row(self, seconds: float) -> None:
+        self._pace = Pace(seconds)
+
     def compute(self, call: Call) -> Any:
         """Compute a call."""
-        with self._passes.suspended(), Stopwatch() as watch:
+        with self._passes.suspended(), Stopwatch(call.device) as watch:
             output = self.module._call_impl(*call.args, **call.kwargs)  # type: ignore[no-untyped-call]
         self._seconds_computing += watch.seconds
-        self.seconds_per_row = min(self.seconds_per_row, watch.seconds / max(1, len(call)))
+        self._pace.note(watch, len(call))
         return output
 
     def count(self, answer: Answer, index: int, known: Sequence[int], value: torch.Tensor) -> None:

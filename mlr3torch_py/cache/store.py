@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mlr3torch_py.cache.keys import BYTES_PER_KEY, Keys, Places, packed_keys, unpacked_keys
+from mlr3torch_py.cache.memory import Memory, index_on
 from mlr3torch_py.cache.output import RowSpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Budget:
     max_bytes : int
     shelf : Shelf, optional
         The store on disk behind the tables.
+    device : torch.device, optional
+        Where the tables keep rows; by default where the outputs are.
 
     Attributes
     ----------
@@ -46,9 +49,10 @@ class Budget:
     (95, True)
     """
 
-    def __init__(self, max_bytes: int, shelf: Shelf | None = None) -> None:
+    def __init__(self, max_bytes: int, shelf: Shelf | None = None, device: torch.device | None = None) -> None:
         self.max_bytes: int = max_bytes
         self.shelf: Shelf | None = shelf
+        self.device: torch.device | None = device
         self.used: int = 0
         self.is_short: bool = False
         self.epoch: int = 0
@@ -92,21 +96,18 @@ class Table:
     """
 
     def __init__(self, row: RowSpec, budget: Budget) -> None:
-        self._row, self._budget = row, budget
+        self._budget = budget
         self._row_bytes = prod(row.shape) * row.dtype.itemsize + BYTES_PER_KEY
-        # In memory, a row is in one piece: its dimensions are those of the outputs without the first, in their order.
-        self._order = [dim - 1 for dim in row.order if dim]
-        self._is_in_order = row.order == tuple(range(len(row.order)))
         self._keys = Keys()
         self._added: dict[int, int] = {}  # how many of the rows, in their order, were added in which epoch
         self._is_used = bytearray()  # by row
         self._was_asked = False
-        self._rows = self._allocate(0)
+        self._memory = Memory(row, budget.device)
 
     @property
     def n_bytes(self) -> int:
         """The bytes that the table takes."""
-        return len(self._rows) * self._row_bytes
+        return len(self._memory) * self._row_bytes
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -122,12 +123,9 @@ class Table:
         """Return whether the row of each key is there."""
         return [slot >= 0 for slot in self._keys.find(keys).tolist()]
 
-    def gather(self, slots: Places) -> torch.Tensor:
+    def gather(self, slots: Sequence[int] | Places) -> torch.Tensor:
         """Copy the rows at some positions into a new tensor."""
-        index = torch.from_numpy(slots).to(self._rows.device)
-        if self._is_in_order:
-            return self._rows.index_select(0, index)
-        return torch.index_select(self._rows, 0, index, out=self._row.empty(len(slots)))
+        return self._memory.read(slots)
 
     def add(self, keys: Sequence[bytes], rows: torch.Tensor) -> None:
         """Copy rows into the table until the budget is used up."""
@@ -136,15 +134,15 @@ class Table:
         if not new:
             return
         start = len(self)
-        if start + len(new) > len(self._rows):
-            self._grow(max(start + len(new), len(self._rows) * 3 // 2), start)
-        names = list(new)[: len(self._rows) - start]
+        if start + len(new) > len(self._memory):
+            self._grow(max(start + len(new), len(self._memory) * 3 // 2))
+        names = list(new)[: len(self._memory) - start]
         if not names:
             return
-        with torch.inference_mode(False):
-            chosen = [new[name] for name in names]
-            part = rows.detach() if chosen == list(range(len(rows))) else rows.detach()[chosen]
-            self._rows[start : start + len(names)] = part
+        chosen = [new[name] for name in names]
+        rows = rows.detach()
+        is_whole = chosen == list(range(len(rows)))
+        self._memory.write(start, rows if is_whole else rows.index_select(0, index_on(chosen, rows.device)))
         self._keys.add(names)
         self._is_used += bytes([1]) * len(names)
         self._added[self._budget.epoch] = self._added.get(self._budget.epoch, 0) + len(names)
@@ -152,9 +150,7 @@ class Table:
 
     def packed(self) -> PackedTable:
         """Return keys, rows and when these were added; later changes of the table leave all of it as it is."""
-        rows = self._rows[: len(self)].cpu()
-        is_whole = rows.untyped_storage().nbytes() == rows.nbytes  # files hold all of a storage
-        return packed_keys(self._keys), rows if is_whole else rows.clone(), dict(self._added)
+        return packed_keys(self._keys), self._memory.on_cpu(len(self)), dict(self._added)
 
     def recall(self, packed: PackedTable) -> None:
         """Add the rows that `packed` has returned."""
@@ -189,11 +185,9 @@ class Table:
         elif self._was_asked and used_epochs is not None:
             kept = [slot for epoch, slots in self._by_epoch() if epoch in used_epochs for slot in slots]
         stale = self._dropped(kept) if len(kept) < len(self) else set()
-        if stale or len(self) < len(self._rows):
-            rows = self.gather(np.array(kept)) if kept else self._allocate(0)
+        if stale or len(self) < len(self._memory):
             self._budget.give_back(self.n_bytes - len(kept) * self._row_bytes)
-            with torch.inference_mode(False):
-                self._rows = self._allocate(len(kept)).copy_(rows)
+            self._memory.keep(kept)
         self._keys.pack()
         self._forget_use()
         return stale
@@ -203,7 +197,8 @@ class Table:
         self._budget.give_back(self.n_bytes)
         self._budget.n_changes += 1
         self._keys.clear()
-        self._added, self._rows = {}, self._allocate(0)
+        self._added = {}
+        self._memory.keep([])
         self._forget_use()
 
     def _dropped(self, kept: Sequence[int]) -> set[bytes]:
@@ -224,14 +219,7 @@ class Table:
         ends = pairwise(accumulate(self._added.values(), initial=0))
         return ((epoch, range(start, end)) for epoch, (start, end) in zip(self._added, ends, strict=True))
 
-    def _grow(self, n_rows: int, n_used: int) -> None:
-        n_rows = len(self._rows) + self._budget.take(n_rows - len(self._rows), of=self._row_bytes)
-        if n_rows > len(self._rows):
-            with torch.inference_mode(False):
-                grown = self._allocate(n_rows)
-                grown[:n_used] = self._rows[:n_used]
-                self._rows = grown
-
-    def _allocate(self, n_rows: int) -> torch.Tensor:
-        order = (0, *(dim + 1 for dim in self._order))
-        return torch.empty_permuted((n_rows, *self._row.shape), order, dtype=self._row.dtype, device=self._row.device)
+    def _grow(self, n_rows: int) -> None:
+        n_rows = len(self._memory) + self._budget.take(n_rows - len(self._memory), of=self._row_bytes)
+        if n_rows > len(self._memory):
+            self._memory.grow(n_rows)

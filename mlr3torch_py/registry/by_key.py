@@ -126,6 +126,7 @@ def t_clbk(
     max_store_bytes: int = 10 * 2**30,
     dtype: str | None = None,
     keep: bool = False,
+    device: str | None = None,
 ) -> TorchCallback[CallbackSetFrozenCache]: ...
 @overload
 def t_clbk(
@@ -293,7 +294,7 @@ def t_clbk(
       until_step=None, until_epoch=None, start_epoch=None, unfreeze_every_n_epochs=None, frozen_mode='train',
       frozen_norm=None, frozen_dropout=None, module='module'
     - ``frozen_cache``: modules=None, max_bytes=1073741824, check=1, store=None, max_store_bytes=10737418240,
-      dtype=None, keep=False
+      dtype=None, keep=False, device=None
     - ``history``: none
     - ``lr_cosine_annealing``: T_max, eta_min=0.0, last_epoch=-1
     - ``lr_lambda``: lr_lambda, last_epoch=-1

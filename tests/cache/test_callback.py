@@ -88,7 +88,24 @@ def test_it_is_made_by_its_key_and_set_through_the_net():
         "max_store_bytes": 10 * 2**30,
         "dtype": None,
         "keep": False,
+        "device": None,
     }
+
+
+def test_rows_in_host_memory_give_the_same_training():
+    def trained(**params):
+        torch.manual_seed(0)
+        return iris_net(copy.deepcopy(BOTH), t_clbk("frozen_cache", **params), module=Nested).fit(X, y)
+
+    usual, in_host_memory = trained(), trained(device="cpu")
+    assert hits(in_host_memory) == hits(usual) == [0, 150, 150, 150]
+    assert in_host_memory.history[:, "train_loss"] == usual.history[:, "train_loss"]
+
+
+@pytest.mark.parametrize(("value", "kind"), [("gpu", ValueError), (0, TypeError), (torch.device("cpu"), TypeError)])
+def test_another_place_for_rows_is_refused_before_training(value, kind):
+    with pytest.raises(kind, match=r"`device` is .*; give None or 'cpu'"):
+        iris_net(t_clbk("frozen_cache", device=value)).fit(X, y)
 
 
 def test_an_augmented_row_is_computed_and_modules_without_hits_are_dropped():

@@ -101,11 +101,11 @@ NETS = {
 }
 
 
-def net_of(folder, *more, module="plain", freq=1, unfreeze=None, max_bytes=2**30, **params):
+def net_of(folder, *more, module="plain", freq=1, unfreeze=None, max_bytes=2**30, place=None, **params):
     torch.manual_seed(1)
     return iris_net(
         t_clbk("unfreeze", starting_weights=select_prefix("head"), unfreeze=unfreeze, frozen_mode="eval"),
-        t_clbk("frozen_cache", max_bytes=max_bytes),
+        t_clbk("frozen_cache", max_bytes=max_bytes, device=place),
         checkpoint(folder, freq, resume=True),
         *more,
         **WIDE | {"module": NETS[module], "audited": False} | params,
@@ -142,6 +142,7 @@ def test_a_resumed_run_has_the_rows_of_the_one_that_was_stopped(tmp_path, module
     "params",
     [
         {"max_bytes": 100_000},
+        {"place": "cpu"},
         {"freq": 2, "crash": 4},
         {"unfreeze": ("epoch", [3], [select_all()]), "crash": 3},
         {"unfreeze": ("epoch", [4], [select_all()]), "crash": 3},

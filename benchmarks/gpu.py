@@ -1,0 +1,111 @@
+"""frozen_cache on a GPU: an epoch of ResNet-50, head only, by one command: ``python -m benchmarks.gpu``.
+
+All but the head is frozen with ``frozen_mode="eval"``; images of 224 x 224 come in batches of 64, shuffled, and lie on
+the GPU, so that no way is timed for moving them there. Weights are random. The head alone is trained on the features,
+which were computed beforehand. Time is that on the wall of the second and later epochs, with the GPU idle at both ends
+of each; the note has the first one, in which the cache is filled. It needs torchvision.
+"""
+
+import sys
+from copy import deepcopy
+from functools import partial
+from statistics import median
+from time import perf_counter
+
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
+from torch import nn
+
+from benchmarks.__main__ import shown
+from benchmarks.rounds import in_turns, row, table
+from mlr3torch_py import select_prefix, t_clbk
+
+BATCH, SIZE, CLASSES = 64, 224, 10
+LIMITS = {"plain freezing": 1 / 8, "the head alone": 2}
+
+
+class Seconds(Callback):
+    """Seconds of each epoch, until the GPU has done all of it."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.seconds_ = []
+
+    def on_epoch_begin(self, net, **kwargs):
+        torch.cuda.synchronize()
+        self.begin_ = perf_counter()
+
+    def on_epoch_end(self, net, **kwargs):
+        torch.cuda.synchronize()
+        self.seconds_.append(perf_counter() - self.begin_)
+
+
+def trained(module, data, labels, epochs, *callbacks):
+    torch.manual_seed(0)
+    net = NeuralNetClassifier(
+        module,
+        criterion=nn.CrossEntropyLoss,
+        lr=0.01,
+        batch_size=BATCH,
+        max_epochs=epochs,
+        train_split=None,
+        iterator_train__shuffle=True,
+        verbose=0,
+        device="cuda",
+        callbacks=[*callbacks, ("seconds", Seconds())],
+    )
+    return net.fit(data, labels)
+
+
+def epochs_of(net):
+    return dict(net.callbacks_)["seconds"].seconds_
+
+
+def features(network, data):
+    """What the head is given."""
+    body = deepcopy(network).cuda().eval()
+    body.fc = nn.Identity()
+    with torch.no_grad():
+        return torch.cat([body(rows) for rows in data.split(BATCH)])
+
+
+def measure(n=2048, epochs=5, rounds=3):
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    network = resnet50(weights=None, num_classes=CLASSES)
+    data = torch.randn(n, 3, SIZE, SIZE, device="cuda")
+    labels = torch.randint(CLASSES, (n,), device="cuda")
+    ready, filling = features(network, data), []
+
+    def frozen(*callbacks):
+        freezing = t_clbk("unfreeze", starting_weights=select_prefix("fc"), frozen_mode="eval")
+        return epochs_of(trained(deepcopy(network), data, labels, epochs, freezing, *callbacks))
+
+    def cached(place=None):
+        first, *later = frozen(t_clbk("frozen_cache", device=place))
+        filling.append(first)
+        return median(later)
+
+    ways = {
+        "frozen_cache": cached,
+        "frozen_cache in host memory": partial(cached, "cpu"),
+        "plain freezing": lambda: median(frozen()[1:]),
+        "the head alone": lambda: median(epochs_of(trained(deepcopy(network.fc), ready, labels, epochs))[1:]),
+    }
+    seconds = in_turns(ways, rounds)
+    return table(
+        [
+            row("gpu", f"ResNet-50, {n:,} images, {ours}", other, seconds[ours], seconds[other], limit, "s", note)
+            for ours in list(ways)[:2]
+            for other, limit in LIMITS.items()
+            for note in [f"{seconds[other].median():.3g} s there; {median(filling):.3g} s when it is filled"]
+        ]
+    )
+
+
+if __name__ == "__main__":
+    if not torch.cuda.is_available():
+        sys.exit("there is no GPU that torch can use")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    print(shown(measure()).to_string(index=False))
