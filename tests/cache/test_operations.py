@@ -149,3 +149,29 @@ def test_many_variants_of_an_operation_are_not_kept():
         network(DATA)
     assert len(parts.stages) <= 2 + TOKENS
     parts.close()
+
+
+class Squeeze(nn.Module):
+    def forward(self, x):
+        return x.squeeze()
+
+
+def test_a_known_row_that_comes_alone_is_not_answered_like_one_of_a_batch():
+    network = nn.Sequential(frozen(nn.Linear(3, WIDTH)), Squeeze(), nn.Linear(WIDTH, 2))
+    plain, parts, rows = copy.deepcopy(network), cached(network), DATA[:, :1]
+    for _ in range(3):
+        for batch in rows.split(6):
+            torch.testing.assert_close(network(batch), plain(batch))
+            parts.settle()
+        parts.end_epoch(), parts.begin_epoch(), parts.refresh()
+    network(rows[:6])
+    torch.testing.assert_close(network(rows[:1]), plain(rows[:1]))
+
+
+def test_a_tensor_of_an_operation_may_be_written_through_data_between_epochs():
+    network = Transformer()
+    parts = rounds(network)
+    network.position.data += 1
+    parts.end_epoch(), parts.begin_epoch(), parts.refresh()
+    network(DATA[:5])
+    torch.testing.assert_close(network(DATA[:5]), copy.deepcopy(network)(DATA[:5]))
