@@ -122,7 +122,7 @@ class Seconds(Callback):
         self.counted_.append((self.stopwatch.seconds if self.stopwatch else 0) - self.begin_[1])
 
 
-def trained(module, data, labels, *callbacks, batch=BATCH, epochs=EPOCHS):
+def trained(module, data, labels, *callbacks, batch=BATCH, epochs=EPOCHS, **params):
     torch.manual_seed(0)
     return NeuralNetClassifier(
         module,
@@ -134,6 +134,7 @@ def trained(module, data, labels, *callbacks, batch=BATCH, epochs=EPOCHS):
         iterator_train__shuffle=True,
         verbose=0,
         callbacks=[*callbacks, Seconds()],
+        **params,
     ).fit(data, labels)
 
 

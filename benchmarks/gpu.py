@@ -13,11 +13,11 @@ from statistics import median
 from time import perf_counter
 
 import torch
-from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import nn
 
 from benchmarks.__main__ import shown
+from benchmarks.cache import trained as on_any_device
 from benchmarks.rounds import in_turns, row, table
 from mlr3torch_py import select_prefix, t_clbk
 
@@ -41,20 +41,9 @@ class Seconds(Callback):
 
 
 def trained(module, data, labels, epochs, *callbacks):
-    torch.manual_seed(0)
-    net = NeuralNetClassifier(
-        module,
-        criterion=nn.CrossEntropyLoss,
-        lr=0.01,
-        batch_size=BATCH,
-        max_epochs=epochs,
-        train_split=None,
-        iterator_train__shuffle=True,
-        verbose=0,
-        device="cuda",
-        callbacks=[*callbacks, ("seconds", Seconds())],
+    return on_any_device(
+        module, data, labels, *callbacks, ("seconds", Seconds()), batch=BATCH, epochs=epochs, device="cuda"
     )
-    return net.fit(data, labels)
 
 
 def epochs_of(net):

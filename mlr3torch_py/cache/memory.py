@@ -8,11 +8,12 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from mlr3torch_py.cache.keys import Places
 from mlr3torch_py.cache.output import RowSpec
 
 __all__ = ["Memory", "index_on"]
 
-_Places: TypeAlias = Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]]
+_Slots: TypeAlias = Sequence[int] | Places
 
 
 class Memory:
@@ -60,7 +61,7 @@ class Memory:
         """Where the rows are."""
         return self._rows.device
 
-    def read(self, places: _Places) -> torch.Tensor:
+    def read(self, places: _Slots) -> torch.Tensor:
         """Copy the rows at some places into a new tensor, where outputs are."""
         out, rows, first = self._row.empty(len(places)), self._arrived(), places[0]
         if rows.device != out.device:
@@ -87,7 +88,7 @@ class Memory:
             grown[: len(self)] = self._arrived()
             self._rows = grown
 
-    def keep(self, places: _Places) -> None:
+    def keep(self, places: _Slots) -> None:
         """Drop all rows but those at some places, and all other room."""
         self._arrived()
         with torch.inference_mode(False):
@@ -99,7 +100,7 @@ class Memory:
         is_whole = rows.untyped_storage().nbytes() == rows.nbytes  # files hold all of a storage
         return rows if is_whole else rows.clone()
 
-    def _select(self, places: _Places, *, for_queue: bool = False) -> torch.Tensor:
+    def _select(self, places: _Slots, *, for_queue: bool = False) -> torch.Tensor:
         out = self._empty(len(places), for_queue=for_queue)
         return torch.index_select(self._arrived(), 0, index_on(places, self.device), out=out)
 
@@ -123,7 +124,7 @@ class Memory:
         )
 
 
-def index_on(places: _Places, device: torch.device) -> torch.Tensor:
+def index_on(places: _Slots, device: torch.device) -> torch.Tensor:
     """Make an index on a device, without waiting for that."""
     index = torch.from_numpy(np.asarray(places, dtype=np.int64))
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)

@@ -193,6 +193,8 @@ def test_loggers_of_skorch_take_the_history(tmp_path):
 
     with SummaryWriter(tmp_path) as writer:
         iris_net(rows("epoch", [2], select_prefix("3")), TensorBoard(writer), max_epochs=2).fit(X, y)
+    (log,) = tmp_path.iterdir()
+    assert b"n_trainable" in log.read_bytes()
 
 
 def test_batches_of_several_processes_are_those_of_one():
