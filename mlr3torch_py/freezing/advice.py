@@ -150,7 +150,7 @@ def partly_selected(sharing: Iterable[Collection[str]], selected: Held) -> Itera
         if ours and others:
             yield (
                 f"{listed(map(repr, ours))} and {listed(map(repr, others))} share weights, which are trainable "
-                "as long as one of these names is; select all of them, or none"
+                "as long as one of these names is; select all tied names, or none"
             )
 
 
