@@ -16,7 +16,7 @@ __all__ = ["hash_rows", "hash_tensor"]
 _N_FUNCTIONS: Final = 4  # of 32 bits each
 _N_LEVELS: Final = 3  # enough for 8 TiB
 _MAX_WORDS: Final = 2**15  # of a block
-_MAX_BYTES: Final = 2**26  # of the products that are in memory at a time
+_MAX_BYTES: Final = 2**27  # of the products that are in memory at a time
 _LARGE: Final = 2**20  # below, copying takes no longer than starting the kernels
 
 
@@ -66,7 +66,7 @@ def hash_rows(tensor: torch.Tensor) -> torch.Tensor:
     words, n_bytes = _words(tensor)
     for multipliers in _multipliers(tensor.device):
         n_rows, n_words = words.shape
-        n_blocks = max(1, -(-n_words // _MAX_WORDS))
+        n_blocks = _n_blocks(n_words)
         words = pad(words, (0, -n_words % n_blocks))
         blocks = words.reshape(n_rows * n_blocks, words.shape[1] // n_blocks)
         words = _hash_blocks(blocks, n_bytes, multipliers).reshape(n_rows, n_blocks * _N_FUNCTIONS)
@@ -88,6 +88,12 @@ def hash_tensor(tensor: torch.Tensor) -> bytes:
     return content_hash(tensor)
 
 
+def _n_blocks(n_words: int) -> int:
+    """Return the number of blocks of one length for a row; twice as many as needed, if it then needs no padding."""
+    least = max(1, -(-n_words // _MAX_WORDS))
+    return next((n for n in range(least, 2 * least + 1) if n_words % n == 0), least)
+
+
 def _words(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Return rows as words of 32 bits, and the number of bytes of a row."""
     n_rows = len(tensor)
@@ -102,11 +108,8 @@ def _hash_blocks(blocks: torch.Tensor, n_bytes: int, multipliers: torch.Tensor) 
     """Apply the functions to each block; int64 is computed modulo 2^64."""
     constants = multipliers[:, 0] + multipliers[:, 1] * n_bytes
     factors = multipliers[:, 2 : 2 + blocks.shape[1]]
-    n_at_once = max(1, _MAX_BYTES // (8 * max(1, blocks.shape[1])))
-    sums = [
-        torch.stack([(some * factor).sum(1, dtype=torch.int64) for factor in factors], 1)
-        for some in torch.split(blocks, n_at_once)
-    ]
+    n_at_once = max(1, _MAX_BYTES // (8 * max(1, factors.numel())))
+    sums = [(some[:, None] * factors).sum(2, dtype=torch.int64) for some in torch.split(blocks, n_at_once)]
     return ((torch.cat(sums) + constants) >> 32).to(torch.int32)
 
 

@@ -24,7 +24,8 @@ def by_hand(row, level=0, n_bytes=None):
     """The hash of the bytes of a row, by the formula."""
     n_bytes = len(row) if n_bytes is None else n_bytes
     words = np.frombuffer(row + bytes(-len(row) % 4), "<i4").tolist()
-    n_blocks = max(1, -(-len(words) // MAX_WORDS))
+    least = max(1, -(-len(words) // MAX_WORDS))
+    n_blocks = next((n for n in range(least, 2 * least + 1) if len(words) % n == 0), least)
     words += [0] * (-len(words) % n_blocks)
     length, hashed = len(words) // n_blocks, b""
     for block in (words[i * length : (i + 1) * length] for i in range(n_blocks)):
@@ -63,6 +64,7 @@ TENSORS = {
     "neither": lambda: torch.empty(0, 0),
     "one whole block": lambda: drawn(1, 4 * MAX_WORDS),
     "a block and a byte": lambda: drawn(2, 4 * MAX_WORDS + 1),
+    "three blocks, since two would need padding": lambda: drawn(2, 4 * 3 * (MAX_WORDS // 2 + 1)),
 }
 
 
