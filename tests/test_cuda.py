@@ -4,6 +4,7 @@ The same tests run on the CPU, and where there is a GPU, on it, by ``nox -s gpu`
 """
 
 import copy
+import itertools
 from contextlib import contextmanager
 
 import pytest
@@ -260,13 +261,13 @@ def test_rows_have_the_same_hash_on_a_gpu(dtype, shape):
 @NEEDS_GPU
 def test_rows_on_a_gpu_are_known_by_their_content():
     rows, mask = torch.randn(50, 700, device="cuda"), torch.rand(50, 3, device="cuda") > 0.5
+    large = torch.randn(2**20, device="cuda")
     before = torch.cuda.get_rng_state()
     known = Call((rows, mask), {}).row_keys()
     order = torch.randperm(50)
     assert Call((rows[order], mask[order]), {}).row_keys() == [known[i] for i in order]
     assert len(set(known)) == 50
     assert not set(known) & set(Call((rows, ~mask), {}).row_keys())
-    large = torch.randn(2**20, device="cuda")
     assert hash_tensor(large) == hash_tensor(large.clone()) != hash_tensor(-large)
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
@@ -292,6 +293,40 @@ def test_nothing_waits_for_the_gpu_when_rows_are_hashed_written_and_read(place, 
     assert some.stride() == rows.stride()
     memory.keep([3, 1])
     assert torch.equal(memory.on_cpu(2), rows[[3, 1]].cpu())
+
+
+class Convolutions(nn.Module):
+    """Convolutions, which a GPU computes by other units, and more or less coarsely, for batches of other sizes."""
+
+    def __init__(self):
+        super().__init__()
+        widths = [3, 16, 64, 64, 64, 128, 128]
+        layers = [
+            layer
+            for one, other in itertools.pairwise(widths)
+            for layer in (nn.Conv2d(one, other, 3, padding=1), nn.BatchNorm2d(other), nn.ReLU())
+        ]
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(128, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+@pytest.mark.parametrize("half", [None, torch.float16, torch.bfloat16])
+def test_rows_are_cached_whatever_units_compute_them(half):
+    class Autocast(NeuralNetClassifier):
+        def infer(self, x, **fit_params):
+            with torch.autocast("cuda", half, enabled=half is not None):
+                return super().infer(x, **fit_params)
+
+    rows, labels = torch.randn(150, 3, 32, 32), torch.randint(3, (150,))
+    network, params = Convolutions(), {"max_epochs": 4, "batch_size": 64, "iterator_train__shuffle": True}
+    net = net_of("cuda", freezing(), t_clbk("frozen_cache", check=64), module=network, cls=Autocast, **params)
+    net.fit(rows, labels)
+    assert net.history[:, "cache_misses"][1:] == [0, 0, 0]
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
@@ -17,7 +18,7 @@ from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generat
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
 from mlr3torch_py.cache.output import OutputSpec
-from mlr3torch_py.cache.rounding import are_near, largest_values, precision_of
+from mlr3torch_py.cache.rounding import distance, largest_values, precision_of
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.trials import Schedule, halves, sample_rows
 from mlr3torch_py.network.internals import check_internals, internal
@@ -276,17 +277,26 @@ class Admission:
         return True
 
     def _seems_row_wise(self, trial: Trial, request: Request, call: Call, output: Any) -> bool:
-        """Compute the samples again; the first time, one of them alone if that is costly."""
-        schedule = self._schedules[request.signature]
+        """Compute the samples again; the first time, one of them alone if that is costly.
+
+        Which units of a device compute a batch, and how coarsely, depends on its size. So rows that differ by no more
+        than such units may round are computed once more, repeated, in a batch as large as that of the call.
+        """
+        schedule, doubtful = self._schedules[request.signature], list[int]()
         for sample in trial.samples:
             if sample is not trial.samples[0] and schedule.is_costly and request.signature not in self._row_wise:
                 schedule.postpone()
                 break
-            begin = thread_time()
-            if not self._gives_again(call, output, [sample]):
+            begin, (rows, part) = thread_time(), sample
+            found = self._distance(call, output, rows, part)
+            if found > 1:
                 return False
+            doubtful += rows if found == 1 else []
             schedule.seconds_trying += thread_time() - begin
-        return True
+        if not doubtful:
+            return True
+        repeated = call.take([doubtful[i % len(doubtful)] for i in range(len(call))])
+        return self._distance(call, output, doubtful, repeated) < 1
 
     def start_watch(self) -> Trial:
         """Prepare to watch a call that is computed without a trial."""
@@ -327,21 +337,22 @@ class Admission:
         self._was_changed_by_call |= change is not None
         return change is None
 
-    def _gives_again(self, call: Call, output: Any, samples: Sequence[tuple[list[int], Call]] = ()) -> bool:
-        """Recompute some rows in smaller batches, or all in the batch that they came in."""
+    def _gives_again(self, call: Call, output: Any) -> bool:
+        """Recompute all rows in the batch that they came in."""
+        return self._distance(call, output, list(range(len(call))), call) <= 1
+
+    def _distance(self, call: Call, output: Any, rows: list[int], part: Call) -> float:
+        """Measure by how much some rows differ when they are computed in another batch, at whose beginning they are."""
         spec = OutputSpec.of(output, len(call))
         tensors = spec.tensors_of(output, len(call))
         largest = largest_values(tensors)
         precision = precision_of(self._module, call, tensors)
         try:
-            for rows, part in samples or [(list(range(len(call))), call)]:
-                again = self._module._call_impl(*part.args, **part.kwargs)  # type: ignore[no-untyped-call]
-                ours, theirs = [tensor[rows] for tensor in tensors], spec.tensors_of(again, len(rows))
-                if not are_near(ours, theirs, precision=precision, largest=largest):
-                    return False
+            again = self._module._call_impl(*part.args, **part.kwargs)  # type: ignore[no-untyped-call]
+            others = [tensor[: len(rows)] for tensor in spec.tensors_of(again, len(part))]
+            return distance([tensor[rows] for tensor in tensors], others, precision=precision, largest=largest)
         except Exception:  # whatever a module raises that accepts whole batches only
-            return False
-        return True
+            return math.inf
 
 
 def dependent() -> NotCacheableError:

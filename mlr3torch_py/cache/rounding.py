@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Final
 
 import torch
@@ -12,10 +13,18 @@ from torch import nn
 from mlr3torch_py.cache.rows import Call
 from mlr3torch_py.network.unwrap import all_modules
 
-__all__ = ["are_near", "largest_values", "precision_of"]
+__all__ = ["are_near", "distance", "largest_values", "precision_of", "precision_of_float32"]
+
+_FINE: Final = torch.finfo(torch.float32).eps
+# What factors of float32 are rounded to by units that torch may be told to use.
+_COARSE: Final = {"tf32": 2.0**-10, "bf16": torch.finfo(torch.bfloat16).eps}
+_IN_CUDA: Final = attrgetter("cudnn.conv", "cudnn.rnn", "cuda.matmul")
+_ELSEWHERE: Final = attrgetter("mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul")
 
 # Layers amplify what was rounded before them, such as normalisation by small running variances.
-_ALLOWANCE: Final = 512
+_ALLOWANCE: Final = 512 * _FINE
+_COARSE_ALLOWANCE: Final = 32
+_SHARE_IN_ONE_SIZE: Final = 1 / 8
 
 
 def largest_values(tensors: Iterable[torch.Tensor]) -> list[float]:
@@ -36,7 +45,8 @@ def are_near(
         Some rows of the tensors of an output, in pairs.
     precision : float
         The relative error of one operation. The tolerance is its square root times the largest value at the same
-        position of all rows, plus 512 times `precision` times the largest value overall.
+        position of all rows, plus 32 times `precision`, but at least 512 times that of float32, times the largest value
+        overall.
     largest : sequence of float
         The largest value of each tensor in other rows.
 
@@ -55,12 +65,46 @@ def are_near(
     return all(_is_near(one, other, precision, size) for one, other, size in zip(tensors, others, largest, strict=True))
 
 
+def distance(
+    tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor], *, precision: float, largest: Sequence[float]
+) -> float:
+    """Measure how much of a precision it takes for tensors to be near; the parameters are those of `are_near`.
+
+    Returns
+    -------
+    float
+        1/8 if they differ by no more than in batches of one size, which the same units of a device compute; 1 if they
+        are near; else infinity.
+
+    Examples
+    --------
+    >>> one = torch.tensor([[1.0, 1000.0]])
+    >>> [distance([one], [one * factor], precision=2**-10, largest=[0.0]) for factor in (1.01, 1.05, 1.1)]
+    [0.125, 1.0, inf]
+    """
+    for share in (_SHARE_IN_ONE_SIZE, 1.0):
+        if are_near(tensors, others, precision=max(_FINE, share * precision), largest=largest):
+            return share
+    return math.inf
+
+
 def precision_of(module: nn.Module, call: Call, output: Iterable[torch.Tensor]) -> float:
-    """Return the precision of the coarsest dtype that is known to take part in a call."""
+    """Return the coarsest precision that is known to take part in a call: of a dtype, or that of float32 there."""
     own = [one for layer in all_modules(module) for one in (*layer._parameters.values(), *layer._buffers.values())]
     tensors = (*own, *call.tensors, *output)
-    dtypes = {torch.float32, *(tensor.dtype for tensor in tensors if tensor is not None), call.autocast_dtype}
-    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None and dtype.is_floating_point)
+    dtypes = {*(tensor.dtype for tensor in tensors if tensor is not None), call.autocast_dtype}
+    precisions = [torch.finfo(dtype).eps for dtype in dtypes if dtype is not None and dtype.is_floating_point]
+    return max(precision_of_float32(call.device.type), *precisions)
+
+
+def precision_of_float32(kind: str) -> float:
+    """Return how coarsely float32 is rounded on a kind of device, by what torch is told that it may do."""
+    backends = torch.backends
+    if not hasattr(backends, "fp32_precision"):  # before torch 2.9
+        is_coarse = kind == "cuda" and (backends.cudnn.allow_tf32 or backends.cuda.matmul.allow_tf32)
+        return _COARSE["tf32"] if is_coarse else _FINE
+    operations = (_IN_CUDA if kind == "cuda" else _ELSEWHERE)(backends)
+    return max(_COARSE.get(one.fp32_precision, _FINE) for one in operations)
 
 
 def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: float) -> bool:
@@ -68,12 +112,11 @@ def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: 
         return False
     if not one.numel() or not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
-    if one.is_floating_point() and (one - other).abs_().max() <= _ALLOWANCE * precision * largest:
+    allowance = max(_ALLOWANCE, _COARSE_ALLOWANCE * precision)
+    if one.is_floating_point() and (one - other).abs_().max() <= allowance * largest:
         return True  # the usual case, at a glance
     sizes = _sizes(one)
-    tolerance = (
-        math.sqrt(precision) * sizes.amax(0) + _ALLOWANCE * precision * sizes.max().clamp(min=largest) + precision
-    )
+    tolerance = math.sqrt(precision) * sizes.amax(0) + allowance * sizes.max().clamp(min=largest) + precision
     is_same = (one == other) | (one.isnan() & other.isnan())
     return bool((is_same | ((one - other).abs() <= tolerance)).all())
 

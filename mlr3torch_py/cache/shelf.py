@@ -21,6 +21,7 @@ from mlr3torch_py.cache.code import Code
 from mlr3torch_py.cache.disk import Disk
 from mlr3torch_py.cache.output import name_of_device
 from mlr3torch_py.cache.portable import NotPortableError
+from mlr3torch_py.cache.rounding import precision_of_float32
 from mlr3torch_py.network.bits import as_bytes
 from mlr3torch_py.warn import warn
 
@@ -336,7 +337,7 @@ class Shelf:
         seen = [modes[i] for i in code.moded], is_grad_enabled if code.sees_grad_mode else None, autocast
         operation = getattr(stage.module, "operation", None)
         parts = stage.digest, code.digest, getattr(operation, "identity", ""), devices, arguments, repetitions, seen
-        return _hash(repr((*parts, str(self.dtype or ""), _settings_of_torch())))
+        return _hash(repr((*parts, str(self.dtype or ""), _settings_of_torch(here.type))))
 
     def _code(self, module: nn.Module) -> Code | NotPortableError:
         if id(module) not in self._codes:
@@ -371,11 +372,12 @@ def _with_named_devices(value: Any, here: torch.device) -> Any:
     return tuple(_with_named_devices(one, here) for one in value) if type(value) is tuple else value
 
 
-def _settings_of_torch() -> tuple[Any, ...]:
+def _settings_of_torch(kind: str) -> tuple[Any, ...]:
     """List what the results of torch depend on besides its version."""
     return (
         torch.get_default_dtype(),
         torch.get_float32_matmul_precision(),
+        precision_of_float32(kind),
         torch.are_deterministic_algorithms_enabled(),
     )
 

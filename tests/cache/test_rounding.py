@@ -1,9 +1,12 @@
 """Rows computed in batches of different sizes differ by rounding, which is not a change."""
 
+import warnings
+
+import pytest
 import torch
 from torch import nn
 
-from tests.cache.helpers import cached, frozen
+from tests.cache.helpers import Part, cached, frozen
 
 
 def test_rounding_passes_the_check():
@@ -25,3 +28,39 @@ def test_rounding_that_normalisation_amplifies_passes_the_check():
     for n in (1, 2, 3, 7, 100):
         part(x[:n])
     assert parts.end_epoch().hits == 112
+
+
+def coarsely_when_few(f, x):
+    """Computes as some devices do, small batches by units that round factors to bfloat16; a large sum amplifies it."""
+    x, weight = x + 50, f.weight
+    if len(x) < 8:
+        x, weight = x.bfloat16().float(), weight.bfloat16().float()
+    return nn.functional.linear(x, weight) - 50 * f.weight.sum(1)
+
+
+def depending_on_others(f, x):
+    y = coarsely_when_few(f, x)
+    return y - y.mean(0) / 2
+
+
+@pytest.fixture(params=["highest", "medium"])
+def precision(request):
+    """What torch is told about products of float32: `medium` lets it round their factors to bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("compute", [coarsely_when_few, depending_on_others])
+def test_rows_may_differ_with_the_size_of_a_batch_where_units_may_round_coarsely(compute, precision):
+    part, batches = frozen(Part(compute)), torch.randn(6, 16, 4).unbind()
+    parts, is_cached = cached(part, check=1000), precision == "medium" and compute is coarsely_when_few
+    with warnings.catch_warnings(action="ignore"):
+        expected = [part(batch) for batch in batches]
+        for n_hits in (0, 96, 96):
+            tally = parts.end_epoch()
+            assert tally.hits == n_hits * is_cached
+            parts.begin_epoch(), parts.refresh()
+            for batch, before in zip(batches, expected, strict=True):
+                torch.testing.assert_close(part(batch), before)
