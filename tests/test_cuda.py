@@ -13,7 +13,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, freeze_plan, select_all, select_prefix, t_clbk
-from mlr3torch_py.cache.device_hash import hash_rows, hash_tensor
+from mlr3torch_py.cache.device_hash import hash_rows, hash_tensors
 from mlr3torch_py.cache.memory import Memory
 from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.rows import Call
@@ -268,7 +268,11 @@ def test_rows_on_a_gpu_are_known_by_their_content():
     assert Call((rows[order], mask[order]), {}).row_keys() == [known[i] for i in order]
     assert len(set(known)) == 50
     assert not set(known) & set(Call((rows, ~mask), {}).row_keys())
-    assert hash_tensor(large) == hash_tensor(large.clone()) != hash_tensor(-large)
+    small, number = large[:7], torch.tensor(3, device="cuda")
+    hashes = hash_tensors([large, small, -large, number, large.clone(), -small, small.cpu(), rows.half(), number + 1])
+    assert hashes[0] == hashes[4]
+    assert hashes[1] == hashes[6]
+    assert len(set(hashes)) == len(hashes) - 2
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
 import torch
 from torch.nn.functional import pad
+from xxhash import xxh3_128_digest
 
 from mlr3torch_py.network.bits import as_bytes, content_hash
 
-__all__ = ["hash_rows", "hash_tensor"]
+__all__ = ["hash_rows", "hash_tensors"]
 
 _N_FUNCTIONS: Final = 4  # of 32 bits each
 _N_LEVELS: Final = 3  # enough for 8 TiB
@@ -75,17 +77,33 @@ def hash_rows(tensor: torch.Tensor) -> torch.Tensor:
     return words.view(torch.uint8)
 
 
-def hash_tensor(tensor: torch.Tensor) -> bytes:
-    """Compute a 128-bit hash of the values of a tensor, without copying much from a GPU.
+def hash_tensors(tensors: Sequence[torch.Tensor]) -> list[bytes]:
+    """Compute a 128-bit hash of the values of each tensor; each GPU is waited for once, and little is copied from it.
 
     Parameters
     ----------
-    tensor : torch.Tensor
-        Strided, on any device.
+    tensors : sequence of torch.Tensor
+        Strided, on any devices.
+
+    Examples
+    --------
+    >>> one, other, again = hash_tensors([torch.zeros(3), torch.ones(3), torch.zeros(3)])
+    >>> one == again, one == other
+    (True, False)
     """
-    if tensor.is_cuda and tensor.nbytes >= _LARGE:
-        return hash_rows(tensor[None]).cpu().numpy().tobytes()
-    return content_hash(tensor)
+    hashes: list[bytes] = [b"" if tensor.is_cuda else content_hash(tensor) for tensor in tensors]
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        there = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        is_large = [tensors[i].nbytes >= _LARGE for i in there]
+        parts = [
+            hash_rows(tensors[i][None])[0] if large else as_bytes(tensors[i])
+            for i, large in zip(there, is_large, strict=True)
+        ]
+        crossed, end = torch.cat(parts).cpu().numpy(), 0
+        for i, part, large in zip(there, parts, is_large, strict=True):
+            start, end = end, end + len(part)
+            hashes[i] = crossed[start:end].tobytes() if large else xxh3_128_digest(crossed[start:end].data)
+    return hashes
 
 
 def _n_blocks(n_words: int) -> int:

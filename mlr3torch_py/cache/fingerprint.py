@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
-from mlr3torch_py.cache.device_hash import hash_tensor
+from mlr3torch_py.cache.device_hash import hash_tensors
 from mlr3torch_py.cache.portable import NotPortableError, portable_hash
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
@@ -89,13 +89,16 @@ class Fingerprint:
         known: dict[int, _Seen] = {} if before is None else {id(seen.tensor): seen for seen in before._tensors}
         self._layers = [(layer, type(layer)) for layer in module.modules()]
         try:
-            self._tensors: list[_Seen] = [
-                _see(owner, name, tensor, known.get(id(tensor)))
-                for layer, _ in self._layers
-                for owner in (layer._parameters, layer._buffers)
-                for name, tensor in owner.items()
-                if tensor is not None
-            ]
+            self._tensors: list[_Seen] = _see(
+                (
+                    (owner, name, tensor)
+                    for layer, _ in self._layers
+                    for owner in (layer._parameters, layer._buffers)
+                    for name, tensor in owner.items()
+                    if tensor is not None
+                ),
+                known,
+            )
             self._settings = [_settings(layer) for layer, _ in self._layers]
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise NotCacheableError(f"its attributes cannot be read: {error}") from error
@@ -202,18 +205,27 @@ class Fingerprint:
         return None
 
 
-def _see(owner: dict[str, Any], name: str, tensor: torch.Tensor, before: _Seen | None) -> _Seen:
-    address, version = tensor.data_ptr(), version_of(tensor)
-    is_known = before is not None and version is not None and (before.address, before.version) == (address, version)
-    return _Seen(owner, name, tensor, address, version, before.hash if before and is_known else hash_tensor(tensor))
+def _see(found: Iterable[tuple[dict[str, Any], str, torch.Tensor]], known: Mapping[int, _Seen]) -> list[_Seen]:
+    """Look at tensors, with the dicts that they are in and their names; hash those that are not known."""
+    seen: list[tuple[dict[str, Any], str, torch.Tensor, int, int | None]] = []
+    hashes: list[bytes | None] = []
+    for owner, name, tensor in found:
+        address, version = tensor.data_ptr(), version_of(tensor)
+        before = known.get(id(tensor))
+        is_known = before is not None and version is not None and before[3:5] == (address, version)
+        seen.append((owner, name, tensor, address, version))
+        hashes.append(before.hash if before is not None and is_known else None)
+    fresh = iter(hash_tensors([one[2] for one, value in zip(seen, hashes, strict=True) if value is None]))
+    return [_Seen(*one, next(fresh) if value is None else value) for one, value in zip(seen, hashes, strict=True)]
 
 
 def _settings(layer: nn.Module) -> dict[str, Any]:
     """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
+    own = vars(layer)
     return {
-        name: value if type(value) in _PLAIN or not isinstance(value, _WITH_CONTENTS) else _contents(value)
-        for name, value in vars(layer).items()
-        if is_setting(name)
+        name: value if type(value := own[name]) in _PLAIN or not isinstance(value, _WITH_CONTENTS) else _contents(value)
+        for name in sorted(own.keys() - _NOT_SETTINGS)
+        if not name.endswith(_OF_THIS_PACKAGE)
     }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from xxhash import xxh3_128_digest
 
-from mlr3torch_py.cache.device_hash import hash_rows, hash_tensor
+from mlr3torch_py.cache.device_hash import hash_rows, hash_tensors
 from mlr3torch_py.network.bits import as_bytes, version_of
 from mlr3torch_py.network.internals import tree_flatten, tree_unflatten
 
@@ -265,7 +265,7 @@ def _in_common(leaf: Any, is_by_row: bool) -> Hashable:
         return leaf.answer.layout, leaf.index
     if not isinstance(leaf, torch.Tensor):
         return leaf if isinstance(leaf, torch.device) else repr(leaf)
-    return (leaf.shape[1:], None) if is_by_row else (leaf.shape, hash_tensor(leaf))
+    return (leaf.shape[1:], None) if is_by_row else (leaf.shape, *hash_tensors([leaf]))
 
 
 def _row_hashes(tensors: Sequence[torch.Tensor]) -> list[list[bytes]]:
