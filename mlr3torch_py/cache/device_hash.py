@@ -18,6 +18,7 @@ __all__ = ["hash_rows", "hash_tensors"]
 _N_FUNCTIONS: Final = 4  # of 32 bits each
 _N_LEVELS: Final = 3  # enough for 8 TiB
 _MAX_WORDS: Final = 2**15  # of a block
+_BYTES_OF_BLOCK: Final = 4 * _MAX_WORDS
 _MAX_BYTES: Final = 2**27  # of the products that are in memory at a time
 _LARGE: Final = 2**20  # below, copying takes no longer than starting the kernels
 
@@ -66,12 +67,11 @@ def hash_rows(tensor: torch.Tensor) -> torch.Tensor:
     (True, False)
     """
     words, n_bytes = _words(tensor)
-    for multipliers in _multipliers(tensor.device):
+    for level in range(_N_LEVELS):
         n_rows, n_words = words.shape
         n_blocks = _n_blocks(n_words)
-        words = pad(words, (0, -n_words % n_blocks))
-        blocks = words.reshape(n_rows * n_blocks, words.shape[1] // n_blocks)
-        words = _hash_blocks(blocks, n_bytes, multipliers).reshape(n_rows, n_blocks * _N_FUNCTIONS)
+        blocks = _padded(words, n_blocks).reshape(n_rows * n_blocks, -(-n_words // n_blocks))
+        words = _hash_blocks(blocks, n_bytes, level).reshape(n_rows, n_blocks * _N_FUNCTIONS)
         if n_blocks == 1:
             break
     return words.view(torch.uint8)
@@ -94,16 +94,25 @@ def hash_tensors(tensors: Sequence[torch.Tensor]) -> list[bytes]:
     hashes: list[bytes] = [b"" if tensor.is_cuda else content_hash(tensor) for tensor in tensors]
     for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
         there = [i for i, tensor in enumerate(tensors) if tensor.device == device]
-        is_large = [tensors[i].nbytes >= _LARGE for i in there]
-        parts = [
-            hash_rows(tensors[i][None])[0] if large else as_bytes(tensors[i])
-            for i, large in zip(there, is_large, strict=True)
-        ]
+        parts = [_in_few_bytes(tensors[i]) for i in there]
         crossed, end = torch.cat(parts).cpu().numpy(), 0
-        for i, part, large in zip(there, parts, is_large, strict=True):
+        for i, part in zip(there, parts, strict=True):
             start, end = end, end + len(part)
-            hashes[i] = crossed[start:end].tobytes() if large else xxh3_128_digest(crossed[start:end].data)
+            hashes[i] = xxh3_128_digest(crossed[start:end].data)
     return hashes
+
+
+def _in_few_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a small tensor, and of a large one the hashes of its blocks."""
+    table = as_bytes(tensor)
+    if len(table) < _LARGE:
+        return table
+    return hash_rows(_padded(table, _BYTES_OF_BLOCK).reshape(-1, _BYTES_OF_BLOCK)).reshape(-1)
+
+
+def _padded(table: torch.Tensor, size: int) -> torch.Tensor:
+    """Add zeros to the last dimension, if its size is no multiple of another one."""
+    return pad(table, (0, -table.shape[-1] % size)) if table.shape[-1] % size else table
 
 
 def _n_blocks(n_words: int) -> int:
@@ -117,18 +126,26 @@ def _words(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     n_rows = len(tensor)
     n_bytes = tensor.nbytes // max(1, n_rows)
     table = as_bytes(tensor).reshape(n_rows, n_bytes)
-    if n_bytes % 4 or table.storage_offset() % 4:
-        table = pad(table, (0, -n_bytes % 4))  # a copy, also where nothing is added
+    table = _padded(table, 4)
+    if table.storage_offset() % 4:
+        table = table.clone()
     return table.reshape(-1).view(torch.int32).reshape(n_rows, table.shape[1] // 4), n_bytes
 
 
-def _hash_blocks(blocks: torch.Tensor, n_bytes: int, multipliers: torch.Tensor) -> torch.Tensor:
-    """Apply the functions to each block; int64 is computed modulo 2^64."""
-    constants = multipliers[:, 0] + multipliers[:, 1] * n_bytes
-    factors = multipliers[:, 2 : 2 + blocks.shape[1]]
+def _hash_blocks(blocks: torch.Tensor, n_bytes: int, level: int) -> torch.Tensor:
+    """Apply the functions of a level to each block; int64 is computed modulo 2^64."""
+    factors = _multipliers(blocks.device)[level, :, 2 : 2 + blocks.shape[1]]
     n_at_once = max(1, _MAX_BYTES // (8 * max(1, factors.numel())))
     sums = [(some[:, None] * factors).sum(2, dtype=torch.int64) for some in torch.split(blocks, n_at_once)]
-    return ((torch.cat(sums) + constants) >> 32).to(torch.int32)
+    hashed = (torch.cat(sums) if len(sums) > 1 else sums[0]) + _constants(blocks.device, n_bytes)[level]
+    return hashed.view(torch.int32)[:, 1::2].clone(memory_format=torch.contiguous_format)  # the upper halves
+
+
+@lru_cache(maxsize=64)
+def _constants(device: torch.device, n_bytes: int) -> torch.Tensor:
+    """Return what the functions of each level add for rows of one length."""
+    multipliers = _multipliers(device)
+    return multipliers[:, :, 0] + multipliers[:, :, 1] * n_bytes
 
 
 @lru_cache(maxsize=16)

@@ -113,7 +113,7 @@ def test_borders_of_what_is_multiplied_at_once_do_not_count(monkeypatch):
 
 def test_modes_do_not_count():
     rows = torch.randn(3, 5)
-    device_hash._multipliers.cache_clear()
+    device_hash._multipliers.cache_clear(), device_hash._constants.cache_clear()
     with torch.inference_mode():
         known = hashes(rows)
     with torch.autocast("cpu"):
@@ -124,7 +124,7 @@ def test_modes_do_not_count():
 
 
 def test_no_generator_moves():
-    device_hash._multipliers.cache_clear()
+    device_hash._multipliers.cache_clear(), device_hash._constants.cache_clear()
     before = torch.get_rng_state()
     hash_rows(torch.ones(2, 3))
     assert torch.equal(torch.get_rng_state(), before)
