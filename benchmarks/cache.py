@@ -106,20 +106,21 @@ def texts(n):
 
 
 class Seconds(Callback):
-    """CPU seconds of the epochs, and those of them that a stopwatch counts."""
+    """CPU seconds from the end of an epoch to that of the next, and those of them that a stopwatch counts."""
 
     def __init__(self, stopwatch=None):
         self.stopwatch = stopwatch
 
     def on_train_begin(self, net, **kwargs):
-        self.seconds_, self.counted_ = [], []
-
-    def on_epoch_begin(self, net, **kwargs):
-        self.begin_ = process_time(), self.stopwatch.seconds if self.stopwatch else 0
+        self.seconds_, self.counted_, self.begin_ = [], [], self.now()
 
     def on_epoch_end(self, net, **kwargs):
-        self.seconds_.append(process_time() - self.begin_[0])
-        self.counted_.append((self.stopwatch.seconds if self.stopwatch else 0) - self.begin_[1])
+        begin, self.begin_ = self.begin_, self.now()
+        self.seconds_.append(self.begin_[0] - begin[0])
+        self.counted_.append(self.begin_[1] - begin[1])
+
+    def now(self):
+        return process_time(), self.stopwatch.seconds if self.stopwatch else 0
 
 
 def trained(module, data, labels, *callbacks, batch=BATCH, epochs=EPOCHS, **params):

@@ -2,8 +2,8 @@
 
 All but the head is frozen with ``frozen_mode="eval"``; images of 224 x 224 come in batches of 64, shuffled, and lie on
 the GPU, so that no way is timed for moving them there. Weights are random. The head alone is trained on the features,
-which were computed beforehand. Time is that on the wall of the second and later epochs, with the GPU idle at both ends
-of each; the note has the first one, in which the cache is filled. It needs torchvision.
+which were computed beforehand. Time is that on the wall, from the end of an epoch to that of the next, when the GPU is
+idle; the note has the first epoch, in which the cache is filled. It needs torchvision.
 """
 
 import sys
@@ -26,18 +26,18 @@ LIMITS = {"plain freezing": 1 / 8, "the head alone": 2}
 
 
 class Seconds(Callback):
-    """Seconds of each epoch, until the GPU has done all of it."""
+    """Seconds from the end of an epoch to that of the next, when the GPU has done all of it."""
 
     def on_train_begin(self, net, **kwargs):
-        self.seconds_ = []
-
-    def on_epoch_begin(self, net, **kwargs):
-        torch.cuda.synchronize()
-        self.begin_ = perf_counter()
+        self.seconds_, self.begin_ = [], self.now()
 
     def on_epoch_end(self, net, **kwargs):
+        begin, self.begin_ = self.begin_, self.now()
+        self.seconds_.append(self.begin_ - begin)
+
+    def now(self):
         torch.cuda.synchronize()
-        self.seconds_.append(perf_counter() - self.begin_)
+        return perf_counter()
 
 
 def trained(module, data, labels, epochs, *callbacks):

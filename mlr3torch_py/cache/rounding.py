@@ -24,7 +24,7 @@ _ELSEWHERE: Final = attrgetter("mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul")
 # Layers amplify what was rounded before them, such as normalisation by small running variances.
 _ALLOWANCE: Final = 512 * _FINE
 _COARSE_ALLOWANCE: Final = 32
-_SHARE_IN_ONE_SIZE: Final = 1 / 8
+_SHARE_IN_ONE_SIZE: Final = 1 / 64  # half of a bit of the largest value
 
 
 def largest_values(tensors: Iterable[torch.Tensor]) -> list[float]:
@@ -73,14 +73,14 @@ def distance(
     Returns
     -------
     float
-        1/8 if they differ by no more than in batches of one size, which the same units of a device compute; 1 if they
+        1/64 if they differ by no more than in batches of one size, which the same units of a device compute; 1 if they
         are near; else infinity.
 
     Examples
     --------
     >>> one = torch.tensor([[1.0, 1000.0]])
-    >>> [distance([one], [one * factor], precision=2**-10, largest=[0.0]) for factor in (1.01, 1.05, 1.1)]
-    [0.125, 1.0, inf]
+    >>> [distance([one], [one * factor], precision=2**-10, largest=[0.0]) for factor in (1.001, 1.05, 1.1)]
+    [0.015625, 1.0, inf]
     """
     for share in (_SHARE_IN_ONE_SIZE, 1.0):
         if are_near(tensors, others, precision=max(_FINE, share * precision), largest=largest):

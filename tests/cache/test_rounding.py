@@ -64,3 +64,19 @@ def test_rows_may_differ_with_the_size_of_a_batch_where_units_may_round_coarsely
             parts.begin_epoch(), parts.refresh()
             for batch, before in zip(batches, expected, strict=True):
                 torch.testing.assert_close(part(batch), before)
+
+
+def test_statistics_of_a_batch_are_found_in_half_precision_though_they_differ_little():
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.BatchNorm2d(32, track_running_stats=False),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.AdaptiveAvgPool2d(1),
+    )
+    parts = cached(frozen(network))
+    with warnings.catch_warnings(record=True, action="always") as said, torch.autocast("cpu", torch.bfloat16):
+        for batch in torch.randn(128, 3, 32, 32).split(64):
+            network(batch)
+            parts.settle()
+    assert ["not caching '1': its output for a row depends on the rest" in str(one.message) for one in said] == [True]
