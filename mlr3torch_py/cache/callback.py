@@ -47,7 +47,7 @@ class CallbackSetFrozenCache(CallbackSet):
         reached, and the rows of an epoch of which none was used in another one, as augmented rows never are.
     check : int
         How many rows from memory are recomputed and compared at a time, in a batch drawn at random; 0 for none. That is
-        done in the first epoch with hits, and then as often as it takes at most 0.2 % of the time that is saved.
+        done in the first epoch with hits, and then as often as it takes at most 0.05 % of the time that is saved.
     store : str or Path, optional
         A folder on a local disk in which rows outlive this training, for all trainings of this machine that compute the
         same, at once or later: fits of a search, its workers, another script. On Linux, a warning says if the disk is

@@ -8,13 +8,13 @@ from typing import Final
 
 __all__ = ["HitCheck"]
 
-_MAX_SHARE: Final = 0.002
+_MAX_SHARE: Final = 0.0005
 
 
 class HitCheck:
     """Choose the rows from memory that are computed again: some of one batch, drawn at random.
 
-    That is done in the first epoch with hits, and then as often as it takes no more than 0.2 % of the seconds that
+    That is done in the first epoch with hits, and then as often as it takes no more than 0.05 % of the seconds that
     hits have saved in the meantime.
 
     Parameters

@@ -179,7 +179,7 @@ def test_later_checks_take_little_of_what_the_hits_save():
         check.begin_epoch(n_known=50)
         drawn.append(check.draw(list(range(50))))
         if drawn[-1]:
-            check.pay(0.003, seconds_per_row=0.005)  # the time of 0.6 rows, for 300 hits
+            check.pay(0.00075, seconds_per_row=0.005)  # the time of 0.15 rows, for 300 hits
     assert [i for i, rows in enumerate(drawn) if rows] == list(range(0, 40, 7))
 
 
