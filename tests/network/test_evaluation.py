@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from sklearn.base import clone
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_none, select_prefix
-from mlr3torch_py.network.evaluation import frozen_modules, pinned_modules
+from mlr3torch_py.network.evaluation import Pins, frozen_modules, pinned_modules
 from mlr3torch_py.network.parameters import freeze
 from mlr3torch_py.network.unwrap import bare
 from tests.helpers import FOLLOWS_SCHEDULES, Stops, Trace, X, copies, iris_net, moved, weights, y
@@ -294,3 +295,62 @@ def test_modules_without_parameters_go_with_what_runs_before_them():
 def test_a_part_that_was_frozen_by_hand_is_not_frozen_by_the_callback():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).requires_grad_(False)
     assert list(frozen_modules(network, {"1.weight", "1.bias"})) == ["", "1"]
+
+
+def noted(module, mode=True):
+    """A ``train`` method that notes what it is told."""
+    vars(module).setdefault("told", []).append(mode)
+    return nn.Module.train(module, mode)
+
+
+class Tells(nn.BatchNorm1d):
+    train = noted
+
+
+def nested():
+    return nn.Sequential(
+        nn.Linear(2, 2), nn.Sequential(), nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.Dropout()))
+    )
+
+
+def added(network):
+    network[2][1].append(nn.Dropout())
+    return network[2][1][1]
+
+
+def put_in_place(network):
+    network[2][0] = nn.BatchNorm1d(2)
+    return network[2][0]
+
+
+def of_another_class(network):
+    network[2][0].__class__ = Tells
+    return network[2][0]
+
+
+def with_train_of_its_own(network):
+    vars(network[2][0])["train"] = partial(noted, network[2][0])
+    return network[2][0]
+
+
+@pytest.mark.parametrize("change", [added, put_in_place, of_another_class, with_train_of_its_own])
+def test_train_reaches_what_has_changed_below_pinned_modules(change):
+    network, pins = nested(), Pins()
+    pins.set(network.modules())
+    network.train().train()
+    assert not any(module.training for module in network.modules())
+    changed = change(network)
+    network.eval().train()
+    assert changed.training or changed.told == [False, True]
+    assert not any(module.training for module in network.modules() if module is not changed)
+    pins.set([])
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_modules_are_let_go_of_in_the_mode_that_train_has_asked_for(mode):
+    network, pins = nested(), Pins()
+    pins.set(network.modules())
+    network.train(not mode).train(mode)
+    pins.set([])
+    assert {module.training for module in network.modules()} == {mode}
