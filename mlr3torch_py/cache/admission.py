@@ -277,26 +277,29 @@ class Admission:
         return True
 
     def _seems_row_wise(self, trial: Trial, request: Request, call: Call, output: Any) -> bool:
-        """Compute the samples again; the first time, one of them alone if that is costly.
-
-        Which units of a device compute a batch, and how coarsely, depends on its size. So rows that differ by no more
-        than such units may round are computed once more, repeated, in a batch as large as that of the call.
-        """
-        schedule, doubtful = self._schedules[request.signature], list[int]()
+        """Compute the samples again; the first time, one of them alone if that is costly."""
+        schedule = self._schedules[request.signature]
         for sample in trial.samples:
             if sample is not trial.samples[0] and schedule.is_costly and request.signature not in self._row_wise:
                 schedule.postpone()
                 break
-            begin, (rows, part) = thread_time(), sample
-            found = self._distance(call, output, rows, part)
-            if found > 1:
+            begin = thread_time()
+            if not self._gives_rows_again(call, output, *sample):
                 return False
-            doubtful += rows if found == 1 else []
             schedule.seconds_trying += thread_time() - begin
-        if not doubtful:
-            return True
-        repeated = call.take([doubtful[i % len(doubtful)] for i in range(len(call))])
-        return self._distance(call, output, doubtful, repeated) < 1
+        return True
+
+    def _gives_rows_again(self, call: Call, output: Any, rows: list[int], part: Call) -> bool:
+        """Recompute some rows in a smaller batch.
+
+        Which units of a device compute a batch, and how coarsely, depends on its size. So rows that differ by no more
+        than such units may round are computed once more, repeated, in a batch as large as that of the call.
+        """
+        found = self._distance(call, output, rows, part)
+        if found == 1:
+            repeated = call.take([rows[i % len(rows)] for i in range(len(call))])
+            found = self._distance(call, output, rows, repeated)
+        return found < 1
 
     def start_watch(self) -> Trial:
         """Prepare to watch a call that is computed without a trial."""

@@ -89,12 +89,12 @@ def distance(
 
 
 def precision_of(module: nn.Module, call: Call, output: Iterable[torch.Tensor]) -> float:
-    """Return the coarsest precision that is known to take part in a call: of a dtype, or that of float32 there."""
+    """Return the coarsest precision that is known to take part in a call; that of float32 depends on the device."""
     own = [one for layer in all_modules(module) for one in (*layer._parameters.values(), *layer._buffers.values())]
     tensors = (*own, *call.tensors, *output)
     dtypes = {*(tensor.dtype for tensor in tensors if tensor is not None), call.autocast_dtype}
     precisions = [torch.finfo(dtype).eps for dtype in dtypes if dtype is not None and dtype.is_floating_point]
-    return max(precision_of_float32(call.device.type), *precisions)
+    return max(_FINE, *precisions, precision_of_float32(call.device.type) if torch.float32 in dtypes else 0)
 
 
 def precision_of_float32(kind: str) -> float:
