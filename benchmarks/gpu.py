@@ -2,8 +2,8 @@
 
 All but the head is frozen with ``frozen_mode="eval"``; images of 224 x 224 come in batches of 64, shuffled, and lie on
 the GPU, so that no way is timed for moving them there. Weights are random. The head alone is trained on the features,
-which were computed beforehand. Time is that on the wall, from the end of an epoch to that of the next, when the GPU is
-idle; the note has the first epoch, in which the cache is filled. It needs torchvision.
+which were computed beforehand. Times are those on the wall, from the end of one epoch to the end of the next, each time
+after the GPU has finished; the first epoch, which fills the cache, is in the note. It needs torchvision.
 """
 
 import sys

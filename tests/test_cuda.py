@@ -271,7 +271,16 @@ def test_rows_on_a_gpu_are_known_by_their_content():
     assert len(set(known)) == 50
     assert not set(known) & set(Call((rows, ~mask), {}).row_keys())
     small, number = large[:7], torch.tensor(3, device="cuda")
-    others = [-large, large[1:], large[:-1], number, number + 1, -small, rows.half()]
+    others = [
+        -large,
+        large[1:],
+        large[:-1],
+        torch.cat([large, torch.zeros_like(small)]),
+        number,
+        number + 1,
+        -small,
+        rows.half(),
+    ]
     hashes = hash_tensors([large, small, *others, large.clone(), small.cpu()])
     assert hashes[:2] == hashes[-2:]
     assert len(set(hashes)) == 2 + len(others)

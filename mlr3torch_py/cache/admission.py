@@ -105,7 +105,8 @@ class Admission:
     fourth row, in a small batch and in reverse order, the first also a row alone. Each begins at another row, so that
     every position of a batch is tried in four trials. That finds statistics, sums, sorting and maxima over the batch,
     outliers that affect others, branches on its size, and rows that are mixed by position. What affects few rows of few
-    batches only is found if it happens to rows that are tried, or by a check of hits.
+    batches only is found if it happens to rows that are tried, or by a check of hits. In half precision and TF32, a
+    difference between batches of two sizes counts as rounding, if that explains it.
 
     Trials also look for effects that an answer from memory would lack, such as drawing random numbers or modifying the
     module.
@@ -292,12 +293,12 @@ class Admission:
     def _gives_rows_again(self, call: Call, output: Any, rows: list[int], part: Call) -> bool:
         """Recompute some rows in a smaller batch.
 
-        Which units of a device compute a batch, and how coarsely, depends on its size. So rows that differ by no more
-        than such units may round are computed once more, repeated, in a batch as large as that of the call.
+        Where float32 is rounded coarsely, results depend on the size of a batch. So rows that differ by no more than
+        that explains are computed once more, repeated, in a batch as large as that of the call.
         """
-        found = self._distance(call, output, rows, part)
+        found = self._distance(call, output, rows, part.take(range(len(rows))))  # a copy, since it may be written
         if found == 1:
-            repeated = call.take([rows[i % len(rows)] for i in range(len(call))])
+            repeated = part.take([i % len(rows) for i in range(len(call))])
             found = self._distance(call, output, rows, repeated)
         return found < 1
 
@@ -342,7 +343,7 @@ class Admission:
 
     def _gives_again(self, call: Call, output: Any) -> bool:
         """Recompute all rows in the batch that they came in."""
-        return self._distance(call, output, list(range(len(call))), call) <= 1
+        return self._distance(call, output, list(range(len(call))), call) == 0
 
     def _distance(self, call: Call, output: Any, rows: list[int], part: Call) -> float:
         """Measure by how much some rows differ when they are computed in another batch, at whose beginning they are."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mlr3torch_py.cache.layout import N_TRIALS, Layout
-from mlr3torch_py.cache.rounding import are_near, precision_of
+from mlr3torch_py.cache.rounding import distance, precision_of
 from mlr3torch_py.cache.rows import Call, Reference
 from mlr3torch_py.cache.store import Budget, Table
 from mlr3torch_py.cache.tally import Tally
@@ -304,28 +304,39 @@ class Answer:
         return None
 
     def _gives_again(self, index: int, rows: Sequence[int], value: torch.Tensor) -> bool:
+        """Recompute some rows in a smaller batch; see `Admission` for what follows where this rounds otherwise."""
         try:
-            return self.is_near(index, value[rows], self.compute(rows)[index])
+            found = self._distance(index, value[rows], self.compute(rows)[index])
+            if found == 1:
+                found = self._distance(index, value[rows], self.compute(self._repeated(rows))[index][: len(rows)])
         except Exception:  # whatever a module raises that accepts whole batches only
             return False
+        return found < 1
+
+    def _repeated(self, rows: Sequence[int]) -> list[int]:
+        return [rows[i % len(rows)] for i in range(len(self.keys))]
 
     def _culprit(self, whole: Mapping[Answer, list[torch.Tensor]], rows: Sequence[int]) -> Answer | None:
         """Find the first call of the chain that gives other rows than in the whole batch."""
         part: dict[Answer, list[torch.Tensor]] = {}
         for one in self.chain:
             try:
-                part[one] = one._compute_from(part, rows)
+                part[one] = one._compute_from(part, self._repeated(rows))
             except Exception:
                 return one
-            if not all(one.is_near(i, w[rows], p) for i, (w, p) in enumerate(zip(whole[one], part[one], strict=True))):
+            pairs = zip(whole[one], part[one], strict=True)
+            if any(one._distance(i, w[rows], p[: len(rows)]) >= 1 for i, (w, p) in enumerate(pairs)):
                 return one
         return None
 
     def is_near(self, index: int, one: torch.Tensor, other: torch.Tensor) -> bool:
         """Check whether some rows of a tensor of the output are the same up to rounding."""
+        return self._distance(index, one, other) <= 1
+
+    def _distance(self, index: int, one: torch.Tensor, other: torch.Tensor) -> float:
         stored = 0.0 if self.layout.shelved is None else self.layout.shelved.precision
         precision = max(self.precision, stored)
-        return are_near([one], [other], precision=precision, largest=[self.layout.largest[index]])
+        return distance([one], [other], precision=precision, largest=[self.layout.largest[index]])
 
 
 def _source_keys(call: Call, layout: Layout, keys: list[bytes]) -> Sequence[tuple[Layout, list[bytes]]]:

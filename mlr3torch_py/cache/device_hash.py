@@ -16,7 +16,7 @@ from mlr3torch_py.network.bits import as_bytes, content_hash
 __all__ = ["hash_rows", "hash_tensors"]
 
 _N_FUNCTIONS: Final = 4  # of 32 bits each
-_N_LEVELS: Final = 3  # enough for 8 TiB
+_N_LEVELS: Final = 3  # enough for 2 TiB
 _MAX_WORDS: Final = 2**15  # of a block
 _BYTES_OF_BLOCK: Final = 4 * _MAX_WORDS
 _MAX_BYTES: Final = 2**27  # of the products that are in memory at a time
@@ -78,7 +78,9 @@ def hash_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def hash_tensors(tensors: Sequence[torch.Tensor]) -> list[bytes]:
-    """Compute a 128-bit hash of the values of each tensor; each GPU is waited for once, and little is copied from it.
+    """Compute a 128-bit hash of the values of each tensor.
+
+    Large tensors on a GPU are hashed there, and small ones are copied, all together, so that Python waits only once.
 
     Parameters
     ----------
@@ -103,11 +105,12 @@ def hash_tensors(tensors: Sequence[torch.Tensor]) -> list[bytes]:
 
 
 def _in_few_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bytes of a small tensor, and of a large one the hashes of its blocks."""
+    """Return the bytes of a small tensor; of a large one the hashes of its blocks, and the bytes that are left over."""
     table = as_bytes(tensor)
     if len(table) < _LARGE:
         return table
-    return hash_rows(_padded(table, _BYTES_OF_BLOCK).reshape(-1, _BYTES_OF_BLOCK)).reshape(-1)
+    end = len(table) // _BYTES_OF_BLOCK * _BYTES_OF_BLOCK
+    return torch.cat([hash_rows(table[:end].reshape(-1, _BYTES_OF_BLOCK)).reshape(-1), table[end:]])
 
 
 def _padded(table: torch.Tensor, size: int) -> torch.Tensor:
@@ -116,7 +119,7 @@ def _padded(table: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _n_blocks(n_words: int) -> int:
-    """Return the number of blocks of one length for a row; twice as many as needed, if it then needs no padding."""
+    """Return the number of blocks of one length for a row: few, but up to twice as many where that needs no padding."""
     least = max(1, -(-n_words // _MAX_WORDS))
     return next((n for n in range(least, 2 * least + 1) if n_words % n == 0), least)
 

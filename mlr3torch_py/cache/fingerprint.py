@@ -54,6 +54,7 @@ class _Seen(NamedTuple):
     tensor: torch.Tensor
     address: int
     version: int | None
+    shape: torch.Size
     hash: bytes
 
 
@@ -188,7 +189,7 @@ class Fingerprint:
 
     def _changed_tensor(self, other: Fingerprint) -> str | None:
         for before, now in zip(self._tensors, other._tensors, strict=True):
-            if before.tensor is not now.tensor or before.hash != now.hash:
+            if before.tensor is not now.tensor or (before.shape, before.hash) != (now.shape, now.hash):
                 owners = {
                     id(owner): cls for layer, cls in self._layers for owner in (layer._parameters, layer._buffers)
                 }
@@ -207,13 +208,13 @@ class Fingerprint:
 
 def _see(found: Iterable[tuple[dict[str, Any], str, torch.Tensor]], known: Mapping[int, _Seen]) -> list[_Seen]:
     """Look at tensors, with the dicts that they are in and their names; hash those that are not known."""
-    seen: list[tuple[dict[str, Any], str, torch.Tensor, int, int | None]] = []
+    seen: list[tuple[dict[str, Any], str, torch.Tensor, int, int | None, torch.Size]] = []
     hashes: list[bytes | None] = []
     for owner, name, tensor in found:
         address, version = tensor.data_ptr(), version_of(tensor)
         before = known.get(id(tensor))
-        is_known = before is not None and version is not None and before[3:5] == (address, version)
-        seen.append((owner, name, tensor, address, version))
+        is_known = before is not None and version is not None and before[3:6] == (address, version, tensor.shape)
+        seen.append((owner, name, tensor, address, version, tensor.shape))
         hashes.append(before.hash if before is not None and is_known else None)
     fresh = iter(hash_tensors([one[2] for one, value in zip(seen, hashes, strict=True) if value is None]))
     return [_Seen(*one, next(fresh) if value is None else value) for one, value in zip(seen, hashes, strict=True)]
@@ -224,8 +225,7 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
     own = vars(layer)
     return {
         name: value if type(value := own[name]) in _PLAIN or not isinstance(value, _WITH_CONTENTS) else _contents(value)
-        for name in sorted(own.keys() - _NOT_SETTINGS)
-        if not name.endswith(_OF_THIS_PACKAGE)
+        for name in filter(is_setting, sorted(own.keys() - _NOT_SETTINGS))  # of which few are left
     }
 
 

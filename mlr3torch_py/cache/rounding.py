@@ -13,18 +13,19 @@ from torch import nn
 from mlr3torch_py.cache.rows import Call
 from mlr3torch_py.network.unwrap import all_modules
 
-__all__ = ["are_near", "distance", "largest_values", "precision_of", "precision_of_float32"]
+__all__ = ["are_near", "distance", "float32_modes", "largest_values", "precision_of"]
 
 _FINE: Final = torch.finfo(torch.float32).eps
-# What factors of float32 are rounded to by units that torch may be told to use.
+# How coarsely factors of float32 are rounded in the modes that torch may be told to use.
 _COARSE: Final = {"tf32": 2.0**-10, "bf16": torch.finfo(torch.bfloat16).eps}
 _IN_CUDA: Final = attrgetter("cudnn.conv", "cudnn.rnn", "cuda.matmul")
 _ELSEWHERE: Final = attrgetter("mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul")
+_OF_FLOAT32: Final = frozenset({torch.float32, torch.complex64})
 
 # Layers amplify what was rounded before them, such as normalisation by small running variances.
 _ALLOWANCE: Final = 512 * _FINE
 _COARSE_ALLOWANCE: Final = 32
-_SHARE_IN_ONE_SIZE: Final = 1 / 64  # half of a bit of the largest value
+_SHARE_IN_ONE_SIZE: Final = 1 / 64
 
 
 def largest_values(tensors: Iterable[torch.Tensor]) -> list[float]:
@@ -73,16 +74,16 @@ def distance(
     Returns
     -------
     float
-        1/64 if they differ by no more than in batches of one size, which the same units of a device compute; 1 if they
-        are near; else infinity.
+        0 if they differ by no more than float32 is rounded; at most 1/64 if they differ as little as in batches of one
+        size, which are computed in the same way; at most 1 if they are near; else infinity.
 
     Examples
     --------
     >>> one = torch.tensor([[1.0, 1000.0]])
-    >>> [distance([one], [one * factor], precision=2**-10, largest=[0.0]) for factor in (1.001, 1.05, 1.1)]
-    [0.015625, 1.0, inf]
+    >>> [distance([one], [one * factor], precision=2**-10, largest=[0.0]) for factor in (1, 1.001, 1.05, 1.1)]
+    [0.0, 0.015625, 1.0, inf]
     """
-    for share in (_SHARE_IN_ONE_SIZE, 1.0):
+    for share in (0.0, _SHARE_IN_ONE_SIZE, 1.0):
         if are_near(tensors, others, precision=max(_FINE, share * precision), largest=largest):
             return share
     return math.inf
@@ -94,17 +95,17 @@ def precision_of(module: nn.Module, call: Call, output: Iterable[torch.Tensor]) 
     tensors = (*own, *call.tensors, *output)
     dtypes = {*(tensor.dtype for tensor in tensors if tensor is not None), call.autocast_dtype}
     precisions = [torch.finfo(dtype).eps for dtype in dtypes if dtype is not None and dtype.is_floating_point]
-    return max(_FINE, *precisions, precision_of_float32(call.device.type) if torch.float32 in dtypes else 0)
+    of_float32 = [_COARSE.get(mode, _FINE) for mode in float32_modes(call.device.type)] if dtypes & _OF_FLOAT32 else []
+    return max(_FINE, *precisions, *of_float32)
 
 
-def precision_of_float32(kind: str) -> float:
-    """Return how coarsely float32 is rounded on a kind of device, by what torch is told that it may do."""
+def float32_modes(kind: str) -> tuple[str, ...]:
+    """Return how torch may compute with float32 on a kind of device, by operation."""
     backends = torch.backends
-    if not hasattr(backends, "fp32_precision"):  # before torch 2.9
-        is_coarse = kind == "cuda" and (backends.cudnn.allow_tf32 or backends.cuda.matmul.allow_tf32)
-        return _COARSE["tf32"] if is_coarse else _FINE
-    operations = (_IN_CUDA if kind == "cuda" else _ELSEWHERE)(backends)
-    return max(_COARSE.get(one.fp32_precision, _FINE) for one in operations)
+    if hasattr(backends, "fp32_precision"):
+        return tuple(one.fp32_precision for one in (_IN_CUDA if kind == "cuda" else _ELSEWHERE)(backends))
+    may_be_coarse = (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32) if kind == "cuda" else ()
+    return tuple("tf32" if one else "ieee" for one in may_be_coarse)  # before torch 2.9
 
 
 def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: float) -> bool:
@@ -116,7 +117,7 @@ def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: 
     if one.is_floating_point() and (one - other).abs_().max() <= allowance * largest:
         return True  # the usual case, at a glance
     sizes = _sizes(one)
-    tolerance = math.sqrt(precision) * sizes.amax(0) + allowance * sizes.max().clamp(min=largest) + precision
+    tolerance = math.sqrt(precision) * sizes.amax(0) + allowance * sizes.max().clamp(min=largest) + _FINE
     is_same = (one == other) | (one.isnan() & other.isnan())
     return bool((is_same | ((one - other).abs() <= tolerance)).all())
 

@@ -21,7 +21,7 @@ from mlr3torch_py.cache.code import Code
 from mlr3torch_py.cache.disk import Disk
 from mlr3torch_py.cache.output import name_of_device
 from mlr3torch_py.cache.portable import NotPortableError
-from mlr3torch_py.cache.rounding import precision_of_float32
+from mlr3torch_py.cache.rounding import float32_modes
 from mlr3torch_py.network.bits import as_bytes
 from mlr3torch_py.warn import warn
 
@@ -373,13 +373,8 @@ def _with_named_devices(value: Any, here: torch.device) -> Any:
 
 
 def _settings_of_torch(kind: str) -> tuple[Any, ...]:
-    """List what the results of torch depend on besides its version."""
-    return (
-        torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
-        precision_of_float32(kind),
-        torch.are_deterministic_algorithms_enabled(),
-    )
+    """List what the results of torch on a kind of device depend on besides its version."""
+    return torch.get_default_dtype(), float32_modes(kind), torch.are_deterministic_algorithms_enabled()
 
 
 def _hash(text: str) -> bytes:

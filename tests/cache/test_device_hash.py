@@ -134,3 +134,15 @@ def test_a_tensor_has_a_hash_as_a_whole():
     tensor = torch.randn(3, 4)
     one, again, other = hash_tensors([tensor, tensor.clone(), tensor + 1])
     assert one == again != other
+
+
+def test_a_large_tensor_is_known_by_all_of_its_bytes():
+    def bytes_of(tensor):
+        return device_hash._in_few_bytes(tensor).numpy().tobytes()
+
+    large = torch.randn(2**18 + 5)
+    others = [large.clone().index_fill_(0, torch.tensor(i), 7.0) for i in (0, 2**17, 2**18 + 4)]
+    others += [large[1:], large[:-1], torch.cat([large, torch.zeros(3)]), torch.cat([large, torch.zeros(30_000)])]
+    assert len(bytes_of(large)) < large.nbytes / 1000
+    assert bytes_of(large) == bytes_of(large.clone())
+    assert len({bytes_of(large), *map(bytes_of, others)}) == 1 + len(others)

@@ -65,3 +65,13 @@ def test_a_module_that_cannot_be_read_is_rejected():
     parts = cached(network)
     assert "not caching '0': its attributes cannot be read" in told(parts)[0]
     assert not parts.modules
+
+
+def test_another_shape_of_the_same_values_is_a_change():
+    part = frozen(nn.PReLU(6))
+    parts = cached(part)
+    rows = torch.randn(5, 6)
+    part(rows)
+    parts.end_epoch()
+    part.weight.data = part.weight.data[None]
+    assert parts.stages[""].follow_changes()

@@ -1,7 +1,10 @@
 """Rows computed in batches of different sizes differ by rounding, which is not a change."""
 
+import itertools
+import threading
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,6 +46,16 @@ def depending_on_others(f, x):
     return y - y.mean(0) / 8
 
 
+def small_and_dependent(f, x):
+    """Gives values below what is rounded of 1."""
+    return f(x).softmax(0) / 1000
+
+
+def mixing_rows(f, x):
+    y = f(x)
+    return torch.cat([y[:1], y[1:2] + y[:1] / 10, y[2:]])
+
+
 @pytest.fixture(params=["highest", "medium"])
 def precision(request):
     """What torch is told about products of float32: `medium` lets it round their factors to bfloat16."""
@@ -81,3 +94,29 @@ def test_statistics_of_a_batch_are_found_in_half_precision_though_they_differ_li
             network(batch)
             parts.settle()
     assert ["not caching '1': its output for a row depends on the rest" in str(one.message) for one in said] == [True]
+
+
+@pytest.mark.parametrize("compute", [small_and_dependent, mixing_rows])
+def test_rows_that_depend_on_each_other_are_found_where_units_may_round_coarsely(compute, precision):
+    part, rows = frozen(Part(compute)), torch.randn(16, 4)
+    parts = cached(part, check=0)
+    with warnings.catch_warnings(action="ignore"):
+        for batch in (rows, rows[::2], rows.flip(0), rows[5:]):
+            torch.testing.assert_close(part(batch), compute(part.linear, batch))
+            parts.end_epoch(), parts.begin_epoch(), parts.refresh()
+
+
+def noisy(f, x):
+    y = f(x)
+    return y + torch.from_numpy(np.random.normal(0, 0.002, y.shape)).to(y.dtype)
+
+
+def test_random_numbers_are_found_beside_threads_where_units_may_round_coarsely(precision):
+    part, rows = frozen(Part(noisy)), torch.randn(32, 4)
+    parts, has_ended = cached(part, check=0), threading.Event()
+    thread = threading.Thread(target=has_ended.wait)
+    thread.start()
+    with warnings.catch_warnings(action="ignore"):
+        outputs = [(part(rows), parts.settle())[0] for _ in range(5)]
+    has_ended.set(), thread.join()
+    assert not any(torch.equal(one, other) for one, other in itertools.pairwise(outputs))

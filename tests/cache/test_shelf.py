@@ -112,6 +112,15 @@ def test_rows_of_another_part_are_not_used(tmp_path, params):
     assert net.history[0, "cache_hits_stored"] == 0
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has one setting alone")
+@pytest.mark.parametrize("place", [torch.backends, torch.backends.mkldnn])
+def test_rows_that_were_rounded_otherwise_are_not_used(tmp_path, monkeypatch, place):
+    trained(tmp_path)
+    monkeypatch.setattr(place, "fp32_precision", "bf16")
+    net, _ = trained(tmp_path)
+    assert net.history[0, "cache_hits_stored"] == 0
+
+
 def test_code_that_was_edited_has_rows_of_its_own(tmp_path, monkeypatch):
     trained(tmp_path)
     monkeypatch.setattr(Backbone, "forward", lambda self, x: torch.relu(self.linear(x)))
