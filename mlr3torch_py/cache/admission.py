@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
@@ -14,11 +13,10 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from mlr3torch_py.cache.again import Again
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
-from mlr3torch_py.cache.output import OutputSpec
-from mlr3torch_py.cache.rounding import distance, largest_values, precision_of
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.trials import Schedule, halves, sample_rows
 from mlr3torch_py.network.internals import check_internals, internal
@@ -279,28 +277,16 @@ class Admission:
 
     def _seems_row_wise(self, trial: Trial, request: Request, call: Call, output: Any) -> bool:
         """Compute the samples again; the first time, one of them alone if that is costly."""
-        schedule = self._schedules[request.signature]
+        schedule, again = self._schedules[request.signature], Again(self._module, call, output)
         for sample in trial.samples:
             if sample is not trial.samples[0] and schedule.is_costly and request.signature not in self._row_wise:
                 schedule.postpone()
                 break
             begin = thread_time()
-            if not self._gives_rows_again(call, output, *sample):
+            if not again.agrees(*sample):
                 return False
             schedule.seconds_trying += thread_time() - begin
         return True
-
-    def _gives_rows_again(self, call: Call, output: Any, rows: list[int], part: Call) -> bool:
-        """Recompute some rows in a smaller batch.
-
-        Where float32 is rounded coarsely, results depend on the size of a batch. So rows that differ by no more than
-        that explains are computed once more, repeated, in a batch as large as that of the call.
-        """
-        found = self._distance(call, output, rows, part.take(range(len(rows))))  # a copy, since it may be written
-        if found == 1:
-            repeated = part.take([i % len(rows) for i in range(len(call))])
-            found = self._distance(call, output, rows, repeated)
-        return found < 1
 
     def start_watch(self) -> Trial:
         """Prepare to watch a call that is computed without a trial."""
@@ -325,7 +311,7 @@ class Admission:
 
     def _check_draws(self, moved: Mapping[str, Any], call: Call, output: Any) -> None:
         """Check that no generator was moved by this call; other threads may have moved them."""
-        if moved and (is_only_thread() or draws_itself(lambda: self._gives_again(call, output), moved)):
+        if moved and (is_only_thread() or draws_itself(Again(self._module, call, output).repeats, moved)):
             raise NotCacheableError("it draws random numbers", may_depend_on_mode=True)
 
     def _left_module_unchanged(self) -> bool:
@@ -340,23 +326,6 @@ class Admission:
             )
         self._was_changed_by_call |= change is not None
         return change is None
-
-    def _gives_again(self, call: Call, output: Any) -> bool:
-        """Recompute all rows in the batch that they came in."""
-        return self._distance(call, output, list(range(len(call))), call) == 0
-
-    def _distance(self, call: Call, output: Any, rows: list[int], part: Call) -> float:
-        """Measure by how much some rows differ when they are computed in another batch, at whose beginning they are."""
-        spec = OutputSpec.of(output, len(call))
-        tensors = spec.tensors_of(output, len(call))
-        largest = largest_values(tensors)
-        precision = precision_of(self._module, call, tensors)
-        try:
-            again = self._module._call_impl(*part.args, **part.kwargs)  # type: ignore[no-untyped-call]
-            others = [tensor[: len(rows)] for tensor in spec.tensors_of(again, len(part))]
-            return distance([tensor[rows] for tensor in tensors], others, precision=precision, largest=largest)
-        except Exception:  # whatever a module raises that accepts whole batches only
-            return math.inf
 
 
 def dependent() -> NotCacheableError:

@@ -83,7 +83,7 @@ def distance(
     >>> [distance([one], [one * factor], precision=2**-10, largest=[0.0]) for factor in (1, 1.001, 1.05, 1.1)]
     [0.0, 0.015625, 1.0, inf]
     """
-    for share in (0.0, _SHARE_IN_ONE_SIZE, 1.0):
+    for share in (0.0, _SHARE_IN_ONE_SIZE, 1.0) if precision > _FINE else (0.0,):
         if are_near(tensors, others, precision=max(_FINE, share * precision), largest=largest):
             return share
     return math.inf

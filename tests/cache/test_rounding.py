@@ -96,6 +96,20 @@ def test_statistics_of_a_batch_are_found_in_half_precision_though_they_differ_li
     assert ["not caching '1': its output for a row depends on the rest" in str(one.message) for one in said] == [True]
 
 
+@pytest.mark.parametrize("n_shared", [1, 3, 4])
+def test_arguments_that_rows_share_are_given_whole(n_shared):
+    def shifted(f, x, shift):
+        return coarsely_when_few(f, x) + shift.sum()
+
+    part, shift, batches = frozen(Part(shifted)), torch.randn(n_shared), torch.randn(4, 16, 4).unbind()
+    parts, before = cached(part, check=0), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    expected = [part(batch, shift) for batch in batches]
+    torch.set_float32_matmul_precision(before)
+    assert all(torch.equal(part(batch, shift), one) for batch, one in zip(batches, expected, strict=True))
+    assert parts.end_epoch().hits == 64
+
+
 @pytest.mark.parametrize("compute", [small_and_dependent, mixing_rows])
 def test_rows_that_depend_on_each_other_are_found_where_units_may_round_coarsely(compute, precision):
     part, rows = frozen(Part(compute)), torch.randn(16, 4)
