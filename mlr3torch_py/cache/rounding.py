@@ -18,6 +18,7 @@ __all__ = ["are_near", "distance", "float32_modes", "largest_values", "precision
 _FINE: Final = torch.finfo(torch.float32).eps
 # How coarsely factors of float32 are rounded in the modes that torch may be told to use.
 _COARSE: Final = {"tf32": 2.0**-10, "bf16": torch.finfo(torch.bfloat16).eps}
+_OF_OLD: Final = {"highest": "ieee", "high": "tf32", "medium": "bf16"}  # before torch 2.9
 _IN_CUDA: Final = attrgetter("cudnn.conv", "cudnn.rnn", "cuda.matmul")
 _ELSEWHERE: Final = attrgetter("mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul")
 _OF_FLOAT32: Final = frozenset({torch.float32, torch.complex64})
@@ -104,8 +105,8 @@ def float32_modes(kind: str) -> tuple[str, ...]:
     backends = torch.backends
     if hasattr(backends, "fp32_precision"):
         return tuple(one.fp32_precision for one in (_IN_CUDA if kind == "cuda" else _ELSEWHERE)(backends))
-    may_be_coarse = (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32) if kind == "cuda" else ()
-    return tuple("tf32" if one else "ieee" for one in may_be_coarse)  # before torch 2.9
+    is_coarse = kind == "cuda" and backends.cudnn.allow_tf32
+    return "tf32" if is_coarse else "ieee", _OF_OLD[torch.get_float32_matmul_precision()]
 
 
 def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: float) -> bool:
