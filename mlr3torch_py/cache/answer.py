@@ -304,7 +304,7 @@ class Answer:
         return None
 
     def _gives_again(self, index: int, rows: Sequence[int], value: torch.Tensor) -> bool:
-        """Recompute some rows in a smaller batch; see `Admission` for what follows where this rounds otherwise."""
+        """Recompute some rows in a smaller batch, and if in doubt in as large a one; see `Again`."""
         try:
             found = self._distance(index, value[rows], self.compute(rows)[index])
             if found == 1:
