@@ -4,6 +4,7 @@ Run it by ``accelerate launch --multi_gpu --num_processes 2 docs/examples/accele
 the file for processes without a GPU.
 """
 
+import gc
 import sys
 
 import torch
@@ -25,8 +26,7 @@ def cross_entropy():
     return nn.functional.cross_entropy
 
 
-def main():
-    accelerator = Accelerator(cpu="--cpu" in sys.argv)
+def train(accelerator):
     X, y = load_iris(return_X_y=True)
     net = AcceleratedNet(
         MLP,
@@ -54,6 +54,13 @@ def main():
     own = torch.cat([tensor.detach().flatten() for tensor in net.module_.parameters()])
     weights = accelerator.gather(own).view(accelerator.num_processes, -1)
     accelerator.print("all processes have the same weights:", all(torch.equal(one, own) for one in weights))
+
+
+def main():
+    accelerator = Accelerator(cpu="--cpu" in sys.argv)
+    train(accelerator)
+    accelerator.free_memory()  # as the next line, frees the wrapper of the network before its process group
+    gc.collect()
     accelerator.end_training()
 
 

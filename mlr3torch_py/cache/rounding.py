@@ -104,7 +104,8 @@ def float32_modes(kind: str) -> tuple[str, ...]:
     """Return how torch may compute with float32 on a kind of device, by operation."""
     backends = torch.backends
     if hasattr(backends, "fp32_precision"):
-        return tuple(one.fp32_precision for one in (_IN_CUDA if kind == "cuda" else _ELSEWHERE)(backends))
+        modes = [one.fp32_precision for one in (_IN_CUDA if kind == "cuda" else _ELSEWHERE)(backends)]
+        return tuple("ieee" if mode == "none" else mode for mode in modes)
     is_coarse = kind == "cuda" and backends.cudnn.allow_tf32
     return "tf32" if is_coarse else "ieee", _OF_OLD[torch.get_float32_matmul_precision()]
 

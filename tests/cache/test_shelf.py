@@ -121,6 +121,13 @@ def test_rows_that_were_rounded_otherwise_are_not_used(tmp_path, monkeypatch, pl
     assert net.history[0, "cache_hits_stored"] == 0
 
 
+def test_asking_for_what_is_usual_changes_nothing(tmp_path):
+    trained(tmp_path)
+    torch.set_float32_matmul_precision(torch.get_float32_matmul_precision())
+    net, _ = trained(tmp_path)
+    assert net.history[0, "cache_hits_stored"] > 100
+
+
 def test_code_that_was_edited_has_rows_of_its_own(tmp_path, monkeypatch):
     trained(tmp_path)
     monkeypatch.setattr(Backbone, "forward", lambda self, x: torch.relu(self.linear(x)))
