@@ -29,6 +29,10 @@ _OBSTACLES: Final[tuple[tuple[Callable[[Any, int], bool], str], ...]] = (
         "its output holds a tensor that is not strided",
     ),
     (
+        lambda leaf, _: leaf.is_quantized,
+        "its output holds a quantized tensor",
+    ),
+    (
         lambda leaf, n_rows: leaf.ndim == 0 or len(leaf) != n_rows,
         "its output holds a tensor of shape {shape} for {n_rows} rows",
     ),

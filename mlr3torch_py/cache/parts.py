@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.cache.admission import NEEDS_GRADIENT
 from mlr3torch_py.cache.boundary import Boundary
@@ -109,6 +110,7 @@ class CachedParts:
         self._new_in_epoch: set[str] = set()
         self._is_settled, self._is_refreshed = True, True
         self._structure: Structure | None = None  # when it was refreshed
+        self._was_lazy = False  # then
         self._never_called = set(names or ())
         if names is not None:
             _check_names(self._module, names)
@@ -146,7 +148,7 @@ class CachedParts:
         if structure == self._structure and self._is_refreshed and is_in_place and not retry_rejected:
             return
         trainable = set(trainable_names(self._module))
-        self._structure, self._is_refreshed = structure, False
+        self._structure, self._is_refreshed, self._was_lazy = structure, False, _is_lazy(self._module)
         while not self._is_refreshed:  # a module may be rejected at first sight
             self._is_refreshed = True
             found = frozen_parts(self._module, trainable, among=self._names, containers=self._containers)
@@ -168,6 +170,9 @@ class CachedParts:
         """
         if self._shelf is not None and self._shelf.is_due():
             self.write()
+        if self._was_lazy and not _is_lazy(self._module):
+            self.refresh(retry_rejected=False)
+            return bool(self._new)
         if self._is_settled:
             return False
         if self._names is None:
@@ -425,6 +430,11 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
             raise ValueError(
                 f"`modules` has {name!r}, a {type(known[name]).__name__}, which is never called; name its elements"
             )
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    """Whether the shape of a parameter is not known before the first batch."""
+    return any(map(is_lazy, module.parameters()))
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -113,8 +113,9 @@ def float32_modes(kind: str) -> tuple[str, ...]:
 def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: float) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    if not one.numel() or not (one.is_floating_point() or one.is_complex()):
+    if not one.numel() or not _is_rounded(one):
         return torch.equal(one, other)
+    one, other = _widened(one), _widened(other)
     allowance = max(_ALLOWANCE, _COARSE_ALLOWANCE * precision)
     if one.is_floating_point() and (one - other).abs_().max() <= allowance * largest:
         return True  # the usual case, at a glance
@@ -125,13 +126,23 @@ def _is_near(one: torch.Tensor, other: torch.Tensor, precision: float, largest: 
 
 
 def _largest_value(tensor: torch.Tensor) -> float:
-    if not tensor.numel():
+    if not tensor.numel() or not _is_rounded(tensor):
         return 0.0
+    tensor = _widened(tensor)
     if tensor.is_floating_point():
         ends = [abs(end.item()) for end in tensor.aminmax()]  # without a copy of the tensor
         if all(map(math.isfinite, ends)):
             return max(ends)
     return _sizes(tensor).max().item()
+
+
+def _is_rounded(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that can be computed with: torch does not compare numbers of a byte."""
+    return tensor.float() if tensor.itemsize == 1 else tensor
 
 
 def _sizes(tensor: torch.Tensor) -> torch.Tensor:

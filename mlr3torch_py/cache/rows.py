@@ -141,6 +141,8 @@ class Call:
         for leaf in self._leaves:
             if not isinstance(leaf, _LEAF):
                 raise NotCacheableError(f"it is given a {type(leaf).__name__}, whose content cannot be read")
+            if isinstance(leaf, torch.Tensor) and leaf.is_quantized:
+                raise NotCacheableError("it is given a quantized tensor, whose rows cannot be read")
         self.tensors: list[torch.Tensor] = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
         self.references: list[Reference] = [leaf for leaf in self._leaves if type(leaf) is Reference]
         self._n_rows = next((leaf.shape[0] for leaf in self._leaves if isinstance(leaf, _ARRAY) and leaf.ndim), 0)

@@ -27,7 +27,16 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     >>> as_bytes(torch.tensor([1, 2], dtype=torch.int16))
     tensor([1, 0, 2, 0], dtype=torch.uint8)
     """
+    if tensor.is_quantized:
+        return torch.cat([as_bytes(tensor.int_repr()), *map(as_bytes, _scales(tensor))])
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _scales(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scales of a quantized tensor, and its zero points."""
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return torch.tensor(tensor.q_scale()), torch.tensor(tensor.q_zero_point())
+    return tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
 
 
 def content_hash(tensor: torch.Tensor) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from logging import Logger
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
@@ -26,6 +27,14 @@ _LEAVES: Final = (
     *(torch.Tensor, torch.dtype, torch.device, torch.Size, np.ndarray, np.generic, np.dtype),
     *(ModuleType, CodeType, ReferenceType, WeakSet, property, staticmethod, classmethod),
 )
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+_CONTEXT_MANAGER: Final = type(_nothing())
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 _LEAF_TYPES: Final = frozenset(_LEAVES) | {nn.Parameter}
 
@@ -147,7 +156,8 @@ def _held_by(value: Any, *, with_leaves: bool = False) -> Iterator[tuple[str, An
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     for name, inner in (getattr(value, "__dict__", None) or {}).items():
-        yield f".{name}", inner
+        if not (name == "gen" and isinstance(value, _CONTEXT_MANAGER)):  # made again for each call of what it decorates
+            yield f".{name}", inner
     for name in _slots(type(value)):  # type: ignore[arg-type]
         yield f".{name}", getattr(value, name, None)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mlr3torch_py.network.bits import content_hash
 from tests.cache.helpers import CHANGES, ROWS, UNSEEN, cached, counts, frozen, normed, told
 
 
@@ -75,3 +76,16 @@ def test_another_shape_of_the_same_values_is_a_change():
     parts.end_epoch()
     part.weight.data = part.weight.data[None]
     assert parts.stages[""].follow_changes()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per")
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_another_scale_of_the_same_whole_numbers_is_a_change(per_channel):
+    def quantized(scale):
+        if per_channel:
+            scales = torch.full((3,), scale, dtype=torch.float64)
+            return torch.quantize_per_channel(torch.ones(3, 4) * scale, scales, torch.zeros(3), 0, torch.qint8)
+        return torch.quantize_per_tensor(torch.ones(3, 4) * scale, scale, 0, torch.qint8)
+
+    one, again, other = map(content_hash, map(quantized, (0.5, 0.5, 0.05)))
+    assert one == again != other

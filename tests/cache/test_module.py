@@ -280,3 +280,45 @@ def test_an_output_is_never_stale_whatever_happens(actions, max_bytes):
             network[2][1].eval()
     parts.close()
     assert all("_compiled_call_impl" not in vars(module) for module in network.modules())
+
+
+DTYPES = [torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int64, torch.float8_e4m3fn, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.complex64])
+def test_outputs_of_any_dtype_are_cached_beside_others(dtype):
+    def with_another(f, x):
+        y = f(x)
+        return y, (10 * y).abs().to(dtype)
+
+    part = frozen(Part(with_another))
+    parts, expected = cached(part, check=8), with_another(part.linear, ROWS)
+    for n_hits in (0, 12, 12):
+        for one, other in zip(part(ROWS), expected, strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one.to(torch.complex64), other.to(torch.complex64))
+        assert parts.end_epoch().hits == n_hits
+        parts.begin_epoch(), parts.refresh()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_modules_that_are_given_quantized_rows_are_not_cached_and_those_in_them_are():
+    part = frozen(Part(lambda f, x: f(x.dequantize())))
+    parts, rows = cached(part), torch.quantize_per_tensor(ROWS, 0.1, 128, torch.quint8)
+    expected = part.linear(rows.dequantize())
+    for _ in range(4):
+        assert torch.equal(part(rows), expected)
+        parts.settle()
+    assert list(parts.modules) == ["linear"]
+
+
+def test_a_lazy_network_is_cached_once_its_shapes_are_known():
+    network = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(3), nn.Linear(3, 2))
+    for parameter in network[:3].parameters():
+        parameter.requires_grad = False
+    parts = cached(network)
+    for _ in range(2):
+        network(ROWS[:6]), parts.settle(), network(ROWS[6:]), parts.settle()
+        hits = parts.end_epoch().hits
+        parts.begin_epoch(), parts.refresh()
+    assert hits == 6

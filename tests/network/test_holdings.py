@@ -1,5 +1,6 @@
 import random
 from collections import OrderedDict, deque
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -153,3 +154,17 @@ class Endless(list):
 def test_containers_that_load_their_values_are_read_without_loading_them():
     found = plain_values({"lazy": Lazy(), "endless": Endless([3.0])})
     assert {"lazy['kept'][0]": 1.0, "lazy.names['a']": 2.0, "endless[0]": 3.0}.items() <= found.items()
+
+
+@contextmanager
+def switched():
+    yield
+
+
+def test_what_decorates_a_function_as_a_context_manager_is_no_generator_that_moves():
+    @switched()
+    def decorated():
+        return helper()
+
+    assert not list(unreadable(function=decorated))
+    assert RNG in generators(function=decorated).values()
