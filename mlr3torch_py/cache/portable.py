@@ -102,7 +102,7 @@ def _name_of(value: type | FunctionType) -> Any:
     if found is value:
         return "name", value.__module__.replace("__mp_main__", "__main__"), value.__qualname__
     if "<" not in value.__qualname__:  # neither local nor a lambda
-        if found is None and isinstance(value, type):
+        if found is None and isinstance(value, type) and value.__module__ != "builtins":
             raise pickle.PicklingError(f"the class {value.__qualname__} (made at run time)")
         return None
     if isinstance(value, type):
