@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.names import ancestors
+from mlr3torch_py.names import ancestors, listed, nearest
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
-__all__ = ["frozen_parts", "is_callable", "links"]
+__all__ = ["check_cacheable", "frozen_parts", "has_lazy", "has_parameters", "is_callable", "links"]
 
 
 def frozen_parts(
@@ -96,3 +96,35 @@ def _outermost(module: nn.Module, path: str, wanted: Set[str]) -> Iterator[tuple
 def is_callable(module: nn.Module) -> bool:
     """Whether calls of a module can be answered from memory: not those of containers and of TorchScript."""
     return not isinstance(module, torch.jit.ScriptModule) and type(module).forward is not nn.Module.forward
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """Whether there is anything in a module that can be frozen."""
+    return next(module.parameters(), None) is not None
+
+
+def has_lazy(module: nn.Module) -> bool:
+    """Whether the shape of a parameter is not known before the first batch."""
+    return any(map(is_lazy, module.parameters()))
+
+
+def check_cacheable(module: nn.Module, names: Sequence[str]) -> None:
+    """Check that calls of some submodules may be answered from memory while they are frozen.
+
+    Raises
+    ------
+    ValueError
+        If the network lacks one of them, or one of them is never frozen or never called.
+    """
+    known = dict(named_modules(module))
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"`modules` has {listed(map(repr, unknown))}, which the network lacks; {nearest(unknown, known)}"
+        )
+    for name in names:
+        if not has_parameters(known[name]):
+            raise ValueError(f"`modules` has {name!r}, which has no parameters and so is never frozen; leave it out")
+        if not is_callable(known[name]):
+            raise ValueError(
+                f"`modules` has {name!r}, a {type(known[name]).__name__}, which is never called; name its elements"
+            )

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.cache.admission import NEEDS_GRADIENT
-from mlr3torch_py.cache.boundary import Boundary
 from mlr3torch_py.cache.disk import Disk
-from mlr3torch_py.cache.doors import guard, unguard
-from mlr3torch_py.cache.frozen import frozen_parts, is_callable, links
+from mlr3torch_py.cache.frozen import check_cacheable, frozen_parts, has_lazy, has_parameters, is_callable, links
 from mlr3torch_py.cache.module import CachedModule
-from mlr3torch_py.cache.operations import Operations
-from mlr3torch_py.cache.packing import Keeper, packed, recalled
-from mlr3torch_py.cache.placeholder import Passes
-from mlr3torch_py.cache.portable import NotPortableError
-from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy, quoted
+from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.cache.shelf import Shelf
-from mlr3torch_py.cache.store import Budget, Table
+from mlr3torch_py.cache.stages import Stages
+from mlr3torch_py.cache.store import Budget
 from mlr3torch_py.cache.tally import Tally
-from mlr3torch_py.names import ancestors, listed, nearest
+from mlr3torch_py.names import ancestors
 from mlr3torch_py.network.parameters import can_train, trainable_names
-from mlr3torch_py.network.unwrap import Structure, bare, named_modules, named_parameters
+from mlr3torch_py.network.unwrap import Structure, bare, named_parameters
 
 __all__ = ["CachedParts"]
-
-logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
 class CachedParts:
@@ -93,15 +83,10 @@ class CachedParts:
     ) -> None:
         self._module = bare(module)
         self._names = None if names is None else frozenset(names)
-        self._check = check
         self._mode_remedy = partial(mode_remedy, norm_is_pinned=norm_is_pinned, others_are_pinned=others_are_pinned)
         self._shelf = None if store is None else Shelf(store, self._module, dtype)
         self.budget: Budget = Budget(max_bytes, self._shelf, device)
-        self._operations = Operations(self.budget, check)
-        self._passes = Passes(self._operations.answer)
-        self._modules: dict[str, CachedModule] = {}
-        self._links: dict[str, CachedModule] = {}
-        self._boundaries: list[Boundary] = []
+        self._stages = Stages(self._module, self.budget, check)
         self._past_tallies: list[Tally] = []
         self._rejections = Rejections()
         self._rejected: set[str] = set()
@@ -113,17 +98,17 @@ class CachedParts:
         self._was_lazy = False  # then
         self._never_called = set(names or ())
         if names is not None:
-            _check_names(self._module, names)
+            check_cacheable(self._module, names)
 
     @property
     def modules(self) -> Mapping[str, CachedModule]:
         """The modules that are cached now, by path."""
-        return self._modules
+        return self._stages.modules
 
     @property
     def stages(self) -> Mapping[str, CachedModule]:
         """Whose calls are answered: these, and the modules without parameters and operations between them."""
-        return {**self._modules, **self._links, **self._operations.stages}
+        return self._stages.by_name
 
     @property
     def never_called(self) -> list[str]:
@@ -142,21 +127,19 @@ class CachedParts:
             self._rejections.forget(self._rejected - self._containers)
             self._rejected.clear()
         structure = Structure.of(self._module)
-        is_in_place = all(one.is_in_place for one in self.stages.values()) and all(
-            one.is_in_place for one in self._boundaries
-        )
-        if structure == self._structure and self._is_refreshed and is_in_place and not retry_rejected:
+        is_unchanged = structure == self._structure and self._is_refreshed and self._stages.are_held
+        if is_unchanged and not retry_rejected:
             return
         trainable = set(trainable_names(self._module))
-        self._structure, self._is_refreshed, self._was_lazy = structure, False, _is_lazy(self._module)
+        self._structure, self._is_refreshed, self._was_lazy = structure, False, has_lazy(self._module)
         while not self._is_refreshed:  # a module may be rejected at first sight
             self._is_refreshed = True
             found = frozen_parts(self._module, trainable, among=self._names, containers=self._containers)
-            self._replace(self._modules, found, self._put_in_place)
-            found = links(self._module, found.values(), containers=self._containers) if self._modules else {}
-            self._replace(self._links, found, self._put_link_in_place)
-        self._put_boundaries_in_place()
-        self._operations.follow(self._module)
+            self._replace(self._stages.modules, found, self._put)
+            found = links(self._module, found.values(), containers=self._containers) if self.modules else {}
+            self._replace(self._stages.links, found, self._put_link)
+        self._stages.surround()
+        self._stages.follow_operations()
 
     def settle(self) -> bool:
         """Try the children of modules that a batch has shown not to fit, and warn about what is given up.
@@ -170,35 +153,31 @@ class CachedParts:
         """
         if self._shelf is not None and self._shelf.is_due():
             self.write()
-        if self._was_lazy and not _is_lazy(self._module):
+        if self._was_lazy and not has_lazy(self._module):
             self.refresh(retry_rejected=False)
             return bool(self._new)
         if self._is_settled:
             return False
         if self._names is None:
-            for path in [path for path in self._new if not self._modules[path].is_called]:
+            for path in [path for path in self._new if not self.modules[path].is_called]:
                 self._release(path)
                 self._rejections.add(path, Rejection("it is never called", "", "uncalled", is_final=False))
                 self._descend_into(path)
         self._new.clear()
         if not self._is_refreshed:
             self.refresh(retry_rejected=False)
-        is_trying = any(cached.is_called and not cached.has_verdict for cached in self._modules.values())
+        is_trying = any(cached.is_called and not cached.has_verdict for cached in self.modules.values())
         self._is_settled = not (self._new or is_trying)
         if self._is_settled and self._rejections.has_news:
-            self._rejections.tell(is_nothing_cached=not self._modules)
-        if not self._modules:
+            self._rejections.tell(is_nothing_cached=not self.modules)
+        if not self.modules:
             self.close()
         return bool(self._new)
 
     def begin_epoch(self) -> None:
         """Start new tallies, and forget the rows of modules in which anything has changed."""
         self.budget.epoch += 1
-        for cached in self.stages.values():
-            try:
-                cached.begin_epoch()
-            except NotCacheableError as error:
-                cached.reject(error, False)
+        self._stages.begin_epoch()
 
     def end_epoch(self) -> Tally:
         """Drop rows and modules that were not used in this epoch, and return the tally.
@@ -213,12 +192,9 @@ class CachedParts:
             self._explain_nothing()
         elif self._rejections.has_news:
             self._rejections.tell(is_nothing_cached=False)
-        used_epochs = {epoch for table in self._tables for epoch in table.used_epochs}
-        for cached in self.stages.values():
-            cached.end_epoch(used_epochs)
-        self._operations.end_epoch(used_epochs)
-        for path in [path for path, cached in self._modules.items() if self._names is None and cached.is_idle]:
-            self._modules[path].unstore(own=True)
+        self._stages.end_epoch()
+        for path in [path for path, cached in self.modules.items() if self._names is None and cached.is_idle]:
+            self.modules[path].unstore(own=True)
             self._release(path)
             self._rejected.add(path)
             remedy = "rows that are augmented at random, or padded to another length, never do"
@@ -226,16 +202,15 @@ class CachedParts:
         self.write()
         self.budget.is_short, self._past_tallies = False, []
         self._new_in_epoch.clear()
-        if not self._modules:
+        if not self.modules:
             self.close()
         return tally
 
     @property
     def version(self) -> Hashable:
         """What differs after each change of what `packed` returns."""
-        n_known = sum(len(one.complete) + len(one.seen) for stage in self._keepers for one in stage.layouts)
-        rejected = frozenset(self._rejected), frozenset(self._containers), len(self._operations.rejected)
-        return self.budget.n_changes, n_known, rejected, tuple(self._digests.items())
+        rejected = frozenset(self._rejected), frozenset(self._containers)
+        return self.budget.n_changes, rejected, self._stages.version
 
     def packed(self) -> dict[str, Any]:
         """Return tensors and plain values from which `recall` takes the rows, in this process or another."""
@@ -243,9 +218,7 @@ class CachedParts:
             "epoch": self.budget.epoch,
             "containers": sorted(self._containers),
             "rejected": sorted(self._rejected),
-            "operations": self._operations.cached,
-            "rejected_operations": self._operations.rejected,
-            **packed(self._keepers),
+            **self._stages.packed(),
         }
 
     def recall(self, kept: Mapping[str, Any]) -> None:
@@ -253,51 +226,25 @@ class CachedParts:
         self.budget.epoch = kept["epoch"]
         self._containers, self._rejected = set(kept["containers"]), set(kept["rejected"])
         self.refresh(retry_rejected=False)
-        rows = recalled(kept, {**self._digests, **dict.fromkeys(kept["operations"])}, self.budget)
-        for one in (*self._modules.values(), *self._links.values()):
-            if one.identity in rows:
-                one.recall(rows[one.identity])
-        operations = [rows[identity] for identity in kept["operations"] if identity in rows]
-        self._operations.recall(kept["rejected_operations"], operations)
+        self._stages.recall(kept)
 
     @property
     def lost_on_resume(self) -> Sequence[str]:
         """The rows that a checkpoint cannot keep, and why."""
-        reasons = [(one.name, one.lost_on_resume) for one in self.stages.values()]
-        return [f"the rows of {name}, {reason}" for name, reason in reasons if reason]
-
-    @property
-    def _keepers(self) -> Sequence[Keeper]:
-        return [*self.stages.values(), *self._operations.recalled]
-
-    @property
-    def _tables(self) -> Iterator[Table]:
-        return (table for one in self._keepers for layout in one.layouts for table in layout.tables)
-
-    @property
-    def _digests(self) -> dict[str, str]:
-        """What the modules are."""
-        found = {}
-        for one in (*self._modules.values(), *self._links.values()):
-            with suppress(NotPortableError):
-                found[one.identity] = one.digest
-        return found
+        return self._stages.lost_on_resume
 
     def write(self) -> None:
         """Write new rows to disk, unless what has computed them was modified meanwhile."""
         if self._shelf is None:
             return
-        for cached in self.stages.values() if self._shelf.n_waiting else ():
-            try:
-                cached.follow_changes()
-            except NotCacheableError as error:
-                cached.reject(error, False)
+        if self._shelf.n_waiting:
+            self._stages.follow_changes()
         self._shelf.write()
 
     def keep(self) -> None:
         """Answer calls after training, too, until `close`; each follows changes of every kind first."""
         self.write()
-        for cached in (*self._modules.values(), *self._links.values()):
+        for cached in (*self._stages.modules.values(), *self._stages.links.values()):
             cached.is_kept = True
         if self._shelf is not None:
             self._shelf.is_kept = True
@@ -310,10 +257,9 @@ class CachedParts:
     def close(self) -> None:
         """Call all modules directly again, and forget all rows in memory."""
         self.write()
-        for path in [*self._modules, *self._links]:
+        for path in [*self._stages.modules, *self._stages.links]:
             self._release(path)
-        self._operations.close()
-        self._put_boundaries_in_place()
+        self._stages.close()
 
     def _replace(
         self, cached: dict[str, CachedModule], found: Mapping[str, nn.Module], put: Callable[[str, nn.Module], None]
@@ -326,29 +272,10 @@ class CachedParts:
             if path not in cached and path not in self._rejected:
                 put(path, module)
 
-    def _put_link_in_place(self, path: str, module: nn.Module) -> None:
-        reject = partial(self._reject_link, path, module)
-        with suppress(NotCacheableError):
-            self._links[path] = CachedModule(
-                quoted(path), module, self.budget, self._check, reject, passes=self._passes, is_link=True
-            )
-
-    def _put_boundaries_in_place(self) -> None:
-        """Keep placeholders from all modules that are not cached."""
-        for boundary in self._boundaries:
-            boundary.remove()
-        cached = self.stages.values() if self._modules else []
-        inside = {id(layer) for one in cached for layer in one.module.modules()}
-        outside = [one for one in self._module.modules() if id(one) not in inside and is_callable(one)]
-        self._boundaries = [Boundary(one, self._passes) for one in outside] if cached else []
-        (guard if cached else unguard)(self._passes)
-
-    def _put_in_place(self, path: str, module: nn.Module) -> None:
+    def _put(self, path: str, module: nn.Module) -> None:
         reject = partial(self._reject, path, module)
         try:
-            self._modules[path] = CachedModule(
-                quoted(path), module, self.budget, self._check, reject, passes=self._passes
-            )
+            self._stages.put(path, module, reject)
         except NotCacheableError as error:
             reject(error)
         else:
@@ -357,10 +284,11 @@ class CachedParts:
             self._new_in_epoch.add(path)
             self._is_settled = False
 
+    def _put_link(self, path: str, module: nn.Module) -> None:
+        self._stages.put_link(path, module, partial(self._reject_link, path, module))
+
     def _release(self, path: str) -> None:
-        cached = self._links.pop(path) if path in self._links else self._modules.pop(path)
-        cached.remove()
-        self._boundaries.append(Boundary(cached.module, self._passes))
+        cached = self._stages.release(path)
         self._structure = None
         self._new.discard(path)
         self._past_tallies.append(cached.tally)
@@ -368,14 +296,14 @@ class CachedParts:
             self._never_called -= {name for name in self._never_called if path in {name, *ancestors(name)}}
 
     def _reject(self, path: str, module: nn.Module, error: NotCacheableError, fits_in_eval_mode: bool = False) -> None:
-        if path in self._modules:
+        if path in self.modules:
             if error.reason != NEEDS_GRADIENT:
-                self._modules[path].unstore()
+                self.modules[path].unstore()
             self._release(path)
         self._rejected.add(path)
         self._is_settled = False
         is_expected = error.reason == NEEDS_GRADIENT and self._names is None
-        has_children = any(is_callable(one) for one in module.modules() if one is not module and _has_parameters(one))
+        has_children = any(is_callable(one) for one in module.modules() if one is not module and has_parameters(one))
         if is_descended := self._names is None and error.may_fit_below and not fits_in_eval_mode and has_children:
             self._descend_into(path)
         remedy = self._mode_remedy(module) if fits_in_eval_mode else None
@@ -384,7 +312,7 @@ class CachedParts:
 
     def _reject_link(self, path: str, module: nn.Module, error: NotCacheableError, fits_in_eval_mode: bool) -> None:
         """Call a module without parameters itself from now on; the user need not know."""
-        self._links[path].unstore()
+        self._stages.links[path].unstore()
         self._release(path)
         self._rejected.add(path)
         if next(module.children(), None) is not None:
@@ -403,11 +331,11 @@ class CachedParts:
             is_frozen = any(name not in trainable and can_train(tensor) for name, tensor in tensors)
         else:
             is_frozen = bool(frozen_parts(self._module, trainable, among=self._names))
-        is_early = any(path in self._new_in_epoch and not one.has_verdict for path, one in self._modules.items())
+        is_early = any(path in self._new_in_epoch and not one.has_verdict for path, one in self.modules.items())
         return is_frozen and not is_early
 
     def _explain_nothing(self) -> None:
-        for path, cached in self._modules.items():
+        for path, cached in self.modules.items():
             reason, remedy = "none of its calls can be answered from memory", ""
             if self.budget.is_short:
                 reason, remedy = f"no row of it fits into {self.budget.max_bytes:,} bytes", "raise `max_bytes`"
@@ -415,27 +343,3 @@ class CachedParts:
                 reason = "it is never called"
             self._rejections.add(path, Rejection(reason, remedy, reason, is_final=False))
         self._rejections.tell(is_nothing_cached=True)
-
-
-def _check_names(module: nn.Module, names: Sequence[str]) -> None:
-    known = dict(named_modules(module))
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(
-            f"`modules` has {listed(map(repr, unknown))}, which the network lacks; {nearest(unknown, known)}"
-        )
-    for name in names:
-        if not _has_parameters(known[name]):
-            raise ValueError(f"`modules` has {name!r}, which has no parameters and so is never frozen; leave it out")
-        if not is_callable(known[name]):
-            raise ValueError(
-                f"`modules` has {name!r}, a {type(known[name]).__name__}, which is never called; name its elements"
-            )
-
-
-def _is_lazy(module: nn.Module) -> bool:
-    """Whether the shape of a parameter is not known before the first batch."""
-    return any(map(is_lazy, module.parameters()))
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
