@@ -190,9 +190,8 @@ def read_table(unfreeze: object) -> tuple[Row, ...]:
 
 
 def _tables(unfreeze: object) -> Sequence[object]:
-    if _is_list(unfreeze) and not all(_is_record(part) for part in unfreeze):
-        return unfreeze
-    return [unfreeze]
+    several = unfreeze if _is_list(unfreeze) and not all(map(_is_record, unfreeze)) else [unfreeze]
+    return [table for table in several if table is not None]
 
 
 def _is_list(given: object) -> TypeGuard[Sequence[Any]]:
@@ -204,8 +203,6 @@ def _is_record(part: object) -> bool:
 
 
 def _as_frame(table: object) -> pd.DataFrame:
-    if table is None:
-        return pd.DataFrame()
     if isinstance(table, pd.DataFrame):
         return table
     data: Any

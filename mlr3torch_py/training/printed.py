@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from skorch.callbacks import PrintLog
 
+from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.trained import EVENT
 
 __all__ = ["restore_table", "shorten_table", "shortened"]
@@ -22,10 +23,10 @@ _ROOM: Final = 16
 """The characters that the names of what was unfrozen need beside the header of their column."""
 
 
-def shorten_table(printer: PrintLog) -> None:
+def shorten_table(printer: PrintLog, net: Net) -> None:
     """Let a printer shorten the names of what was unfrozen, in rows that exceed 100 characters."""
     if "table" not in vars(printer):
-        printer.table = _NarrowTable(printer)
+        printer.table = _NarrowTable(printer, net)
 
 
 def restore_table(printer: PrintLog) -> None:
@@ -82,13 +83,15 @@ class _NarrowTable:
     shown, and with room for names, so that rows stay aligned.
     """
 
-    def __init__(self, printer: PrintLog) -> None:
-        self._printer = printer
+    def __init__(self, printer: PrintLog, net: Net) -> None:
+        self._printer, self._net = printer, net
         self._is_squeezed = False
         self._room: int | None = None
 
     def __call__(self, row: Mapping[str, Any]) -> str:
-        """Return the row as a table with a header, as skorch does."""
+        """Return the row as a table with a header, as skorch does; empty lines if nobody will see them."""
+        if type(self._printer) is PrintLog and self._printer.sink is print and not self._net.verbose:
+            return "\n\n"
         keys = [key for key in row if f"{key}_".startswith(f"{EVENT}_") and key not in self._printer.keys_ignored_]
         if not keys:
             return self._table(row)

@@ -190,7 +190,7 @@ class Run:
         for _, callback in self.net.callbacks_:
             if isinstance(callback, PrintLog):
                 callback.keys_ignored_.update(*(one.unprinted for one in self.staged))
-                shorten_table(callback)
+                shorten_table(callback, self.net)
 
     def epoch_has_begun(self) -> None:
         """Sort the callbacks, once all of them have begun an epoch."""
