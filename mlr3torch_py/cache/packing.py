@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 from mlr3torch_py.cache.layout import Layout
 from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.store import Budget
+
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 __all__ = ["Keeper", "Recalled", "packed", "recalled"]
 
@@ -36,7 +39,7 @@ class Recalled:
     identity : str
         What tells the module from others of the network, in each process.
     digest : str
-        What the module was; see `Fingerprint.digest`.
+        What the module was; see `CachedStage.digest`.
     seconds_per_row : float
     by_digest : dict
         The layouts of its calls.
@@ -88,6 +91,10 @@ def recalled(packed: Mapping[str, Any], digests: Mapping[str, str | None], budge
     """
     found = {identity: Recalled(identity, *one) for identity, one in packed["stages"].items()}
     fitting = {key: one for key, one in found.items() if key in digests and digests[key] in {None, one.digest}}
+    for identity in found.keys() & digests.keys() - fitting.keys():
+        logger.info(
+            "frozen_cache: the rows of %s are computed again, as its weights, settings or code differ", identity
+        )
     made: dict[str, Layout] = {}
     for digest, (identity, one) in packed["layouts"].items():
         parents = [made[parent] for parent in one["parents"] if parent in made]

@@ -26,7 +26,8 @@ class NotPortableError(Exception):
 class Writer(pickle.Pickler):
     """Write equal values as equal bytes in each process.
 
-    Classes and functions are written by name, or by their code if they have none; objects by their state.
+    Functions are written by name, or by their code if they have none; classes by name, with what they derive from if no
+    other process would find them by it; objects by their state.
 
     Parameters
     ----------
@@ -101,13 +102,10 @@ def _name_of(value: type | FunctionType) -> Any:
         found = getattr(found, name, None)
     if found is value:
         return "name", value.__module__.replace("__mp_main__", "__main__"), value.__qualname__
+    if isinstance(value, type):  # local, or made by type()
+        return None if value.__module__ == "builtins" else ("class", value.__qualname__, value.__bases__)
     if "<" not in value.__qualname__:  # neither local nor a lambda
-        if found is None and isinstance(value, type) and value.__module__ != "builtins":
-            raise pickle.PicklingError(f"the class {value.__qualname__} (made at run time)")
         return None
-    if isinstance(value, type):
-        functions = {name: one for name, one in vars(value).items() if isinstance(one, FunctionType)}
-        return "class", value.__qualname__, value.__bases__, functions
     if set(value.__code__.co_freevars) - {"__class__"}:
         raise pickle.PicklingError(f"{value.__qualname__} depends on variables of another function")
     return "function", value.__qualname__, _code_of(value.__code__), value.__defaults__, value.__kwdefaults__

@@ -336,7 +336,7 @@ class Shelf:
         arguments = _with_named_devices((pattern, tuple(map(_input_of, shared))), here)
         seen = [modes[i] for i in code.moded], is_grad_enabled if code.sees_grad_mode else None, autocast
         operation = getattr(stage.module, "operation", None)
-        parts = stage.digest, code.digest, getattr(operation, "identity", ""), devices, arguments, repetitions, seen
+        parts = stage.digest, getattr(operation, "identity", ""), devices, arguments, repetitions, seen
         return _hash(repr((*parts, str(self.dtype or ""), _settings_of_torch(here.type))))
 
     def _code(self, module: nn.Module) -> Code | NotPortableError:

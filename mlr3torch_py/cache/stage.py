@@ -13,6 +13,7 @@ from torch import nn
 from mlr3torch_py.cache.admission import Admission, dependent, is_fit_in_eval_mode
 from mlr3torch_py.cache.answer import Answer
 from mlr3torch_py.cache.check import HitCheck
+from mlr3torch_py.cache.code import Code
 from mlr3torch_py.cache.known import Known
 from mlr3torch_py.cache.layout import Layout
 from mlr3torch_py.cache.packing import Recalled
@@ -148,8 +149,14 @@ class CachedStage(ABC):
 
     @property
     def digest(self) -> str:
-        """A hash of what the module is; see `Fingerprint.digest`."""
-        return self._admission.digest
+        """A hash of the module's state and of its code, which is the same in other processes.
+
+        Raises
+        ------
+        NotPortableError
+            If there is none; the message names what is to blame.
+        """
+        return f"{self._admission.digest} {Code.of(self.module).digest}"
 
     @property
     def lost_on_resume(self) -> str:
@@ -157,7 +164,7 @@ class CachedStage(ABC):
         try:
             _ = self.digest
         except NotPortableError as error:
-            return f"since no other process can tell what {error} is: use a function of a file, or plain values"
+            return f"since no other process can tell {error}: use functions and classes of a file, and plain values"
         try:
             for layout in self.layouts:
                 layout.spec.packed()

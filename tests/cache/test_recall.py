@@ -1,5 +1,6 @@
 """Which rows a resumed run takes from a checkpoint, and what is said of the others before they are lost."""
 
+import logging
 import warnings
 from collections import OrderedDict
 from functools import partial
@@ -12,6 +13,7 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from mlr3torch_py import select_prefix, t_clbk
 from tests.cache.helpers import ROWS, cached, counts
@@ -102,6 +104,18 @@ class Shaped(Activated):
         return super().forward(x) + depth
 
 
+def written(negates):
+    """A class of the same name, as after its file was edited."""
+
+    class Written(Activated):
+        if negates:
+
+            def forward(self, x):
+                return -super().forward(x)
+
+    return Written()
+
+
 CHANGES = {
     "a number": (partial(Activated, scale=1.0), partial(Activated, scale=5.0)),
     "a function": (partial(Activated, torch.tanh), partial(Activated, torch.sin)),
@@ -112,6 +126,7 @@ CHANGES = {
     ),
     "an object": (partial(Configured, 1), partial(Configured, 2)),
     "a shape": (partial(Shaped, torch.zeros(6)), partial(Shaped, torch.zeros(2, 3))),
+    "its code": (partial(written, negates=False), partial(written, negates=True)),
     "a nesting": (partial(Shaped, [1, 2]), partial(Shaped, [[1, 2]])),
 }
 
@@ -135,7 +150,9 @@ def silent(function, *args, **kwargs):
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", CHANGES)
-def test_rows_of_a_module_that_computes_something_else_are_not_recalled(tmp_path, kind):
+def test_rows_of_a_module_that_computes_something_else_are_not_recalled(tmp_path, kind, caplog):
+    caplog.set_level(logging.INFO, "mlr3torch_py")
+
     def train(folder, with_cache):
         for make, epochs in zip(CHANGES[kind], (2, 4), strict=True):
             net = net_of(folder, lambda make=make: Linked(make()), max_epochs=epochs)
@@ -147,6 +164,7 @@ def test_rows_of_a_module_that_computes_something_else_are_not_recalled(tmp_path
     cached, plain = train(tmp_path / "cached", True), train(tmp_path / "plain", False)
     torch.testing.assert_close(cached.module_.state_dict(), plain.module_.state_dict())
     assert cached.history[2, "cache_hits"] <= 1  # two rows are equal
+    assert "the rows of 'body' are computed again, as its weights, settings or code differ" in caplog.text
 
 
 @pytest.mark.sample(3)
@@ -158,6 +176,8 @@ def test_rows_of_a_module_that_computes_something_else_are_not_recalled(tmp_path
         partial(Activated, partial(torch.clamp, min=0)),
         partial(Configured, 3),
         partial(Shaped, torch.zeros(2, 3)),
+        partial(written, negates=True),
+        lambda: weight_norm(nn.Linear(4, 257)),  # whose class is made when it is called
     ],
 )
 def test_rows_of_the_same_module_are_recalled(tmp_path, make):
@@ -174,7 +194,7 @@ def test_what_no_other_process_can_tell_apart_is_said_before_the_first_step(tmp_
     net = net_of(tmp_path, lambda: Linked(Activated(depending_on(2))), Crashes(1))
     with (
         pytest.warns(
-            UserWarning, match="the rows of 'body', since no other process can tell what the 'act' of its Activated is"
+            UserWarning, match="the rows of 'body', since no other process can tell the 'act' of its Activated: use"
         ),
         pytest.raises(CrashError),
     ):

@@ -12,6 +12,7 @@ import torch
 from joblib import parallel_backend
 from sklearn.model_selection import GridSearchCV
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from mlr3torch_py import CallbackSetUnfreeze, select_prefix, t_clbk
 from mlr3torch_py.cache.disk import opened
@@ -212,6 +213,19 @@ def test_code_that_cannot_be_read_is_not_stored_and_says_so(tmp_path):
         net, _ = trained(tmp_path, module__backbone=Odd)
     assert net.history[1, "cache_hits"] == 150
     assert opened(tmp_path).sizes(b"") == []
+
+
+def test_a_class_that_is_made_at_run_time_is_stored_by_what_it_computes(tmp_path):
+    class Normed(Backbone):
+        def __init__(self, *args, dim=0, **params):
+            super().__init__(*args, **params)
+            weight_norm(self.linear, dim=dim)
+
+    for _ in range(2):
+        net, _ = trained(tmp_path, module__backbone=Normed)
+    assert net.history[0, "cache_hits_stored"] > 140
+    net, _ = trained(tmp_path, module__backbone=Normed, module__dim=1)
+    assert net.history[0, "cache_misses"] == 150
 
 
 def test_a_full_store_stops_filling_and_training_goes_on(tmp_path):
