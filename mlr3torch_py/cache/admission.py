@@ -14,9 +14,11 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from mlr3torch_py.cache.again import Again
+from mlr3torch_py.cache.code import Code
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
+from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.trials import Schedule, halves, sample_rows
 from mlr3torch_py.network.internals import check_internals, internal
@@ -123,6 +125,7 @@ class Admission:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._fingerprint = Fingerprint(module)
+        self._code: Code | NotPortableError | None = None  # once it was read
         self._layers = list(module.modules())
         states = list(map(vars, self._layers))
         is_usual = all(_TRAINING in state for state in states)  # torch.jit keeps it elsewhere
@@ -206,8 +209,44 @@ class Admission:
 
     @property
     def digest(self) -> str:
-        """A hash of what the module is, which is the same in other processes."""
-        return self._fingerprint.digest
+        """A hash of the module's state and code, which is the same in other processes.
+
+        Raises
+        ------
+        NotPortableError
+            If there is none; the message names what is to blame.
+        """
+        return f"{self._fingerprint.digest} {self.code.digest}"
+
+    @property
+    def code(self) -> Code:
+        """The module's code when it was first asked for.
+
+        Raises
+        ------
+        NotPortableError
+            If some of it cannot be read.
+        """
+        if self._code is None:
+            try:
+                self._code = Code.of(self._module)
+            except NotPortableError as error:
+                self._code = NotPortableError(str(error))  # without its traceback
+        if isinstance(self._code, NotPortableError):
+            raise self._code
+        return self._code
+
+    @property
+    def has_other_code(self) -> bool:
+        """Whether the code is another than when it was read last; False if it never was."""
+        before = self._code
+        if not isinstance(before, Code) or before.snapshot.is_current:
+            return False
+        self._code = None
+        try:
+            return self.code.digest != before.digest
+        except NotPortableError:
+            return True
 
     def trust(self, request: Request) -> None:
         """Take calls of this signature to be row-wise, as trials in another process have found."""

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec, resolve_name
 from types import (
@@ -19,7 +20,7 @@ from types import (
     MemberDescriptorType,
     ModuleType,
 )
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -50,10 +51,11 @@ _PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes, to
 
 
 _lock: Final = threading.Lock()
-_known: Final[dict[tuple[tuple[str, type], ...], tuple[Snapshot, Any]]] = {}
+_known: Final[dict[tuple[tuple[str, type], ...], Code]] = {}
 
 
-class Code(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Code:
     """What the code of a module's forward pass is, and what it looks at.
 
     Functions are followed to whatever they name: globals, methods, functions in closures and in attributes. What
@@ -68,6 +70,8 @@ class Code(NamedTuple):
         The layers whose ``training`` the code may look at, in the order of ``modules()``.
     sees_grad_mode : bool
         Whether it may look at whether gradients are enabled.
+    snapshot : Snapshot
+        The functions, classes and globals that were read.
 
     Examples
     --------
@@ -79,6 +83,7 @@ class Code(NamedTuple):
     digest: str
     moded: tuple[int, ...]
     sees_grad_mode: bool
+    snapshot: Snapshot = field(compare=False, repr=False)
 
     @classmethod
     def of(cls, module: nn.Module) -> Code:
@@ -90,14 +95,18 @@ class Code(NamedTuple):
             If some of it cannot be read; the message names it.
         """
         classes = tuple((name, type(layer)) for name, layer in module.named_modules())
-        if (found := _known.get(classes)) is not None and found[0].is_current and not _has_unusual_settings(module):
-            return cast(Code, found[1])
+        if (
+            (found := _known.get(classes)) is not None
+            and found.snapshot.is_current
+            and not _has_unusual_settings(module)
+        ):
+            return found
         reader = _Reader(module)
         reader.read()
-        code = cls(reader.digest, reader.moded, bool(_GRAD_MODES & reader.names))
+        code = cls(reader.digest, reader.moded, bool(_GRAD_MODES & reader.names), reader.snapshot)
         if reader.snapshot.is_lasting:
             with _lock:
-                _known[classes] = reader.snapshot, code
+                _known[classes] = code
                 while len(_known) > _MAX_KNOWN:
                     del _known[next(iter(_known))]
         return code

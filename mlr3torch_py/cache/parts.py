@@ -245,7 +245,7 @@ class CachedParts:
         """Answer calls after training, too, until `close`; each follows changes of every kind first."""
         self.write()
         for cached in (*self._stages.modules.values(), *self._stages.links.values()):
-            cached.is_kept = True
+            cached.keep()
         if self._shelf is not None:
             self._shelf.is_kept = True
 

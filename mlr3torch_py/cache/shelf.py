@@ -269,14 +269,15 @@ class Shelf:
     n_waiting: int = 0
     network: bytes = b""
     _layouts: list[Layout] = field(default_factory=list)
-    _codes: dict[int, tuple[nn.Module, Code | NotPortableError]] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
     _written_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        code = self._code(self.module)
         # What a network does with an output, such as writing into it, is known for its code alone.
-        self.network = secrets.token_bytes(8) if isinstance(code, NotPortableError) else _hash(code.digest)[:8]
+        try:
+            self.network = _hash(Code.of(self.module).digest)[:8]
+        except NotPortableError:
+            self.network = secrets.token_bytes(8)
 
     def place(self, layout: Layout, request: Request, stage: CachedModule) -> bool:
         """Give a layout its rows on disk, if other processes can tell what computes them.
@@ -323,9 +324,6 @@ class Shelf:
 
         Of devices, the kind counts, and whether they are that of the input.
         """
-        code = self._code(stage.module)
-        if isinstance(code, NotPortableError):
-            raise code
         layout: Any = request.layout
         (pattern, (modes, is_grad_enabled, autocast)), (shared, repetitions) = layout
         if any(reference.answer.layout.shelved is None for reference in request.call.references):
@@ -334,20 +332,10 @@ class Shelf:
         tensors = *stage.module.parameters(), *stage.module.buffers()
         devices = sorted({name_of_device(tensor.device, here) for tensor in tensors})
         arguments = _with_named_devices((pattern, tuple(map(_input_of, shared))), here)
-        seen = [modes[i] for i in code.moded], is_grad_enabled if code.sees_grad_mode else None, autocast
+        seen = [modes[i] for i in stage.code.moded], is_grad_enabled if stage.code.sees_grad_mode else None, autocast
         operation = getattr(stage.module, "operation", None)
         parts = stage.digest, getattr(operation, "identity", ""), devices, arguments, repetitions, seen
         return _hash(repr((*parts, str(self.dtype or ""), _settings_of_torch(here.type))))
-
-    def _code(self, module: nn.Module) -> Code | NotPortableError:
-        if id(module) not in self._codes:
-            code: Code | NotPortableError
-            try:
-                code = Code.of(module)
-            except NotPortableError as error:
-                code = NotPortableError(str(error))  # without its traceback
-            self._codes[id(module)] = module, code
-        return self._codes[id(module)][1]
 
     def _tell(self, stage: CachedModule, error: NotPortableError) -> None:
         logger.info("frozen_cache: rows of %s are not stored: no other process can tell %s", stage.name, error)

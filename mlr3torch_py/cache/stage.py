@@ -132,11 +132,16 @@ class CachedStage(ABC):
         self._check.begin_epoch(sum(len(table) for layout in self.layouts for table in layout.tables))
 
     def follow_changes(self) -> bool:
-        """Forget all rows if anything in the module has changed; return whether it has."""
-        has_changed = self._admission.find_change() is not None
+        """Forget all rows if anything in the module has changed, if it is kept its code, too; return whether it has."""
+        has_changed = self._admission.find_change() is not None or (self.is_kept and self._admission.has_other_code)
         if has_changed:
             self.forget()
         return has_changed
+
+    def keep(self) -> None:
+        """Answer calls after training, too, from now on following changes of every kind, those of code included."""
+        self.is_kept = True
+        self._watch_code()
 
     def unstore(self, *, own: bool = False) -> None:
         """Drop the rows that are on disk, or those of this training."""
@@ -156,7 +161,18 @@ class CachedStage(ABC):
         NotPortableError
             If there is none; the message names what is to blame.
         """
-        return f"{self._admission.digest} {Code.of(self.module).digest}"
+        return self._admission.digest
+
+    @property
+    def code(self) -> Code:
+        """The module's code.
+
+        Raises
+        ------
+        NotPortableError
+            If some of it cannot be read.
+        """
+        return self._admission.code
 
     @property
     def lost_on_resume(self) -> str:
@@ -186,6 +202,12 @@ class CachedStage(ABC):
         self._known.drop()
         self._admission = Admission(self.module)
         self._pace = Pace()
+        if self.is_kept:
+            self._watch_code()
+
+    def _watch_code(self) -> None:
+        with suppress(NotPortableError):
+            _ = self._admission.code
 
     def remove(self) -> None:
         """Restore the module's own call, and forget all rows."""

@@ -8,6 +8,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from mlr3torch_py.cache.admission import Request
+from mlr3torch_py.cache.code import Code
 from mlr3torch_py.cache.layout import Layout
 from mlr3torch_py.cache.output import OutputSpec
 from mlr3torch_py.cache.portable import portable_hash
@@ -26,7 +27,7 @@ def key_of(tmp_path, *inputs, weights=None, **settings):
         module = nn.ReLU()
         module.weight = nn.Parameter(torch.empty(4, device=inputs[0] if weights is None else weights))
         call = Call(tuple(torch.empty(5, 4, device=device) for device in inputs), settings)
-    stage = SimpleNamespace(module=module, digest="digest", name="layer", is_link=False)
+    stage = SimpleNamespace(module=module, digest="digest", code=Code.of(module), name="layer", is_link=False)
     request = Request(call, "", layout=((call.pattern, (b"\1", True, None)), call.shared))
     return Shelf(opened(tmp_path, 10**6), module)._key(request, stage)
 

@@ -164,7 +164,7 @@ def test_rows_of_a_module_that_computes_something_else_are_not_recalled(tmp_path
     cached, plain = train(tmp_path / "cached", True), train(tmp_path / "plain", False)
     torch.testing.assert_close(cached.module_.state_dict(), plain.module_.state_dict())
     assert cached.history[2, "cache_hits"] <= 1  # two rows are equal
-    assert "the rows of 'body' are computed again, as its weights, settings or code differ" in caplog.text
+    assert "rows of 'body' are computed again, as its weights, settings or code differ" in caplog.text
 
 
 @pytest.mark.sample(3)

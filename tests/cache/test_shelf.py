@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import FunctionType
 
 import numpy as np
 import pytest
@@ -26,6 +27,9 @@ def note(n_rows):
     sys.computed_rows = getattr(sys, "computed_rows", 0) + n_rows
 
 
+GAIN = 1.0
+
+
 class Backbone(nn.Module):
     def __init__(self, width=5, scale=1.0, dtype=torch.float32, seed=1):
         super().__init__()
@@ -36,7 +40,7 @@ class Backbone(nn.Module):
 
     def forward(self, x):
         note(len(x))
-        return torch.tanh(self.norm(self.linear(x))).to(self.dtype) * self.scale
+        return torch.tanh(self.norm(self.linear(x))).to(self.dtype) * self.scale * GAIN
 
 
 class Rescaled(Backbone):
@@ -357,17 +361,54 @@ def unfreeze(net):
         net.module_.backbone.linear.weight.mul_(2)
 
 
+def replace_code(net):
+    Backbone.forward = edited
+
+
+def edit_code(net):
+    """As Jupyter's autoreload does."""
+    Backbone.forward.__code__ = edited.__code__
+
+
+def edited(self, x):
+    return -torch.tanh(self.norm(self.linear(x)))
+
+
+def replace_global(net):
+    globals()["GAIN"] = 2.0
+
+
+@pytest.mark.parametrize("folder", [None, "store"])
 @pytest.mark.parametrize(
-    "change", [write_data, write_numpy, write_buffer, write_setting, replace_layer, load, unfreeze]
+    "change",
+    [
+        *(write_data, write_numpy, write_buffer, write_setting, replace_layer, load, unfreeze),
+        *(replace_code, edit_code, replace_global),
+    ],
 )
-def test_whatever_changes_the_frozen_part_after_training_counts_at_once(tmp_path, change):
-    net, _ = trained(tmp_path, cache={"keep": True})
+def test_whatever_changes_the_frozen_part_after_training_counts_at_once(tmp_path, monkeypatch, folder, change):
+    forward = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", FunctionType(forward.__code__, globals()))
+    monkeypatch.setitem(globals(), "GAIN", GAIN)
+    net, _ = trained(folder and tmp_path / folder, cache={"keep": True})
     net.predict(X)
     change(net)
     found = net.forward(X)
     with torch.no_grad():
         expected = copy.deepcopy(net.module_).eval()(torch.as_tensor(X))
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_code_that_is_edited_again_and_again_counts_each_time(monkeypatch):
+    net, _ = trained(cache={"keep": True})
+    net.predict(X)
+    net.module_.backbone.scale = 2.0
+    for sign in (1.0, -1.0, 1.0):
+        monkeypatch.setattr(Backbone, "forward", lambda self, x, sign=sign: sign * edited(self, x))
+        found, again = net.forward(X), net.forward(X)
+        expected = net.module_.head(sign * edited(net.module_.backbone, torch.as_tensor(X)))
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert torch.equal(found, again)
 
 
 def test_copies_and_pickles_carry_no_rows(tmp_path):
