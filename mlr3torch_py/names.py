@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 
-__all__ = ["ancestors", "listed", "nearest", "percent"]
+__all__ = ["ancestors", "counted", "listed", "nearest", "percent"]
 
 
 def ancestors(name: str) -> Iterator[str]:
@@ -21,6 +21,17 @@ def ancestors(name: str) -> Iterator[str]:
     while name:
         name = name.rpartition(".")[0]
         yield name
+
+
+def counted(n: int, noun: str) -> str:
+    """Put a number before a noun that takes an "s" in the plural.
+
+    Examples
+    --------
+    >>> counted(1, "tensor"), counted(2000, "tensor")
+    ('1 tensor', '2,000 tensors')
+    """
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def listed(items: Iterable[object], most: int = 10) -> str:

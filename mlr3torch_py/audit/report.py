@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mlr3torch_py.names import listed
+from mlr3torch_py.names import counted, listed
 
 __all__ = ["AuditReport", "Stretch"]
 
@@ -121,6 +121,6 @@ class AuditReport:
             return "compared nothing, since nothing was frozen"
         moved = dict.fromkeys(name for one in self._stretches if one.moved for name in one.names)
         return (
-            f"compared {len(n_values):,} frozen tensors with {sum(n_values.values()):,} values, "
-            f"{comparisons:,} comparisons in all: {f'{listed(moved)} moved' if moved else 'nothing moved'}"
+            f"compared {counted(len(n_values), 'frozen tensor')} with {counted(sum(n_values.values()), 'value')}, "
+            f"{counted(comparisons, 'comparison')} in all: {f'{listed(moved)} moved' if moved else 'nothing moved'}"
         )

@@ -9,7 +9,8 @@ from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_flag, check_whole
 from mlr3torch_py.callbacks.progress_display import Display, display_for
-from mlr3torch_py.callbacks.progress_state import Epoch, ProgressState, epochs_text, seconds_text
+from mlr3torch_py.callbacks.progress_state import Epoch, ProgressState, seconds_text
+from mlr3torch_py.names import counted
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import row_of, rows_of
@@ -142,7 +143,7 @@ class CallbackSetProgress(CallbackSet):
             self._say("Training: finished already, nothing to train" if rows else "Training: nothing to train")
             return
         how = _how_it_ended(net, state.total_epochs, is_open=self.is_open_, terminates=ctx.terminate)
-        trained = f"Trained for {epochs_text(len(rows))} ({seconds_text(rows)})"
+        trained = f"Trained for {counted(len(rows), 'epoch')} ({seconds_text(rows)})"
         self._say(f"{trained}: {how}" if how else trained)
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:

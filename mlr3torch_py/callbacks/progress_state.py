@@ -12,7 +12,7 @@ from mlr3torch_py.names import percent
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.trained import EVENT, RATE, governed_modules, key_of
 
-__all__ = ["Epoch", "ProgressState", "epochs_text", "scores_in", "seconds_text"]
+__all__ = ["Epoch", "ProgressState", "scores_in", "seconds_text"]
 
 _NO_SCORES: Final = ("train_", "valid_", "event_", "lr_", "cache_", "trainable_")
 _KEYS_OF_OTHERS: Final = {"epoch", "dur", "n_trainable"}
@@ -120,17 +120,6 @@ class ProgressState:
         if hours:
             return f"{hours} h {minutes % 60} min left"
         return f"{minutes} min {seconds % 60} s left" if minutes else f"{seconds} s left"
-
-
-def epochs_text(n: int) -> str:
-    """Count epochs in words.
-
-    Examples
-    --------
-    >>> epochs_text(1), epochs_text(2)
-    ('1 epoch', '2 epochs')
-    """
-    return f"{n} epoch{'s' * (n != 1)}"
 
 
 def seconds_text(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from mlr3torch_py.forecast.measure import Measurement
 from mlr3torch_py.forecast.plan_changes import n_weights
 from mlr3torch_py.forecast.plan_html import plan_html
 from mlr3torch_py.forecast.plan_text import plan_text
-from mlr3torch_py.names import listed
+from mlr3torch_py.names import counted, listed
 from mlr3torch_py.schedule.rates import Factor
 
 if TYPE_CHECKING:
@@ -213,8 +213,8 @@ class FreezePlan:
             below, passed = self._passed(i)
             if n_weights(self, passed) > max(n_weights(self, self._skipped(i)), n_weights(self, below)):
                 found.append(
-                    f"phase {i}: {listed(below)} trains below {len(passed)} frozen tensors "
-                    f"({n_weights(self, passed):,} weights), so that the backward pass goes through them"
+                    f"phase {i}: {listed(below)} trains below {counted(len(passed), 'frozen tensor')} "
+                    f"({counted(n_weights(self, passed), 'weight')}), so that the backward pass goes through them"
                 )
         return found
 

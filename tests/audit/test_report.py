@@ -143,6 +143,13 @@ def test_one_line_at_the_end_says_how_much_was_compared(caplog, params, line):
     assert record.levelno == logging.INFO
 
 
+def test_one_tensor_is_one_tensor(caplog):
+    caplog.set_level(logging.INFO, logger="mlr3torch_py")
+    network = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 3))
+    iris_net(CallbackSetUnfreeze(select_last(1)), t_clbk("freeze_audit"), module=network, max_epochs=1).fit(X, y)
+    assert caplog.messages[-1].startswith("freeze_audit compared 1 frozen tensor with 4 values, 1 comparison in all")
+
+
 def test_the_line_names_what_moved_and_says_when_nothing_was_frozen(caplog):
     caplog.set_level(logging.INFO, logger="mlr3torch_py")
     with pytest.warns(UserWarning, match="0.bias"):
