@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from copy import deepcopy
 from operator import attrgetter, itemgetter
 from time import thread_time
@@ -20,11 +20,11 @@ from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
 from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rows import Call, NotCacheableError
-from mlr3torch_py.cache.trials import Schedule, halves, sample_rows
+from mlr3torch_py.cache.trials import Schedule, Trial, halves, sample_rows
 from mlr3torch_py.network.internals import check_internals, internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
-__all__ = ["NEEDS_GRADIENT", "Admission", "Request", "Trial", "dependent", "is_fit_in_eval_mode", "is_transformed"]
+__all__ = ["NEEDS_GRADIENT", "Admission", "Request", "dependent", "is_fit_in_eval_mode", "is_transformed"]
 
 NEEDS_GRADIENT: Final = "its input requires a gradient"
 
@@ -52,36 +52,6 @@ class Request(NamedTuple):
     call: Call
     signature: Hashable
     layout: Hashable
-
-
-class Trial(NamedTuple):
-    """The state of things before a call that is being tried.
-
-    Parameters
-    ----------
-    is_module_changed : bool
-        Whether the module was modified unseen, through ``.data`` or numpy, since it was last compared.
-    generators : mapping
-        All random generators that the call might draw from.
-    random_states : mapping
-        Their states.
-    samples : sequence of pairs of list of int and Call
-        Small batches to be computed again: which rows, and their values. None if the call is only watched.
-    began : float
-        When the call began, by the CPU time of the thread.
-    """
-
-    is_module_changed: bool
-    generators: Mapping[str, Any]
-    random_states: Mapping[str, Any]
-    samples: Sequence[tuple[list[int], Call]] = ()
-    began: float = 0.0
-
-    @property
-    def moved(self) -> dict[str, Any]:
-        """The generators that have moved since."""
-        now = random_states(self.generators)
-        return {name: one for name, one in self.generators.items() if now[name] != self.random_states[name]}
 
 
 class Admission:

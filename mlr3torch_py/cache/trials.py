@@ -1,16 +1,49 @@
-"""When calls of a module are tried, and by which of their rows."""
+"""Trials of calls: what is noted before one, when they are held, and by which rows."""
 
 from __future__ import annotations
 
 import secrets
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from mlr3torch_py.cache.layout import N_TRIALS
+from mlr3torch_py.cache.rows import Call
+from mlr3torch_py.network.randomness import random_states
 
-__all__ = ["Schedule", "halves", "sample_rows"]
+__all__ = ["Schedule", "Trial", "halves", "sample_rows"]
 
 _MAX_SHARE: Final = 0.25
 _CHEAP: Final = 0.1  # below, what is cached must not depend on how fast a machine is just then
+
+
+class Trial(NamedTuple):
+    """The state of things before a call that is being tried.
+
+    Parameters
+    ----------
+    is_module_changed : bool
+        Whether the module was modified unseen, through ``.data`` or numpy, since it was last compared.
+    generators : mapping
+        All random generators that the call might draw from.
+    random_states : mapping
+        Their states.
+    samples : sequence of pairs of list of int and Call
+        Small batches to be computed again: which rows, and their values. None if the call is only watched.
+    began : float
+        When the call began, by the CPU time of the thread.
+    """
+
+    is_module_changed: bool
+    generators: Mapping[str, Any]
+    random_states: Mapping[str, Any]
+    samples: Sequence[tuple[list[int], Call]] = ()
+    began: float = 0.0
+
+    @property
+    def moved(self) -> dict[str, Any]:
+        """The generators that have moved since."""
+        now = random_states(self.generators)
+        return {name: one for name, one in self.generators.items() if now[name] != self.random_states[name]}
 
 
 class Schedule:
