@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
+from types import FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ _NUMBERS: Final = frozenset({bool, int, float})
 _PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
 _BY_VALUE: Final = frozenset({*_PLAIN, bytes})
 _WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
+_LOOKED_AT_ELSEWHERE: Final = (nn.Module, type, FunctionType, ModuleType)
 
 
 def is_setting(name: str) -> bool:
@@ -36,7 +38,7 @@ class _Contents(NamedTuple):
     """The contents of a container or tensor."""
 
     leaves: Sequence[Any]
-    structure: TreeSpec | type | tuple[torch.Size, torch.dtype] | None = None
+    structure: TreeSpec | type | tuple[Any, ...] | None = None
 
 
 _MEMBERS: Final[Callable[..., Iterable[Any]]] = dict.values
@@ -62,7 +64,8 @@ class Fingerprint:
     """The state of a module at one time: parameters, buffers, children and all other attributes.
 
     Parameters and buffers are compared by value and identity; other attributes by value if they are tensors or plain,
-    item by item if they are containers, and by identity otherwise.
+    item by item if they are containers, and otherwise by identity and by the plain values that they hold, as a
+    configuration does.
 
     Parameters
     ----------
@@ -224,20 +227,33 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
     """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
     own = vars(layer)
     return {
-        name: value if type(value := own[name]) in _PLAIN or not isinstance(value, _WITH_CONTENTS) else _contents(value)
+        name: value if type(value := own[name]) in _PLAIN else _contents(value)
         for name in filter(is_setting, sorted(own.keys() - _NOT_SETTINGS))  # of which few are left
     }
 
 
-def _contents(value: Any) -> _Contents:
+def _contents(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return _Contents((content_hash(value),), (value.shape, value.dtype))
+    if not isinstance(value, _WITH_CONTENTS):
+        return _Contents((value, *held.values()), tuple(held)) if (held := _held_by(value)) else value
     if not value:
         return _EMPTY
     if type(value) is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
         return _Contents(value, tuple)
     leaves, structure = (list(value), set) if isinstance(value, set) else tree_flatten(value)
     return _Contents([_contents(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
+
+
+def _held_by(value: Any) -> dict[str, Any]:
+    """Return the plain attributes of an object, without running its code."""
+    if isinstance(value, _LOOKED_AT_ELSEWHERE):
+        return {}
+    try:
+        held = object.__getattribute__(value, "__dict__")
+    except AttributeError:  # it has slots, or is made in C
+        return {}
+    return {name: one for name, one in held.items() if type(one) in _BY_VALUE}
 
 
 def _is_plain(value: Any) -> bool:

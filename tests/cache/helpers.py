@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -40,9 +41,10 @@ class Scaled(nn.BatchNorm1d):
     def __init__(self, width):
         super().__init__(width)
         self.table = {"scale": 1.0, "shift": torch.zeros(1)}
+        self.config = SimpleNamespace(gain=1.0)
 
     def forward(self, x):
-        return super().forward(x) * self.table["scale"] + self.table["shift"]
+        return super().forward(x) * self.table["scale"] * self.config.gain + self.table["shift"]
 
 
 def normed():
@@ -103,6 +105,7 @@ UNSEEN = {
     "an object": lambda part: setattr(part[2], "forward", torch.tanh),
     "another class": lambda part: setattr(part[2], "__class__", nn.Tanh),
     "an item": lambda part: part[1].table.update(scale=2.0),
+    "a configuration": lambda part: setattr(part[1].config, "gain", 2.0),
     "a plain tensor": lambda part: part[1].table["shift"].add_(1),
     "a new child": lambda part: part.append(nn.Tanh()),
 }
