@@ -50,9 +50,9 @@ class CallbackSetCheckpoint(CallbackSet):
         The number of epochs between checkpoints, from 1.
     resume : bool, str or os.PathLike
         If True, a net without history continues from the newest complete checkpoint in `path`, or starts from scratch
-        if there is none. A folder says where to resume from; new checkpoints are written to `path`. ``max_epochs`` then
-        counts all epochs of the run, so that a finished one trains nothing. A later call of ``partial_fit`` in the same
-        script is resumed too.
+        if there is none. A folder says where to resume from; new checkpoints are written to `path`. ``max_epochs``, or
+        ``epochs`` of ``fit``, then counts all epochs of the run, so that a finished one trains nothing. A later call of
+        ``partial_fit`` in the same script is resumed too.
     keep_last : int, optional
         The number of checkpoints to keep, from 1; all by default, or the last one if `keep_best` is True. The ends
         of all calls before are kept as well.
@@ -76,7 +76,7 @@ class CallbackSetCheckpoint(CallbackSet):
     TypeError, ValueError
         When training begins, if an argument is wrong, a stateful callback would run after this one, or the checkpoint
         is damaged, of another run, of another network, data or rows for validation, of a callback of another class, has
-        more epochs than ``max_epochs``, or had other settings and leaves nothing to train. When a checkpoint is
+        more epochs than the call asks for, or had other settings and leaves nothing to train. When a checkpoint is
         written, if no file can hold the state of a callback.
     FileExistsError
         When training begins, if the folder holds checkpoints of another run or foreign files.
@@ -189,12 +189,15 @@ class CallbackSetCheckpoint(CallbackSet):
         fits = owner is not None and (owner.fits(net) or (owner.is_behind(net) and not callable(self.path)))
         previous = self.folder_ if fits or not len(net.history) else None
         self.folder_ = CheckpointFolder(folder_of(net, self.path, None if previous is None else previous.path))
-        place = Place(self.folder_, self.resume, self.call_ if previous is not None and fits else None)
+        ctx = cast(ContextTorch, self.ctx)
+        call = self.call_ if previous is not None and fits else None
+        place = Place(self.folder_, self.resume, call, ctx.asked_epochs)
         plan = on_main_process(lambda: place.open(net))
-        self.session_ = session = Session(net, cast(ContextTorch, self.ctx), plan, record_of(X, y))
+        self.session_ = session = Session(net, ctx, plan, record_of(X, y))
         self.call_ = session.call
         if plan.checkpoint is not None:
-            logger.info("resuming %s after epoch %d of %d", self.folder_.path, plan.checkpoint.epoch, net.max_epochs)
+            last = plan.epochs_before + ctx.asked_epochs
+            logger.info("resuming %s after epoch %d of %d", self.folder_.path, plan.checkpoint.epoch, last)
         return session.begin()
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:

@@ -12,13 +12,14 @@ from mlr3torch_py.checkpoint.contents import GRADIENTS, LARGE, STATE_TENSORS, Ch
 from mlr3torch_py.checkpoint.parts import modules_of, optimizers_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.warn import warn
 
 __all__ = ["check_callbacks", "check_fits", "differences", "optimizer_classes", "state_dicts"]
 
 
-def check_fits(net: Net, checkpoint: Checkpoint, last_epoch: int) -> None:
+def check_fits(net: Net, checkpoint: Checkpoint, ctx: ContextTorch) -> None:
     """Check that a checkpoint can be restored into a net.
 
     Raises
@@ -26,11 +27,12 @@ def check_fits(net: Net, checkpoint: Checkpoint, last_epoch: int) -> None:
     ValueError
         If it is of another network or optimizer, or of an epoch after the last of this call.
     """
-    epoch = checkpoint.epoch
-    if epoch > last_epoch:
+    epoch, asked = checkpoint.epoch, ctx.asked_epochs
+    if epoch > ctx.total_epochs:
+        name = "max_epochs" if asked == net.max_epochs else "epochs"
         raise ValueError(
-            f"`max_epochs` is {net.max_epochs}, but the checkpoint is of epoch {epoch} and a resumed run counts all of "
-            "its epochs; raise it"
+            f"`{name}` is {asked}, but the checkpoint is of epoch {epoch} and a resumed run counts all of its epochs; "
+            "raise it"
         )
     if different := differences(net, checkpoint):
         raise ValueError(

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     checkpoint : Checkpoint, optional
         What is to be restored.
     epochs_before : int
-        The number of epochs from which ``max_epochs`` counts.
+        The number of epochs from which those of the call count.
     is_over : bool
         Whether the call was followed by another one, so that nothing of it is left to train.
     """
@@ -54,14 +54,21 @@ class Place:
         As the callback has it.
     before : mapping, optional
         The call that this net has made last, if it was into this folder.
+    epochs : int
+        The number of epochs that the call asks for.
     """
 
     def __init__(
-        self, folder: CheckpointFolder, resume: bool | str | os.PathLike[str], before: Mapping[str, Any] | None
+        self,
+        folder: CheckpointFolder,
+        resume: bool | str | os.PathLike[str],
+        before: Mapping[str, Any] | None,
+        epochs: int,
     ) -> None:
         self._folder = folder
         self._resume = plain(resume)
         self._before = before
+        self._epochs = epochs
 
     def open(self, net: Net) -> Plan:
         """Lock the folder, and find what to continue."""
@@ -96,7 +103,7 @@ class Place:
             return Plan(run_id, {"n": 1, "begin": begin}, run, epochs_before=begin or 0)
         end = _end_of_call(source, newest, 1)
         call = None if end is None else source.call_of(end)
-        is_replayed = end != newest and call is not None and call.get("until") == call["begin"] + net.max_epochs
+        is_replayed = end != newest and call is not None and call.get("until") == call["begin"] + self._epochs
         checkpoint = self._read(source, end if is_replayed and end is not None else newest)
         if run is None:
             run_id = checkpoint.state.get("run", run_id)
@@ -119,7 +126,7 @@ class Place:
             self._folder.check_none_after(begin)
             return Plan(run_id, call)
         checkpoint = self._read(self._folder, end)
-        is_over = end != newest and kept.get("until") == begin + net.max_epochs
+        is_over = end != newest and kept.get("until") == begin + self._epochs
         return Plan(run_id, kept, run, checkpoint, begin, is_over)
 
     def _read(self, source: CheckpointFolder, epoch: int) -> Checkpoint:

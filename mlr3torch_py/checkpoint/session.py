@@ -88,7 +88,7 @@ class Session:
         net, checkpoint = self.net, self._pending
         if checkpoint is not None or self._plan.run is not None:
             self._ctx.is_resumed, self._ctx.epochs_before = True, self._plan.epochs_before
-            self._ctx.total_epochs = self._plan.epochs_before + net.max_epochs
+            self._ctx.total_epochs = self._plan.epochs_before + self._ctx.asked_epochs
         if checkpoint is None:
             return False
         check_callbacks(net, checkpoint)
@@ -109,7 +109,7 @@ class Session:
         if checkpoint is None and self.call["n"] > 1:
             self._states_of_call = random_states(here)
         self.call["begin"] = len(net.history) if self.call["begin"] is None else self.call["begin"]
-        self.call["until"] = (self.call["begin"] if checkpoint is None else plan.epochs_before) + net.max_epochs
+        self.call["until"] = (self.call["begin"] if checkpoint is None else plan.epochs_before) + self._ctx.asked_epochs
         first = self._states_of_call or (plan.run and plan.run["random"])
         if first is not None:
             set_random_states(here, first)
@@ -184,7 +184,7 @@ class Session:
         net = self.net
         self._ctx.terminate |= self._plan.is_over or was_stopped(net, checkpoint)
         is_over = self._ctx.terminate or checkpoint.epoch >= self._ctx.total_epochs
-        check_fits(net, checkpoint, self._ctx.total_epochs)
+        check_fits(net, checkpoint, self._ctx)
         if "settings" in checkpoint.state:
             check_settings(checkpoint.state["settings"], self._settings, is_finished=is_over)
         restore_history(net, checkpoint)

@@ -282,7 +282,7 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def advise(self, net: Net) -> None:
         super().advise(net)
-        last_epoch = len(net.history) + net.max_epochs
+        last_epoch = len(net.history) + (net.max_epochs if self.ctx is None else self.ctx.asked_epochs)
         for step in self.declared_[0].steps:
             if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
                 logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `max_epochs`", step.row, last_epoch)

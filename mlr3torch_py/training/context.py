@@ -12,6 +12,7 @@ from torch import nn
 from mlr3torch_py.names import nearest
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.asked import epochs_asked_for
 from mlr3torch_py.training.clock import row_of, rows_of
 from mlr3torch_py.training.scoring import work_out_scores
 
@@ -32,9 +33,11 @@ class ContextTorch:
     global_step : int
         The training batch over the whole life of the net, from 1; 0 before the first.
     is_resumed : bool
-        Whether this call continues a run from its files; ``max_epochs`` then includes the earlier epochs of that run.
+        Whether this call continues a run from its files; the epochs it asks for include the earlier ones of that run.
     is_starting : bool
         Whether ``on_train_begin`` of the callbacks is being called.
+    asked_epochs : int
+        The number of epochs that the call asks for: ``epochs`` if it is given, else ``max_epochs`` of the net.
     total_epochs : int
         The last epoch of this call.
     epochs_before : int or None
@@ -83,7 +86,8 @@ class ContextTorch:
         self.loaders: list[Any] = []
         self.epochs_before: int | None = None
         self.ended_epoch: int = 0
-        self.total_epochs: int = len(net.history) + net.max_epochs
+        self.asked_epochs: int = epochs_asked_for(net)
+        self.total_epochs: int = len(net.history) + self.asked_epochs
         self.batch: Any = None
         self.y_hat: torch.Tensor | None = None
         self.y_hats: Any = None
@@ -175,14 +179,14 @@ class ContextTorch:
         Parameters
         ----------
         epochs : int, optional
-            The number of epochs asked for; ``max_epochs`` of the net by default.
+            The number of epochs asked for; by default `asked_epochs`.
 
         Returns
         -------
         int
         """
-        asked = self.net.max_epochs if epochs is None else epochs
-        self.total_epochs = asked + (self.epochs_before or 0 if self.is_resumed else self.epoch)
+        self.asked_epochs = self.asked_epochs if epochs is None else epochs
+        self.total_epochs = self.asked_epochs + (self.epochs_before or 0 if self.is_resumed else self.epoch)
         return 0 if self.terminate else self.total_epochs - self.epoch
 
     def _last_scores(self, part: str) -> dict[str, float]:

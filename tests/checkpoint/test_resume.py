@@ -35,6 +35,27 @@ def test_the_end_is_the_last_complete_epoch(error, freq, tmp_path):
     assert final(tmp_path / "broken", resumed) == final(tmp_path / "whole", whole)
 
 
+@pytest.mark.parametrize("crash", [2, 5])
+def test_a_run_that_is_given_its_epochs_by_fit_resumes_to_the_last_of_them(tmp_path, crash):
+    def net_of(folder, *more):
+        return iris_net(checkpoint(folder, resume=True), t_clbk("lr_one_cycle", max_lr=0.1), *more, max_epochs=2)
+
+    torch.manual_seed(0)
+    whole = net_of(tmp_path / "whole").fit(X, y, epochs=6)
+    torch.manual_seed(0)
+    with pytest.raises(CrashError):
+        net_of(tmp_path / "kept", Crashes(crash)).fit(X, y, epochs=6)
+    resumed = net_of(tmp_path / "kept").fit(X, y, epochs=6)
+    assert len(resumed.history) == 6
+    assert final(tmp_path / "kept", resumed) == final(tmp_path / "whole", whole)
+    again = net_of(tmp_path / "kept").fit(X, y, epochs=6)
+    assert not moved(weights(resumed), weights(again))
+    with pytest.raises(ValueError, match="`max_epochs` is 2, but the checkpoint is of epoch 6"):
+        net_of(tmp_path / "kept").fit(X, y)
+    with pytest.raises(ValueError, match="`epochs` is 5, but the checkpoint is of epoch 6"):
+        net_of(tmp_path / "kept").fit(X, y, epochs=5)
+
+
 def test_nothing_is_kept_of_a_run_that_stops_in_its_first_epoch(tmp_path):
     iris_net(checkpoint(tmp_path, freq=10), Stops(KeyboardInterrupt, 2)).fit(X, y)
     assert files(tmp_path) == ["run.json"]
