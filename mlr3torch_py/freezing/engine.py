@@ -111,6 +111,11 @@ class FreezingEngine(Generic[_Host]):
         self.peers.append(self)
 
     @property
+    def seems_current(self) -> bool:
+        """Whether nothing that it governs seems to be replaced since it looked last."""
+        return self._inventory.seems_current
+
+    @property
     def is_provisional(self) -> bool:
         """Whether no step has been taken since training began."""
         return self._flags_before is not None

@@ -183,16 +183,20 @@ class FreezingCallback(CallbackSet, ABC):
                 engine = self._engine_now(net)
             if engine.driver is self:
                 engine.batch += 1
-            if engine.batch >= engine.due:
+            if engine.batch >= engine.due or not engine.seems_current:
                 has_begun = engine.moment.epoch == len(net.history)
                 moment = replace(engine.moment if has_begun else moment_of(net.history), batch=engine.batch)
                 for callback in freezing_callbacks(net, self.module):
                     callback.before_batch(net, moment)
                 engine.begin_batch(moment)
+                self._record_trainable(net)  # of an epoch that may be interrupted
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.engine_ is None or self.engine_.driver is self:
-            net.history.record(key_of("n_trainable", self.module), n_trainable(self.network_of(net)))
+            self._record_trainable(net)
+
+    def _record_trainable(self, net: Net) -> None:
+        net.history.record(key_of("n_trainable", self.module), n_trainable(self.network_of(net)))
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if self.engine_ is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from operator import is_
+from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
@@ -13,6 +15,8 @@ from mlr3torch_py.network.unwrap import Places, named_parameters
 from mlr3torch_py.schedule.plan import Held
 
 __all__ = ["Inventory"]
+
+_VALUES: Final[Callable[..., Iterable[Any]]] = dict.values
 
 
 class Inventory:
@@ -52,7 +56,27 @@ class Inventory:
         else:
             self.tensors = named_parameters(network)
             self.sharing = frozenset(map(frozenset, sharing_names(self.tensors)))
-        self._optimizers = [(one, sum(len(group["params"]) for group in one.param_groups)) for one in optimizers]
+        self._optimizers = [(one, _n_tensors(one)) for one in optimizers]
+        layers = [one for one in self.places.modules if one is not None]
+        owners = (owner for one in layers for owner in (one._modules, one._parameters))
+        self._owners = [owner for owner in owners if owner and isinstance(owner, dict)]  # TorchScript has others
+        self._members = self._held_now()
+
+    @property
+    def seems_current(self) -> bool:
+        """Whether it still holds, at a glance, which is quick enough for every batch.
+
+        This misses a first child or parameter of a module that had none.
+        """
+        now = self._held_now()
+        return (
+            len(now) == len(self._members)
+            and all(map(is_, now, self._members))
+            and all(_n_tensors(one) == n for one, n in self._optimizers)
+        )
+
+    def _held_now(self) -> list[nn.Module | nn.Parameter | None]:
+        return list(chain.from_iterable(map(_VALUES, self._owners)))
 
     def is_same_as(self, before: Inventory) -> bool:
         """Whether all is the same as before."""
@@ -75,3 +99,7 @@ class Inventory:
     def has_optimizers_of(self, before: Inventory) -> bool:
         """Whether all optimizers are the same as before, and hold as many parameters."""
         return self._optimizers == before._optimizers
+
+
+def _n_tensors(optimizer: Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)

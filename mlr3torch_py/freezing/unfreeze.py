@@ -122,9 +122,8 @@ class CallbackSetUnfreeze(FreezingCallback):
     -----
     Ported from ``CallbackSetUnfreeze`` of R's mlr3torch. Epochs and training batches are counted from 1 over the whole
     life of a net, so a schedule continues across ``partial_fit``, ``warm_start`` and a loaded history; validation
-    batches do not count. Parameters that share weights are trainable as long as one of them is. At every epoch and
-    every row, the parameters, modules and optimizers that the net has at that time are governed, also if they have been
-    replaced.
+    batches do not count. Parameters that share weights are trainable as long as one of them is. What is replaced while
+    a net trains, such as a parameter, a module or an optimizer, is governed from the next batch on.
 
     With factors, the history of every batch with an update has the rate of every param group, as ``lr_0`` for the first
     group, ``lr_0_x0.1`` for its part with the factor 0.1, and ``lr_0_warmup50_from13`` for what is in a warm-up of 50
@@ -286,6 +285,9 @@ class CallbackSetUnfreeze(FreezingCallback):
         for step in self.declared_[0].steps:
             if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
                 logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `max_epochs`", step.row, last_epoch)
+
+        for step in self.declared_[0].last_steps():
+            logger.info("`unfreeze`: %s leaves nothing trainable, so training ends there unless others train", step.row)
 
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         undirected = [one for one in self._conditions().values() if one.lower_is_better is None]

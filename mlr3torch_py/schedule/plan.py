@@ -289,18 +289,35 @@ class Plan:
         -------
         list of Step
         """
-        if (self._by_epoch and self._by_batch) or self.conditions:
-            return []
         tensor_of = {name: i for i, names in enumerate(sharing) for name in names}
-        trainable, no_ops = set(self.starting), []
-        before = {tensor_of.get(name, name) for name in trainable}
-        for step in (*self._by_epoch, *self._by_batch):
-            step.act(trainable)
+        no_ops, before = [], {tensor_of.get(name, name) for name in self.starting}
+        for step, trainable in self._in_turn():
             after = {tensor_of.get(name, name) for name in trainable}
             if step.names and after == before and step.row.lr_mult is None:
                 no_ops.append(step)
             before = after
         return no_ops
+
+    def last_steps(self) -> list[Step]:
+        """Return the steps after which nothing is trainable, until the next one if there is one.
+
+        Where epochs, batches and conditions are mixed, that depends on the training, and none is returned.
+
+        Returns
+        -------
+        list of Step
+        """
+        left = {step.time: (step, bool(trainable)) for step, trainable in self._in_turn()}
+        return [step for step, is_left in left.values() if not is_left and step.time and step.row.action == "freeze"]
+
+    def _in_turn(self) -> Iterator[tuple[Step, Held]]:
+        """Yield the steps with what is trainable after each; nothing if their order depends on the training."""
+        if (self._by_epoch and self._by_batch) or self.conditions:
+            return
+        trainable = set(self.starting)
+        for step in (*self._by_epoch, *self._by_batch):
+            step.act(trainable)
+            yield step, frozenset(trainable)
 
     @cached_property
     def conditions(self) -> tuple[Step, ...]:

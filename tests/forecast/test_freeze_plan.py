@@ -1,6 +1,7 @@
 """freeze_plan: what it says before training is what happens in training, and asking changes nothing."""
 
 import copy
+import logging
 import random
 import re
 
@@ -391,6 +392,24 @@ def test_a_plan_says_what_training_would_warn_of():
         "row 2 changes nothing: its weights are already trainable (or already frozen)",
         "`starting_weights`: select_prefix('head') matches no weight of the network",
     ]
+
+
+def test_a_plan_names_the_row_after_which_nothing_trains(caplog):
+    caplog.set_level(logging.INFO, "mlr3torch_py")
+    turns = {
+        "batch": [3, 3, 5, 5, 9],
+        "weights": [select_prefix("3"), select_last(1), select_prefix("0"), select_prefix("3"), select_all()],
+        "action": ["unfreeze", "freeze", "unfreeze", "freeze", "freeze"],
+    }
+    net = iris_net(CallbackSetUnfreeze(select_last(1), turns))
+    (note,) = freeze_plan(net, X, y).notes
+    said = "`unfreeze`: row 4 (batch 9: freeze select_all()) leaves nothing trainable, so training ends there"
+    assert note.startswith(said)
+    with pytest.raises(ValueError, match="nothing trains at batch 9"):
+        net.fit(X, y)
+    assert sum(said in message for message in caplog.messages) == 1
+    del turns["batch"][4:], turns["weights"][4:], turns["action"][4:]
+    assert not freeze_plan(net.set_params(callbacks__CallbackSetUnfreeze__unfreeze=turns), X, y).notes
 
 
 def test_a_plan_says_by_what_factor_a_block_is_slower():

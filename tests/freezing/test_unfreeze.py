@@ -158,6 +158,17 @@ def test_the_history_has_the_number_of_trainable_weights_in_every_row():
     assert net.history[:, "event_unfreeze"] == [False, True, True, False]
 
 
+def test_the_number_of_an_interrupted_epoch_counts_what_was_unfrozen_in_it():
+    class Interrupts(Callback):
+        def on_batch_end(self, net, training=None, **kwargs):
+            if len(net.history) == 2 and len(net.history[-1, "batches"]) == 3:
+                raise KeyboardInterrupt
+
+    table = {"batch": [6], "weights": [select_all()]}
+    net = iris_net(Interrupts(), CallbackSetUnfreeze(select_last(1), table), batch_size=30, train_split=None).fit(X, y)
+    assert net.history[:, "n_trainable"] == [12, 39]
+
+
 def test_the_number_is_that_of_the_end_of_the_epoch():
     class ByHand(Callback):
         def on_batch_end(self, net, **kwargs):
