@@ -48,7 +48,7 @@ def listed(items: Iterable[object], most: int = 10) -> str:
 
 
 def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Suggest the nearest known words, or list them all.
+    """Suggest known paths that lead through the unknown ones, or else the nearest known words, or list them all.
 
     Returns
     -------
@@ -61,14 +61,23 @@ def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
     "did you mean 'weight'?"
     >>> nearest(["x"], ["weight", "bias"])
     "choose from 'weight', 'bias'."
+    >>> nearest(["0.weight"], ["0.parametrizations.weight.original0", "2.weight"])
+    "did you mean '0.parametrizations.weight.original0'?"
     >>> nearest(["x"], [])
     'there are none.'
     """
-    known = list(known)
-    near = dict.fromkeys(hit for word in unknown for hit in difflib.get_close_matches(word, known))
+    unknown, known = list(unknown), list(known)
+    near = dict.fromkeys(path for word in unknown if "." in word for path in known if _leads_through(path, word))
+    near = near or dict.fromkeys(hit for word in unknown for hit in difflib.get_close_matches(word, known))
     if near:
         return f"did you mean {listed(map(repr, near))}?"
     return f"choose from {listed(map(repr, known))}." if known else "there are none."
+
+
+def _leads_through(path: str, word: str) -> bool:
+    """Whether a path has all parts of another one, in their order."""
+    parts = iter(path.split("."))
+    return all(part in parts for part in word.split("."))
 
 
 def percent(share: float) -> str:

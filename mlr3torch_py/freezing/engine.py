@@ -21,7 +21,7 @@ from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.freezing.record import Record
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins
+from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins, traced_in_training
 from mlr3torch_py.network.parameters import (
     Flags,
     freeze,
@@ -346,6 +346,11 @@ def _check_pins(network: nn.Module) -> None:
             f"{listed(map(repr, overruled))} cannot be kept in eval mode, since the `train` method of a module around "
             "sets `training` of modules below it directly; let it call their `train`, or freeze with "
             "frozen_mode='train'"
+        )
+    if traced := traced_in_training(network):
+        raise ValueError(
+            f"{listed(map(repr, traced))} cannot be kept in eval mode, since torch.jit.trace has fixed the training "
+            "mode in it; trace it in eval mode, use torch.jit.script, or freeze with frozen_mode='train'"
         )
 
 

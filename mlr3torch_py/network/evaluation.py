@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakSet
 
+import torch
 from torch import nn
 
 from mlr3torch_py.names import ancestors
@@ -14,12 +15,14 @@ from mlr3torch_py.network.internals import internal
 from mlr3torch_py.network.parameters import can_train
 from mlr3torch_py.network.unwrap import all_modules, bare, named_modules, named_parameters
 
-__all__ = ["NORMALISATION", "Pins", "frozen_modules", "overruled_pins", "pinned_modules"]
+__all__ = ["NORMALISATION", "Pins", "frozen_modules", "overruled_pins", "pinned_modules", "traced_in_training"]
 
 # Of the normalisation layers, only those that keep statistics behave differently in eval mode.
 NORMALISATION: tuple[type[nn.Module], ...] = (internal("torch.nn.modules.batchnorm", "_NormBase"),)
 
 _TRAIN: Final = nn.Module.train
+_TRAINING_FLAGS: Final = frozenset({"training", "train", "use_input_stats"})  # of operations, as torch calls them
+_NO_SCHEMA: Final = "(no schema)"
 
 
 @dataclass(slots=True)
@@ -195,6 +198,33 @@ def overruled_pins(module: nn.Module) -> list[str]:
     for pin, mode in zip(pins, pin_modes, strict=True):
         pin.mode = mode
     return overruled
+
+
+def traced_in_training(module: nn.Module) -> list[str]:
+    """List the pinned modules that stay in training mode all the same, since ``torch.jit.trace`` has written it down.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    list of str
+        Their paths, those of outermost ones alone.
+    """
+    found = [path for path, one in pinned_modules(module).items() if _is_traced_in_training(one)]
+    return [path for path in found if not any(around in found for around in ancestors(path))]
+
+
+def _is_traced_in_training(module: nn.Module) -> bool:
+    """Whether an operation in the graph of a module of TorchScript is told to train, whatever the module's mode."""
+    graph = getattr(module, "inlined_graph", None) if isinstance(module, torch.jit.ScriptModule) else None
+    for node in () if graph is None else graph.nodes():
+        if (schema := node.schema()) != _NO_SCHEMA:
+            arguments = zip(torch._C.parse_schema(schema).arguments, node.inputs(), strict=False)
+            if any(one.name in _TRAINING_FLAGS and value.toIValue() is True for one, value in arguments):
+                return True
+    return False
 
 
 def _has_own_train(module: nn.Module) -> bool:

@@ -111,11 +111,11 @@ def scripted(module, frozen=False):
         return torch.jit.freeze(compiled) if frozen else compiled
 
 
-def traced(mode):
+def traced(mode, layer):
     """Trace layers, which from then on are in one mode for good."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.jit.trace(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train(mode), BATCH, check_trace=False)
+        return torch.jit.trace(nn.Sequential(nn.Linear(4, 4), layer).train(mode), BATCH, check_trace=False)
 
 
 NORMALISATION = {

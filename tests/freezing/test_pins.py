@@ -161,10 +161,24 @@ def test_a_net_that_a_checkpoint_has_pickled_pins_again_when_it_goes_on(kind, tm
     assert not pinned_modules(net.module_)
 
 
-def test_a_layer_that_was_traced_keeps_its_mode_so_that_the_audit_refuses_it():
-    iris_net(head_only(), module=Network(traced(mode=False)), max_epochs=1).fit(X, y)
-    with pytest.raises(RuntimeError, match="body.1.running_mean"):
-        iris_net(head_only(), module=Network(traced(mode=True)), max_epochs=1).fit(X, y)
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(), nn.RReLU()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_part_that_was_traced_keeps_its_mode_so_that_it_is_refused_in_training_mode(layer, inside):
+    def network_of(mode):
+        part = traced(mode, layer)
+        return Network(nn.Sequential(part) if inside else part)
+
+    network = network_of(mode=False)
+    before = copy.deepcopy(network.body.state_dict())
+    iris_net(head_only(), module=network, max_epochs=1).fit(X, y)
+    assert not moved(before, network.body.state_dict())
+    network = network_of(mode=True)
+    before = copy.deepcopy(network.state_dict())
+    path = "'body.0'" if inside else "'body'"
+    with pytest.raises(ValueError, match=f"{path} cannot be kept in eval mode, since torch.jit.trace has fixed"):
+        iris_net(head_only(), module=network, audited=False).fit(X, y)
+    assert not moved(before, network.state_dict())
+    assert not pinned_modules(network)
 
 
 def test_an_observer_of_torch_ao_does_not_ask_for_its_mode_so_that_the_audit_refuses_it():
