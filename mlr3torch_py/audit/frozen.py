@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from mlr3torch_py.audit.report import AuditReport, Stretch
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.network.bits import as_bytes
-from mlr3torch_py.network.evaluation import NORMALISATION, frozen_modules, pinned_modules
+from mlr3torch_py.network.evaluation import frozen_modules, is_normalisation, pinned_modules
 from mlr3torch_py.network.parameters import can_train, frozen_by_us
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
 
@@ -232,7 +232,7 @@ def _are_equal(bits: torch.Tensor, kept: torch.Tensor) -> bool:
 
 def _advice(path: str, module: nn.Module, parts: Iterable[tuple[FreezingCallback, Mapping[str, nn.Module]]]) -> str:
     """Name the option that pins a module of a frozen part in eval mode, or say how to have it pinned."""
-    is_norm = isinstance(module, NORMALISATION)
+    is_norm = is_normalisation(module)
     holding = [callback for callback, modules in parts if path in modules]
     if not holding:
         return 'hold its part by a Freezer with frozen_mode="eval", since no callback of the net does'

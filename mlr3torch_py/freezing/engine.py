@@ -21,7 +21,7 @@ from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.freezing.record import Record
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.evaluation import NORMALISATION, Pins, frozen_modules, overruled_pins, traced_in_training
+from mlr3torch_py.network.evaluation import Pins, frozen_modules, is_normalisation, overruled_pins, traced_in_training
 from mlr3torch_py.network.parameters import (
     Flags,
     freeze,
@@ -336,7 +336,7 @@ def modules_to_pin(network: nn.Module, held_by: Iterable[tuple[Holder, Held]]) -
     for holder, held in held_by:
         if "eval" in holder.modes:
             for module in frozen_modules(network, held).values():
-                if holder.modes[not isinstance(module, NORMALISATION)] == "eval":
+                if holder.modes[not is_normalisation(module)] == "eval":
                     yield module
 
 

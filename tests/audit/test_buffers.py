@@ -99,7 +99,8 @@ def reported(net):
 @pytest.mark.parametrize("options", [{}, {"frozen_norm": "eval"}, {"frozen_dropout": "eval"}], ids=str)
 def test_what_moves_in_a_frozen_part_is_warned_of_once_with_the_option_that_stops_it(kind, options):
     make, buffer = BODIES[kind]
-    is_stopped = bool(options) and kind.startswith("BatchNorm") is ("frozen_norm" in options)
+    is_norm = "BatchNorm" in kind or kind == "own normalisation"
+    is_stopped = bool(options) and is_norm is ("frozen_norm" in options)
     net = net_of(make(), **options)
     said = warnings_of(net)
     assert reported(net).loc[f"0.{buffer}", "moved"] == (not is_stopped)

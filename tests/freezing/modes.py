@@ -128,6 +128,8 @@ NORMALISATION = {
     "SyncBatchNorm": lambda: nn.Sequential(nn.Linear(4, 4), nn.SyncBatchNorm(4)),
     "InstanceNorm1d": lambda: Reshaped(nn.InstanceNorm1d(2, affine=True, track_running_stats=True), 2, 2),
     "InstanceNorm2d": lambda: Reshaped(nn.InstanceNorm2d(2, track_running_stats=True), 2, 2, 1),
+    "scripted BatchNorm": lambda: scripted(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))),
+    "own normalisation": lambda: nn.Sequential(nn.Linear(4, 4), OwnNorm()),
 }
 DROPOUT = {
     "Dropout": lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout()),
@@ -140,10 +142,8 @@ DROPOUT = {
     "RReLU": lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU()),
 }
 WRITERS = {
-    "scripted BatchNorm": lambda: scripted(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))),
     "spectral_norm by hooks": lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
     "spectral_norm by a parametrization": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
-    "own normalisation": lambda: nn.Sequential(nn.Linear(4, 4), OwnNorm()),
     "codebook": Codebook,
 }
 KINDS = NORMALISATION | DROPOUT | WRITERS
