@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 __all__ = ["ancestors", "counted", "listed", "nearest", "percent"]
+
+
+_MOST_NEAR: Final = 3
 
 
 def ancestors(name: str) -> Iterator[str]:
@@ -66,12 +70,17 @@ def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
     >>> nearest(["x"], [])
     'there are none.'
     """
-    unknown, known = list(unknown), list(known)
-    near = dict.fromkeys(path for word in unknown if "." in word for path in known if _leads_through(path, word))
-    near = near or dict.fromkeys(hit for word in unknown for hit in difflib.get_close_matches(word, known))
+    known = list(known)
+    near = dict.fromkeys(hit for word in unknown for hit in _near(word, known))
     if near:
         return f"did you mean {listed(map(repr, near))}?"
     return f"choose from {listed(map(repr, known))}." if known else "there are none."
+
+
+def _near(word: str, known: Sequence[str]) -> Sequence[str]:
+    """List the known paths that lead through a word which is a path, or else the words that look like it, a few."""
+    through = [path for path in known if "." in word and _leads_through(path, word)]
+    return through[:_MOST_NEAR] or difflib.get_close_matches(word, known, _MOST_NEAR)
 
 
 def _leads_through(path: str, word: str) -> bool:

@@ -206,17 +206,15 @@ class Admission:
             raise self._code
         return self._code
 
-    @property
-    def has_other_code(self) -> bool:
-        """Whether the code is another than when it was read last; False if it never was."""
-        before = self._code
-        if not isinstance(before, Code) or before.snapshot.is_current:
-            return False
-        self._code = None
+    def digest_now(self) -> str | None:
+        """Return the digest, for which code that may have changed is read again; None if there is none."""
+        code = self._code
+        if isinstance(code, Code) and not (code.snapshot.is_lasting and code.snapshot.is_current):
+            self._code = None
         try:
-            return self.code.digest != before.digest
+            return self.digest
         except NotPortableError:
-            return True
+            return None
 
     def trust(self, request: Request) -> None:
         """Take calls of this signature to be row-wise, as trials in another process have found."""

@@ -253,7 +253,7 @@ class _Reader:
     def _read_function(self, function: FunctionType) -> None:
         code = function.__code__
         cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        closure = [(name, cell.cell_contents) for name, cell in cells if name != "__class__"]
+        closure = tuple((name, cell.cell_contents) for name, cell in cells if name != "__class__")
         names = names_in(code)
         self.names |= names
         used = []

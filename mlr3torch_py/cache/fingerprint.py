@@ -15,6 +15,7 @@ from mlr3torch_py.cache.device_hash import hash_tensors
 from mlr3torch_py.cache.portable import NotPortableError, portable_hash
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import content_hash, version_of
+from mlr3torch_py.network.holdings import own_attributes
 from mlr3torch_py.network.internals import TreeSpec, tree_flatten
 
 __all__ = ["Fingerprint", "is_setting"]
@@ -104,10 +105,10 @@ class Fingerprint:
                 known,
             )
             self._settings = [_settings(layer) for layer, _ in self._layers]
+            self._prepare_glance()
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise NotCacheableError(f"its attributes cannot be read: {error}") from error
         self._digest = ""
-        self._prepare_glance()
 
     @property
     def _is_lasting(self) -> bool:
@@ -246,14 +247,10 @@ def _contents(value: Any) -> Any:
 
 
 def _held_by(value: Any) -> dict[str, Any]:
-    """Return the plain attributes of an object, without running its code."""
-    if isinstance(value, _LOOKED_AT_ELSEWHERE):
+    """Return the plain attributes of an object."""
+    if issubclass(type(value), _LOOKED_AT_ELSEWHERE):
         return {}
-    try:
-        held = object.__getattribute__(value, "__dict__")
-    except AttributeError:  # it has slots, or is made in C
-        return {}
-    return {name: one for name, one in held.items() if type(one) in _BY_VALUE}
+    return {name: one for name, one in own_attributes(value).items() if type(one) in _BY_VALUE}
 
 
 def _is_plain(value: Any) -> bool:

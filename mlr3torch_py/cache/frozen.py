@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.names import ancestors, listed, nearest
+from mlr3torch_py.network.parameters import has_parameters
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
-__all__ = ["check_cacheable", "frozen_parts", "has_lazy", "has_parameters", "is_callable", "links"]
+__all__ = ["check_cacheable", "frozen_parts", "has_lazy", "is_callable", "links"]
 
 
 def frozen_parts(
@@ -96,11 +97,6 @@ def _outermost(module: nn.Module, path: str, wanted: Set[str]) -> Iterator[tuple
 def is_callable(module: nn.Module) -> bool:
     """Whether calls of a module can be answered from memory: not those of containers and of TorchScript."""
     return not isinstance(module, torch.jit.ScriptModule) and type(module).forward is not nn.Module.forward
-
-
-def has_parameters(module: nn.Module) -> bool:
-    """Whether there is anything in a module that can be frozen."""
-    return next(module.parameters(), None) is not None
 
 
 def has_lazy(module: nn.Module) -> bool:

@@ -71,7 +71,7 @@ class Snapshot:
 
     def add_value(self, value: object) -> None:
         """Note a value that is part of something."""
-        if isinstance(value, (tuple, list)):  # a list is made for this call
+        if isinstance(value, tuple):
             for one in value:
                 self.add_value(one)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
@@ -25,6 +26,8 @@ from mlr3torch_py.cache.store import Budget
 from mlr3torch_py.cache.tally import Tally
 
 __all__ = ["CachedStage"]
+
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
 class CachedStage(ABC):
@@ -77,6 +80,7 @@ class CachedStage(ABC):
         self.tally: Tally = Tally()
         self.is_called: bool = False
         self.is_kept: bool = False  # after training, when it follows changes at every call
+        self._kept_digest: str | None = None  # then
         self._passes = Passes() if passes is None else passes
         self._check = HitCheck(check)
         self._n_rows = self._n_known = 0
@@ -131,17 +135,20 @@ class CachedStage(ABC):
         self.tally = Tally()
         self._check.begin_epoch(sum(len(table) for layout in self.layouts for table in layout.tables))
 
-    def follow_changes(self) -> bool:
-        """Forget all rows if anything in the module has changed, if it is kept its code, too; return whether it has."""
-        has_changed = self._admission.find_change() is not None or (self.is_kept and self._admission.has_other_code)
-        if has_changed:
+    def follow_changes(self) -> str | None:
+        """Forget all rows if anything in the module has changed; return what."""
+        change = self._admission.find_change()
+        if change is None and self.is_kept and self._admission.digest_now() != self._kept_digest:
+            change = "its code, or what it refers to,"
+        if change is not None:
+            logger.info("frozen_cache: rows of %s are forgotten, since %s has changed", self.name, change)
             self.forget()
-        return has_changed
+        return change
 
     def keep(self) -> None:
-        """Answer calls after training, too, from now on following changes of every kind, those of code included."""
+        """Answer calls after training, too, from now on following what code and objects hold, if that can be told."""
         self.is_kept = True
-        self._watch_code()
+        self._kept_digest = self._admission.digest_now()
 
     def unstore(self, *, own: bool = False) -> None:
         """Drop the rows that are on disk, or those of this training."""
@@ -203,11 +210,7 @@ class CachedStage(ABC):
         self._admission = Admission(self.module)
         self._pace = Pace()
         if self.is_kept:
-            self._watch_code()
-
-    def _watch_code(self) -> None:
-        with suppress(NotPortableError):
-            _ = self._admission.code
+            self._kept_digest = self._admission.digest_now()
 
     def remove(self) -> None:
         """Restore the module's own call, and forget all rows."""

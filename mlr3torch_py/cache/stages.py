@@ -141,9 +141,7 @@ class Stages:
         self._operations.end_epoch(used_epochs)
 
     def close(self) -> None:
-        """Call everything directly again, and forget all rows in memory."""
-        for path in [*self.modules, *self.links]:
-            self.release(path)
+        """Call the operations directly again, too, once all modules were released, and forget their rows."""
         self._operations.close()
         self.surround()
 

@@ -61,9 +61,12 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
         planned = arguments["total_steps"]
         needed = None if per_epoch is None else self._done(net) + self._epochs_left(net) * per_epoch
         is_resumed = self.ctx is not None and self.ctx.is_resumed
+        asked = f"`max_epochs` of {net.max_epochs}"
+        if self.ctx is not None:
+            asked = f"`{self.ctx.asked_by}` of {self.ctx.asked_epochs}"
         if needed is not None and (needed > planned or (is_resumed and not has_own_length and needed != planned)):
             raise ValueError(
-                f"the cycle was made for {planned} steps, but with `max_epochs` of {net.max_epochs} the training "
+                f"the cycle was made for {planned} steps, but with {asked} the training "
                 f"comes to {needed}; give `total_steps`, or `epochs` and `steps_per_epoch`, for all calls together"
             )
         self._try(net.optimizer_, arguments, n_steps=min(planned, _MOST_TRIED))

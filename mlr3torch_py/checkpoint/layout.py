@@ -27,12 +27,11 @@ def check_fits(net: Net, checkpoint: Checkpoint, ctx: ContextTorch) -> None:
     ValueError
         If it is of another network or optimizer, or of an epoch after the last of this call.
     """
-    epoch, asked = checkpoint.epoch, ctx.asked_epochs
+    epoch = checkpoint.epoch
     if epoch > ctx.total_epochs:
-        name = "max_epochs" if asked == net.max_epochs else "epochs"
         raise ValueError(
-            f"`{name}` is {asked}, but the checkpoint is of epoch {epoch} and a resumed run counts all of its epochs; "
-            "raise it"
+            f"`{ctx.asked_by}` is {ctx.asked_epochs}, but the checkpoint is of epoch {epoch} and a resumed run counts "
+            "all of its epochs; raise it"
         )
     if different := differences(net, checkpoint):
         raise ValueError(

@@ -283,8 +283,9 @@ def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]]) -> Iterator[
     """Yield what a plan leaves open, and what is probably a mistake."""
     for callback, plans in zip(subject.freezing, declared, strict=True):
         yield from callback.doubts(subject.module, plans)
-        for step in (step for plan in plans for step in plan.last_steps()):
-            yield f"`unfreeze`: {step.row} leaves nothing trainable, so training ends there unless other modules train"
+        for step in (step for plan in plans for step in plan.last_steps() if not _is_too_late(step, subject)):
+            what = "leaves nothing trainable, so that `fit` fails there unless other modules train"
+            yield f"`unfreeze`: {step.row} {what}"
     last_epoch = subject.max_epochs
     for step in (step for plans in declared for plan in plans for step in plan.steps):
         if isinstance(step.row.time, Plateau):

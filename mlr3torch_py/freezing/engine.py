@@ -350,7 +350,7 @@ def _check_pins(network: nn.Module) -> None:
     if traced := traced_in_training(network):
         raise ValueError(
             f"{listed(map(repr, traced))} cannot be kept in eval mode, since torch.jit.trace has fixed the training "
-            "mode in it; trace it in eval mode, use torch.jit.script, or freeze with frozen_mode='train'"
+            "mode of its normalisation; trace it in eval mode, use torch.jit.script, or freeze with frozen_mode='train'"
         )
 
 

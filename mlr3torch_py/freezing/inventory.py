@@ -66,7 +66,7 @@ class Inventory:
     def seems_current(self) -> bool:
         """Whether it still holds, at a glance, which is quick enough for every batch.
 
-        This misses a first child or parameter of a module that had none.
+        This misses a first child or parameter of a module that had none, and containers that are replaced as a whole.
         """
         now = self._held_now()
         return (

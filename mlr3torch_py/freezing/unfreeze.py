@@ -281,13 +281,16 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def advise(self, net: Net) -> None:
         super().advise(net)
-        last_epoch = len(net.history) + (net.max_epochs if self.ctx is None else self.ctx.asked_epochs)
-        for step in self.declared_[0].steps:
-            if step.row.unit == "epoch" and last_epoch < step.time < math.inf:
-                logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `max_epochs`", step.row, last_epoch)
-
-        for step in self.declared_[0].last_steps():
-            logger.info("`unfreeze`: %s leaves nothing trainable, so training ends there unless others train", step.row)
+        (plan,), ctx = self.declared_, self.ctx
+        last_epoch = len(net.history) + net.max_epochs if ctx is None else ctx.total_epochs
+        asked_by = "max_epochs" if ctx is None else ctx.asked_by
+        too_late = [s for s in plan.steps if s.row.unit == "epoch" and last_epoch < s.time < math.inf]
+        for step in too_late:
+            logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `%s`", step.row, last_epoch, asked_by)
+        for step in plan.last_steps():
+            if step not in too_late:
+                what = "leaves nothing trainable, so that `fit` fails there unless other modules train"
+                logger.info("`unfreeze`: %s %s", step.row, what)
 
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         undirected = [one for one in self._conditions().values() if one.lower_is_better is None]

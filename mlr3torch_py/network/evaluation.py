@@ -29,7 +29,7 @@ __all__ = [
 NORMALISATION: tuple[type[nn.Module], ...] = (internal("torch.nn.modules.batchnorm", "_NormBase"),)
 
 _TRAIN: Final = nn.Module.train
-_TRAINING_FLAGS: Final = frozenset({"training", "train", "use_input_stats"})  # of operations, as torch calls them
+_TRAINING_FLAGS: Final = frozenset({"training", "use_input_stats"})  # of operations, as torch calls them
 _NO_SCHEMA: Final = "(no schema)"
 
 
@@ -232,7 +232,7 @@ def overruled_pins(module: nn.Module) -> list[str]:
 
 
 def traced_in_training(module: nn.Module) -> list[str]:
-    """List the pinned modules that stay in training mode all the same, since ``torch.jit.trace`` has written it down.
+    """List the pinned modules whose running statistics move all the same, since ``torch.jit.trace`` has fixed that.
 
     Parameters
     ----------
@@ -243,19 +243,30 @@ def traced_in_training(module: nn.Module) -> list[str]:
     list of str
         Their paths, those of outermost ones alone.
     """
-    found = [path for path, one in pinned_modules(module).items() if _is_traced_in_training(one)]
+    found = [path for path, one in pinned_modules(module).items() if _moves_statistics(one)]
     return [path for path in found if not any(around in found for around in ancestors(path))]
 
 
-def _is_traced_in_training(module: nn.Module) -> bool:
-    """Whether an operation in the graph of a module of TorchScript is told to train, whatever the module's mode."""
+def _moves_statistics(module: nn.Module) -> bool:
+    """Whether the graph of a module of TorchScript has normalisation in training mode, whatever the module's mode."""
     graph = getattr(module, "inlined_graph", None) if isinstance(module, torch.jit.ScriptModule) else None
-    for node in () if graph is None else graph.nodes():
-        if (schema := node.schema()) != _NO_SCHEMA:
-            arguments = zip(torch._C.parse_schema(schema).arguments, node.inputs(), strict=False)
-            if any(one.name in _TRAINING_FLAGS and value.toIValue() is True for one, value in arguments):
-                return True
-    return False
+    return graph is not None and any(map(_is_norm_in_training, _nodes(graph)))
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
+
+
+def _is_norm_in_training(node: Any) -> bool:
+    if (schema := node.schema()) == _NO_SCHEMA:
+        return False
+    names = [one.name for one in torch._C.parse_schema(schema).arguments]
+    given = dict(zip(names, node.inputs(), strict=False))
+    has_statistics = "running_mean" in given and not given["running_mean"].node().mustBeNone()
+    return has_statistics and any(given[flag].toIValue() is True for flag in _TRAINING_FLAGS & given.keys())
 
 
 def _has_own_train(module: nn.Module) -> bool:

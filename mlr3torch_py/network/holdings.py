@@ -18,7 +18,7 @@ from torch import nn
 
 from mlr3torch_py.network.unwrap import bare
 
-__all__ = ["GLOBALS", "plain_values", "walk"]
+__all__ = ["GLOBALS", "own_attributes", "plain_values", "walk"]
 
 GLOBALS: Final = "__globals__"
 
@@ -118,6 +118,21 @@ def plain_values(roots: Mapping[str, object], skip: Iterable[object] = ()) -> di
     }
 
 
+def own_attributes(value: object) -> dict[str, Any]:
+    """Copy the attributes that an object keeps by name; empty if it keeps none, or shows others in their place.
+
+    Examples
+    --------
+    >>> own_attributes(nn.ReLU(inplace=True))["inplace"], own_attributes(1)
+    (True, {})
+    """
+    try:
+        held = object.__getattribute__(value, "__dict__")
+    except Exception:  # it has slots, is made in C, or has a property of that name
+        return {}
+    return dict.copy(held) if isinstance(held, dict) else {}
+
+
 def _is_plain(value: Any) -> bool:
     """Check whether a value is a list, tuple, set or dict of values that hold nothing."""
     if type(value) is OrderedDict and not value:  # as modules have several
@@ -150,12 +165,12 @@ def _held_by(value: Any, *, with_leaves: bool = False) -> Iterator[tuple[str, An
         yield from ((end, inner) for end, inner in _held_by_module(value) if type(inner) not in left_out)
     elif not isinstance(value, type):
         yield from _attributes(value)
-    own = frozenset[str]() if isinstance(value, type) else frozenset(getattr(value, "__dict__", ()))
+    own = frozenset[str]() if isinstance(value, type) else frozenset(own_attributes(value))
     yield from _held_by_class(value if isinstance(value, type) else type(value), own)
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    for name, inner in (getattr(value, "__dict__", None) or {}).items():
+    for name, inner in own_attributes(value).items():
         if not (name == "gen" and isinstance(value, _CONTEXT_MANAGER)):  # made again for each call of what it decorates
             yield f".{name}", inner
     for name in _slots(type(value)):  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ __all__ = [
     "freeze",
     "frozen_before_us",
     "frozen_by_us",
+    "has_parameters",
     "keep_frozen_before_us",
     "n_trainable",
     "remember_moved",
@@ -287,3 +288,8 @@ def _set_trainable(tensor: nn.Parameter, trainable: bool) -> bool:
         return False
     tensor.requires_grad = trainable
     return True
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """Whether there is anything in a module that can be frozen."""
+    return next(module.parameters(), None) is not None

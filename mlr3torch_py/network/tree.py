@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from mlr3torch_py.names import ancestors
 from mlr3torch_py.network.evaluation import NORMALISATION
 from mlr3torch_py.network.flow import Flow
+from mlr3torch_py.network.parameters import has_parameters
 from mlr3torch_py.network.unwrap import bare, named_modules
 
 __all__ = ["Level", "Module", "Tree", "is_slight"]
@@ -67,7 +68,7 @@ class Tree:
         found = [
             Module(f"{at.path}.{name}" if at.path else name, bare(child))
             for name, child in at.module._modules.items()
-            if child is not None and _has_parameters(child)
+            if child is not None and has_parameters(child)
         ]
         if self.flow is None:
             return found
@@ -269,7 +270,3 @@ def _widths(layer: nn.Module) -> _Widths | None:
 
 def _runs_in_sequence(module: nn.Module) -> bool:
     return getattr(type(module), "forward", None) is nn.Sequential.forward
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from numbers import Integral
+from contextlib import suppress
+from inspect import unwrap
+from operator import index
 from types import FrameType
 from typing import Final
 
@@ -13,13 +15,14 @@ from mlr3torch_py.protocols import Net
 
 __all__ = ["epochs_asked_for"]
 
-_CODE: Final = NeuralNet.partial_fit.__code__
+_CODE: Final = unwrap(NeuralNet.partial_fit).__code__
 
 
 def epochs_asked_for(net: Net) -> int:
     """Return the number of epochs that the call under way asks for: its `epochs`, or ``max_epochs`` of the net.
 
-    skorch tells callbacks nothing about `epochs` when training begins, so that it is read where skorch has it.
+    skorch tells callbacks nothing about `epochs` when training begins, so that it is read where skorch has it. A net
+    whose own ``partial_fit`` does not call skorch's counts as asking for ``max_epochs`` until its first epoch.
 
     Examples
     --------
@@ -31,7 +34,8 @@ def epochs_asked_for(net: Net) -> int:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _CODE and frame.f_locals.get("self") is net:
-            asked = frame.f_locals.get("fit_params", {}).get("epochs")
-            return int(asked) if isinstance(asked, Integral) else net.max_epochs
+            with suppress(TypeError):  # if none are given, or what is no number
+                return index(frame.f_locals["fit_params"].get("epochs"))
+            break
         frame = frame.f_back
     return net.max_epochs

@@ -96,6 +96,11 @@ class ContextTorch:
         self._finished: set[str] = set()
 
     @property
+    def asked_by(self) -> str:
+        """What gives the number of epochs: "epochs" of the call, or "max_epochs" of the net."""
+        return "max_epochs" if self.asked_epochs == self.net.max_epochs else "epochs"
+
+    @property
     def network(self) -> nn.Module:
         """The network of the net, without wrappers."""
         return bare(self.net.module_)
@@ -185,7 +190,7 @@ class ContextTorch:
         -------
         int
         """
-        self.asked_epochs = self.asked_epochs if epochs is None else epochs
+        self.asked_epochs = self.asked_epochs if epochs is None else int(epochs)
         self.total_epochs = self.asked_epochs + (self.epochs_before or 0 if self.is_resumed else self.epoch)
         return 0 if self.terminate else self.total_epochs - self.epoch
 

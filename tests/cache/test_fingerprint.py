@@ -1,6 +1,7 @@
 """Rows are forgotten when anything in their module changes, and only then."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -37,6 +38,45 @@ def test_a_trial_notices_an_unseen_change():
     UNSEEN["data"](part)
     part(ROWS[:1])
     torch.testing.assert_close(part(ROWS), copy.deepcopy(part)(ROWS))
+
+
+def test_what_makes_rows_be_forgotten_is_logged(caplog):
+    caplog.set_level(logging.INFO, "mlr3torch_py")
+    part = normed()
+    parts = cached(part)
+    part(ROWS)
+    parts.end_epoch()
+    UNSEEN["a configuration"](part)
+    parts.begin_epoch()
+    assert caplog.messages[-1].endswith("are forgotten, since the 'config' of its Scaled has changed")
+
+
+class Odd:
+    """Its `__dict__` is a property that raises."""
+
+    @property
+    def __dict__(self):
+        raise KeyError("no")
+
+
+def test_an_object_that_cannot_be_looked_into_is_told_by_identity():
+    part = normed()
+    part[1].odd = Odd()
+    parts = cached(part)
+    assert torch.equal(part(ROWS), part(ROWS))
+    assert counts(parts) == (12, 12)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_beside_torchscript_the_rest_of_a_frozen_part_is_cached():
+    body = frozen(nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 3)))
+    network = nn.Sequential(body, nn.Linear(3, 1))
+    parts = cached(network)
+    expected = copy.deepcopy(network)(ROWS)
+    for _ in range(3):
+        assert torch.equal(network(ROWS), expected)
+        told(parts)
+    assert set(parts.modules) == {"0.1"}
 
 
 def test_a_replaced_module_is_released():

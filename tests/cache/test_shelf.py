@@ -5,7 +5,7 @@ import pickle
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,19 +28,25 @@ def note(n_rows):
 
 
 GAIN = 1.0
+SETTINGS = {"shift": 0.0}
 
 
 class Backbone(nn.Module):
+    factors = [1.0]  # noqa: RUF012
+
     def __init__(self, width=5, scale=1.0, dtype=torch.float32, seed=1):
         super().__init__()
         self.linear, self.norm = nn.Linear(4, width), nn.BatchNorm1d(width)
         self.linear.weight.data = torch.randn(width, 4, generator=torch.Generator().manual_seed(seed))
         self.linear.bias.data.zero_()
-        self.scale, self.dtype = scale, dtype
+        self.scale, self.dtype, self.config = scale, dtype, SimpleNamespace(factors={"one": 1.0})
 
     def forward(self, x):
         note(len(x))
-        return torch.tanh(self.norm(self.linear(x))).to(self.dtype) * self.scale * GAIN
+        return torch.tanh(self.norm(self.linear(x))).to(self.dtype) * self.scale * self.factor() + SETTINGS["shift"]
+
+    def factor(self):
+        return GAIN * self.factors[0] * self.config.factors["one"]
 
 
 class Rescaled(Backbone):
@@ -378,18 +384,33 @@ def replace_global(net):
     globals()["GAIN"] = 2.0
 
 
+def change_global(net):
+    SETTINGS["shift"] = 2.0
+
+
+def change_value_of_class(net):
+    Backbone.factors[0] = 2.0
+
+
+def change_within_an_object(net):
+    net.module_.backbone.config.factors["one"] = 2.0
+
+
 @pytest.mark.parametrize("folder", [None, "store"])
 @pytest.mark.parametrize(
     "change",
     [
         *(write_data, write_numpy, write_buffer, write_setting, replace_layer, load, unfreeze),
         *(replace_code, edit_code, replace_global),
+        *(change_global, change_value_of_class, change_within_an_object),
     ],
 )
 def test_whatever_changes_the_frozen_part_after_training_counts_at_once(tmp_path, monkeypatch, folder, change):
     forward = Backbone.forward
     monkeypatch.setattr(Backbone, "forward", FunctionType(forward.__code__, globals()))
     monkeypatch.setitem(globals(), "GAIN", GAIN)
+    monkeypatch.setitem(SETTINGS, "shift", 0.0)
+    monkeypatch.setattr(Backbone, "factors", [1.0])
     net, _ = trained(folder and tmp_path / folder, cache={"keep": True})
     net.predict(X)
     change(net)

@@ -403,7 +403,7 @@ def test_a_plan_names_the_row_after_which_nothing_trains(caplog):
     }
     net = iris_net(CallbackSetUnfreeze(select_last(1), turns))
     (note,) = freeze_plan(net, X, y).notes
-    said = "`unfreeze`: row 4 (batch 9: freeze select_all()) leaves nothing trainable, so training ends there"
+    said = "`unfreeze`: row 4 (batch 9: freeze select_all()) leaves nothing trainable, so that `fit` fails there"
     assert note.startswith(said)
     with pytest.raises(ValueError, match="nothing trains at batch 9"):
         net.fit(X, y)

@@ -161,11 +161,10 @@ def test_a_net_that_a_checkpoint_has_pickled_pins_again_when_it_goes_on(kind, tm
     assert not pinned_modules(net.module_)
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(), nn.RReLU()], ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_part_that_was_traced_keeps_its_mode_so_that_it_is_refused_in_training_mode(layer, inside):
+def test_a_part_that_was_traced_keeps_its_mode_so_that_normalisation_in_training_mode_is_refused(inside):
     def network_of(mode):
-        part = traced(mode, layer)
+        part = traced(mode, nn.BatchNorm1d(4))
         return Network(nn.Sequential(part) if inside else part)
 
     network = network_of(mode=False)
@@ -179,6 +178,12 @@ def test_a_part_that_was_traced_keeps_its_mode_so_that_it_is_refused_in_training
         iris_net(head_only(), module=network, audited=False).fit(X, y)
     assert not moved(before, network.state_dict())
     assert not pinned_modules(network)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4, track_running_stats=False), nn.Dropout()], ids=str)
+@pytest.mark.parametrize("mode", [False, True])
+def test_a_part_that_was_traced_without_statistics_is_not_refused(layer, mode):
+    iris_net(head_only(), module=Network(traced(mode, layer)), max_epochs=1).fit(X, y)
 
 
 def test_an_observer_of_torch_ao_does_not_ask_for_its_mode_so_that_the_audit_refuses_it():
