@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from xxhash import xxh3_128_hexdigest
 
+from mlr3torch_py.cache.classes import is_foreign, is_known_class, is_special, looks_at_mode
 from mlr3torch_py.cache.code_objects import (
     described,
     globals_in,
@@ -46,7 +47,6 @@ _SLOT: Final = (GetSetDescriptorType, MemberDescriptorType)
 _LOCKS: Final = (type(threading.Lock()), type(threading.RLock()))
 _MISSING: Final = "missing"
 _MAX_KNOWN: Final = 64
-_MADE_BY_CLASS_STATEMENT: Final = 1 << 9
 _PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 
 
@@ -177,7 +177,7 @@ class _Reader:
         """The layers whose mode the code may look at."""
         if self._is_moded_everywhere:
             return tuple(range(len(self._layers)))
-        looking = [layer for layer in self._layers if _looks_at_mode(type(layer))]
+        looking = [layer for layer in self._layers if looks_at_mode(type(layer))]
         return tuple(sorted({self.places[id(one)] for layer in looking for one in layer.modules()}))
 
     def describe(self, value: Any) -> bytes:
@@ -202,7 +202,7 @@ class _Reader:
     def cls(self, value: type) -> tuple[Any, ...]:
         """Describe a class."""
         self._own.discard(value)
-        if _is_known_class(value):
+        if is_known_class(value):
             self.note_version(value.__module__)
             return "class", value.__module__, value.__qualname__
         return "class", value.__qualname__, self.number(value), value.__bases__
@@ -291,13 +291,13 @@ class _Reader:
     def _followed(self, module: ModuleType, names: frozenset[str], seen: set[str]) -> Any:
         """Describe what a function may take from a module of Python; of a known one, what was put there by others."""
         seen.add(module.__name__)
-        is_foreign = _is_foreign if is_known(module.__name__) else lambda _: True
+        is_part = is_foreign if is_known(module.__name__) else lambda _: True
         found: list[Any] = [module]
         for name in sorted(names & vars(module).keys()):
             one = vars(module)[name]
             if not isinstance(one, ModuleType):
                 self.snapshot.add_entry(vars(module), name)
-                if is_foreign(one):
+                if is_part(one):
                     self.snapshot.add_value(one)
                     found.append((name, one))
             elif one.__name__ not in seen:
@@ -320,17 +320,17 @@ class _Reader:
 
     def _named_members(self, cls: type) -> Iterator[tuple[type, str]]:
         for owner in cls.__mro__:
-            if owner in {object, nn.Module} or (_is_known_class(owner) and not issubclass(cls, nn.Module)):
+            if owner in {object, nn.Module} or (is_known_class(owner) and not issubclass(cls, nn.Module)):
                 continue
             self.snapshot.add_class(owner)
             for name, value in sorted(vars(owner).items()):
-                is_implicit = _is_special(name, value) and not (name == "__init__" and cls in self._own)
+                is_implicit = is_special(name, value) and not (name == "__init__" and cls in self._own)
                 if name in self.names or is_implicit:
                     yield owner, name
 
     def _read_member(self, number: int, owner: type, name: str) -> None:
         value = vars(owner)[name]
-        if not _is_known_class(owner):
+        if not is_known_class(owner):
             self.snapshot.add_value(value)
             self._record(number, owner.__qualname__, name, value)
         elif isinstance(value, FunctionType):
@@ -355,32 +355,6 @@ _STAND_INS: Final[tuple[tuple[Any, Callable[[_Reader, Any], Any]], ...]] = (
 )
 
 
-def _is_known_class(cls: type) -> bool:
-    """Whether a class is known by the version of its package: it is made in C, or found there by its name."""
-    if not cls.__flags__ & _MADE_BY_CLASS_STATEMENT:
-        return True
-    if not is_known(cls.__module__):
-        return False
-    found: Any = sys.modules.get(cls.__module__)
-    for name in cls.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is cls
-
-
-def _is_foreign(value: Any) -> bool:
-    """Whether something in a known module was put there by others."""
-    if isinstance(value, FunctionType):
-        return not is_known(value.__globals__.get("__name__", ""))
-    return isinstance(value, type) and not is_known(value.__module__)
-
-
-def _is_special(name: str, value: Any) -> bool:
-    """Whether Python calls a method by itself."""
-    return (
-        name.startswith("__") and name.endswith("__") and isinstance(value, (FunctionType, staticmethod, classmethod))
-    )
-
-
 def _unusual_settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
     """List the attributes of a layer that may hold functions or objects."""
     for name, value in sorted(vars(layer).items()):
@@ -392,10 +366,3 @@ def _unusual_settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _has_unusual_settings(module: nn.Module) -> bool:
     return any(True for layer in module.modules() for _ in _unusual_settings(layer))
-
-
-def _looks_at_mode(cls: type) -> bool:
-    """Whether the methods of a layer of torch may look at its mode, or at those below it."""
-    owners = [owner for owner in cls.__mro__ if issubclass(owner, nn.Module) and owner is not nn.Module]
-    functions = [one for owner in owners for one in vars(owner).values() if isinstance(one, FunctionType)]
-    return any("training" in names_in(one.__code__) for one in functions)

@@ -119,17 +119,17 @@ class Stages:
 
     def begin_epoch(self) -> None:
         """Start new tallies, and forget the rows of modules in which anything has changed."""
-        for cached in self.by_name.values():
-            try:
-                cached.begin_epoch()
-            except NotCacheableError as error:
-                cached.reject(error, False)
+        self._for_each(CachedModule.begin_epoch)
 
     def follow_changes(self) -> None:
         """Forget the rows of modules in which anything has changed."""
+        self._for_each(CachedModule.follow_changes)
+
+    def _for_each(self, look: Callable[[CachedModule], object]) -> None:
+        """Look at all of them; what cannot be read any more is not cached any more."""
         for cached in self.by_name.values():
             try:
-                cached.follow_changes()
+                look(cached)
             except NotCacheableError as error:
                 cached.reject(error, False)
 

@@ -183,7 +183,10 @@ def test_a_part_that_was_traced_keeps_its_mode_so_that_normalisation_in_training
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(4, track_running_stats=False), nn.Dropout()], ids=str)
 @pytest.mark.parametrize("mode", [False, True])
 def test_a_part_that_was_traced_without_statistics_is_not_refused(layer, mode):
-    iris_net(head_only(), module=Network(traced(mode, layer)), max_epochs=1).fit(X, y)
+    network = Network(traced(mode, layer))
+    before = copy.deepcopy(network.state_dict())
+    net = iris_net(head_only(), module=network, max_epochs=1).fit(X, y)
+    assert moved(before, net.module_.state_dict()) == {"head.weight", "head.bias"}
 
 
 def test_an_observer_of_torch_ao_does_not_ask_for_its_mode_so_that_the_audit_refuses_it():
