@@ -285,8 +285,18 @@ def test_an_output_is_never_stale_whatever_happens(actions, max_bytes):
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int64, torch.float8_e4m3fn, torch.float64]
 
 
+def has_rows(dtype):
+    try:
+        return len(torch.zeros(2, dtype=dtype)[[0]]) == 1
+    except NotImplementedError:  # in older releases, for some of them
+        return False
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.complex64])
 def test_outputs_of_any_dtype_are_cached_beside_others(dtype):
+    if not has_rows(dtype):
+        pytest.skip(f"this release of torch takes no rows of {dtype}")
+
     def with_another(f, x):
         y = f(x)
         return y, (10 * y).abs().to(dtype)

@@ -176,7 +176,7 @@ def test_every_configuration_of_lighter_has_ours(pair):
 
 
 def constants():
-    for file in (ROOT / "mlr3torch_py").rglob("*.py"):
+    for file in Path(mlr3torch_py.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(text_of(file))):
             if isinstance(node, ast.JoinedStr):
                 yield "".join(one.value if isinstance(one, ast.Constant) else "…" for one in node.values)
