@@ -1,4 +1,20 @@
-"""The training callbacks of R's mlr3torch, for skorch."""
+"""The training callbacks of R's mlr3torch, for skorch.
+
+Examples in docstrings use the iris data as ``X`` and ``y``, and a small net for it that prints nothing::
+
+    from sklearn.datasets import load_iris
+    from skorch import NeuralNetClassifier
+    from torch import nn
+
+    from mlr3torch_py import *
+
+    X, y = load_iris(return_X_y=True)
+    X = X.astype("float32")
+
+    def iris_net(**params):
+        defaults = {"criterion": nn.CrossEntropyLoss, "module__d_in": 4, "module__d_out": 3, "verbose": 0}
+        return NeuralNetClassifier(MLP, **(defaults | params))
+"""
 
 from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache

@@ -39,7 +39,29 @@ class FrozenStore:
 
     Parameters
     ----------
-    folder : Path
+    folder : pathlib.Path
+        A folder that exists.
+
+    See Also
+    --------
+    frozen_store : Opens a folder by its path.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from skorch import NeuralNetClassifier
+    >>> from torch import nn
+    >>> from mlr3torch_py import select_last, t_clbk
+    >>> cache = t_clbk("frozen_cache", store=(folder := tempfile.mkdtemp()))
+    >>> unfreeze = t_clbk("unfreeze", starting_weights=select_last(1), frozen_mode="eval")
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> params = {"criterion": nn.CrossEntropyLoss, "max_epochs": 1, "train_split": None, "verbose": 0}
+    >>> net = NeuralNetClassifier(network, **params, callbacks=[unfreeze, cache]).fit(X, y)
+    >>> store = frozen_store(folder)
+    >>> store.parts["rows"].tolist(), store.n_bytes > 149 * 8 * 4
+    ([149], True)
+    >>> store.prune(unused_days=0)["rows"].tolist(), len(store.parts)
+    ([149], 0)
     """
 
     def __init__(self, folder: Path) -> None:

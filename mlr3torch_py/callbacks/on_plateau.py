@@ -44,7 +44,15 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
 
     Notes
     -----
-    An epoch without the score, or with the score None or NaN, is no evaluation: the scheduler does not step.
+    The scheduler does not step in epochs whose score is missing, None or NaN.
+
+    Examples
+    --------
+    >>> from mlr3torch_py import t_clbk
+    >>> lower = t_clbk("lr_reduce_on_plateau", monitor="train_loss", patience=0, threshold=1e9, threshold_mode="abs")
+    >>> net = iris_net(lr=0.1, max_epochs=3, callbacks=[lower]).fit(X, y)
+    >>> [round(rate, 4) for rate in net.history[:, "event_lr"]]
+    [0.1, 0.1, 0.01]
     """
 
     scheduler_class = lr_scheduler.ReduceLROnPlateau

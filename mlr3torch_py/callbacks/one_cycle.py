@@ -28,12 +28,20 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
 
     Raises
     ------
-    ValueError
-        If training would continue beyond the end of the cycle, or a run is resumed with another length.
+    TypeError, ValueError
+        When training begins, if a parameter is wrong or missing, if training would continue beyond the end of the
+        cycle, as in a later ``partial_fit``, or if a run is resumed with another length.
 
     See Also
     --------
     CallbackSetLRScheduler
+
+    Examples
+    --------
+    >>> from mlr3torch_py import t_clbk
+    >>> one_cycle = t_clbk("lr_one_cycle", max_lr=0.1, total_steps=6)
+    >>> one_cycle.callback.simulate(6, initial_lr=0.1).round(3)
+    array([0.004, 0.099, 0.081, 0.046, 0.013, 0.   ])
     """
 
     scheduler_class = lr_scheduler.OneCycleLR

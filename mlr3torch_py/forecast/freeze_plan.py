@@ -96,8 +96,9 @@ def freeze_plan(
     the same in each epoch.
 
     Steps are taken by the ``train_step`` of a copy of the net, which has prepared itself and the data in its ``fit``,
-    on batches from its own iterator. Of its callbacks only skorch's `InputShapeSetter` runs, so what others take, such
-    as scores and checkpoints, is not counted. Networks, random states and files are left as they are.
+    on batches from its own iterator. Of its callbacks only those that freeze, `frozen_cache` and skorch's
+    `InputShapeSetter` are at work, so what others take, such as scores and checkpoints, is not counted. Networks,
+    random states and files are left as they are.
 
     Examples
     --------

@@ -102,6 +102,8 @@ class FreezePlan:
     aliases : frozenset of str
         Further names of tied parameters; they are not counted twice.
     phases : tuple of Phase
+        The times between two changes. Each has an `epoch` and a `batch` in which it begins, and `trainable`, the names
+        of the parameters that train.
     max_epochs : int
         The last epoch of the plan.
     batches_per_epoch : int or None
@@ -124,6 +126,20 @@ class FreezePlan:
     A plan prints as a table with a row for each phase, and what it releases (+) and freezes (-) by block, as wide as
     the terminal; of many phases the first and the last ones. In a notebook it shows itself: a strip of the
     blocks by epoch, with names, sizes and rates as tooltips, and a table.
+
+    See Also
+    --------
+    freeze_plan : Makes a plan.
+
+    Examples
+    --------
+    >>> from mlr3torch_py import freeze_plan, head_first, t_clbk
+    >>> callback = t_clbk("unfreeze", schedule=head_first(epochs=2))
+    >>> plan = freeze_plan(iris_net(module__neurons=8, max_epochs=3, callbacks=[callback]), X, y)
+    >>> plan.summary()[["epoch", "trainable_tensors"]].to_dict("list")
+    {'epoch': [1, 3], 'trainable_tensors': [2, 4]}
+    >>> plan.phases[0].trainable == {"3.weight", "3.bias"}, plan.warnings()
+    (True, [])
     """
 
     sizes: dict[str, int]

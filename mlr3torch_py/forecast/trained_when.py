@@ -34,6 +34,7 @@ def trained_when(
         A net that was trained with a freezing callback, or has loaded the history of one; a pipeline that ends in one;
         or a history.
     by : {"epoch", "batch"}
+        Whether the table has a column for each epoch, which is the default, or for each training batch.
     module : str, optional
         The module of the net, by the name that freezing callbacks have as `module`. It need not be given if the history
         tells of one module only.

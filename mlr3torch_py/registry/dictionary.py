@@ -35,9 +35,11 @@ __all__ = ["CallbackDictionary", "mlr3torch_callbacks"]
 class CallbackDictionary:
     """A dictionary of classes of callbacks, by key.
 
+    `add` takes a class, `get` makes a callback by its key, `keys` lists the keys, and `to_frame` is a table of all.
+
     See Also
     --------
-    mlr3torch_callbacks, t_clbk
+    t_clbk : Makes a callback by its key.
 
     Examples
     --------

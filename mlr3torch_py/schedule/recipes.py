@@ -177,8 +177,12 @@ def chain_thaw(
     Parameters
     ----------
     network : torch.nn.Module or skorch.NeuralNet, optional
-    every, start : int
+    every : int
+        How many epochs or batches each block trains alone.
+    start : int
+        For how many epochs or batches the head trains alone.
     unit : {"epoch", "batch"}
+        What `every` and `start` count.
     groups : sequence of Select, optional
         As in `gradual_unfreezing`; groups must not share weights.
     among : Select, optional
