@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-__all__ = ["ancestors", "counted", "listed", "nearest", "percent"]
+__all__ = ["ancestors", "counted", "is_note", "listed", "nearest", "percent"]
 
 
 _MOST_NEAR: Final = 3
+_OF_THIS_PACKAGE: Final = "_mlr3torch_py"
 
 
 def ancestors(name: str) -> Iterator[str]:
@@ -36,6 +37,17 @@ def counted(n: int, noun: str) -> str:
     ('1 tensor', '2,000 tensors')
     """
     return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def is_note(name: str) -> bool:
+    """Whether an attribute of a module or a wrapper is what this package notes there for itself.
+
+    Examples
+    --------
+    >>> is_note("_frozen_by_mlr3torch_py"), is_note("weight")
+    (True, False)
+    """
+    return name.endswith(_OF_THIS_PACKAGE)
 
 
 def listed(items: Iterable[object], most: int = 10) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from mlr3torch_py.cache.device_hash import hash_tensors
 from mlr3torch_py.cache.portable import NotPortableError, portable_hash
 from mlr3torch_py.cache.rows import NotCacheableError
+from mlr3torch_py.names import is_note
 from mlr3torch_py.network.bits import content_hash, version_of
 from mlr3torch_py.network.holdings import own_attributes
 from mlr3torch_py.network.internals import TreeSpec, tree_flatten
@@ -22,7 +23,6 @@ __all__ = ["Fingerprint", "is_setting"]
 
 # What every module has, hooks among it, is looked at elsewhere, or may differ.
 _NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
-_OF_THIS_PACKAGE: Final = "_mlr3torch_py"  # how the names end of what it notes on a module
 _NUMBERS: Final = frozenset({bool, int, float})
 _PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
 _BY_VALUE: Final = frozenset({*_PLAIN, bytes})
@@ -32,7 +32,7 @@ _LOOKED_AT_ELSEWHERE: Final = (nn.Module, type, FunctionType, ModuleType)
 
 def is_setting(name: str) -> bool:
     """Whether an attribute may affect what a module gives, and is not looked at elsewhere."""
-    return name not in _NOT_SETTINGS and not name.endswith(_OF_THIS_PACKAGE)
+    return name not in _NOT_SETTINGS and not is_note(name)
 
 
 class _Contents(NamedTuple):

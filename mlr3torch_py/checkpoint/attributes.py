@@ -19,6 +19,7 @@ from xxhash import xxh3_128_hexdigest
 
 from mlr3torch_py.checkpoint.parts import has_state_dict, module_places, optimizers_of, searched
 from mlr3torch_py.checkpoint.portable import to_portable
+from mlr3torch_py.names import is_note
 from mlr3torch_py.network.bits import content_hash
 from mlr3torch_py.network.holdings import GLOBALS, plain_values, walk
 from mlr3torch_py.network.randomness import is_generator, kept_random_states
@@ -112,7 +113,7 @@ class _Marks:
             buffers = {name: owner._buffers.get(name) for name in owner._non_persistent_buffers_set}
         else:
             skipped, buffers = _of_net(owner) if hasattr(owner, "callbacks_") else frozenset(), {}
-        own = {name: value for name, value in vars(owner).items() if name not in skipped} | buffers
+        own = {name: one for name, one in vars(owner).items() if name not in skipped and not is_note(name)} | buffers
         return {name: value for name, value in own.items() if not self._is_kept_elsewhere(value)}
 
     def of(self, value: Any) -> tuple[bool, str]:

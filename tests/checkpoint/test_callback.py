@@ -277,3 +277,13 @@ def test_ctrl_c_while_a_checkpoint_is_written_loses_no_epoch(freq, at, kept, tmp
     net.fit(X, y)
     assert CheckpointFolder(tmp_path).newest() == kept
     assert [file.name for file in tmp_path.glob(".*.tmp")] == []
+
+
+@pytest.mark.filterwarnings("ignore:the run is resumed with other settings")
+@pytest.mark.parametrize("until", [1, 3])
+def test_what_trains_after_a_resume_follows_the_schedule_as_it_is_now(until, tmp_path):
+    run(tmp_path, 3, t_clbk("freezer", name_starts_with="0.", until_epoch=1))
+    trace = Trace()
+    net = run(tmp_path, 5, t_clbk("freezer", name_starts_with="0.", until_epoch=until), trace, resume=True)
+    assert trace.batches_ == [list(weights(net))] * 2
+    assert moved(trace.weights_[1], trace.weights_[2]) == set(weights(net))
