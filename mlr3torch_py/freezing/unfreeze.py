@@ -13,7 +13,7 @@ from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_names
 from mlr3torch_py.freezing.advice import doubts_about
-from mlr3torch_py.freezing.conditions import conditions_of, met_before, met_by_now
+from mlr3torch_py.freezing.conditions import CAME, conditions_of, effects_of, met_before, met_by_now
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback, freezing_callbacks
 from mlr3torch_py.freezing.memory import forget_directions
@@ -246,12 +246,14 @@ class CallbackSetUnfreeze(FreezingCallback):
             self._check_loaded(named_parameters(self.network_of(net)))
             self.loaded_ = _LoadedState(self.loaded_.names, epoch, weakref.ref(net))
         met = self._met_before(net)
-        if keys := self._condition_keys(net):
+        if conditions := self._conditions():
             for monitor in self.monitors if epoch > 1 else ():
                 self.read_score(net, monitor, epoch - 1)
-            met = from_main_process(met_by_now(net, self._conditions(), met))
-            for position, key in keys.items():
-                net.history.record(key, met.get(position) == epoch)
+            met = from_main_process(met_by_now(net, conditions, met))
+            for position in conditions:
+                net.history.record(self._key(net, f"event_unfreeze{{}}_row{position}"), met.get(position) == epoch)
+            if came := [effect for position, effect in self._effects().items() if met.get(position) == epoch]:
+                net.history.record(self._key(net, CAME), came)
         self.plans_ = self._plans_with(net, met)
         self._restore_best(net, moment_of(net.history), "epoch")
 
@@ -409,19 +411,20 @@ class CallbackSetUnfreeze(FreezingCallback):
             loaded = self.loaded_.epoch, frozenset(self.loaded_.names)
         return tuple(plan.resolved(met, loaded) if met or loaded else plan for plan in self.declared_)
 
-    def _condition_keys(self, net: Net) -> dict[int, str]:
-        """Map the position of each row with a condition to the key by which the history says that it was met."""
-        conditions = self._conditions()
-        if not conditions:
-            return {}
+    def _key(self, net: Net, form: str) -> str:
+        """Return a key of the history, in which a number tells from each other the callbacks that have conditions."""
         beside = (one for one in freezing_callbacks(net, self.module) if isinstance(one, CallbackSetUnfreeze))
         waiting = [one for one in beside if one._conditions()]
-        number = "" if waiting[0] is self else 1 + waiting.index(self)
-        return {position: key_of(f"event_unfreeze{number}_row{position}", self.module) for position in conditions}
+        return key_of(form.format("" if waiting[0] is self else 1 + waiting.index(self)), self.module)
 
     def _conditions(self) -> dict[int, Plateau]:
         """Map the positions of rows to their conditions."""
         return conditions_of(self.declared_)
 
+    def _effects(self) -> dict[int, str]:
+        """Map the positions of rows with conditions to what they do."""
+        return effects_of(self.declared_)
+
     def _met_before(self, net: Net) -> dict[int, int]:
-        return met_before(net.history, self._condition_keys(net))
+        effects = self._effects()
+        return met_before(net.history, self._key(net, CAME), effects) if effects else {}

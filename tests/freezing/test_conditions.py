@@ -155,6 +155,38 @@ def test_a_name_that_changes_does_not_decide_again():
     assert trace.batches_ == whole_trace.batches_
 
 
+def patient(weights):
+    return {"when": Plateau("score", patience=50), "weights": weights}
+
+
+@pytest.mark.parametrize(
+    ("rows", "trainable"),
+    [
+        ([patient(select_prefix("0"))], HEAD),
+        ([patient(select_prefix("0")), patient(select_prefix("3"))], MORE),
+        ([patient(select_prefix("3"))], MORE),
+        ([patient(select_prefix("3")) | {"action": "freeze"}], HEAD),
+    ],
+)
+def test_a_condition_that_was_met_counts_for_the_row_that_does_the_same(rows, trainable):
+    net, trace = run({"when": [Plateau("score", 1)], "weights": [select_prefix("3")]}, [0.9] * 4, 3)
+    net.fit(X, y)
+    assert trace.batches_ == [HEAD] * 2 + [MORE]
+    net.set_params(callbacks__unfreeze__unfreeze=rows).partial_fit(X, y, epochs=1)
+    assert trace.batches_[3:] == [trainable]
+
+
+def test_of_rows_that_do_the_same_the_first_have_come():
+    plateau = Plateau("score", 1)
+    weights, actions = [select_prefix("3")] * 3, ["unfreeze", "freeze", "unfreeze"]
+    table = {"when": [plateau] * 3, "weights": weights, "action": actions}
+    net, trace = run(table, [0.9] * 7, 4)
+    net.fit(X, y).partial_fit(X, y, epochs=3)
+    whole, whole_trace = run(table, [0.9] * 7)
+    whole.fit(X, y)
+    assert trace.batches_ == whole_trace.batches_ == [HEAD] * 2 + [MORE] * 2 + [HEAD] * 2 + [MORE]
+
+
 def test_two_callbacks_decide_for_themselves():
     a = CallbackSetUnfreeze(select_prefix("3", "6"), {"when": [Plateau("score", 1)], "weights": [select_all()]})
     b = CallbackSetUnfreeze(select_prefix("0", "6"), {"when": [Plateau("score", 2)], "weights": [select_all()]})
