@@ -279,13 +279,13 @@ class FreezingEngine(Generic[_Host]):
 
     def _scale_rates(self) -> None:
         """Scale the learning rates as the plans of all peers say; the first of several factors for a tensor counts."""
-        scaling = {engine: plans for engine in self.peers if (plans := [plan for plan in engine.plans if plan.scaling])}
-        steps = (step for plans in scaling.values() for plan in plans for step in plan.scaling)
+        scaling = [engine for engine in self.peers if any(plan.scaling for plan in engine.plans)]
+        steps = (step for engine in scaling for plan in engine.plans for step in plan.scaling)
         column = "lr_mult" if any(step.row.lr_mult for step in steps) else "warmup"
         factors: dict[int, Factor] = {}
-        for engine, plans in scaling.items():
+        for engine in scaling:
             tensor_of = {name: id(tensor) for name, tensor in engine._inventory.tensors.items()}
-            factors = factors_at(plans, engine.moment, tensor_of) | factors
+            factors = factors_at(engine.plans, engine.moment, tensor_of) | factors
         self._rates.scale(factors, self.host.optimizers(), column)
 
     def _check_shared(self) -> None:

@@ -166,7 +166,8 @@ class RateFactors:
     Raises
     ------
     ValueError
-        If the optimizer has no rates of its own to scale, as LBFGS, which has only one group.
+        If the optimizer has no rates of its own to scale, as LBFGS, which has only one group; after a step, if it keeps
+        something in its groups that depends on their rates, as it could not be kept for each factor.
 
     Examples
     --------
@@ -193,20 +194,25 @@ class RateFactors:
         column: str = "lr_mult",
     ) -> None:
         if unfit := _unfit(optimizer, factor_of):
-            raise ValueError(
-                f"`unfreeze` has a column `{column}`, but {type(optimizer).__name__} {unfit}; leave the column out, or "
-                "use another optimizer"
-            )
+            raise self._refused(optimizer, column, unfit)
         self.optimizer = optimizer
         self.factor_of = factor_of
         self.record = record
         self.name = name
         self.batch = batch
+        self.column = column
         self._own: list[dict[str, Any]] = []
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+
+    @staticmethod
+    def _refused(optimizer: Optimizer, column: str, unfit: str) -> ValueError:
+        return ValueError(
+            f"`unfreeze` has a column `{column}`, but {type(optimizer).__name__} {unfit}; leave the column out, or "
+            "use another optimizer"
+        )
 
     @property
     def is_in_use(self) -> bool:
@@ -231,7 +237,11 @@ class RateFactors:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         rates = {part[_PART][0]: float(part["lr"]) for part in optimizer.param_groups if self._own}
+        differing = _differing(optimizer.param_groups) if self._own else []
         self._restore()
+        if differing:
+            kept = f"keeps {listed(map(repr, differing))} for each of its groups, by the learning rate"
+            raise self._refused(optimizer, self.column, kept)
         for name, rate in rates.items():
             self.record(name, rate)
 
@@ -271,6 +281,24 @@ class RateFactors:
             {**group, "params": tensors, "lr": group["lr"] * factor, _PART: (f"{self.name}_{i}{label}", group)}
             for (label, factor), tensors in members.items()
         ]
+
+
+def _differing(parts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """List the entries in which a step has left parts of one group different."""
+    first: dict[int, Mapping[str, Any]] = {}
+    found: dict[str, None] = {}
+    for part in parts:
+        other = first.setdefault(id(part[_PART][1]), part)
+        if other is not part:
+            keys = (key for key in part.keys() | other.keys() if key not in _NOT_SHARED)
+            found |= dict.fromkeys(key for key in keys if not _are_equal(part.get(key), other.get(key)))
+    return sorted(found)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return one is other or bool(one == other)
 
 
 def _label(factor: Factor, batch: int) -> str:

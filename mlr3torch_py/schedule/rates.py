@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from itertools import groupby
+from typing import Generic, TypeVar
 
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.steps import Act, Moment, Step
@@ -59,11 +60,12 @@ def factors_at(plans: Iterable[Plan], moment: Moment, tensor_of: Mapping[str, _T
 
     A row with `lr_mult_from="start"` sets the factor from the first step; of several for a tensor, the first in the
     table counts. One with "row" replaces it from its own time on. The warm-up of a row is for the tensors that it has
-    made trainable.
+    released, and begins with the first batch before which no plan holds them any more.
 
     Parameters
     ----------
     plans : iterable of Plan
+        All that hold parameters of the network.
     moment : Moment
     tensor_of : mapping
         What stands for the tensor of each name; the same for the names of a tied tensor.
@@ -82,21 +84,60 @@ def factors_at(plans: Iterable[Plan], moment: Moment, tensor_of: Mapping[str, _T
     >>> factors_at([plan], Moment(epoch=3, batch=20, firsts=(1, 11, 21)), {"weight": 0, "bias": 1})
     {1: Factor(mult=0.1, warmup=4, first=21)}
     """
-    scaling = [plan for plan in plans if plan.scaling]
+    plans = tuple(plans)
+    if not any(plan.scaling for plan in plans):
+        return {}
     factors: dict[_Tensor, Factor] = {}
-    for step in (step for plan in scaling for step in _from_start(plan)):
+    for step in (step for plan in plans if plan.scaling for step in _from_start(plan)):
         for tensor in _tensors(step, tensor_of):
             factors.setdefault(tensor, Factor(step.row.lr_mult or 1.0))
-    acts = [act for plan in scaling for act in plan.acts(moment, tensor_of)]
-    for act in sorted(acts, key=_time):
-        if act.step.row.lr_mult_from == "row" and act.step.row.lr_mult is not None:
-            for tensor in _tensors(act.step, tensor_of):
-                factors[tensor] = replace(factors.get(tensor, Factor()), mult=act.step.row.lr_mult)
-        for tensor in act.released:
-            mult = factors.get(tensor, Factor()).mult
-            factors[tensor] = Factor(mult, act.step.row.warmup, act.batch)
-    ever = set[_Tensor]().union(*(_tensors(step, tensor_of) for plan in scaling for step in plan.scaling))
+    holds = _Holds(plans, tensor_of)
+    acts = [(act, plan) for plan in plans for act in plan.acts(moment, tensor_of)]
+    for batch, at_once in groupby(sorted(acts, key=_time), key=_batch):
+        for act, plan in at_once:
+            if act.step.row.lr_mult_from == "row" and act.step.row.lr_mult is not None:
+                for tensor in _tensors(act.step, tensor_of):
+                    factors[tensor] = replace(factors.get(tensor, Factor()), mult=act.step.row.lr_mult)
+            holds.change(act, plan)
+        for tensor, warmup in holds.take_released():
+            factors[tensor] = Factor(factors.get(tensor, Factor()).mult, warmup, batch)
+    ever = set[_Tensor]().union(*(_tensors(step, tensor_of) for plan in plans for step in plan.scaling))
     return {tensor: factors.get(tensor, Factor()).since(moment.batch) for tensor in ever}
+
+
+class _Holds(Generic[_Tensor]):
+    """Which plans hold which tensors, and the warm-ups of those that are released.
+
+    A plan holds a tensor while it holds all of its names.
+    """
+
+    def __init__(self, plans: Iterable[Plan], tensor_of: Mapping[str, _Tensor]) -> None:
+        names_of: dict[_Tensor, set[str]] = {}
+        for name, tensor in tensor_of.items():
+            names_of.setdefault(tensor, set()).add(name)
+        self._held = {
+            id(plan): {tensor for tensor, names in names_of.items() if names.isdisjoint(plan.starting) and names <= own}
+            for plan, own in ((plan, set(plan.names)) for plan in plans)
+        }
+        self._warmups: dict[_Tensor, dict[int, int]] = {}
+        self._touched = set[_Tensor]()
+
+    def change(self, act: Act, plan: Plan) -> None:
+        """Follow what a step of a plan does."""
+        self._held[id(plan)] |= act.frozen
+        self._held[id(plan)] -= act.released
+        self._touched |= act.released
+        for tensor in act.frozen:
+            self._warmups.get(tensor, {}).pop(id(plan), None)
+        for tensor in act.released:
+            self._warmups.setdefault(tensor, {})[id(plan)] = act.step.row.warmup
+
+    def take_released(self) -> Iterator[tuple[_Tensor, int]]:
+        """Yield what was released since the last call and is held by no plan now, with the longest warm-up."""
+        for tensor in self._touched:
+            if not any(tensor in held for held in self._held.values()):
+                yield tensor, max(self._warmups.pop(tensor, {}).values(), default=0)
+        self._touched.clear()
 
 
 def _from_start(plan: Plan) -> Iterator[Step]:
@@ -110,5 +151,9 @@ def _tensors(step: Step, tensor_of: Mapping[str, _Tensor]) -> set[_Tensor]:
     return {tensor_of[name] for name in step.names}
 
 
-def _time(act: Act) -> tuple[int, bool]:
-    return act.batch, act.step.row.unit == "batch"
+def _time(one: tuple[Act, Plan]) -> tuple[int, bool]:
+    return one[0].batch, one[0].step.row.unit == "batch"
+
+
+def _batch(one: tuple[Act, Plan]) -> int:
+    return one[0].batch

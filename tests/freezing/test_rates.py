@@ -196,6 +196,23 @@ def test_what_an_optimizer_counts_in_its_groups_is_kept():
     assert net.optimizer_.param_groups[0]["k"] == 12
 
 
+def test_what_an_optimizer_keeps_in_its_groups_by_their_rates_is_refused():
+    class Averages(torch.optim.Optimizer):
+        def __init__(self, params, lr):
+            super().__init__(params, {"lr": lr})
+
+        def step(self, closure):
+            loss = closure()
+            for group in self.param_groups:
+                group["lr_sum"] = group.get("lr_sum", 0.0) + group["lr"]
+            return loss
+
+    net = iris_net(unfreeze(), optimizer=Averages)
+    with pytest.raises(ValueError, match="`lr_mult`, but Averages keeps 'lr_sum' for each of its groups, by the learn"):
+        net.fit(X, y)
+    assert len(net.history) == len(net.optimizer_.param_groups) == 1
+
+
 FILES = {"f_params": "p", "f_optimizer": "o", "f_history": "h.json"}
 
 

@@ -30,6 +30,7 @@ from mlr3torch_py import (
     t_clbk,
     to_dict,
 )
+from mlr3torch_py.schedule.rates import Factor
 from tests.checkpoint.runs import checkpoint, resumed_equals_whole
 from tests.helpers import Trace, X, iris_net, moved, weights, y
 
@@ -308,15 +309,24 @@ def test_all_optimizers_of_a_net_warm_up():
     assert rates_of(net)[7].keys() == {"lr_0", "lr_first_0_x0.5_warmup5_from7"}
 
 
-def test_another_callback_may_hold_what_warms_up():
+@pytest.mark.parametrize(
+    "holder",
+    [
+        Freezer(name_starts_with=["0."], until_epoch=2),
+        CallbackSetUnfreeze(~select_prefix("0"), {"epoch": [3], "weights": [select_all()]}),
+    ],
+)
+def test_a_warm_up_begins_when_no_other_callback_holds_the_weights_any_more(holder):
     table = {"epoch": [2], "weights": [select_all()], "warmup": [8]}
-    holder = Freezer(name_starts_with=["0."], until_epoch=2)
 
     def factors(layer, batch):
         first = {"0.": 7, "3.": 4, "6.": 1}[layer]
-        return None if batch < first else 1.0 if layer == "6." else min(1.0, (batch - 3) / 8)
+        return None if batch < first else 1.0 if layer == "6." else min(1.0, (batch - first + 1) / 8)
 
-    check(table, factors, holder)
+    check(table, factors, ("holder", holder))
+    callbacks = [unfreeze(table), ("holder", holder)]
+    plan = freeze_plan(MLP(4, 3, neurons=(3, 3)), callbacks=callbacks, max_epochs=4, batches_per_epoch=3)
+    assert plan.phases[-1].factors["0.weight"] == Factor(warmup=8, first=7)
 
 
 def stopped(stop, table):
