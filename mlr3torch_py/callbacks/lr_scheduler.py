@@ -163,6 +163,11 @@ class CallbackSetLRScheduler(CallbackSet):
         trial.check(name_of(self.scheduler_class), arguments, defaults)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        if not hasattr(net, "optimizer_"):
+            raise TypeError(
+                f"{type(self).__name__} schedules `optimizer_`, which {type(net).__name__} lacks; call the main "
+                "optimizer so, or step schedulers of torch in a callback of your own"
+            )
         self._try(net.optimizer_, self._arguments_for(100))
         self.scheduler_ = None
         if len(net.history) == 0:

@@ -15,6 +15,7 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import row_of, rows_of
 from mlr3torch_py.training.processes import is_main_process
+from mlr3torch_py.training.trained import governed_modules
 
 __all__ = ["CallbackSetProgress"]
 
@@ -124,9 +125,8 @@ class CallbackSetProgress(CallbackSet):
         if state is None or not self.is_open_:
             return
         self.is_open_ = False
-        n_weights = 0
-        if "n_trainable" in row:
-            n_weights = sum(one.numel() for one in net.module_.parameters() if not is_lazy(one))
+        governed = [getattr(net, f"{name}_") for name in governed_modules(row)]
+        n_weights = sum(one.numel() for module in governed for one in module.parameters() if not is_lazy(one))
         state.epochs.append(Epoch.of(row, len(net.history), [*self.rates_], n_weights, self.digits))
         state.losses.append((len(net.history), row.get("train_loss"), row.get("valid_loss")))
         if self.display_ is not None:

@@ -14,8 +14,8 @@ from mlr3torch_py.training.trained import EVENT, RATE, governed_modules, key_of
 
 __all__ = ["Epoch", "ProgressState", "scores_in", "seconds_text"]
 
-_NO_SCORES: Final = ("train_", "valid_", "event_", "lr_", "cache_", "trainable_")
-_KEYS_OF_OTHERS: Final = {"epoch", "dur", "n_trainable"}
+_NO_SCORES: Final = ("train_", "valid_", "event_", "lr_", "cache_", "trainable_", "n_trainable")
+_KEYS_OF_OTHERS: Final = {"epoch", "dur"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ class Epoch:
         rates : list of float
             The learning rates of the param groups at its last batch.
         n_weights : int
-            The number of all weights of the network.
+            The number of all weights of the modules that are governed.
         digits : int or None
         """
         scores = {name: number_text(value, digits) for name, value in scores_in(row)}
-        n_trainable = row.get("n_trainable")
-        share = percent(n_trainable / n_weights) if n_trainable is not None and n_weights else ""
+        n_trainable = sum(row[key_of("n_trainable", module)] for module in governed_modules(row))
+        share = percent(n_trainable / n_weights) if n_weights else ""
         changes = "; ".join(_changes(row))
         return cls(number, scores, _rates_text([*_rates_of_parts(row)] or rates), share, seconds_text([row]), changes)
 

@@ -185,6 +185,7 @@ class CallbackSetCheckpoint(CallbackSet):
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
         """Open the folder, and let the callbacks see the history of the run that is resumed."""
         self._check_comes_last(net)
+        self._check_beside(net)
         owner = self.owner_
         fits = owner is not None and (owner.fits(net) or (owner.is_behind(net) and not callable(self.path)))
         previous = self.folder_ if fits or not len(net.history) else None
@@ -276,6 +277,18 @@ class CallbackSetCheckpoint(CallbackSet):
             raise ValueError(
                 f"`callbacks`: the checkpoint callback, whose `weight` is {self.weight}, runs before "
                 f"{listed(map(repr, later))} and would miss their final state; give it a larger weight, or list it last"
+            )
+
+    def _check_beside(self, net: Net) -> None:
+        """Check that no other checkpoint of the net resumes the run, too, or writes into the same folder."""
+        beside = {name: one for name, one in net.callbacks_ if isinstance(one, CallbackSetCheckpoint)}
+        if len(beside) == 1:
+            return
+        paths = [str(one.path) for one in beside.values() if not callable(one.path)]
+        if any(plain(one.resume) is not False for one in beside.values()) or len(paths) > len(set(paths)):
+            raise ValueError(
+                f"`callbacks`: {listed(map(repr, beside))} are checkpoints of one net, and only one can resume it; "
+                "leave the others out, or give all of them resume=False and folders of their own"
             )
 
 

@@ -76,8 +76,9 @@ class BackwardWatch:
         return self._addresses[name] in self._kept
 
     def _position(self, name: str) -> int:
-        """Return after how many calls of modules a parameter is used."""
-        return self._kept.get(self._addresses[name], self._order.get(self._caller(name), len(self._order)))
+        """Return after how many calls of modules a parameter is used first; not every use keeps it."""
+        n_called = len(self._order)
+        return min(self._kept.get(self._addresses[name], n_called), self._order.get(self._caller(name), n_called))
 
     def _caller(self, name: str) -> str:
         """Return the innermost module around a parameter that was called with a tensor."""

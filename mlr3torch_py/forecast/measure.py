@@ -86,15 +86,15 @@ def measure_validation(probe: NetProbe) -> float:
 
 
 def _watched(probe: NetProbe, batches: list[Any]) -> BackwardWatch:
-    """Watch a step of the network, not compiled, since compiled code calls no hooks."""
-    module = probe.net.module_
+    """Watch a step of the network that is planned, not compiled, since compiled code calls no hooks."""
+    module, held = probe.module, vars(probe.net)
     watch = BackwardWatch(module)
-    vars(probe.net)["module_"] = bare(module)
+    held[f"{probe.name}_"] = bare(module)
     try:
         with watch.watching():
             probe.train(batches)
     finally:
-        vars(probe.net)["module_"] = module
+        held[f"{probe.name}_"] = module
     return watch
 
 

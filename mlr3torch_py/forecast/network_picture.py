@@ -10,7 +10,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_network, check_whole
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.ink import INK, for_any_theme
 from mlr3torch_py.forecast.picture import FROZEN, MOST_ROWS, TRAINABLE, check_axes, pyplot, share_colours, share_legend
@@ -129,7 +129,7 @@ def plot_network(
         raise TypeError(f"`net` is {shown(given)}; give a net of skorch, or a torch.nn.Module")
     with kept_random_states():
         ready: Any = given if given.initialized_ else clone(given).initialize()
-    module = bare(ready.module_)
+    module = bare(check_network("net", ready))
     trainable = frozenset(trainable_names(module))
     if epoch is not None:
         plan = freeze_plan(net, X, y, max(epoch, ready.max_epochs), batches_per_epoch)

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mlr3torch_py.arguments import check_whole
+from mlr3torch_py.arguments import check_network, check_whole
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.probe import split_pipeline, transformed
 from mlr3torch_py.forecast.report import FreezePlan
@@ -186,9 +186,9 @@ def network_summary(
         raise TypeError(f"`net` is {shown(given)}; give a net of skorch, or a torch.nn.Module")
     with kept_random_states():
         ready = given if given.initialized_ else clone(given).initialize()
+        module, plan, pinned = bare(check_network("net", ready)), None, set[int]()
         features = X if steps is None or X is None else transformed(steps, X, y)
         batch = None if X is None else _first_batch(ready, features)
-    module, plan, pinned = bare(ready.module_), None, set[int]()
     callbacks = freezing_callbacks(ready)
     if callbacks:
         data = {"X": X, "y": y} if y is not None or not ready.train_split else {}

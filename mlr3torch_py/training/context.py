@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from mlr3torch_py.names import nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.asked import epochs_asked_for
@@ -103,12 +103,13 @@ class ContextTorch:
     @property
     def network(self) -> nn.Module:
         """The network of the net, without wrappers."""
-        return bare(self.net.module_)
+        return bare(self._main("module_", self.net._modules))
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the net."""
-        return self.net.optimizer_
+        optimizer: torch.optim.Optimizer = self._main("optimizer_", self.net._optimizers)
+        return optimizer
 
     @property
     def loss(self) -> Any:
@@ -166,6 +167,12 @@ class ContextTorch:
         own = {name for name, _ in self.net.get_default_callbacks()}
         given = [(name, one) for name, one in self.net.callbacks_ if not getattr(type(one), "adapts_a_run", False)]
         return {name: one for name, one in given if name not in own}
+
+    def _main(self, attribute: str, names: Sequence[str]) -> Any:
+        if not hasattr(self.net, attribute):
+            others = listed(f"`ctx.net.{name}_`" for name in names) or "none"
+            raise AttributeError(f"{type(self.net).__name__} has no `{attribute}`; what it has instead: {others}")
+        return getattr(self.net, attribute)
 
     def _begin_epoch(self, dataset_train: Any, dataset_valid: Any) -> None:
         """Forget the outputs and scores of the epoch before."""

@@ -287,3 +287,20 @@ def test_what_trains_after_a_resume_follows_the_schedule_as_it_is_now(until, tmp
     net = run(tmp_path, 5, t_clbk("freezer", name_starts_with="0.", until_epoch=until), trace, resume=True)
     assert trace.batches_ == [list(weights(net))] * 2
     assert moved(trace.weights_[1], trace.weights_[2]) == set(weights(net))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(("a", False), ("a", False)), (("a", True), ("b", True)), (("a", False), ("b", True))]
+)
+def test_two_checkpoints_of_a_net_of_which_one_resumes_or_that_share_a_folder_are_refused(one, other, tmp_path):
+    pairs = enumerate([one, other], start=1)
+    callbacks = [(f"checkpoint_{i}", checkpoint(tmp_path / name, resume=resume)[1]) for i, (name, resume) in pairs]
+    with pytest.raises(ValueError, match="'checkpoint_1', 'checkpoint_2' are checkpoints of one net, and only one can"):
+        iris_net(*callbacks, max_epochs=1).fit(X, y)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_checkpoints_with_folders_of_their_own_both_keep_the_training(tmp_path):
+    callbacks = [(name, checkpoint(tmp_path / name, freq=i)[1]) for i, name in enumerate("ab", start=1)]
+    iris_net(*callbacks, max_epochs=2).fit(X, y)
+    assert [CheckpointFolder(tmp_path / name).epochs() for name in "ab"] == [[2, 1], [2]]

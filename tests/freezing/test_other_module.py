@@ -1,6 +1,7 @@
 """Modules of a net beside ``module_``: callbacks that name one of them govern it, and nothing else."""
 
 import pickle
+import re
 from copy import deepcopy
 
 import pytest
@@ -15,7 +16,9 @@ from mlr3torch_py import (
     freeze_plan,
     from_dict,
     gradual_unfreezing,
+    network_summary,
     plot_history,
+    plot_network,
     select_all,
     select_last,
     select_none,
@@ -94,6 +97,44 @@ class Watch:
             self.seen.append((trainable_names(net.generator_), trainable_names(net.discriminator_)))
 
         return torch_callback("watch", on_batch_end=look)
+
+
+def test_a_plan_measures_the_module_that_is_governed():
+    callback = ("judge", CallbackSetUnfreeze(select_prefix("0"), module="discriminator"))
+    (phase,) = freeze_plan(gan(callback), REAL, module="discriminator", measure=True).measured.phases
+    assert (phase.passed, phase.below) == ({"2.weight", "2.bias"}, ("0.weight", "0.bias"))
+
+
+def test_progress_shows_the_share_of_all_modules_that_are_governed(capsys):
+    fitted(gan(*both()[:2], t_clbk("progress")))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
+    assert [re.findall(r"trainable (\d+)%", line) for line in lines] == [["44"], ["65"], ["100"], ["100"]]
+    assert not any("n_trainable" in line for line in lines)
+
+
+@pytest.mark.parametrize("look", [network_summary, plot_network])
+def test_a_net_without_the_main_module_is_not_drawn_and_told_what_could_be(look):
+    with pytest.raises(TypeError, match="`net` is <.*GAN>; give one of its modules, such as `generator_`"):
+        look(gan())
+
+
+def test_the_context_says_what_a_net_without_the_main_module_has():
+    seen = []
+    fitted(gan(torch_callback("look", on_begin=lambda self: seen.append(error_of(lambda: self.ctx.network)))))
+    assert seen == ["GAN has no `module_`; what it has instead: `ctx.net.generator_`, `ctx.net.discriminator_`"]
+
+
+def error_of(call):
+    with pytest.raises(AttributeError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["lr_step", "lr_one_cycle", "lr_reduce_on_plateau"])
+def test_schedulers_say_that_they_need_the_main_optimizer(key):
+    params = {"lr_step": {"step_size": 1}, "lr_one_cycle": {"max_lr": 0.1}}.get(key, {})
+    with pytest.raises(TypeError, match="schedules `optimizer_`, which GAN lacks; call the main optimizer so"):
+        fitted(gan(t_clbk(key, **params)))
 
 
 def test_the_flags_and_modes_of_the_other_modules_stay_as_they_are():
