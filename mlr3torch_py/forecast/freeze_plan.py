@@ -30,7 +30,7 @@ from mlr3torch_py.schedule.blocks import name_of
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.rates import Factor, factors_at
-from mlr3torch_py.schedule.steps import Step
+from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.schedule.timeline import timeline
 from mlr3torch_py.values import shown
 
@@ -226,7 +226,7 @@ def _plan(subject: _Subject) -> FreezePlan:
         phases=tuple(phases),
         max_epochs=subject.max_epochs or last_epoch,
         batches_per_epoch=subject.batches_per_epoch,
-        notes=tuple(_notes(subject, declared)),
+        notes=tuple(_notes(subject, declared, phases)),
         pending=tuple(_pending(subject, steps)),
         blocks=tuple((name_of(block, list(tensors)), block.names) for block in find_blocks(subject.module)),
     )
@@ -280,13 +280,11 @@ def _is_same(before: Phase, phase: Phase) -> bool:
     )
 
 
-def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]]) -> Iterator[str]:
+def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequence[Phase]) -> Iterator[str]:
     """Yield what a plan leaves open, and what is probably a mistake."""
     for callback, plans in zip(subject.freezing, declared, strict=True):
         yield from callback.doubts(subject.module, plans)
-        for step in (step for plan in plans for step in plan.last_steps() if not _is_too_late(step, subject)):
-            what = "leaves nothing trainable, so that `fit` fails there unless other modules train"
-            yield f"`unfreeze`: {step.row} {what}"
+    yield from _idle(subject, phases)
     last_epoch = subject.max_epochs
     for step in (step for plans in declared for plan in plans for step in plan.steps):
         if isinstance(step.row.time, Plateau):
@@ -299,6 +297,19 @@ def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]]) -> Iterator[
     will_train = frozenset[str]().union(*(p.ever_trainable for cb in subject.freezing for p in cb.plans_))
     if missing := in_no_optimizer(subject.module, will_train, optimizers):
         yield missing
+
+
+def _idle(subject: _Subject, phases: Sequence[Phase]) -> Iterator[str]:
+    """Yield the phases in which nothing trains, by the rows that come when they begin."""
+    steps = [step for callback in subject.freezing for plan in callback.plans_ for step in plan.steps]
+    for phase in (phase for phase in phases if not phase.trainable):
+        now = Moment(phase.epoch, phase.batch)
+        rows = [step.row for step in steps if step.row.action == "freeze" and step.is_of(now, step.row.unit)]
+        who = (
+            f"`unfreeze`: {listed(rows)}" if rows else f"the schedule from epoch {phase.epoch}, batch {phase.batch} on"
+        )
+        verb = "leave" if len(rows) > 1 else "leaves"
+        yield f"{who} {verb} nothing trainable, so that `fit` fails there unless other modules train"
 
 
 def _is_too_late(step: Step, subject: _Subject) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Final, Generic, TypeVar
@@ -213,7 +213,9 @@ class FreezingEngine(Generic[_Host]):
         if network is not self.network:
             self._resolve(known=frozenset())
         elif has_other_names:
-            self._resolve(known=before.tensors.keys() & now.tensors.keys())
+            renamed = now.renamed_since(before)
+            self._resolve(before.tensors.keys() & now.tensors.keys(), renamed)
+            self.held = frozenset(name for name in now.tensors if renamed.get(name, name) in self.held)
         replaced = now.replaced_since(before)
         if replaced or has_other_names or not now.has_modules_of(before):
             self.event = next(_EVENTS)
@@ -226,13 +228,13 @@ class FreezingEngine(Generic[_Host]):
         """Let the network know the tensors that are frozen by the names that they have now."""
         remember_moved(self.network, [before.tensors[name] for name in self.held if name in before.tensors])
 
-    def _resolve(self, known: Held) -> None:
-        """Let the holders make their plans for a network with other parameters, of which some are known."""
+    def _resolve(self, known: Held, renamed: Mapping[str, str] | None = None) -> None:
+        """Let the holders make their plans for a network with other parameters, of which some are known or renamed."""
         keep_frozen_before_us(self.network)
         if self._flags_before is not None:
             self._flags_before = self._flags_before.with_new(self.network, known) if known else Flags.of(self.network)
         for holder in self.holders:
-            holder.resolve(self.network, known)
+            holder.resolve(self.network, known, renamed)
 
     def warn_of_missing(self) -> None:
         """Warn about parameters of the plans that no optimizer holds, apart from those that were missing before."""

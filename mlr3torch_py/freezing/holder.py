@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, get_args
 
@@ -104,11 +104,21 @@ class FreezingCallback(CallbackSet, ABC):
         fixed = frozenset(name for name, tensor in named_parameters(module).items() if not can_train(tensor))
         return tuple(plan.without(fixed) for plan in self.make_plans(module))
 
-    def resolve(self, network: nn.Module, known: Held = frozenset()) -> None:
-        """Make the plans for a network; for names that are `known`, those that were made before still hold."""
-        before, self.declared_ = self.declared_, self.plans_for(network)
-        if known and len(before) == len(self.declared_):
-            self.declared_ = tuple(plan.keeping(old, known) for plan, old in zip(self.declared_, before, strict=True))
+    def resolve(self, network: nn.Module, known: Held = frozenset(), renamed: Mapping[str, str] | None = None) -> None:
+        """Make the plans for a network; for names that are `known` or `renamed`, those from before still hold.
+
+        `renamed` has the name before, by the name now.
+        """
+        names, renamed = list(named_parameters(network)), renamed or {}
+        before = tuple(plan.renamed(renamed, names) for plan in self.declared_) if known or renamed else ()
+        known = known | renamed.keys()
+        if before and known >= set(names):
+            self.declared_ = before
+        else:
+            self.declared_ = self.plans_for(network)
+            if len(before) == len(self.declared_):
+                pairs = zip(self.declared_, before, strict=True)
+                self.declared_ = tuple(plan.keeping(old, known) for plan, old in pairs)
         self.plans_ = self.declared_
         if self.engine_ is not None:
             self.recall(self.engine_.host.net)

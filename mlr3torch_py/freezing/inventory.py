@@ -91,6 +91,15 @@ class Inventory:
         """Whether the parameters have the same names as before."""
         return self.tensors.keys() == before.tensors.keys()
 
+    def renamed_since(self, before: Inventory) -> dict[str, str]:
+        """Map the names of parameters that had other names before to one of these, one that is gone if possible."""
+        new = self.tensors.keys() - before.tensors.keys()
+        if not new:
+            return {}
+        were = sorted(before.tensors, key=lambda name: name not in self.tensors)
+        name_of = {id(before.tensors[name]): name for name in were}
+        return {name: name_of[key] for name in new if (key := id(self.tensors[name])) in name_of}
+
     def has_modules_of(self, before: Inventory) -> bool:
         """Whether all modules are the same as before."""
         some, others = self.places.modules, before.places.modules

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
@@ -69,8 +69,8 @@ class Holder(Protocol):
     def governed(self) -> Held:
         """The parameters whose flags are set when training begins, whatever they were."""
 
-    def resolve(self, network: nn.Module, known: Held) -> None:
-        """Make the plans for a network; for names that are `known`, those that were made before still hold."""
+    def resolve(self, network: nn.Module, known: Held, renamed: Mapping[str, str] | None) -> None:
+        """Make the plans for a network; for names that are `known` or `renamed`, those from before hold."""
 
     def held(self, moment: Moment) -> Held:
         """Return the names that are held frozen at a moment."""

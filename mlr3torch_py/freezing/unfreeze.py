@@ -225,10 +225,12 @@ class CallbackSetUnfreeze(FreezingCallback):
     def describe(self, moment: Moment) -> str:
         (plan,) = self.plans_
         rows = [step.row for step in plan.pending(moment)]
+        froze = [act.step.row for act in plan.acts(moment) if act.frozen]
         name = "starting_weights" if self.schedule is None else "schedule"
         return (
             f"`{name}` is {getattr(self, name)!r} and selects "
             f"{summarized(plan.starting, plan.names, most=10) or 'nothing'}; "
+            f"rows of `unfreeze` that froze something: {listed(froze, most=3) or 'none'}; "
             f"rows of `unfreeze` still pending: {listed(rows, most=3) or 'none'}; "
             f"parameters of the network: {listed(plan.names)}"
         )

@@ -243,6 +243,29 @@ class Plan:
         )
         return Plan(self.names, (self.starting - names) | (other.starting & names), steps)
 
+    def renamed(self, before: Mapping[str, str], names: Iterable[str]) -> Plan:
+        """Return the same plan for parameters that have other names now.
+
+        Parameters
+        ----------
+        before : mapping of str to str
+            The name that a parameter had before, by its new name.
+        names : iterable of str
+            All names of the network now, in its order.
+
+        Returns
+        -------
+        Plan
+        """
+        names = tuple(names)
+
+        def now(some: Held) -> frozenset[str]:
+            return frozenset(name for name in names if before.get(name, name) in some)
+
+        governed = now(self._governed)
+        steps = tuple(replace(step, names=now(step.names)) for step in self.steps)
+        return Plan(tuple(name for name in names if name in governed), now(self.starting), steps)
+
     @property
     def ever_trainable(self) -> frozenset[str]:
         """The names that are trainable at some time."""

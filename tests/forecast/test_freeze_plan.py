@@ -412,6 +412,20 @@ def test_a_plan_names_the_row_after_which_nothing_trains(caplog):
     assert not freeze_plan(net.set_params(callbacks__CallbackSetUnfreeze__unfreeze=turns), X, y).notes
 
 
+def test_a_plan_says_when_nothing_trains_whatever_rows_and_callbacks_bring_it_about():
+    rows = [{"epoch": [3], "weights": [select_prefix("3")]}, {"batch": [4], "weights": [select_last(1)]}]
+    rows[1]["action"] = ["freeze"]
+    net = iris_net(CallbackSetUnfreeze(select_last(1), rows))
+    row = "row 1 (batch 4: freeze select_last(1))"
+    (note,) = freeze_plan(net, X, y).notes
+    assert note.startswith(f"`unfreeze`: {row} leaves nothing trainable, so that `fit` fails there")
+    with pytest.raises(ValueError, match=re.escape(f"rows of `unfreeze` that froze something: {row};")):
+        net.fit(X, y)
+    net = iris_net(CallbackSetUnfreeze(select_last(1)), t_clbk("freezer", name_starts_with="6", until_epoch=1))
+    (note,) = freeze_plan(net, X, y).notes
+    assert note.startswith("the schedule from epoch 1, batch 1 on leaves nothing trainable, so that `fit` fails there")
+
+
 def test_a_plan_says_by_what_factor_a_block_is_slower():
     network = MLP(4, 3, neurons=(8, 8))
     plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **gradual_unfreezing(network, lr_decay=2.0))])

@@ -7,11 +7,12 @@ import torch
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, InputShapeSetter
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from mlr3torch_py import (
     CallbackSetUnfreeze,
     Freezer,
+    select_glob,
     select_name,
     select_none,
     select_prefix,
@@ -414,6 +415,40 @@ def test_what_is_replaced_while_it_is_frozen_trains_when_its_row_comes():
         for name in seen[401]["moved"]:
             if "frozen" in name:
                 assert seen[401]["rates"][name] == pytest.approx(0.001, rel=0.05)
+
+
+class Prunes(Callback):
+    """Gives two weights other names, as torch's pruning does, at a stage of the second epoch."""
+
+    def __init__(self, stage):
+        self.stage = stage
+        self.is_done_ = False
+
+    def prune(self, stage, net):
+        if stage == self.stage and len(net.history) == 2 and not self.is_done_:
+            self.is_done_ = True
+            for layer in (net.module_[0], net.module_[6]):
+                prune.identity(layer, "weight")
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.prune("epoch", net)
+
+    def on_batch_end(self, net, **kwargs):
+        self.prune("batch", net)
+
+
+@pytest.mark.parametrize("stage", ["epoch", "batch"])
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [(select_name("0.weight"), select_name(["6.weight", "6.bias"])), (select_glob("0.weight"), select_glob("6.*[ts]"))],
+)
+def test_a_tensor_that_gets_another_name_keeps_its_schedule(first, last, stage):
+    trace, unfreeze = Trace(), CallbackSetUnfreeze(last, {"epoch": [4], "weights": [first]})
+    net = iris_net(unfreeze, Prunes(stage), trace, max_epochs=4, batch_size=150, audited=False).fit(X, y)
+    head = ["6.bias", "6.weight_orig"]
+    assert [sorted(names) for names in trace.batches_[2:]] == [head, ["0.weight_orig", *head]]
+    assert net.history[:, "event_unfrozen"] == [None, None, None, "+ 0.weight_orig"]
+    assert moved(trace.weights_[-2], trace.weights_[-1]) == {"0.weight_orig", *head}
 
 
 @pytest.mark.parametrize("what", ["frozen parameter", "frozen layer", "frozen normalisation"])
