@@ -16,6 +16,7 @@ from mlr3torch_py.cache.packing import Recalled
 from mlr3torch_py.cache.placeholder import Passes, Placeholder
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.cache.store import Budget
+from mlr3torch_py.network.evaluation import is_normalisation, pinned_modules
 from mlr3torch_py.network.unwrap import all_modules
 
 __all__ = ["Operations"]
@@ -55,6 +56,12 @@ class _CachedOperation(CachedModule):
         place = _storage(value)[0], value.storage_offset(), value.shape, value.stride(), value.dtype
         return value._version, *place
 
+    def follow_changes(self) -> None:
+        """Do nothing: it has no state, and after training the tensors that it is given count by their content."""
+
+    def keep(self) -> None:
+        self.is_kept = True
+
 
 class Operations:
     """The operations of a network that are links.
@@ -73,6 +80,7 @@ class Operations:
         self._frozen: dict[int, torch.UntypedStorage] = {}
         self._recalled: dict[str, Recalled] = {}  # until they are called
         self._rejected: set[str] = set()
+        self._are_kept = False
 
     @property
     def stages(self) -> Mapping[str, CachedModule]:
@@ -107,12 +115,24 @@ class Operations:
                 layout.end_epoch(used_epochs)
 
     def follow(self, module: nn.Module) -> None:
-        """Note which tensors of a network stay the same, so that operations may take them."""
+        """Note which tensors of a network stay the same, so that operations may take them.
+
+        Those are neither trainable nor statistics that training mode may move, which no version counter tells.
+        """
         layers = all_modules(module)
+        pinned = set(map(id, pinned_modules(module).values()))
+        moving = [one for one in layers if id(one) not in pinned and is_normalisation(one)]
+        statistics = {id(tensor) for one in moving for tensor in one._buffers.values()}
         tensors = [one for layer in layers for one in (*layer._parameters.values(), *layer._buffers.values())]
         storages = [(one, _storage(one)) for one in tensors if one is not None]
-        trainable = {id_ for one, (id_, _) in storages if one.requires_grad}
-        self._frozen = {id_: storage for _, (id_, storage) in storages if id_ not in trainable and storage is not None}
+        others = {id_ for one, (id_, _) in storages if one.requires_grad or id(one) in statistics}
+        self._frozen = {id_: storage for _, (id_, storage) in storages if id_ not in others and storage is not None}
+
+    def keep(self) -> None:
+        """Answer calls after training, too; see `CachedStage.keep`."""
+        self._are_kept = True
+        for one in self.stages.values():
+            one.keep()
 
     def answer(
         self, passes: Passes, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -164,6 +184,8 @@ class Operations:
             return None
         if recalled is not None:
             cached.recall(recalled)
+        if self._are_kept:
+            cached.keep()
         return cached
 
     def _reject(self, operation: Operation, error: NotCacheableError, fits_in_eval_mode: bool) -> None:

@@ -244,8 +244,7 @@ class CachedParts:
     def keep(self) -> None:
         """Answer calls after training, too, until `close`; each follows changes of every kind first."""
         self.write()
-        for cached in (*self._stages.modules.values(), *self._stages.links.values()):
-            cached.keep()
+        self._stages.keep()
         if self._shelf is not None:
             self._shelf.is_kept = True
 

@@ -125,6 +125,12 @@ class Stages:
         """Forget the rows of modules in which anything has changed."""
         self._for_each(CachedModule.follow_changes)
 
+    def keep(self) -> None:
+        """Answer calls after training, too; see `CachedStage.keep`."""
+        for cached in (*self.modules.values(), *self.links.values()):
+            cached.keep()
+        self._operations.keep()
+
     def _for_each(self, look: Callable[[CachedModule], object]) -> None:
         """Look at all of them; what cannot be read any more is not cached any more."""
         for cached in self.by_name.values():

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from mlr3torch_py.cache.functions import split
 from mlr3torch_py.cache.keys import BYTES_PER_KEY
+from mlr3torch_py.network.evaluation import Pins
 from tests.cache.helpers import cached, counts, frozen
 
 N, TOKENS, WIDTH = 12, 5, 4
@@ -175,3 +176,76 @@ def test_a_tensor_of_an_operation_may_be_written_through_data_between_epochs():
     parts.end_epoch(), parts.begin_epoch(), parts.refresh()
     network(DATA[:5])
     torch.testing.assert_close(network(DATA[:5]), copy.deepcopy(network)(DATA[:5]))
+
+
+class Centred(nn.Module):
+    """Subtracts what a normalisation layer has seen so far."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm, self.head = frozen(nn.Linear(3, 3)), nn.BatchNorm1d(3, affine=False), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.embed(x) - self.norm.running_mean)
+
+
+def test_statistics_that_move_in_training_mode_count_at_every_batch():
+    network, data = Centred(), DATA[:, 0]
+    plain, parts = copy.deepcopy(network), cached(network)
+    for epoch in range(4):
+        for rows in data.split(4):
+            torch.testing.assert_close(network(rows), plain(rows))
+            for one in (network, plain):
+                one.norm.train(epoch > 1)(rows + 3)
+            parts.settle()
+        parts.end_epoch(), parts.begin_epoch(), parts.refresh()
+    parts.close()
+
+
+def test_statistics_of_a_pinned_layer_stay_part_of_the_chain():
+    network, data, pins = Centred(), DATA[:, 0], Pins()
+    pins.set([network.norm])
+    parts = cached(network)
+    for _ in range(3):
+        network(data), parts.settle()
+    assert any("sub()" in name for name in parts.stages)
+    parts.close()
+
+
+WRITTEN = {
+    "data": lambda network: network.position.data.add_(1),
+    "numpy": lambda network: network.position.detach().numpy().__iadd__(1),
+}
+
+
+@pytest.mark.parametrize("n_before", [0, 2])
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_after_training_a_tensor_of_an_operation_counts_at_once_however_it_is_changed(kind, n_before):
+    network = Transformer()
+    parts = rounds(network)
+    parts.keep()
+    for _ in range(n_before):
+        network(DATA)
+    WRITTEN[kind](network)
+    plain = copy.deepcopy(network)
+    for _ in range(2):
+        torch.testing.assert_close(network(DATA), plain(DATA))
+    parts.close()
+
+
+def test_after_training_operations_that_are_new_follow_changes_too():
+    network = Centred()
+    network.forward = lambda x: network.head(network.embed(x))
+    parts, data = cached(network.eval()), DATA[:, 0]
+    network(data), parts.keep()
+    del network.forward
+    pins = Pins()
+    pins.set([network.norm])
+    parts.refresh()
+    for shift in (0, 3):
+        network.norm.running_mean.data.add_(shift)
+        plain = copy.deepcopy(network)
+        for _ in range(3):
+            torch.testing.assert_close(network(data), plain(data))
+    parts.close()
