@@ -18,7 +18,6 @@ from mlr3torch_py.cache.code import Code
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
-from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.trials import Schedule, Trial, halves, sample_rows
 from mlr3torch_py.network.internals import check_internals, internal
@@ -95,7 +94,7 @@ class Admission:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._fingerprint = Fingerprint(module)
-        self._code: Code | NotPortableError | None = None  # once it was read
+        self._code: Code | None = None  # once it was read
         self._layers = list(module.modules())
         states = list(map(vars, self._layers))
         is_usual = all(_TRAINING in state for state in states)  # torch.jit keeps it elsewhere
@@ -197,24 +196,21 @@ class Admission:
         NotPortableError
             If some of it cannot be read.
         """
+        return self.code_as_far_as_known.complete
+
+    @property
+    def code_as_far_as_known(self) -> Code:
+        """The module's code when it was first asked for, without what cannot be read."""
         if self._code is None:
-            try:
-                self._code = Code.of(self._module)
-            except NotPortableError as error:
-                self._code = NotPortableError(str(error))  # without its traceback
-        if isinstance(self._code, NotPortableError):
-            raise self._code
+            self._code = Code.as_far_as_known(self._module)
         return self._code
 
-    def digest_now(self) -> str | None:
-        """Return the digest, for which code that may have changed is read again; None if there is none."""
+    def code_now(self) -> Code:
+        """Return the module's code, which is read again where it may have changed, without what cannot be read."""
         code = self._code
-        if isinstance(code, Code) and not (code.snapshot.is_lasting and code.snapshot.is_current):
+        if code is not None and not (code.snapshot.is_lasting and code.snapshot.is_current):
             self._code = None
-        try:
-            return self.digest
-        except NotPortableError:
-            return None
+        return self.code_as_far_as_known
 
     def trust(self, request: Request) -> None:
         """Take calls of this signature to be row-wise, as trials in another process have found."""

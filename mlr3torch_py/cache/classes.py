@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from types import FunctionType
+from functools import partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final
 
 from torch import nn
 
 from mlr3torch_py.cache.code_objects import is_known, names_in
 
-__all__ = ["is_foreign", "is_known_class", "is_special", "looks_at_mode"]
+__all__ = ["is_code", "is_dunder", "is_foreign", "is_known_class", "is_special", "looks_at_mode"]
 
 _MADE_BY_CLASS_STATEMENT: Final = 1 << 9
+_CODE: Final = (FunctionType, BuiltinFunctionType, type, partial, type(None), bool, int, float, complex, str, bytes)
 
 
 def is_known_class(cls: type) -> bool:
@@ -36,9 +38,17 @@ def is_foreign(value: Any) -> bool:
 
 def is_special(name: str, value: Any) -> bool:
     """Whether Python calls a method by itself."""
-    return (
-        name.startswith("__") and name.endswith("__") and isinstance(value, (FunctionType, staticmethod, classmethod))
-    )
+    return is_dunder(name) and isinstance(value, (FunctionType, staticmethod, classmethod))
+
+
+def is_dunder(name: str) -> bool:
+    """Whether a name is one of those that belong to Python."""
+    return name.startswith("__") and name.endswith("__")
+
+
+def is_code(name: str, value: Any) -> bool:
+    """Whether a global is a function, class or constant, and not data."""
+    return not is_dunder(name) and isinstance(value, _CODE)
 
 
 def looks_at_mode(cls: type) -> bool:

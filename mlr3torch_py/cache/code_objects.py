@@ -12,12 +12,14 @@ from types import CodeType
 from typing import Any, Final
 
 __all__ = [
+    "SCOPES",
     "Import",
     "described",
     "globals_in",
     "imports_in",
     "is_known",
     "is_of_python",
+    "looks_up",
     "names_in",
     "version_of_package",
 ]
@@ -25,6 +27,10 @@ __all__ = [
 _STDLIB: Final = sysconfig.get_paths()["stdlib"]
 _INSTALLED: Final = ("site-packages", "dist-packages")
 _GLOBALS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
+
+# Functions that find things by a text, which may be put together: among globals, or among attributes.
+SCOPES: Final = frozenset({"globals", "locals", "vars", "eval", "exec"})
+_LOOK_UPS: Final = frozenset({"getattr", "attrgetter", "methodcaller", "__dict__", "__getattribute__", "__mro__"})
 
 Import = tuple[int, str]
 
@@ -83,8 +89,22 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 def names_in(code: CodeType) -> frozenset[str]:
     """List what a code object names, in words or as texts."""
     names = {name for one in _codes(code) for name in one.co_names}
-    texts = {text for one in _codes(code) for text in one.co_consts if isinstance(text, str) and text.isidentifier()}
-    return frozenset(names | texts)
+    return frozenset(names.union(*(_words(one.co_consts) for one in _codes(code))))
+
+
+def _words(constant: Any) -> Iterator[str]:
+    """List the identifiers in a constant: a text, which may have dots, or a tuple of such."""
+    if isinstance(constant, str):
+        words = constant.split(".")
+        yield from words if all(map(str.isidentifier, words)) else ()
+    elif isinstance(constant, (tuple, frozenset)):
+        for one in constant:
+            yield from _words(one)
+
+
+def looks_up(code: CodeType) -> bool:
+    """Whether a code object may look up what it does not name: by a text that it puts together or is given."""
+    return not (_LOOK_UPS.isdisjoint(names_in(code)) and SCOPES.isdisjoint(globals_in(code)))
 
 
 @functools.lru_cache(4096)

@@ -41,7 +41,7 @@ class Snapshot:
         self.is_lasting: bool = True
         self._entries: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
         self._functions: dict[int, tuple[FunctionType, tuple[Any, ...]]] = {}
-        self._classes: dict[type, tuple[list[str], list[Any]]] = {}
+        self._classes: dict[type, tuple[tuple[type, ...], list[str], list[Any]]] = {}
 
     @property
     def is_current(self) -> bool:
@@ -50,8 +50,8 @@ class Snapshot:
             all(scope.get(name, _MISSING) is value for scope, name, value in self._entries.values())
             and all(all(map(is_, _state(one), state)) for one, state in self._functions.values())
             and all(
-                list(vars(cls)) == names and all(map(is_, vars(cls).values(), values))
-                for cls, (names, values) in self._classes.items()
+                cls.__bases__ == bases and list(vars(cls)) == names and all(map(is_, vars(cls).values(), values))
+                for cls, (bases, names, values) in self._classes.items()
             )
         )
 
@@ -67,7 +67,7 @@ class Snapshot:
     def add_class(self, cls: type) -> None:
         """Note a class."""
         if cls not in self._classes:
-            self._classes[cls] = list(vars(cls)), list(vars(cls).values())
+            self._classes[cls] = cls.__bases__, list(vars(cls)), list(vars(cls).values())
 
     def add_value(self, value: object) -> None:
         """Note a value that is part of something."""

@@ -80,7 +80,7 @@ class CachedStage(ABC):
         self.tally: Tally = Tally()
         self.is_called: bool = False
         self.is_kept: bool = False  # after training, when it follows changes at every call
-        self._kept_digest: str | None = None  # then
+        self._kept_code: Code | None = None  # then
         self._passes = Passes() if passes is None else passes
         self._check = HitCheck(check)
         self._n_rows = self._n_known = 0
@@ -138,7 +138,7 @@ class CachedStage(ABC):
     def follow_changes(self) -> str | None:
         """Forget all rows if anything in the module has changed; return what."""
         change = self._admission.find_change()
-        if change is None and self.is_kept and self._admission.digest_now() != self._kept_digest:
+        if change is None and self.is_kept and self._admission.code_now() != self._kept_code:
             change = "its code, or what it refers to,"
         if change is not None:
             logger.info("frozen_cache: rows of %s are forgotten, since %s has changed", self.name, change)
@@ -146,9 +146,11 @@ class CachedStage(ABC):
         return change
 
     def keep(self) -> None:
-        """Answer calls after training, too, from now on following what code and objects hold, if that can be told."""
+        """Answer calls after training, too, from now on following what code and objects hold, as far as it is known."""
         self.is_kept = True
-        self._kept_digest = self._admission.digest_now()
+        self._kept_code = self._admission.code_now()
+        if lacks := self._kept_code.lacks:
+            logger.info("frozen_cache: of %s, changes are not followed in %s", self.name, "; ".join(lacks))
 
     def unstore(self, *, own: bool = False) -> None:
         """Drop the rows that are on disk, or those of this training."""
@@ -210,7 +212,7 @@ class CachedStage(ABC):
         self._admission = Admission(self.module)
         self._pace = Pace()
         if self.is_kept:
-            self._kept_digest = self._admission.digest_now()
+            self._kept_code = self._admission.code_now()
 
     def remove(self) -> None:
         """Restore the module's own call, and forget all rows."""
