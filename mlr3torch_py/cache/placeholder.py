@@ -14,6 +14,7 @@ import torch
 from mlr3torch_py.cache.answer import Answer
 from mlr3torch_py.cache.rows import Reference
 from mlr3torch_py.cache.stopwatch import Stopwatch
+from mlr3torch_py.cache.wrapped import is_of_torch, wrapped_by
 from mlr3torch_py.network.bits import version_of
 from mlr3torch_py.network.internals import tree_leaves, tree_map
 
@@ -193,6 +194,8 @@ class Placeholder(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if not is_of_torch(func):
+            func = wrapped_by(func)
         if (passes := _passes_of(args)) is not None and passes.operations is not None:
             output = passes.operations(passes, func, args, kwargs or {})
             if output is not NotImplemented:
