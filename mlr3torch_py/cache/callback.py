@@ -172,10 +172,8 @@ class CallbackSetFrozenCache(CallbackSet):
         self.device = device
 
     def check_params(self) -> None:
-        if self.modules is not None and not check_names("modules", self.modules):
-            raise ValueError(
-                f"`modules` is {shown(self.modules)}; name a module, or give None to cache all frozen ones"
-            )
+        if self.modules is not None:
+            _check_modules(self.modules)
         check_whole("max_bytes", self.max_bytes, "bytes")
         check_whole("check", self.check, "rows", least=0)
         check_flag("keep", self.keep)
@@ -297,6 +295,19 @@ class CallbackSetFrozenCache(CallbackSet):
         if self.cached_ is not None:
             self.cached_.close()
         self.cached_, self.event_ = None, None
+
+
+def _check_modules(modules: object) -> None:
+    """Check that modules are named, as far as can be told without the network."""
+    remedy = "or give None to cache all frozen ones"
+    names = check_names("modules", modules)
+    if not names:
+        raise ValueError(f"`modules` is {shown(modules)}; name a module, {remedy}")
+    if "" in names:
+        raise ValueError(
+            f"`modules` is {shown(modules)}, and the network itself cannot be named; name modules in it, such as "
+            f"'encoder', {remedy}"
+        )
 
 
 def _check_network(module: nn.Module) -> None:

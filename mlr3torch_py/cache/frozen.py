@@ -115,7 +115,8 @@ def check_cacheable(module: nn.Module, names: Sequence[str]) -> None:
     known = dict(named_modules(module))
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
-            f"`modules` has {listed(map(repr, unknown))}, which the network lacks; {nearest(unknown, known)}"
+            f"`modules` has {listed(map(repr, unknown))}, which the network lacks; "
+            f"{nearest(unknown, filter(None, known))}"
         )
     for name in names:
         if not has_parameters(known[name]):

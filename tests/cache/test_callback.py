@@ -352,6 +352,8 @@ def test_a_named_module_that_never_freezes_is_warned_about():
         ({"max_bytes": 1e9}, TypeError, "`max_bytes` is 1000000000.0; give a whole number of bytes"),
         ({"check": -1}, ValueError, "`check` is -1; give a whole number of rows, at least 0"),
         ({"check": True}, TypeError, "`check` is True; give a whole number of rows"),
+        ({"modules": ""}, ValueError, "`modules` is '', and the network itself cannot be named; name modules in it"),
+        ({"modules": ["head", ""]}, ValueError, "the network itself cannot be named"),
         ({"modules": 3}, TypeError, "`modules` is 3; give a name or a list of names"),
     ],
 )

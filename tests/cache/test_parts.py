@@ -267,6 +267,7 @@ def test_modules_without_hits_are_dropped_until_an_event():
     ("names", "message"),
     [
         (["encodr"], "`modules` has 'encodr', which the network lacks; did you mean 'encoder'"),
+        (["*"], "`modules` has '\\*', which the network lacks; choose from 'en"),
         (["encoder.1"], "`modules` has 'encoder.1', which has no parameters and so is never frozen"),
         (["blocks"], "`modules` has 'blocks', a ModuleList, which is never called; name its elements"),
     ],
