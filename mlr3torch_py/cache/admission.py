@@ -19,6 +19,7 @@ from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generat
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
 from mlr3torch_py.cache.rows import Call, NotCacheableError
+from mlr3torch_py.cache.surroundings import Surroundings
 from mlr3torch_py.cache.trials import Schedule, Trial, halves, sample_rows
 from mlr3torch_py.network.internals import check_internals, internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
@@ -28,6 +29,7 @@ __all__ = ["NEEDS_GRADIENT", "Admission", "Request", "dependent", "is_fit_in_eva
 NEEDS_GRADIENT: Final = "its input requires a gradient"
 
 _FEW_ROWS: Final = 4
+_REMEDY: Final = "let it return what others need"
 _TRAINING: Final = "training"
 _MODE: Final = attrgetter(_TRAINING)
 _GLOBAL_HOOKS: Final = [
@@ -78,7 +80,8 @@ class Admission:
     difference between batches of two sizes counts as rounding, if that explains it.
 
     Trials also look for effects that an answer from memory would lack, such as drawing random numbers or modifying the
-    module.
+    module, or what it refers to; see `Surroundings`. After a call that has such effects no row is computed again, so
+    that a trial has none itself.
 
     Examples
     --------
@@ -239,7 +242,8 @@ class Admission:
         chosen = halves(len(call)) if catches_up else sample_rows(len(call), schedule.n_trials)
         samples = [(rows, call.take(rows)) for rows in chosen]
         is_changed = self._is_in_doubt and self.find_change() is not None
-        return Trial(is_changed, found, random_states(found), samples, began=thread_time())
+        surroundings = Surroundings(self._module, found.values())
+        return Trial(is_changed, found, random_states(found), samples, surroundings, began=thread_time())
 
     def is_behind(self, request: Request) -> bool:
         """Whether trials of this signature have to wait; see `Schedule`."""
@@ -264,15 +268,19 @@ class Admission:
         """
         self._schedules[request.signature].seconds_computing += thread_time() - trial.began
         moved = trial.moved
-        if not trial.samples:
+        if trial.surroundings is None:
             self._check_draws(moved, call, output)
             return True
         if relation != "written" and call.has_changed():
             raise NotCacheableError("it modifies its input in place", "use out-of-place operations")
-        if not self._left_module_unchanged():
+        surroundings = Surroundings(self._module, trial.generators.values())
+        if not self._left_all_unchanged(trial.surroundings.difference(surroundings)):
             return False
         self._check_draws(moved, call, output)
         before, now = self._row_wise.get(request.signature), self._seems_row_wise(trial, request, call, output)
+        if outside := surroundings.difference(Surroundings(self._module, trial.generators.values())):
+            Again(self._module, call, output).repeats()  # which leaves all as the call has left it
+            raise _changing(outside, _REMEDY)
         self._row_wise[request.signature] = now
         if not now and (before or not any(self._row_wise.values())):
             raise dependent()
@@ -317,18 +325,23 @@ class Admission:
         if moved and (is_only_thread() or draws_itself(Again(self._module, call, output).repeats, moved)):
             raise NotCacheableError("it draws random numbers", may_depend_on_mode=True)
 
-    def _left_module_unchanged(self) -> bool:
-        """Check what a call did to the module; one call may change it, to set up a table or the like."""
+    def _left_all_unchanged(self, outside: str | None) -> bool:
+        """Check what a call did to the module and outside; one call may change them, to set up a table or the like."""
         parameters = self._fingerprint.parameter_hashes
-        was_in_doubt, change = self._is_in_doubt, self.find_change()
+        was_in_doubt, change = self._is_in_doubt, self.find_change() or outside
         self._is_in_doubt = change is not None
         if change and self._was_changed_by_call and was_in_doubt:
-            raise NotCacheableError(
-                f"a call changes {change}, which would not happen for a row from memory",
-                may_depend_on_mode=self._fingerprint.parameter_hashes == parameters,
-            )
+            if outside is not None:
+                raise _changing(change, _REMEDY)
+            raise _changing(change, may_depend_on_mode=self._fingerprint.parameter_hashes == parameters)
         self._was_changed_by_call |= change is not None
         return change is None
+
+
+def _changing(what: str, remedy: str = "", *, may_depend_on_mode: bool = False) -> NotCacheableError:
+    """Say what a call changes."""
+    reason = f"a call changes {what}, which would not happen for a row from memory"
+    return NotCacheableError(reason, remedy, may_depend_on_mode=may_depend_on_mode)
 
 
 def dependent() -> NotCacheableError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from xxhash import xxh3_128_digest
 
-__all__ = ["as_bytes", "content_hash", "version_of"]
+__all__ = ["as_bytes", "buffer_hash", "content_hash", "version_of"]
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
@@ -55,6 +55,23 @@ def content_hash(tensor: torch.Tensor) -> bytes:
     if is_usual and tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_neg():
         return xxh3_128_digest(tensor.detach().numpy().data)  # the same, in fewer steps
     return xxh3_128_digest(as_bytes(tensor).cpu().numpy().data)
+
+
+def buffer_hash(value: object) -> bytes | None:
+    """Compute a hash of the bytes of an array of numpy or Python, or the like; None for what has none to be written.
+
+    Examples
+    --------
+    >>> buffer_hash(bytearray(b"row")) == buffer_hash(bytearray(b"row")), buffer_hash("row")
+    (True, None)
+    """
+    try:
+        view = memoryview(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):  # ValueError for what has no such format, as dates of numpy
+        return None
+    if view.readonly:
+        return None
+    return xxh3_128_digest(view if view.c_contiguous else view.tobytes())
 
 
 def version_of(tensor: torch.Tensor) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from logging import Logger
@@ -18,7 +18,7 @@ from torch import nn
 
 from mlr3torch_py.network.unwrap import bare
 
-__all__ = ["GLOBALS", "own_attributes", "plain_values", "walk"]
+__all__ = ["GLOBALS", "held_values", "own_attributes", "plain_values", "walk"]
 
 GLOBALS: Final = "__globals__"
 
@@ -43,7 +43,11 @@ _LIBRARIES: Final = (sys.stdlib_module_names - {"__main__"}).union(_DEPENDENCIES
 
 
 def walk(
-    roots: Mapping[str, object], skip: Iterable[object] = (), *, with_plain: bool = False
+    roots: Mapping[str, object],
+    skip: Iterable[object] = (),
+    *,
+    with_plain: bool = False,
+    is_left_out: Callable[[Any], bool] = lambda _: False,
 ) -> Iterator[tuple[str, Any]]:
     """Yield every object that some objects hold, at any depth, with its path.
 
@@ -59,6 +63,8 @@ def walk(
     with_plain : bool
         Whether to yield lists, tuples, sets and dicts of nothing but values that hold nothing, of which data may have
         many.
+    is_left_out : callable
+        Tells of an object whether it is neither yielded nor searched.
 
     Yields
     ------
@@ -81,6 +87,8 @@ def walk(
             continue
         seen.add(id(value))
         alive.append(value)  # so that no other object gets its id
+        if is_left_out(value):
+            continue
         yield path, value
         stack += reversed(
             [
@@ -89,6 +97,33 @@ def walk(
                 if type(inner) not in _LEAF_TYPES and (with_plain or not _is_plain(inner))
             ]
         )
+
+
+def held_values(
+    roots: Mapping[str, object], skip: Iterable[object] = (), *, is_left_out: Callable[[Any], bool] = lambda _: False
+) -> dict[str, Any]:
+    """Return everything that some objects hold, at any depth, by path.
+
+    Parameters
+    ----------
+    roots : mapping of str to object
+    skip, is_left_out
+        As in `walk`.
+
+    Returns
+    -------
+    dict
+
+    Examples
+    --------
+    >>> held_values({"sampler": {"epochs": [3]}})
+    {"sampler['epochs']": [3], "sampler['epochs'][0]": 3}
+    """
+    return {
+        path + end: inner
+        for path, value in walk(roots, skip, with_plain=True, is_left_out=is_left_out)
+        for end, inner in _held_by(value, with_leaves=True)
+    }
 
 
 def plain_values(roots: Mapping[str, object], skip: Iterable[object] = ()) -> dict[str, Any]:

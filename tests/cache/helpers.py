@@ -1,5 +1,6 @@
 """Networks to cache, what may happen to them, and trainings with the cache."""
 
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,29 @@ from tests.helpers import X as IRIS
 from tests.network.test_evaluation import EVAL
 
 ROWS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+
+
+class _Computed(logging.Handler):
+    """Keeps how many rows the calls were given that were logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def emit(self, record):
+        self.rows.append(record.args[0])
+
+
+COMPUTED = _Computed()
+LOG = logging.getLogger("tests.cache.computed")
+LOG.addHandler(COMPUTED)
+LOG.setLevel(logging.INFO)
+LOG.propagate = False
+
+
+def note(x):
+    """Log a call, which is no part of what a module computes."""
+    LOG.info("%d rows", len(x))
 
 
 @dataclass

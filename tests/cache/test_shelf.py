@@ -17,14 +17,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mlr3torch_py import CallbackSetUnfreeze, select_prefix, t_clbk
 from mlr3torch_py.cache.disk import opened
+from tests.cache.helpers import COMPUTED, note
 from tests.helpers import X, iris_net, y
 
 pytest.importorskip("lmdb")
-
-
-def note(n_rows):
-    """Count rows, in a place that is no part of the code."""
-    sys.computed_rows = getattr(sys, "computed_rows", 0) + n_rows
 
 
 GAIN = 1.0
@@ -42,7 +38,7 @@ class Backbone(nn.Module):
         self.scale, self.dtype, self.config = scale, dtype, SimpleNamespace(factors={"one": 1.0})
 
     def forward(self, x):
-        note(len(x))
+        note(x)
         return torch.tanh(self.norm(self.linear(x))).to(self.dtype) * self.scale * self.factor() + SETTINGS["shift"]
 
     def factor(self):
@@ -75,9 +71,9 @@ def net_with(store=None, *, cache=None, cached=True, **params):
 
 def trained(store=None, data=X, **params):
     """Train; return the net, and how many rows its backbone was given."""
-    sys.computed_rows = 0
+    COMPUTED.rows.clear()
     net = net_with(store, **params).fit(data, y[: len(data)])
-    return net, sys.computed_rows
+    return net, sum(COMPUTED.rows)
 
 
 def losses(net):
@@ -314,9 +310,9 @@ def test_wrong_arguments_are_refused(params, message):
 
 def computed_by(call, *args):
     """Return how many rows the backbone was given while something was called."""
-    sys.computed_rows = 0
+    COMPUTED.rows.clear()
     call(*args)
-    return sys.computed_rows
+    return sum(COMPUTED.rows)
 
 
 @pytest.mark.parametrize("store", [None, "rows"])

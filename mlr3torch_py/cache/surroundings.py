@@ -1,0 +1,102 @@
+"""What a module can reach outside of itself, and how that was at one time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from types import FunctionType
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from mlr3torch_py.cache.classes import is_known_class
+from mlr3torch_py.cache.code_objects import is_known
+from mlr3torch_py.cache.fingerprint import is_setting
+from mlr3torch_py.network.bits import buffer_hash, version_of
+from mlr3torch_py.network.holdings import GLOBALS, held_values
+from mlr3torch_py.network.internals import internal
+
+__all__ = ["Surroundings"]
+
+_THIS_PACKAGE: Final = __name__.partition(".")[0]
+_AS_IT_IS: Final = internal("torch._C", "DisableTorchFunctionSubclass")  # a placeholder is not filled in
+# What is looked at item by item, whether it is the same object or not; and what is compared by value.
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset, deque)
+_BY_VALUE: Final = (type(None), bool, int, float, complex, str, bytes, range, slice)
+
+
+class Surroundings:
+    """What a module can reach, at any depth: by its attributes and by what its code refers to.
+
+    Numbers are compared by value, tensors by identity and version, arrays by content, containers item by item, and all
+    other objects by identity and by what they hold. Parameters, buffers and the attributes themselves are left out,
+    since `Fingerprint` looks at them, and so is the code of installed packages. Iterators and other objects made in C
+    show nothing of their state, so it may change unseen.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    skip : iterable of object
+        Objects that are looked at elsewhere.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> linear, shared = nn.Linear(2, 1), SimpleNamespace(scale=1.0)
+    >>> linear.shared = shared
+    >>> before = Surroundings(linear)
+    >>> shared.scale = 2.0
+    >>> before.difference(Surroundings(linear))
+    "the 'shared.scale' that its Linear refers to"
+    """
+
+    def __init__(self, module: nn.Module, skip: Iterable[object] = ()) -> None:
+        layers = list(module.modules())
+        self._names = [type(layer).__name__ for layer in layers]
+        classes = {type(layer): i for i, layer in reversed(list(enumerate(layers)))}
+        roots: dict[str, object] = {f"{i}:": cls for cls, i in classes.items()}
+        for i, layer in enumerate(layers):
+            roots |= {f"{i}:{name}": value for name, value in vars(layer).items() if is_setting(name)}
+        with _AS_IT_IS():
+            held = held_values(roots, [*layers, *skip], is_left_out=_is_looked_at_elsewhere)
+            self._held = {path: (value, _mark(value)) for path, value in held.items()}
+
+    def difference(self, other: Surroundings) -> str | None:
+        """Name something that differs; None if nothing does."""
+        differing = (
+            path
+            for path in dict.fromkeys((*self._held, *other._held))
+            if path not in self._held or path not in other._held or _differ(self._held[path], other._held[path])
+        )
+        if (path := next(differing, None)) is None:
+            return None
+        number, _, name = path.replace(f".{GLOBALS}", "").partition(":")
+        return f"the {name.removeprefix('.')!r} that its {self._names[int(number)]} refers to"
+
+
+def _is_looked_at_elsewhere(value: Any) -> bool:
+    """Whether an object is of an installed package, the code of which is known by its version, or of this package."""
+    if isinstance(value, FunctionType):
+        return not value.__closure__ and is_known(value.__globals__.get("__name__", ""))
+    return is_known_class(value) if isinstance(value, type) else _is_ours(type(value))
+
+
+def _is_ours(cls: type) -> bool:
+    return str(cls.__module__).partition(".")[0] == _THIS_PACKAGE
+
+
+def _mark(value: Any) -> Any:
+    """Return what changes when something is written into a value."""
+    if isinstance(value, torch.Tensor):
+        return version_of(value)
+    return None if isinstance(value, _BY_VALUE) else buffer_hash(value)
+
+
+def _differ(before: tuple[Any, Any], now: tuple[Any, Any]) -> bool:
+    (one, mark), (other, other_mark) = before, now
+    if one is other or mark != other_mark:
+        return bool(mark != other_mark)
+    if type(one) is not type(other) or not isinstance(one, (*_CONTAINERS, *_BY_VALUE)):
+        return True
+    return isinstance(one, _BY_VALUE) and one != other
