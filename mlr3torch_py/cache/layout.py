@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["N_TRIALS", "Layout", "Relation", "relation_of"]
 
 _NUMBERS: Final = count()
+_REMEDY: Final = "let it return copies"
 N_TRIALS: Final = 4  # after so many, all positions of a batch were tried
 
 # How the memory of an output relates to that of the input: it is its own, or the output is the input itself, as it was
@@ -248,21 +249,31 @@ class Layout:
             child.unstore(own=own)
 
 
-def relation_of(call: Call, output: object) -> Relation:
+def relation_of(call: Call, output: object, *, may_share: bool = True) -> Relation:
     """Find out whether an output is the input itself, or a view of it.
+
+    Parameters
+    ----------
+    call : Call
+    output : object
+    may_share : bool
+        Whether it may be.
 
     Raises
     ------
     NotCacheableError
-        If it is only partly, or one of several inputs.
+        If it may not, if it is only partly, or one of several inputs, or if tensors of the output share memory.
     """
     inputs = {tensor.untyped_storage()._cdata for tensor in call.tensors}
     outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided]
-    is_alone = len(outputs) == len(call.tensors) == 1
-    if not any(tensor.untyped_storage()._cdata in inputs for tensor in outputs):
+    storages = [tensor.untyped_storage()._cdata for tensor in outputs]
+    if len(set(storages)) < len(storages):
+        raise NotCacheableError("it returns tensors that share memory with each other", _REMEDY)
+    if inputs.isdisjoint(storages):
         return "new"
-    if not is_alone or (call.has_changed() and output is not call.tensors[0]):
-        raise NotCacheableError("its output shares memory with its input")
+    is_alone = len(outputs) == len(call.tensors) == 1
+    if not (may_share and is_alone) or (call.has_changed() and output is not call.tensors[0]):
+        raise NotCacheableError("its output shares memory with its input", _REMEDY)
     if output is not call.tensors[0]:
         return "view"
     return "written" if call.has_changed() else "same"

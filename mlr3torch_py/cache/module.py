@@ -210,7 +210,7 @@ class CachedModule(CachedStage):
             layout = self._layout(request)
         output = self.compute(call)
         try:
-            relation = relation_of(call, output) if self.is_link else "new"
+            relation = relation_of(call, output, may_share=self.is_link)
             with self._passes.suspended():
                 is_unchanged = self._admission.finish_trial(trial, request, call, output, relation)
             if not is_unchanged:

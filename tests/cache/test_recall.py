@@ -208,7 +208,7 @@ class Pair(NamedTuple):
 
 class Paired(Activated):
     def forward(self, x):
-        return Pair(super().forward(x), x)
+        return Pair(super().forward(x), x + 0)
 
 
 class OfPair(Linked):

@@ -1,0 +1,56 @@
+"""Outputs that are more than their values, such as views of each other, come from no memory."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from tests.cache.helpers import ROWS, Part, cached, frozen, told
+
+COPIES = "let it return copies or name other modules"
+EACH_OTHER = f"it returns tensors that share memory with each other; {COPIES}"
+INPUT = f"its output shares memory with its input; {COPIES}"
+
+
+def twice(f, x):
+    y = f(x)
+    return y, y
+
+
+def with_view(f, x):
+    y = f(x)
+    return {"all": y, "some": [y[:, :2]]}
+
+
+def with_input(f, x):
+    return f(x), x
+
+
+SHARING = {
+    "the same twice": (twice, EACH_OTHER),
+    "a view": (with_view, EACH_OTHER),
+    "the input": (lambda _, x: x, INPUT),
+    "a view of the input": (lambda _, x: x.view(-1, 2, 2), INPUT),
+    "the input beside another": (with_input, INPUT),
+}
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("kind", SHARING)
+def test_what_is_written_into_an_output_is_seen_in_all_that_share_its_memory(kind, behind):
+    compute, reason = SHARING[kind]
+    network = frozen(nn.Sequential(nn.Linear(4, 4) if behind else nn.Identity(), Part(compute)))
+    plain = copy.deepcopy(network)
+    parts = cached(network, "1", *["0"] * behind)
+    for _ in range(3):
+        results = []
+        for module in (network, plain):
+            rows = module[0](ROWS.clone())
+            outputs = tree_leaves(module[1](rows))
+            outputs[-1].add_(1)
+            results.append([rows, *outputs])
+        torch.testing.assert_close(*results)
+    assert f"not caching '1': {reason}" in told(parts)[0]
+    assert "1" not in parts.modules
