@@ -21,6 +21,14 @@ _OBSTACLES: Final[tuple[tuple[Callable[[Any, int], bool], str], ...]] = (
         "its output holds a {type}, which is not made of rows",
     ),
     (
+        lambda leaf, _: type(leaf) is not torch.Tensor,
+        "its output holds a {type}, which is more than its values",
+    ),
+    (
+        lambda leaf, _: bool(vars(leaf)),
+        "its output holds a tensor with an attribute {attribute!r}, which is no part of its values",
+    ),
+    (
         lambda leaf, _: leaf.requires_grad,
         "its output requires a gradient, so it uses something trainable that is not its own",
     ),
@@ -126,7 +134,7 @@ class OutputSpec:
         Raises
         ------
         NotCacheableError
-            If a part of the output is not made of `n_rows` rows, or requires a gradient.
+            If a part of the output is not made of `n_rows` rows, requires a gradient, or is more than a tensor.
         """
         leaves, tree = tree_flatten(output)
         plain = tuple(leaf if isinstance(leaf, PLAIN) else ... for leaf in leaves)
@@ -174,8 +182,10 @@ def device_named(name: str, here: torch.device) -> torch.device:
 def _check_leaf(leaf: Any, n_rows: int) -> None:
     for applies, reason in _OBSTACLES:
         if applies(leaf, n_rows):
-            shape = tuple(getattr(leaf, "shape", ()))
-            raise NotCacheableError(reason.format(type=type(leaf).__name__, shape=shape, n_rows=n_rows))
+            shape, attribute = tuple(getattr(leaf, "shape", ())), next(iter(getattr(leaf, "__dict__", ())), "")
+            raise NotCacheableError(
+                reason.format(type=type(leaf).__name__, attribute=attribute, shape=shape, n_rows=n_rows)
+            )
 
 
 def _order(tensor: torch.Tensor) -> tuple[int, ...]:

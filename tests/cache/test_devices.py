@@ -1,5 +1,6 @@
 """What a process with one GPU has stored, another one finds with its own; no GPU is needed to see that."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -43,10 +44,10 @@ def test_rows_are_found_by_the_kind_of_the_device(tmp_path):
 
 
 def layout_with(*devices):
-    with FakeTensorMode():
-        spec = OutputSpec.of([torch.empty(5, 3, device=device) for device in devices], 5)
+    spec = OutputSpec.of([torch.empty(5, 3) for _ in devices], 5)
+    rows = [row._replace(device=device) for row, device in zip(spec.tensors, devices, strict=True)]
     layout = Layout("layout")
-    layout._spec = spec
+    layout._spec = replace(spec, tensors=tuple(rows))
     return layout
 
 

@@ -54,3 +54,33 @@ def test_what_is_written_into_an_output_is_seen_in_all_that_share_its_memory(kin
         torch.testing.assert_close(*results)
     assert f"not caching '1': {reason}" in told(parts)[0]
     assert "1" not in parts.modules
+
+
+class Marked(torch.Tensor):
+    pass
+
+
+def with_attribute(f, x):
+    y = f(x)
+    y.mark = 2.0
+    return y
+
+
+MORE = {
+    "a subclass": (lambda f, x: f(x).as_subclass(Marked), "a Marked, which is more than its values"),
+    "a parameter": (lambda f, x: nn.Parameter(f(x), requires_grad=False), "a Parameter, which is more than its values"),
+    "an attribute": (with_attribute, "a tensor with an attribute 'mark', which is no part of its values"),
+}
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_what_an_output_is_beside_its_values_stays(kind):
+    compute, reason = MORE[kind]
+    network = frozen(nn.Sequential(nn.Linear(4, 4), Part(compute)))
+    plain = copy.deepcopy(network)
+    parts = cached(network, "1")
+    for _ in range(3):
+        ours, theirs = network(ROWS), plain(ROWS)
+        assert (type(ours), vars(ours)) == (type(theirs), vars(theirs))
+        assert torch.equal(ours, theirs)
+    assert f"not caching '1': its output holds {reason}" in told(parts)[0]
