@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
+from logging import Logger
 from operator import attrgetter, is_
 from types import FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
@@ -15,9 +16,8 @@ from mlr3torch_py.cache.device_hash import hash_tensors
 from mlr3torch_py.cache.portable import NotPortableError, portable_hash
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.names import is_note
-from mlr3torch_py.network.bits import content_hash, version_of
-from mlr3torch_py.network.holdings import own_attributes
-from mlr3torch_py.network.internals import TreeSpec, tree_flatten
+from mlr3torch_py.network.bits import buffer_hash, content_hash, version_of
+from mlr3torch_py.network.holdings import all_attributes, is_of_this_package, items_in
 
 __all__ = ["Fingerprint", "is_setting"]
 
@@ -25,9 +25,10 @@ __all__ = ["Fingerprint", "is_setting"]
 _NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
 _NUMBERS: Final = frozenset({bool, int, float})
 _PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
-_BY_VALUE: Final = frozenset({*_PLAIN, bytes})
-_WITH_CONTENTS: Final = (list, tuple, dict, set, torch.Tensor)
-_LOOKED_AT_ELSEWHERE: Final = (nn.Module, type, FunctionType, ModuleType)
+_BY_VALUE: Final = frozenset({*_PLAIN, bytes, frozenset})
+_WITH_VALUE: Final = (bool, int, float, str, bytes, frozenset)
+_EXACTLY: Final = frozenset({list, tuple, dict, set})  # which have no attributes
+_LOOKED_AT_ELSEWHERE: Final = (nn.Module, type, FunctionType, ModuleType, Logger)
 
 
 def is_setting(name: str) -> bool:
@@ -36,10 +37,10 @@ def is_setting(name: str) -> bool:
 
 
 class _Contents(NamedTuple):
-    """The contents of a container or tensor."""
+    """The contents of a container, tensor, array or object."""
 
     leaves: Sequence[Any]
-    structure: TreeSpec | type | tuple[Any, ...] | None = None
+    structure: type | tuple[Any, ...] | None = None
 
 
 _MEMBERS: Final[Callable[..., Iterable[Any]]] = dict.values
@@ -64,8 +65,8 @@ class _Seen(NamedTuple):
 class Fingerprint:
     """The state of a module at one time: parameters, buffers, children and all other attributes.
 
-    Parameters and buffers are compared by value and identity; other attributes by value if they are tensors or plain,
-    item by item if they are containers, and otherwise by identity and by the plain values that they hold, as a
+    Parameters and buffers are compared by value and identity; other attributes by value if they are tensors, arrays or
+    plain, item by item if they are containers, and otherwise by identity and by what they hold at any depth, as a
     configuration does.
 
     Parameters
@@ -169,7 +170,7 @@ class Fingerprint:
             described.append((cls, repr((own, children, sorted(plain.items()), others))))
             for name in others:
                 try:
-                    hashes.append(_setting_hash(settings[name], places))
+                    hashes.append(portable_hash(settings[name], places))
                 except NotPortableError as error:
                     raise NotPortableError(f"the {name!r} of its {cls.__name__}") from error
         digest = portable_hash((described, hashes), {})
@@ -228,29 +229,39 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
     """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
     own = vars(layer)
     return {
-        name: value if type(value := own[name]) in _PLAIN else _contents(value)
+        name: value if type(value := own[name]) in _PLAIN else _contents(value, set())
         for name in filter(is_setting, sorted(own.keys() - _NOT_SETTINGS))  # of which few are left
     }
 
 
-def _contents(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+def _contents(value: Any, seen: set[int]) -> Any:
+    """Return what is compared in place of a value: that itself, or its contents at any depth."""
+    kind = type(value)
+    if kind in _BY_VALUE or issubclass(kind, _LOOKED_AT_ELSEWHERE) or is_of_this_package(kind) or id(value) in seen:
+        return value  # as it is, also a placeholder
+    if issubclass(kind, torch.Tensor):
         return _Contents((content_hash(value),), (value.shape, value.dtype))
-    if not isinstance(value, _WITH_CONTENTS):
-        return _Contents((value, *held.values()), tuple(held)) if (held := _held_by(value)) else value
-    if not value:
+    if (written := buffer_hash(value)) is not None:
+        view = memoryview(value)
+        return _Contents((written,), (kind, view.format, view.shape))
+    if kind in _EXACTLY and not value:
         return _EMPTY
-    if type(value) is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
+    if kind is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
         return _Contents(value, tuple)
-    leaves, structure = (list(value), set) if isinstance(value, set) else tree_flatten(value)
-    return _Contents([_contents(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
+    return _contents_of_object(value, seen)
 
 
-def _held_by(value: Any) -> dict[str, Any]:
-    """Return the plain attributes of an object."""
-    if issubclass(type(value), _LOOKED_AT_ELSEWHERE):
-        return {}
-    return {name: one for name, one in own_attributes(value).items() if type(one) in _BY_VALUE}
+def _contents_of_object(value: Any, seen: set[int]) -> Any:
+    kind, items = type(value), items_in(value)
+    attributes = {} if kind in _EXACTLY else all_attributes(value)
+    if items is None and not attributes:
+        return value
+    seen.add(id(value))
+    inner = [_contents(one, seen) for one in (*(items or ()), *attributes.values())]
+    if items is None:
+        return _Contents([value, *inner], tuple(attributes))
+    seen.discard(id(value))  # it counts by its contents alone, wherever it is
+    return _Contents(inner, (kind, len(items), *attributes))
 
 
 def _is_plain(value: Any) -> bool:
@@ -264,12 +275,7 @@ def _has_value(value: Any) -> bool:
     """Whether a setting is compared by value, and not by identity."""
     if isinstance(value, _Contents):
         return all(map(_has_value, value.leaves))
-    return type(value) in _BY_VALUE
-
-
-def _setting_hash(value: Any, places: Mapping[int, int]) -> str:
-    is_set = isinstance(value, _Contents) and value.structure is set
-    return portable_hash(set(value.leaves) if is_set else value, places)
+    return _BY_VALUE.issuperset(map(type, value)) if type(value) is frozenset else type(value) in _BY_VALUE
 
 
 def _are_same(one: Any, other: Any) -> bool:
@@ -281,4 +287,4 @@ def _are_same(one: Any, other: Any) -> bool:
             and len(one.leaves) == len(other.leaves)
             and all(map(_are_same, one.leaves, other.leaves))
         )
-    return type(one) is type(other) and isinstance(one, (bool, int, float, str, bytes)) and bool(one == other)
+    return type(one) is type(other) and isinstance(one, _WITH_VALUE) and bool(one == other)

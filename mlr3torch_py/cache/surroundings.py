@@ -14,12 +14,11 @@ from mlr3torch_py.cache.classes import is_known_class
 from mlr3torch_py.cache.code_objects import is_known
 from mlr3torch_py.cache.fingerprint import is_setting
 from mlr3torch_py.network.bits import buffer_hash, version_of
-from mlr3torch_py.network.holdings import GLOBALS, held_values
+from mlr3torch_py.network.holdings import GLOBALS, held_values, is_of_this_package
 from mlr3torch_py.network.internals import internal
 
 __all__ = ["Surroundings"]
 
-_THIS_PACKAGE: Final = __name__.partition(".")[0]
 _AS_IT_IS: Final = internal("torch._C", "DisableTorchFunctionSubclass")  # a placeholder is not filled in
 # What is looked at item by item, whether it is the same object or not; and what is compared by value.
 _CONTAINERS: Final = (dict, list, tuple, set, frozenset, deque)
@@ -79,11 +78,7 @@ def _is_looked_at_elsewhere(value: Any) -> bool:
     """Whether an object is of an installed package, the code of which is known by its version, or of this package."""
     if isinstance(value, FunctionType):
         return not value.__closure__ and is_known(value.__globals__.get("__name__", ""))
-    return is_known_class(value) if isinstance(value, type) else _is_ours(type(value))
-
-
-def _is_ours(cls: type) -> bool:
-    return str(cls.__module__).partition(".")[0] == _THIS_PACKAGE
+    return is_known_class(value) if isinstance(value, type) else is_of_this_package(type(value))
 
 
 def _mark(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from logging import Logger
@@ -18,7 +18,16 @@ from torch import nn
 
 from mlr3torch_py.network.unwrap import bare
 
-__all__ = ["GLOBALS", "held_values", "own_attributes", "plain_values", "walk"]
+__all__ = [
+    "GLOBALS",
+    "all_attributes",
+    "held_values",
+    "is_of_this_package",
+    "items_in",
+    "own_attributes",
+    "plain_values",
+    "walk",
+]
 
 GLOBALS: Final = "__globals__"
 
@@ -26,6 +35,7 @@ _LEAVES: Final = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...), type(NotImplemented)),
     *(torch.Tensor, torch.dtype, torch.device, torch.Size, np.ndarray, np.generic, np.dtype),
     *(ModuleType, CodeType, ReferenceType, WeakSet, property, staticmethod, classmethod),
+    Logger,  # which leads to all others
 )
 
 
@@ -168,6 +178,45 @@ def own_attributes(value: object) -> dict[str, Any]:
     return dict.copy(held) if isinstance(held, dict) else {}
 
 
+def all_attributes(value: object) -> dict[str, Any]:
+    """Copy what an object keeps that is neither a module, a function nor a class, slots and arguments included.
+
+    Examples
+    --------
+    >>> all_attributes(partial(print, 1))
+    {'.func': <built-in function print>, '.args': (1,), '.keywords': {}}
+    """
+    return {end: inner for end, inner in (*_bound(value), *_attributes(value)) if end != ".__func__"}
+
+
+def items_in(value: object) -> Sequence[Any] | None:
+    """List the items of a container without running code of its class, those of a set in one; None for others.
+
+    Examples
+    --------
+    >>> items_in({"a": 1}), items_in([1, 2]), items_in("text")
+    (('a', 1), (1, 2), None)
+    """
+    if isinstance(value, dict):
+        return *dict.keys(value), *dict.values(value)
+    for kind in _CONTAINERS:
+        if isinstance(value, kind):
+            items = kind.__iter__(value)  # type: ignore[arg-type]
+            return (frozenset(items),) if kind in (set, frozenset) else tuple(items)
+    return None
+
+
+def is_of_this_package(cls: type) -> bool:
+    """Whether a class belongs to this package.
+
+    Examples
+    --------
+    >>> is_of_this_package(nn.Linear)
+    False
+    """
+    return str(cls.__module__).partition(".")[0] == __name__.partition(".")[0]
+
+
 def _is_plain(value: Any) -> bool:
     """Check whether a value is a list, tuple, set or dict of values that hold nothing."""
     if type(value) is OrderedDict and not value:  # as modules have several
@@ -189,19 +238,25 @@ def _held_by(value: Any, *, with_leaves: bool = False) -> Iterator[tuple[str, An
         yield from ((f"[{i}]", item) for i, item in enumerate(kept) if type(item) not in left_out)
         if type(value) in (list, tuple):
             return
-    elif isinstance(value, partial):
-        yield from ((f".{name}", getattr(value, name)) for name in ("func", "args", "keywords"))
-    elif isinstance(value, MethodType | BuiltinMethodType):
-        yield ".__self__", value.__self__
-        yield ".__func__", getattr(value, "__func__", None)
     elif isinstance(value, FunctionType):
         yield from _held_by_function(value)
+    else:
+        yield from _bound(value)
     if isinstance(value, nn.Module):
         yield from ((end, inner) for end, inner in _held_by_module(value) if type(inner) not in left_out)
     elif not isinstance(value, type):
         yield from _attributes(value)
     own = frozenset[str]() if isinstance(value, type) else frozenset(own_attributes(value))
     yield from _held_by_class(value if isinstance(value, type) else type(value), own)
+
+
+def _bound(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what is bound to a function."""
+    if isinstance(value, partial):
+        yield from ((f".{name}", getattr(value, name)) for name in ("func", "args", "keywords"))
+    elif isinstance(value, MethodType | BuiltinMethodType) and not isinstance(value.__self__, ModuleType):
+        yield ".__self__", value.__self__
+        yield ".__func__", getattr(value, "__func__", None)
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,14 +1,20 @@
 """Rows are forgotten when anything in their module changes, and only then."""
 
+import array
+import collections
 import copy
 import logging
+from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.network.bits import content_hash
-from tests.cache.helpers import CHANGES, ROWS, UNSEEN, cached, counts, frozen, normed, told
+from tests.cache.helpers import CHANGES, ROWS, UNSEEN, Part, cached, counts, frozen, normed, told
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -129,3 +135,98 @@ def test_another_scale_of_the_same_whole_numbers_is_a_change(per_channel):
 
     one, again, other = map(content_hash, map(quantized, (0.5, 0.5, 0.05)))
     assert one == again != other
+
+
+class AttrDict(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Numbers(list):
+    pass
+
+
+class Slots:
+    __slots__ = ("scale",)
+
+    def __init__(self):
+        self.scale = 1.0
+
+    def get(self):
+        return self.scale
+
+
+# What a part holds, how it reads a number from it, and a change in place.
+HELD = {
+    "an array": (lambda: np.ones(2), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
+    "a view of an array": (lambda: np.ones(9)[::3], lambda held: held[2], lambda held: held.__setitem__(2, 2)),
+    "an array of Python": (lambda: array.array("d", [1]), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
+    "bytes": (lambda: bytearray(b"a"), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
+    "a subclass of dict": (lambda: AttrDict(a=1), lambda held: held.a, lambda held: held.update(a=2)),
+    "a counter": (lambda: collections.Counter("a"), lambda held: held["a"], lambda held: held.update("a")),
+    "a dict in an object": (lambda: collections.UserDict(a=1), lambda held: held["a"], lambda held: held.update(a=2)),
+    "a subclass of list": (lambda: Numbers([1]), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
+    "its attribute": (lambda: Numbers([1]), lambda held: getattr(held, "n", 1), lambda held: setattr(held, "n", 2)),
+    "a queue": (lambda: collections.deque([1]), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
+    "a set in a list": (lambda: [{1}], lambda held: len(held[0]), lambda held: held[0].add(2)),
+    "a slot": (Slots, lambda held: held.scale, lambda held: setattr(held, "scale", 2.0)),
+    "a method": (lambda: Slots().get, lambda held: held(), lambda held: setattr(held.__self__, "scale", 2.0)),
+    "an argument": (lambda: partial(sum, [1]), lambda held: held(), lambda held: held.args[0].append(2)),
+    "a tensor in an object": (
+        lambda: SimpleNamespace(t=torch.ones(1)),
+        lambda held: held.t,
+        lambda held: held.t.data.add_(1),
+    ),
+    "an object in an object": (
+        lambda: SimpleNamespace(sub=[SimpleNamespace(scale=1)]),
+        lambda held: held.sub[0].scale,
+        lambda held: setattr(held.sub[0], "scale", 2),
+    ),
+}
+
+
+class Holding(Part):
+    def forward(self, x):
+        return self.linear(x) * self.compute(self.held)
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_what_a_part_holds_is_compared_by_content(kind):
+    make, read, change = HELD[kind]
+    part = frozen(Holding(read))
+    part.held = make()
+    parts, elsewhere = cached(part, check=0), Fingerprint(part)
+    elsewhere_too = Fingerprint(part)
+    for hits in (0, 12):
+        part(ROWS)
+        assert counts(parts)[0] == hits
+        parts.begin_epoch()
+    change(part.held)
+    parts.begin_epoch()
+    assert torch.equal(part(ROWS), part._call_impl(ROWS))
+    assert counts(parts) == (0, 12)
+    assert elsewhere.difference(elsewhere_too) is None
+    assert elsewhere.difference(Fingerprint(part)) == "the 'held' of its Holding"
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_another_content_has_another_digest(kind):
+    make, _, change = HELD[kind]
+    part, held = nn.Linear(4, 3), make()
+    part.held = held
+    before = Fingerprint(part).digest
+    part.held = make()
+    assert Fingerprint(part).digest == before
+    change(part.held)
+    assert Fingerprint(part).digest != before
+
+
+def test_objects_that_hold_each_other_are_compared():
+    part = frozen(nn.Linear(4, 3))
+    part.many = [SimpleNamespace(scale=1) for _ in range(30)]
+    for one in part.many:
+        one.others = part.many
+    parts = cached(part)
+    part(ROWS)
+    counts(parts)
+    part.many[20].scale = 2
+    assert parts.stages[""].follow_changes() == "the 'many' of its Linear"
