@@ -72,12 +72,13 @@ class Admission:
     Notes
     -----
     A module is *row-wise* if its output for a row depends on that row alone. Trials check this separately for each
-    signature, at calls 1 to 4, 8, 16, 32 and so on; where they take long, later, see `Schedule`. Each recomputes every
-    fourth row, in a small batch and in reverse order, the first also a row alone. Each begins at another row, so that
-    every position of a batch is tried in four trials. That finds statistics, sums, sorting and maxima over the batch,
-    outliers that affect others, branches on its size, and rows that are mixed by position. What affects few rows of few
-    batches only is found if it happens to rows that are tried, or by a check of hits. In half precision and TF32, a
-    difference between batches of two sizes counts as rounding, if that explains it.
+    signature, at calls 1 to 4, 8, 16, 32 and so on, and at each batch that is larger than any before; where they take
+    long, later, see `Schedule`. Each recomputes every fourth row, in a small batch and in reverse order, the first also
+    a row alone. Each begins at another row, so that every position of a batch is tried in four trials. That finds
+    statistics, sums, sorting and maxima over the batch, outliers that affect others, branches on its size, and rows
+    that are mixed by position. What affects few rows of few batches only is found if it happens to rows that are tried,
+    or by a check of hits. In half precision and TF32, a difference between batches of two sizes counts as rounding, if
+    that explains it.
 
     Trials also look for effects that an answer from memory would lack, such as drawing random numbers or modifying the
     module, or what it refers to; see `Surroundings`. After a call that has such effects no row is computed again, so
@@ -215,10 +216,10 @@ class Admission:
             self._code = None
         return self.code_as_far_as_known
 
-    def trust(self, request: Request) -> None:
-        """Take calls of this signature to be row-wise, as trials in another process have found."""
+    def trust(self, request: Request, largest_batch: int) -> None:
+        """Take calls of this signature to be row-wise, as trials of batches up to a size have found elsewhere."""
         self._row_wise[request.signature] = True
-        self._schedules[request.signature].trust()
+        self._schedules[request.signature].trust(largest_batch)
 
     def start_trial(self, request: Request, call: Call, *, catches_up: bool = False) -> Trial:
         """Prepare a trial of a call that is about to be computed; if none is due, the call is only watched.
@@ -234,7 +235,7 @@ class Admission:
         schedule = self._schedules[request.signature]
         if catches_up:
             schedule.catch_up()
-        elif not schedule.is_due(has_verdict=request.signature in self._row_wise):
+        elif not schedule.is_due(has_verdict=request.signature in self._row_wise and not self.is_larger(request)):
             return self.start_watch()
         if self._generators is None:
             self._generators = generators(module=self._module)
@@ -248,6 +249,14 @@ class Admission:
     def is_behind(self, request: Request) -> bool:
         """Whether trials of this signature have to wait; see `Schedule`."""
         return request.signature in self._schedules and self._schedules[request.signature].is_behind
+
+    def is_larger(self, request: Request) -> bool:
+        """Whether the batch is larger than any that was tried."""
+        return len(request.call) > self.largest_batch(request)
+
+    def largest_batch(self, request: Request) -> int:
+        """Return the number of rows in the largest batch of this signature that was tried."""
+        return self._schedules[request.signature].largest_batch
 
     def n_tried(self, request: Request) -> int:
         """For how many trials the last computed call of this signature counts."""
@@ -284,6 +293,8 @@ class Admission:
         self._row_wise[request.signature] = now
         if not now and (before or not any(self._row_wise.values())):
             raise dependent()
+        schedule = self._schedules[request.signature]
+        schedule.largest_batch = max(schedule.largest_batch, len(call))
         return True
 
     def _seems_row_wise(self, trial: Trial, request: Request, call: Call, output: Any) -> bool:

@@ -56,6 +56,8 @@ class Layout:
         Their number when the epoch began; 0 once something was forgotten.
     n_tried : collections.Counter
         For each tensor of the output that was asked for, how many whole batches were computed, and so tried.
+    largest_batch : int
+        The rows of the largest batch that was tried.
     seen : set of int
         The tensors of the output that were asked for other than by one view of them.
     shelved : ShelvedRows or None
@@ -85,6 +87,7 @@ class Layout:
         self.complete: Keys = Keys()
         self.n_remembered = 0
         self.n_tried: Counter[int] = Counter()
+        self.largest_batch = 0
         self.seen: set[int] = set()
         self.is_dropped: bool = False
         self.shelved: ShelvedRows | None = None
@@ -122,6 +125,7 @@ class Layout:
             "largest": list(self.largest),
             "complete": packed_keys(self.complete),
             "n_tried": dict(self.n_tried),
+            "largest_batch": self.largest_batch,
             "seen": sorted(self.seen),
             "tables": {i: table.packed() for i, table in self._tables.items()},
         }
@@ -140,6 +144,7 @@ class Layout:
         layout.relation, layout.largest = packed["relation"], packed["largest"]
         layout.complete = Keys(unpacked_keys(packed["complete"]))
         layout.n_tried.update(packed["n_tried"])
+        layout.largest_batch = packed["largest_batch"]
         layout.seen.update(packed["seen"])
         try:
             for i, table in packed["tables"].items():
@@ -172,6 +177,7 @@ class Layout:
             "relation": self.relation,
             "largest": list(self.largest),
             "n_tried": {str(i): min(n, N_TRIALS) for i, n in self.n_tried.items()},
+            "largest_batch": self.largest_batch,
             "seen": sorted(self.seen),
         }
 
@@ -182,6 +188,7 @@ class Layout:
             for shape, dtype, device, order in outputs["spec"]["tensors"]
         ]
         spec = OutputSpec.unpacked({**outputs["spec"], "tensors": tensors})
+        self.largest_batch = outputs["largest_batch"]
         self.relation, self.largest = outputs["relation"], outputs["largest"]
         self.n_tried.update({int(i): n for i, n in outputs["n_tried"].items()})
         self.seen.update(outputs["seen"])

@@ -122,7 +122,7 @@ class CachedModule(CachedStage):
                     return None, keys
         if not keys:
             return None, keys
-        return (*step, len(keys) == 1, self._admission.settings(answer.layout.spec.tensors[pending.index].device)), keys
+        return (*step, len(keys), self._admission.settings(answer.layout.spec.tensors[pending.index].device)), keys
 
     def _look_up(self, given: Given) -> tuple[Request, Layout, list[bytes]] | None:
         """Find the layout of a call and the keys of its rows; None if it cannot be answered from memory."""
@@ -167,7 +167,7 @@ class CachedModule(CachedStage):
             shelf = self.budget.shelf
             is_stored = shelf is not None and shelf.place(layout, request, self)
             if is_recalled or is_stored:
-                self._admission.trust(request)
+                self._admission.trust(request, layout.largest_batch)
         return layout
 
     def _answer(self, given: Given, request: Request, layout: Layout, keys: list[bytes]) -> Any:
@@ -181,6 +181,8 @@ class CachedModule(CachedStage):
         if layout.relation == "written" and given.is_view:  # what it is a view of would not be written
             return self._pass_through(given.args, given.kwargs)
         self._n_known += len(keys) - len(missing)
+        if self._admission.is_larger(request):
+            return self._fill(given, request, layout, keys)
         if not missing and (step := self._step(given.args, given.kwargs)[0]) is not None:
             self._known.note_answered(step, layout)
         parts: Sequence[torch.Tensor | None] = [None] * len(layout.spec.tensors)
@@ -222,6 +224,7 @@ class CachedModule(CachedStage):
                 return output
             if layout.is_new:
                 layout.learn(output, len(keys), relation)
+            layout.largest_batch = self._admission.largest_batch(request)
             parts = layout.spec.tensors_of(output, len(keys))
         except NotCacheableError as error:
             self.tally.misses += len(keys)

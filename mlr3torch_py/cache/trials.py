@@ -53,9 +53,10 @@ class Trial(NamedTuple):
 class Schedule:
     """Decide which computed calls of one kind are tried.
 
-    Those are calls 1 to 4, 8, 16, 32 and so on. A trial that takes more than 100 ms waits for a later call while trials
-    have taken more than a quarter of the time of the calls. Of a first one that takes long, only a row alone is
-    computed at once. Trials that have waited are held before rows from memory are used.
+    Those are calls 1 to 4, 8, 16, 32 and so on, and each batch that is larger than any before. A trial that takes more
+    than 100 ms waits for a later call while trials have taken more than a quarter of the time of the calls. Of a first
+    one that takes long, only a row alone is computed at once. Trials that have waited are held before rows from memory
+    are used.
 
     Attributes
     ----------
@@ -64,6 +65,8 @@ class Schedule:
         The CPU time that trials and calls have taken.
     n_tried : int
         For how many trials the last call counts; 0 if its rows were not tried, and too few calls were before.
+    largest_batch : int
+        The rows of the largest batch that was tried.
 
     Examples
     --------
@@ -78,12 +81,13 @@ class Schedule:
     (False, 0, True)
     """
 
-    __slots__ = ("_n_calls", "n_trials", "n_tried", "seconds_computing", "seconds_trying")
+    __slots__ = ("_n_calls", "largest_batch", "n_trials", "n_tried", "seconds_computing", "seconds_trying")
 
     def __init__(self) -> None:
         self._n_calls = 0
         self.n_trials: int = 0
         self.n_tried: int = 0
+        self.largest_batch: int = 0
         self.seconds_trying: float = 0.0
         self.seconds_computing: float = 0.0
 
@@ -110,9 +114,10 @@ class Schedule:
         self.n_trials -= 1
         self.n_tried = 0
 
-    def trust(self) -> None:
+    def trust(self, largest_batch: int) -> None:
         """Take the first calls to be tried, as in another process."""
         self._n_calls = self.n_trials = N_TRIALS
+        self.largest_batch = max(self.largest_batch, largest_batch)
 
     @property
     def _n_due(self) -> int:

@@ -125,3 +125,44 @@ def test_rows_of_modules_that_take_long_are_tried_before_they_are_used(kind, cos
 def test_modules_that_take_long_are_cached(costly):
     _, tallies = outputs_and_tallies(costly(lambda f, x: f(x)), n_batches=3)
     assert [(tally.hits, tally.misses) for tally in tallies] == [(0, 48), (32, 16), (48, 0)]
+
+
+LARGE = {
+    "a branch": lambda f, x: f(x) * 2 if len(x) > 8 else f(x),
+    "fewer rows": lambda f, x: f(x[:8]),
+    "an error": lambda f, x: f(x) if len(x) <= 8 else f(x)[:, 5],
+}
+
+
+@pytest.mark.parametrize("n_epochs", [1, 3])
+@pytest.mark.parametrize("kind", LARGE)
+def test_rows_of_small_batches_are_tried_before_they_are_used_in_a_larger_one(kind, n_epochs):
+    network = frozen(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), Part(LARGE[kind])))
+    plain, data = copy.deepcopy(network), rows_of(16, 0)
+    parts = cached(network)
+    for _ in range(n_epochs):
+        for batch in data.split(4):
+            network(batch)
+        parts.end_epoch(), parts.begin_epoch(), parts.refresh()
+    for _ in range(2):
+        try:
+            expected = plain(data)
+        except IndexError:
+            with pytest.raises(IndexError):
+                network(data)
+        else:
+            torch.testing.assert_close(network(data), expected)
+        with warnings.catch_warnings(action="ignore"):
+            parts.settle()
+
+
+def test_a_larger_batch_comes_from_memory_once_it_was_tried():
+    network, data = frozen(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), Part(lambda f, x: f(x)))), rows_of(16, 0)
+    parts = cached(network)
+    hits = []
+    for size in (4, 4, 16, 16, 16, 8):
+        for batch in data.split(size):
+            network(batch).sum()
+        hits.append(parts.end_epoch().hits)
+        parts.begin_epoch(), parts.refresh()
+    assert hits == [0, 16, 0, 16, 16, 16]

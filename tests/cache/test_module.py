@@ -77,9 +77,9 @@ def test_a_batch_with_some_known_rows_computes_the_others():
     fresh = copy.deepcopy(part)
     parts = cached(part)
     part(ROWS[:5])
-    torch.testing.assert_close(part(ROWS), fresh(ROWS))
-    torch.testing.assert_close(part(ROWS[[3, 11, 3]]), fresh(ROWS[[3, 11, 3]]))
-    assert counts(parts) == (5 + 3, 5 + 7)
+    torch.testing.assert_close(part(ROWS[3:8]), fresh(ROWS[3:8]))
+    torch.testing.assert_close(part(ROWS[[3, 7, 3]]), fresh(ROWS[[3, 7, 3]]))
+    assert counts(parts) == (2 + 3, 5 + 3)
 
 
 def test_single_rows_are_cached_too():

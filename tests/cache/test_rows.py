@@ -182,6 +182,6 @@ def test_outputs_of_different_structure_are_not_mixed(compute):
     parts, is_odd = cached(part, ""), False
     part(ROWS[:9]), part(ROWS[:9])
     is_odd = True
-    assert same(part(ROWS), compute(part.linear, ROWS))
+    assert same(part(ROWS[3:]), compute(part.linear, ROWS[3:]))
     assert "the structure of its output changes from batch to batch" in told(parts)[0]
     assert parts.budget.used == 0

@@ -439,3 +439,15 @@ def test_copies_and_pickles_carry_no_rows(tmp_path):
 def test_without_keep_nothing_is_left_after_training(tmp_path):
     net, _ = trained(tmp_path)
     assert computed_by(net.predict, X) == 150
+
+
+class Doubled(Backbone):
+    def forward(self, x):
+        return super().forward(x) * (2 if len(x) > 40 else 1)
+
+
+def test_rows_on_disk_are_tried_before_they_are_used_in_a_larger_batch(tmp_path):
+    trained(tmp_path, module__backbone=Doubled, batch_size=30)
+    params = {"module__backbone": Doubled, "batch_size": 75}
+    larger, plain = trained(tmp_path, **params)[0], trained(cached=False, **params)[0]
+    assert np.allclose(losses(larger), losses(plain), atol=1e-6)
