@@ -50,6 +50,9 @@ _VERSION: Final = attrgetter("_version")
 _EMPTY: Final = _Contents(())
 
 
+_Form = tuple[torch.Size, torch.dtype, torch.device]
+
+
 class _Seen(NamedTuple):
     """A parameter or buffer as it was when the fingerprint was taken."""
 
@@ -58,7 +61,7 @@ class _Seen(NamedTuple):
     tensor: torch.Tensor
     address: int
     version: int | None
-    shape: torch.Size
+    form: _Form
     hash: bytes
 
 
@@ -194,7 +197,7 @@ class Fingerprint:
 
     def _changed_tensor(self, other: Fingerprint) -> str | None:
         for before, now in zip(self._tensors, other._tensors, strict=True):
-            if before.tensor is not now.tensor or (before.shape, before.hash) != (now.shape, now.hash):
+            if before.tensor is not now.tensor or (before.form, before.hash) != (now.form, now.hash):
                 owners = {
                     id(owner): cls for layer, cls in self._layers for owner in (layer._parameters, layer._buffers)
                 }
@@ -213,13 +216,13 @@ class Fingerprint:
 
 def _see(found: Iterable[tuple[dict[str, Any], str, torch.Tensor]], known: Mapping[int, _Seen]) -> list[_Seen]:
     """Look at tensors, with the dicts that they are in and their names; hash those that are not known."""
-    seen: list[tuple[dict[str, Any], str, torch.Tensor, int, int | None, torch.Size]] = []
+    seen: list[tuple[dict[str, Any], str, torch.Tensor, int, int | None, _Form]] = []
     hashes: list[bytes | None] = []
     for owner, name, tensor in found:
-        address, version = tensor.data_ptr(), version_of(tensor)
+        address, version, form = tensor.data_ptr(), version_of(tensor), (tensor.shape, tensor.dtype, tensor.device)
         before = known.get(id(tensor))
-        is_known = before is not None and version is not None and before[3:6] == (address, version, tensor.shape)
-        seen.append((owner, name, tensor, address, version, tensor.shape))
+        is_known = before is not None and version is not None and before[3:6] == (address, version, form)
+        seen.append((owner, name, tensor, address, version, form))
         hashes.append(before.hash if before is not None and is_known else None)
     fresh = iter(hash_tensors([one[2] for one, value in zip(seen, hashes, strict=True) if value is None]))
     return [_Seen(*one, next(fresh) if value is None else value) for one, value in zip(seen, hashes, strict=True)]

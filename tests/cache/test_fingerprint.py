@@ -124,6 +124,16 @@ def test_another_shape_of_the_same_values_is_a_change():
     assert parts.stages[""].follow_changes()
 
 
+def test_another_dtype_of_the_same_bytes_is_a_change():
+    part = frozen(Part(lambda f, x: f(x).to(f.zeros.dtype)))
+    part.linear.register_buffer("zeros", torch.zeros(2))
+    parts = cached(part)
+    part(ROWS)
+    part.linear.zeros.data = part.linear.zeros.data.int()
+    assert part(ROWS).dtype is torch.int32
+    assert counts(parts) == (0, 24)
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per")
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_another_scale_of_the_same_whole_numbers_is_a_change(per_channel):
