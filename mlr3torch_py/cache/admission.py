@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd import forward_ad
 
 from mlr3torch_py.cache.again import Again
 from mlr3torch_py.cache.code import Code
@@ -21,10 +20,10 @@ from mlr3torch_py.cache.layout import Relation
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.surroundings import Surroundings
 from mlr3torch_py.cache.trials import Schedule, Trial, halves, sample_rows
-from mlr3torch_py.network.internals import check_internals, internal
+from mlr3torch_py.network.internals import internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
-__all__ = ["NEEDS_GRADIENT", "Admission", "Request", "dependent", "is_fit_in_eval_mode", "is_transformed"]
+__all__ = ["NEEDS_GRADIENT", "Admission", "Request", "dependent", "is_fit_in_eval_mode"]
 
 NEEDS_GRADIENT: Final = "its input requires a gradient"
 
@@ -35,7 +34,6 @@ _MODE: Final = attrgetter(_TRAINING)
 _GLOBAL_HOOKS: Final = [
     internal("torch.nn.modules.module", name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
 ]
-check_internals("torch.autograd.forward_ad", forward_ad)
 
 
 class Request(NamedTuple):
@@ -393,9 +391,3 @@ def is_fit_in_eval_mode(module: nn.Module, call: Call) -> bool:
     except Exception:  # whatever a module raises that cannot be copied
         return False
     return admission.has_verdict
-
-
-def is_transformed() -> bool:
-    """Whether calls are being traced, compiled or differentiated in forward mode."""
-    is_traced: bool = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
-    return is_traced or forward_ad._current_level >= 0

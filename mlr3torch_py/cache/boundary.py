@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from mlr3torch_py.cache.admission import is_transformed
+from mlr3torch_py.cache.modes import is_transformed
 from mlr3torch_py.cache.placeholder import Passes, arguments_made_real, made_real
 from mlr3torch_py.cache.rewind import Rewind
 

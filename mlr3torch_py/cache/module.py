@@ -10,10 +10,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from mlr3torch_py.cache.admission import Request, is_transformed
+from mlr3torch_py.cache.admission import Request
 from mlr3torch_py.cache.answer import Answer
 from mlr3torch_py.cache.given import Given
 from mlr3torch_py.cache.layout import Layout, relation_of
+from mlr3torch_py.cache.modes import has_modes, is_transformed
 from mlr3torch_py.cache.placeholder import Pending, Placeholder, arguments_made_real
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.stage import CachedStage
@@ -85,7 +86,7 @@ class CachedModule(CachedStage):
 
     def _repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call that is given known rows alone, as one was before; `NotImplemented` for others."""
-        if self.is_kept or self._passes.current is None:
+        if self.is_kept or self._passes.current is None or has_modes():
             return NotImplemented
         began = perf_counter()
         step, keys = self._step(args, kwargs)

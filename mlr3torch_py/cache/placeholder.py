@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 
 from mlr3torch_py.cache.answer import Answer
+from mlr3torch_py.cache.modes import without_modes
 from mlr3torch_py.cache.rows import Reference
 from mlr3torch_py.cache.stopwatch import Stopwatch
 from mlr3torch_py.cache.wrapped import is_of_torch, wrapped_by
@@ -129,7 +130,7 @@ class Pending:
 
     def fetch(self) -> torch.Tensor:
         """Return the values, as a tensor object of its own."""
-        with torch.inference_mode(self._is_inference):  # as when the module was called
+        with without_modes(), torch.inference_mode(self._is_inference):  # as when the module was called
             if self.value is None:
                 self.answer.layout.seen.add(self.index)
                 self.value = self._look_up()

@@ -48,6 +48,9 @@ INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
     "torch._C": {
         "DisableTorchFunctionSubclass": "read the metadata of a placeholder",
         "_set_throw_on_mutable_data_ptr": "keep C code from reading a placeholder",
+        "_len_torch_dispatch_stack": "notice a mode that may change what operations give",
+        "_len_torch_function_stack": "notice a mode that may change what functions give",
+        "_get_function_stack_at": "tell such a mode from a default device",
     },
     "torch._dynamo.eval_frame": {
         "OptimizedModule": "see whether a network is compiled",
@@ -55,8 +58,10 @@ INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "torch._functorch.utils": {"unwrap_dead_wrappers": "notice that a function with a backward of its own is called"},
     "torch._functorch.vmap": {"_vmap_increment_nesting": "notice that vmap is called"},
+    "torch.utils._device": {"DeviceContext": "tell a mode that changes what functions give from a default device"},
     "torch.utils._python_dispatch": {
-        "TorchDispatchMode": "notice which operations draw random numbers, and what memory tensors take"
+        "TorchDispatchMode": "notice which operations draw random numbers, and what memory tensors take",
+        "_disable_current_modes": "look up an output as it was before a mode began",
     },
     "torch._dynamo": {"config": "know after how many compilations torch stops"},
     "torch._dynamo.eval_frame.OptimizedModule": {"_orig_mod": "see through a compiled network"},

@@ -1,0 +1,50 @@
+"""Whether a call is a usual one: neither traced nor differentiated forward, and no mode changes what functions give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+import torch
+from torch.autograd import forward_ad
+
+from mlr3torch_py.network.internals import check_internals, internal
+
+__all__ = ["has_modes", "is_transformed", "without_modes"]
+
+check_internals("torch.autograd.forward_ad", forward_ad)
+
+_n_dispatch_modes: Final[Callable[[], int]] = internal("torch._C", "_len_torch_dispatch_stack")
+_n_function_modes: Final[Callable[[], int]] = internal("torch._C", "_len_torch_function_stack")
+_function_mode: Final[Callable[[int], object]] = internal("torch._C", "_get_function_stack_at")
+_disabled: Final[Callable[[], AbstractContextManager[Any]]] = internal(
+    "torch.utils._python_dispatch", "_disable_current_modes"
+)
+_Device: Final[Any] = internal("torch.utils._device", "DeviceContext")
+
+
+def has_modes() -> bool:
+    """Whether a mode of torch is active that may change what functions give, and not only a default device.
+
+    Examples
+    --------
+    >>> with torch.device("cpu"):
+    ...     has_modes()
+    False
+    """
+    if _n_dispatch_modes():
+        return True
+    n_modes = _n_function_modes()
+    return n_modes > 0 and not all(isinstance(_function_mode(i), _Device) for i in range(n_modes))
+
+
+def is_transformed() -> bool:
+    """Whether calls are being traced, compiled, differentiated in forward mode or changed by a mode."""
+    is_traced: bool = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
+    return is_traced or forward_ad._current_level >= 0 or has_modes()
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """Let no mode see operations, as these belong to a call that was made before it began."""
+    return _disabled() if _n_dispatch_modes() else nullcontext()
