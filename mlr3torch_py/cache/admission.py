@@ -107,6 +107,7 @@ class Admission:
         self._was_changed_by_call = False
         self._is_in_doubt = True  # whether it is calls that change the module
         self._generators: Mapping[str, Any] | None = None
+        self._surroundings: Surroundings | None = None  # as they were at first
         self._check_hooks()
 
     @property
@@ -148,7 +149,7 @@ class Admission:
         if change is None:
             now.take_digest(self._fingerprint)
         else:
-            self._generators = None
+            self._generators = self._surroundings = None
         self._fingerprint = now
         return change
 
@@ -241,7 +242,9 @@ class Admission:
         chosen = halves(len(call)) if catches_up else sample_rows(len(call), schedule.n_trials)
         samples = [(rows, call.take(rows)) for rows in chosen]
         is_changed = self._is_in_doubt and self.find_change() is not None
-        surroundings = Surroundings(self._module, found.values())
+        if self._surroundings is None:
+            self._surroundings = Surroundings(self._module)
+        surroundings = self._surroundings.now(found.values())
         return Trial(is_changed, found, random_states(found), samples, surroundings, began=thread_time())
 
     def is_behind(self, request: Request) -> bool:
@@ -280,12 +283,12 @@ class Admission:
             return True
         if relation != "written" and call.has_changed():
             raise NotCacheableError("it modifies its input in place", "use out-of-place operations")
-        surroundings = Surroundings(self._module, trial.generators.values())
+        surroundings = trial.surroundings.now(trial.generators.values())
         if not self._left_all_unchanged(trial.surroundings.difference(surroundings)):
             return False
         self._check_draws(moved, call, output)
         before, now = self._row_wise.get(request.signature), self._seems_row_wise(trial, request, call, output)
-        if outside := surroundings.difference(Surroundings(self._module, trial.generators.values())):
+        if outside := surroundings.difference(surroundings.now(trial.generators.values())):
             Again(self._module, call, output).repeats()  # which leaves all as the call has left it
             raise _changing(outside, _REMEDY)
         self._row_wise[request.signature] = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from copy import copy
 from types import FunctionType
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from mlr3torch_py.cache.classes import is_known_class
 from mlr3torch_py.cache.code_objects import is_known
-from mlr3torch_py.cache.fingerprint import is_setting
+from mlr3torch_py.cache.code_reader import unusual_settings
 from mlr3torch_py.network.bits import buffer_hash, version_of
 from mlr3torch_py.network.holdings import GLOBALS, held_values, is_of_this_package
 from mlr3torch_py.network.internals import internal
@@ -46,20 +47,28 @@ class Surroundings:
     >>> linear.shared = shared
     >>> before = Surroundings(linear)
     >>> shared.scale = 2.0
-    >>> before.difference(Surroundings(linear))
+    >>> before.difference(before.now())
     "the 'shared.scale' that its Linear refers to"
     """
 
     def __init__(self, module: nn.Module, skip: Iterable[object] = ()) -> None:
-        layers = list(module.modules())
-        self._names = [type(layer).__name__ for layer in layers]
-        classes = {type(layer): i for i, layer in reversed(list(enumerate(layers)))}
-        roots: dict[str, object] = {f"{i}:": cls for cls, i in classes.items()}
-        for i, layer in enumerate(layers):
-            roots |= {f"{i}:{name}": value for name, value in vars(layer).items() if is_setting(name)}
+        self._layers = list(module.modules())
+        classes = {type(layer): i for i, layer in reversed(list(enumerate(self._layers)))}
+        self._roots: dict[str, object] = {f"{i}:": cls for cls, i in classes.items() if not is_known_class(cls)}
+        for i, layer in enumerate(self._layers):
+            self._roots |= {f"{i}:{name}": value for name, value in unusual_settings(layer)}
+        self._held = self._look(skip)
+
+    def now(self, skip: Iterable[object] = ()) -> Surroundings:
+        """Look again, at what the same attributes hold now."""
+        other = copy(self)
+        other._held = self._look(skip)
+        return other
+
+    def _look(self, skip: Iterable[object]) -> dict[str, tuple[Any, Any]]:
         with _AS_IT_IS():
-            held = held_values(roots, [*layers, *skip], is_left_out=_is_looked_at_elsewhere)
-            self._held = {path: (value, _mark(value)) for path, value in held.items()}
+            held = held_values(self._roots, [*self._layers, *skip], is_left_out=_is_looked_at_elsewhere)
+            return {path: (value, _mark(value)) for path, value in held.items()}
 
     def difference(self, other: Surroundings) -> str | None:
         """Name something that differs; None if nothing does."""
@@ -71,7 +80,7 @@ class Surroundings:
         if (path := next(differing, None)) is None:
             return None
         number, _, name = path.replace(f".{GLOBALS}", "").partition(":")
-        return f"the {name.removeprefix('.')!r} that its {self._names[int(number)]} refers to"
+        return f"the {name.removeprefix('.')!r} that its {type(self._layers[int(number)]).__name__} refers to"
 
 
 def _is_looked_at_elsewhere(value: Any) -> bool:
