@@ -101,7 +101,7 @@ def restore_callbacks(net: Net, checkpoint: Checkpoint) -> None:
     try:
         for callback, state in _states_for(net, checkpoint):
             if has_state_dict(callback) and not _is_from_history(callback):
-                callback.load_state_dict(state)
+                getattr(type(callback), "resume_run", type(callback).load_state_dict)(callback, state)
     except Exception:
         for callback, attributes in before:
             vars(callback).clear()
@@ -180,7 +180,8 @@ def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
 
 def _state_of(callback: Any) -> Any:
     if has_state_dict(callback):
-        return None if _is_from_history(callback) else callback.state_dict()
+        cls = type(callback)
+        return None if _is_from_history(callback) else getattr(cls, "run_state", cls.state_dict)(callback)
     values = {attribute: getattr(callback, attribute) for attribute in attributes_of_skorch(callback)}
     return {
         attribute: value.state_dict() if hasattr(value, "state_dict") else value for attribute, value in values.items()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Final
 
 from mlr3torch_py.protocols import History, Net
@@ -11,11 +12,13 @@ from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.table import Row
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.scoring import lower_is_better
+from mlr3torch_py.training.trained import key_of
 
-__all__ = ["CAME", "conditions_of", "effects_of", "met_before", "met_by_now"]
+__all__ = ["Waiting", "conditions_of", "met_by_now"]
 
-# A list of what the rows did whose conditions were met in an epoch. skorch prints no key that ends so.
-CAME: Final = "conditions{}_met_from_batch_count"
+# A list of the rows whose conditions were met in an epoch, by the name of the callback and what they did. skorch prints
+# no key that ends so.
+_CAME: Final = "conditions_met_from_batch_count"
 
 
 def conditions_of(plans: Iterable[Plan]) -> dict[int, Plateau]:
@@ -23,32 +26,59 @@ def conditions_of(plans: Iterable[Plan]) -> dict[int, Plateau]:
     return {row.position: row.time for row in _rows_of(plans) if isinstance(row.time, Plateau)}
 
 
-def effects_of(plans: Iterable[Plan]) -> dict[int, str]:
-    """Map the positions of rows with conditions to what they do, by which a history tells them from others."""
-    return {row.position: f"{row.action} {row.weights!r}" for row in _rows_of(plans)}
-
-
-def met_before(history: History, key: str, effects: Mapping[int, str]) -> dict[int, int]:
-    """Read from a history which conditions have been met, and at which epoch.
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The callbacks of a module that have rows with conditions, and what the history says of these.
 
     Parameters
     ----------
-    history : skorch.history.History
-    key : str
-        The key under which it says what those rows did whose conditions were met in an epoch.
-    effects : mapping of int to str
-        What the rows do that there are now, by position. Of rows that do the same, the first have come first.
+    module : str
+        Its name, without the trailing underscore.
+    plans_of : mapping of str to sequence of Plan
+        Their plans as they are declared, by the name of the callback.
     """
-    came: dict[str, list[int]] = {}
-    for epoch, row in enumerate(history.to_list(), start=1):
-        for effect in row.get(key) or ():
-            came.setdefault(effect, []).append(epoch)
-    met = ((position, came[effect].pop(0)) for position, effect in effects.items() if came.get(effect))
-    return dict(met)
 
+    module: str
+    plans_of: Mapping[str, Sequence[Plan]]
 
-def _rows_of(plans: Iterable[Plan]) -> Iterator[Row]:
-    return (step.row for plan in plans for step in plan.conditions)
+    def met_before(self, history: History, name: str) -> dict[int, int]:
+        """Read which conditions of a callback have been met, and at which epoch.
+
+        One that was met counts for the row that does the same now, of the callback with the same name or else of
+        another one. Of several such rows, the first has come first.
+
+        Returns
+        -------
+        dict of int to int
+            The epochs, by the position of the row.
+        """
+        key = key_of(_CAME, self.module)
+        rows = enumerate(history.to_list(), start=1)
+        came = [(owner, effect, epoch) for epoch, row in rows for owner, effect in row.get(key, ())]
+        met: dict[tuple[str, int], int] = {}
+        for may_be_another in (False, True):
+            for owner, position, effect in self._effects():
+                fits = (one for one in came if one[1] == effect and (may_be_another or one[0] == owner))
+                if (owner, position) not in met and (found := next(fits, None)) is not None:
+                    came.remove(found)
+                    met[owner, position] = found[2]
+        return {position: epoch for (owner, position), epoch in met.items() if owner == name}
+
+    def record(self, net: Net, name: str, met: Mapping[int, int], new: Set[int]) -> None:
+        """Record which conditions of a callback are met in this epoch, and what the rows do that are new among them."""
+        number = list(self.plans_of).index(name)
+        for position in conditions_of(self.plans_of[name]):
+            column = f"event_unfreeze{1 + number if number else ''}_row{position}"
+            net.history.record(key_of(column, self.module), met.get(position) == len(net.history))
+        if came := [[name, what] for owner, position, what in self._effects() if owner == name and position in new]:
+            key = key_of(_CAME, self.module)
+            net.history.record(key, [*net.history[-1].get(key, ()), *came])
+
+    def _effects(self) -> Iterator[tuple[str, int, str]]:
+        """Yield the name of the callback, the position, and what it does, for each row."""
+        for name, plans in self.plans_of.items():
+            for row in _rows_of(plans):
+                yield name, row.position, f"{row.action} {row.weights!r}"
 
 
 def met_by_now(net: Net, conditions: Mapping[int, Plateau], met: Mapping[int, int]) -> dict[int, int]:
@@ -72,3 +102,7 @@ def met_by_now(net: Net, conditions: Mapping[int, Plateau], met: Mapping[int, in
                 met[position] = epoch
         since = met.get(position, epoch)
     return met
+
+
+def _rows_of(plans: Iterable[Plan]) -> Iterator[Row]:
+    return (step.row for plan in plans for step in plan.conditions)

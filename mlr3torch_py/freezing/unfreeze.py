@@ -13,9 +13,9 @@ from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_names
 from mlr3torch_py.freezing.advice import doubts_about
-from mlr3torch_py.freezing.conditions import CAME, conditions_of, effects_of, met_before, met_by_now
+from mlr3torch_py.freezing.conditions import Waiting, conditions_of, met_by_now
 from mlr3torch_py.freezing.engine import in_order
-from mlr3torch_py.freezing.holder import FreezingCallback, freezing_callbacks
+from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.freezing.memory import forget_directions
 from mlr3torch_py.freezing.phases import has_best_weights, restore_best_weights
 from mlr3torch_py.freezing.roles import Mode
@@ -35,7 +35,6 @@ from mlr3torch_py.training.clock import moment_of
 from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import warn_of_unknown_direction
-from mlr3torch_py.training.trained import key_of
 from mlr3torch_py.values import shown
 
 __all__ = ["CallbackSetUnfreeze"]
@@ -247,15 +246,13 @@ class CallbackSetUnfreeze(FreezingCallback):
         if self.loaded_ is not None and self.loaded_.epoch is None:
             self._check_loaded(named_parameters(self.network_of(net)))
             self.loaded_ = _LoadedState(self.loaded_.names, epoch, weakref.ref(net))
-        met = self._met_before(net)
+        met = before = self._met_before(net)
         if conditions := self._conditions():
             for monitor in self.monitors if epoch > 1 else ():
                 self.read_score(net, monitor, epoch - 1)
             met = from_main_process(met_by_now(net, conditions, met))
-            for position in conditions:
-                net.history.record(self._key(net, f"event_unfreeze{{}}_row{position}"), met.get(position) == epoch)
-            if came := [effect for position, effect in self._effects().items() if met.get(position) == epoch]:
-                net.history.record(self._key(net, CAME), came)
+            waiting, name = self._waiting(net)
+            waiting.record(net, name, met, met.keys() - before.keys())
         self.plans_ = self._plans_with(net, met)
         self._restore_best(net, moment_of(net.history), "epoch")
 
@@ -360,6 +357,17 @@ class CallbackSetUnfreeze(FreezingCallback):
         self.loaded_ = _LoadedState(check_names("trainable", state["trainable"]))
         self.best_ = None if best is None else KeptWeights.from_plain(best)
 
+    def run_state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the state, and what was loaded, with the epoch since which it acts."""
+        loaded = self.loaded_
+        return self.state_dict() | {"loaded": None if loaded is None else [list(loaded.names), loaded.epoch]}
+
+    def resume_run(self, state: Mapping[str, Any]) -> None:
+        """Continue a run from what a checkpoint has kept; what trains then follows from the history."""
+        loaded, best = state.get("loaded"), state.get("best")
+        self.loaded_ = None if loaded is None else _LoadedState(tuple(loaded[0]), loaded[1])
+        self.best_ = None if best is None else KeptWeights.from_plain(best)
+
     def _rule(self) -> Plateau:
         return Plateau(self.monitor, lower_is_better=self.lower_is_better)
 
@@ -413,20 +421,22 @@ class CallbackSetUnfreeze(FreezingCallback):
             loaded = self.loaded_.epoch, frozenset(self.loaded_.names)
         return tuple(plan.resolved(met, loaded) if met or loaded else plan for plan in self.declared_)
 
-    def _key(self, net: Net, form: str) -> str:
-        """Return a key of the history, in which a number tells from each other the callbacks that have conditions."""
-        beside = (one for one in freezing_callbacks(net, self.module) if isinstance(one, CallbackSetUnfreeze))
-        waiting = [one for one in beside if one._conditions()]
-        return key_of(form.format("" if waiting[0] is self else 1 + waiting.index(self)), self.module)
+    def _waiting(self, net: Net) -> tuple[Waiting, str]:
+        """Return the callbacks of the module that have conditions, and the name of this one."""
+        beside = [
+            (name, one)
+            for name, one in net.callbacks_
+            if isinstance(one, CallbackSetUnfreeze) and one.module == self.module and one._conditions()
+        ]
+        name = next(name for name, one in beside if one is self)
+        return Waiting(self.module, {name: one.declared_ for name, one in beside}), name
 
     def _conditions(self) -> dict[int, Plateau]:
         """Map the positions of rows to their conditions."""
         return conditions_of(self.declared_)
 
-    def _effects(self) -> dict[int, str]:
-        """Map the positions of rows with conditions to what they do."""
-        return effects_of(self.declared_)
-
     def _met_before(self, net: Net) -> dict[int, int]:
-        effects = self._effects()
-        return met_before(net.history, self._key(net, CAME), effects) if effects else {}
+        if not self._conditions():
+            return {}
+        waiting, name = self._waiting(net)
+        return waiting.met_before(net.history, name)

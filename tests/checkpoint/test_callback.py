@@ -12,7 +12,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from mlr3torch_py import CallbackSetUnfreeze, mlr3torch_callbacks, t_clbk, torch_callback
+from mlr3torch_py import (
+    CallbackSetUnfreeze,
+    mlr3torch_callbacks,
+    select_all,
+    select_last,
+    select_prefix,
+    t_clbk,
+    torch_callback,
+)
 from mlr3torch_py.checkpoint import folder as checkpoint_folder
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from tests.checkpoint.runs import CrashError, Crashes, Folders, checkpoint, files, run
@@ -287,6 +295,45 @@ def test_what_trains_after_a_resume_follows_the_schedule_as_it_is_now(until, tmp
     net = run(tmp_path, 5, t_clbk("freezer", name_starts_with="0.", until_epoch=until), trace, resume=True)
     assert trace.batches_ == [list(weights(net))] * 2
     assert moved(trace.weights_[1], trace.weights_[2]) == set(weights(net))
+
+
+OTHERS = {
+    "later": ({"epoch": [5], "weights": [select_all()]}, [12, 39]),
+    "less": ({"epoch": [2], "weights": [select_prefix("3")]}, [24, 24]),
+    "frozen again": (
+        {"epoch": [2, 3], "weights": [select_all(), select_prefix("0")], "action": ["unfreeze", "freeze"]},
+        [24, 24],
+    ),
+    "none": (None, [12, 12]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the run is resumed with other settings")
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_table_that_was_changed_counts_from_a_resume_on_as_it_does_in_partial_fit(what, tmp_path):
+    table, expected = OTHERS[what]
+    first = ("unfreeze", CallbackSetUnfreeze(select_last(1), {"epoch": [2], "weights": [select_all()]}))
+    run(tmp_path, 3, first)
+    resumed = run(tmp_path, 5, ("unfreeze", CallbackSetUnfreeze(select_last(1), table)), resume=True)
+    assert resumed.history[3:, "n_trainable"] == expected
+    net = iris_net(first, max_epochs=3).fit(X, y)
+    net.set_params(callbacks__unfreeze__unfreeze=table).partial_fit(X, y, epochs=2)
+    assert net.history[3:, "n_trainable"] == expected
+
+
+@pytest.mark.usefixtures("no_schedule_warnings")
+def test_a_state_that_was_loaded_acts_in_a_resumed_run_since_it_was_loaded(tmp_path):
+    table = {"epoch": [2], "weights": [select_prefix("0")], "action": ["freeze"]}
+
+    def loaded():
+        unfreeze = CallbackSetUnfreeze(select_last(1), table)
+        unfreeze.load_state_dict({"trainable": ["0.bias", "3.bias"]})
+        return unfreeze
+
+    run(tmp_path, 3, loaded())
+    trace = Trace()
+    run(tmp_path, 4, loaded(), trace, resume=True)
+    assert trace.batches_ == [["3.bias", "6.weight", "6.bias"]]
 
 
 @pytest.mark.parametrize(

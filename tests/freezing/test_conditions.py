@@ -176,6 +176,23 @@ def test_a_condition_that_was_met_counts_for_the_row_that_does_the_same(rows, tr
     assert trace.batches_[3:] == [trainable]
 
 
+@pytest.mark.parametrize("names", ["ba", "xa", "ax", "a", "y", "yb"])
+def test_a_condition_that_was_met_counts_whatever_stands_beside_its_callback(names):
+    def one(name):
+        waits = name in "bx"
+        weights = select_prefix("3" if waits else "0")
+        table = {"when": [Plateau("score", 50 if waits else 1)], "weights": [weights], "action": ["freeze"]}
+        return name, CallbackSetUnfreeze(select_all(), table)
+
+    trace, score = Trace(), Score([0.9] * 4)
+    net = iris_net(one("a"), one("b"), score, trace, batch_size=150, max_epochs=3).fit(X, y)
+    assert trace.batches_ == [ALL] * 2 + [MORE]
+    other = iris_net(*map(one, names), score, trace, batch_size=150, max_epochs=1).initialize()
+    other.history = History(net.history.to_list())
+    other.partial_fit(X, y)
+    assert trace.batches_[3:] == [MORE]
+
+
 def test_of_rows_that_do_the_same_the_first_have_come():
     plateau = Plateau("score", 1)
     weights, actions = [select_prefix("3")] * 3, ["unfreeze", "freeze", "unfreeze"]
