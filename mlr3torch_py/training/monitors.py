@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import Any, Final
 
 from mlr3torch_py.names import nearest
+from mlr3torch_py.network.holdings import walk
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.stages import StagedCallback
 from mlr3torch_py.values import shown
@@ -15,6 +17,8 @@ from mlr3torch_py.warn import warn
 
 __all__ = ["check_monitor", "warn_of_missing_scores"]
 
+_LOOKS_UP: Final = ("LOAD_ATTR", "LOAD_METHOD")
+_RECORDS: Final = ("record", "record_batch")
 _LIBRARIES: Final = ("skorch", "mlr3torch_py", "sklearn", "builtins", "abc", "typing")
 
 
@@ -77,37 +81,47 @@ def _is_recorded_otherwise(monitor: str) -> bool:
 
 
 def _is_recorded_by_code(net: Net, monitor: str) -> bool:
-    """Check whether code of the user may record a score: in the class of the net, or in a callback."""
-    owners = (net, *(callback for _, callback in net.callbacks_))
-    return any(_may_record(code, monitor) for owner in owners for code in _codes(owner))
+    """Check whether code of the user may record a score: of the net's class, of a callback, or what they call."""
+    return any(_may_record(code, monitor) for function in _functions(net) for code in _codes_in(function.__code__))
 
 
 def _may_record(code: CodeType, monitor: str) -> bool:
-    """Check whether a function may record a score, by the names and texts in it."""
-    texts = [constant for constant in code.co_consts if isinstance(constant, str) and " " not in constant]
-    if monitor in texts:
+    """Check whether a function may record a score: by a text in it, or under a key that is worked out."""
+    if monitor in code.co_consts:
         return True
-    records = not {"record", "record_batch"}.isdisjoint(code.co_names)
-    return records and (not texts or any(text in monitor for text in texts))  # or parts of it, in an f-string
+    return any(key is None or key in monitor for key in _recorded(code))
 
 
-def _codes(owner: Any) -> Iterator[CodeType]:
-    """Yield the code of all functions in an object's classes, except those of libraries."""
-    for kind in type(owner).__mro__:
-        is_made_of_functions = kind.__module__ == "mlr3torch_py.training.from_functions"
-        if is_made_of_functions or kind.__module__.partition(".")[0] not in _LIBRARIES:
-            for member in vars(kind).values():
-                yield from _codes_in(member)
+def _recorded(code: CodeType) -> Iterator[str | None]:
+    """Yield the texts with which the keys begin that a function records; None for a key that begins with no text."""
+    for one, following in pairwise(dis.get_instructions(code)):
+        if one.opname in _LOOKS_UP and one.argval in _RECORDS:
+            yield following.argval if following.opname == "LOAD_CONST" else None
 
 
-def _codes_in(function: Any) -> Iterator[CodeType]:
-    function = getattr(function, "__func__", function)
-    if not isinstance(function, FunctionType):
-        return
-    codes: list[CodeType] = [function.__code__]
-    for code in codes:
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    yield from codes
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # an empty cell
-            yield from _codes_in(cell.cell_contents)
+def _functions(net: Net) -> Iterator[FunctionType]:
+    """Yield the functions of the user by which the net and its callbacks may record: their own, and what these call."""
+    roots: dict[str, object] = {}
+    for i, owner in enumerate((net, *(callback for _, callback in net.callbacks_))):
+        kinds = [kind for kind in type(owner).__mro__ if _is_of_user(kind)]
+        roots |= {f"{i}.{j}": list(map(_unwrapped, vars(kind).values())) for j, kind in enumerate(kinds)}
+        if kinds and owner is not net:
+            roots[f"{i}"] = vars(owner)
+    return (one for _, one in walk(roots, [net]) if isinstance(one, FunctionType))
+
+
+def _is_of_user(kind: type) -> bool:
+    is_made_of_functions = kind.__module__ == "mlr3torch_py.training.from_functions"
+    return is_made_of_functions or kind.__module__.partition(".")[0] not in _LIBRARIES
+
+
+def _unwrapped(member: Any) -> Any:
+    return getattr(member, "__func__", member)
+
+
+def _codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of a function, and of those that are made in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes_in(constant)

@@ -77,6 +77,52 @@ def test_a_score_of_the_user_is_not_refused(monitoring):
         assert len(net.history[:, "valid_loss"]) == 2
 
 
+KEY = "own_loss"
+
+
+def record(net):
+    net.history.record("own_loss", 0.5)
+
+
+class ByName(Score):
+    def on_epoch_end(self, net, **kwargs):
+        """Record."""
+        super().on_epoch_end(net, **kwargs)
+
+
+class ByConstant(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        mode = "eval"
+        net.history.record(KEY if mode else mode, 0.5)
+
+
+class ByFunction(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        record(net)
+
+
+class ByGiven(Callback):
+    def __init__(self, write):
+        self.write = write
+
+    def on_epoch_end(self, net, **kwargs):
+        self.write(net)
+
+
+class Writer:
+    def write(self, net):
+        net.history.record(f"{KEY[:3]}_loss", 0.5)
+
+
+@every_one
+@pytest.mark.parametrize(
+    "recorder", [ByName([0.5] * 2), ByConstant(), ByFunction(), ByGiven(record), ByGiven(Writer().write)]
+)
+def test_a_score_is_not_refused_whatever_way_code_records_it(recorder, monitoring):
+    net = iris_net(("recorder", recorder), monitoring("own_loss"), max_epochs=2, batch_size=150).fit(X, y)
+    assert net.history[:, "own_loss"] == [0.5, 0.5]
+
+
 @every_one
 def test_a_score_that_never_came_is_warned_of(monitoring):
     names = iter(["other"] * 4)
