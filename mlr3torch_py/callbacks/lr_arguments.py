@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlr3torch_py.arguments import check_choice, check_flag, check_number, check_text, check_whole
 from mlr3torch_py.network.randomness import kept_random_states
@@ -207,6 +208,10 @@ class Trial:
             scheduler = self.make(optimizer, copied(arguments))
             if not callable(getattr(scheduler, "step", None)) or not hasattr(scheduler, "state_dict"):
                 return TypeError(f"it returned {shown(scheduler)}, which is no scheduler")
+            if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+                return ValueError("it returned a scheduler of another optimizer than the one that it was given")
+            if isinstance(scheduler, ReduceLROnPlateau) and not all(self.steps):
+                return TypeError("ReduceLROnPlateau needs a score; t_clbk('lr_reduce_on_plateau') gives it one")
             for step, scores in enumerate(self.steps, start=1):
                 optimizer.step()
                 scheduler.step(*scores)

@@ -75,6 +75,10 @@ def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeR
     """
     if not isinstance(net, NeuralNet):
         raise TypeError(f"`net` is {shown(net)}; give a net of skorch")
+    if getattr(net, "accelerator", None) is not None:
+        raise TypeError(
+            "`net` has an accelerator, which no other process can take over; check the same net without AccelerateMixin"
+        )
     check_whole("epochs", epochs, "epochs", least=2)
     with kept_random_states(), TemporaryDirectory() as folder:
         job = Path(folder) / "job"

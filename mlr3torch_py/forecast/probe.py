@@ -199,6 +199,7 @@ def _initialized_callbacks(net: Net, types: tuple[type, ...]) -> list[tuple[str,
     probe.callbacks = [(name, clone(one, safe=False)) for name, one in chosen if is_one_of(one, types)]
     for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
         delattr(probe, name)
+    vars(probe)["get_default_callbacks"] = list  # those that are chosen are among the others now
     probe.initialize_callbacks()
     return [(name, one) for name, one in probe.callbacks_ if isinstance(one, types)]
 

@@ -36,6 +36,7 @@ _LEAVES: Final = (
     *(torch.Tensor, torch.dtype, torch.device, torch.Size, np.ndarray, np.generic, np.dtype),
     *(ModuleType, CodeType, ReferenceType, WeakSet, property, staticmethod, classmethod),
     Logger,  # which leads to all others
+    torch.autocast,  # which keeps what it has found at its last entry
 )
 
 

@@ -74,6 +74,27 @@ def test_a_function_that_returns_no_scheduler_is_refused_before_the_first_step()
         iris_net(as_lr_scheduler(lambda optimizer: len(optimizer.param_groups) + 2)).fit(X, y)
 
 
+def of_another_optimizer(_):
+    return lr_scheduler.StepLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1), 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (of_another_optimizer, "it returned a scheduler of another optimizer than the one that it was given"),
+        (
+            lambda one: lr_scheduler.ReduceLROnPlateau(one),
+            r"needs a score; t_clbk\('lr_reduce_on_plateau'\) gives it one",
+        ),
+    ],
+)
+def test_a_function_whose_scheduler_cannot_be_stepped_is_refused_before_the_first_step(make, message):
+    net = iris_net(as_lr_scheduler(make))
+    with pytest.raises((TypeError, ValueError), match=message):
+        net.fit(X, y)
+    assert not net.history
+
+
 def test_every_scheduler_records_the_rate():
     required = {"T_max": 3, "lr_lambda": lambda _: 0.9, "max_lr": 0.1, "step_size": 1}
     for key in (key for key in mlr3torch_callbacks if key.startswith("lr_")):

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from mlr3torch_py import check_resume
+from mlr3torch_py import MLP, check_resume
 from mlr3torch_py.checkpoint.check_resume import _compare
 from mlr3torch_py.checkpoint.rehearsal import Ending
 from mlr3torch_py.network.randomness import generators, random_states
 from tests.checkpoint import planted
 from tests.helpers import X, iris_net, weights, y
+from tests.parallel import AcceleratedNet
 
 # Each takes three or four processes; CHECKS=all runs the others too.
 ALL = os.environ.get("CHECKS") == "all"
@@ -118,3 +119,9 @@ def test_a_report_says_what_differs_and_why():
     assert "a checkpoint cannot keep the clock" in str(_compare(*counted, ending("other", said)))
     assert "does not repeat itself even without a stop" in str(_compare(ending(), ending("x"), ending("y")))
     assert "something outside of the net" in str(_compare(ending(), ending(), ending("y")))
+
+
+def test_a_net_with_an_accelerator_is_refused():
+    net = AcceleratedNet(MLP, accelerator=object())
+    with pytest.raises(TypeError, match="`net` has an accelerator, .*; check the same net without AccelerateMixin"):
+        check_resume(net, X, y)

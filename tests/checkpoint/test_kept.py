@@ -229,3 +229,17 @@ def test_checkpoints_with_early_stopping_of_skorch_keep_the_last_epoch(tmp_path)
         net = iris_net(Ends(), checkpoint(tmp_path / str(freq), freq), t_clbk("history")).fit(X, y)
         assert len(net.history) == 2
         assert CheckpointFolder(tmp_path / str(freq)).newest() == 2
+
+
+class Autocast(nn.Linear):
+    """Computes in half precision, as accelerate's mixed precision has it."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.forward = torch.autocast("cpu", dtype=torch.bfloat16)(self.forward)
+
+
+def test_what_an_autocast_remembers_is_not_named_as_lost(tmp_path):
+    net = run(tmp_path, 2, module=Autocast)
+    assert files(tmp_path)
+    assert len(net.history) == 2

@@ -426,6 +426,24 @@ def test_a_plan_says_when_nothing_trains_whatever_rows_and_callbacks_bring_it_ab
     assert note.startswith("the schedule from epoch 1, batch 1 on leaves nothing trainable, so that `fit` fails there")
 
 
+class FreezesByDefault(NeuralNetClassifier):
+    def get_default_callbacks(self):
+        return [*super().get_default_callbacks(), ("unfreeze", CallbackSetUnfreeze(select_last(1), REST_AT_3))]
+
+
+REST_AT_3 = {"epoch": [3], "weights": [select_all()]}
+
+
+@pytest.mark.parametrize("beside", [[], [t_clbk("freezer", name_starts_with="6", until_epoch=1)]])
+def test_freezing_callbacks_that_a_net_has_by_default_are_planned(beside):
+    net = iris_net(*beside, cls=FreezesByDefault, max_epochs=4)
+    plan = freeze_plan(net, X, y)
+    assert [(phase.epoch, phase.trainable) for phase in plan.phases] == [
+        (phase.epoch, phase.trainable) for phase in freeze_plan(net.initialize(), X, y).phases
+    ]
+    assert plan.phases[-1].epoch == 3
+
+
 def test_a_plan_says_by_what_factor_a_block_is_slower():
     network = MLP(4, 3, neurons=(8, 8))
     plan = freeze_plan(network, callbacks=[t_clbk("unfreeze", **gradual_unfreezing(network, lr_decay=2.0))])
