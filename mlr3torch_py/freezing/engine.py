@@ -134,6 +134,9 @@ class FreezingEngine(Generic[_Host]):
         fresh = self._follow()
         if self.is_provisional:  # a history may have been loaded since training began
             self._hold(replace(moment, epoch=moment.epoch - 1))
+            trained = self._record.trained_last(self._inventory.tensors)
+            if trained is not None:  # by another schedule, perhaps
+                self.held = self._governed() - trained
             if logger.isEnabledFor(logging.INFO):
                 for holder in self.holders:
                     logger.info("%s%s", self.prefix, holder.opening())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.unwrap import tied_names
 from mlr3torch_py.patterns import summarized
 from mlr3torch_py.schedule.plan import Held
-from mlr3torch_py.training.trained import EVENT, TRAINABLE, change, packed
+from mlr3torch_py.training.trained import EVENT, TRAINABLE, change, packed, unpacked
 
 __all__ = ["Record"]
 
@@ -82,6 +83,12 @@ class Record:
         if "names" in entry or entry["trainable"] != self._host.last_recorded(TRAINABLE, "trainable"):
             self._host.record(TRAINABLE, [*(self._host.recorded(TRAINABLE) or ()), entry])
         self._last = names, trainable
+
+    def trained_last(self, names: Collection[str]) -> frozenset[str] | None:
+        """Return what was trainable in the last batch; None if that was not recorded, or of other parameters."""
+        written, trainable = (self._host.last_recorded(TRAINABLE, part) for part in ("names", "trainable"))
+        known = unpacked(cast(Any, written), cast(Any, trainable)) if written and trainable is not None else None
+        return known[1] if known is not None and set(known[0]) == set(names) else None
 
     def _log(self, doing: str, when: str, names: Held, tensors: Mapping[str, nn.Parameter]) -> None:
         if names:

@@ -25,6 +25,7 @@ __all__ = [
     "last_entry",
     "packed",
     "spans_of",
+    "unpacked",
 ]
 
 EVENT: Final = "event_unfrozen"
@@ -146,6 +147,18 @@ def last_entry(history: History, key: str, part: str) -> object:
     return next((entry[part] for entry in entries if part in entry), None)
 
 
+def unpacked(names: Sequence[str | list[str]], trainable: Sequence[int]) -> tuple[list[str], frozenset[str]]:
+    """Return the names of all parameters, and of those that were trainable, from entries that `packed` has made.
+
+    Examples
+    --------
+    >>> unpacked(["{0,1}.bias"], [1, 2])
+    (['0.bias', '1.bias'], frozenset({'1.bias'}))
+    """
+    known = [*_read(names)]
+    return known, _between(known, trainable)
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Batches of one epoch in which the same parameters were trainable.
@@ -206,10 +219,7 @@ def spans_of(rows: Sequence[Mapping[str, Any]], n_ranks: int = 1, module: str = 
         for entry, start, end in zip(entries, starts, [*starts, n_batches][1:], strict=True):
             if "names" in entry:
                 names = tuple(_read(entry["names"]))
-            borders = iter(entry["trainable"])
-            trainable = frozenset(
-                chain.from_iterable(names[begin:end] for begin, end in zip(borders, borders, strict=True))
-            )
+            trainable = _between(names, entry["trainable"])
             if end > start:
                 yield Span(epoch, before + start + 1, start, end, n_batches, trainable, names)
         before += n_batches
@@ -218,6 +228,12 @@ def spans_of(rows: Sequence[Mapping[str, Any]], n_ranks: int = 1, module: str = 
 def known_names(spans: Sequence[Span]) -> list[str]:
     """Return the names of all networks that a net has had, in their order."""
     return list(dict.fromkeys(name for names in dict.fromkeys(span.names for span in spans) for name in names))
+
+
+def _between(names: Sequence[str], borders: Sequence[int]) -> frozenset[str]:
+    """Return the names of the runs that begin and end at some positions."""
+    ends = iter(borders)
+    return frozenset(chain.from_iterable(names[begin:end] for begin, end in zip(ends, ends, strict=True)))
 
 
 def _written(paths: Sequence[str]) -> list[str | list[str]]:

@@ -265,3 +265,16 @@ def test_the_clock_counts_one_rank_of_a_distributed_history():
             history.sync()
     assert len(ranks[0][-1]["batches"]) == 6
     assert [moment_of(history).batch for history in ranks] == [3, 3]
+
+
+def test_what_another_table_changes_at_the_first_epoch_of_a_call_is_an_event():
+    net = iris_net(("unfreeze", CallbackSetUnfreeze(select_last(1))), max_epochs=2, batch_size=150).fit(X, y)
+    net.set_params(callbacks__unfreeze__starting_weights=select_all()).partial_fit(X, y, epochs=1)
+    net.set_params(callbacks__unfreeze__starting_weights=select_name("6.bias")).partial_fit(X, y, epochs=1)
+    net.partial_fit(X, y, epochs=1)
+    assert net.history[:, "event_unfrozen"] == [
+        *[None, None, "+ 0.weight, 0.bias, 3.weight, 3.bias"],
+        *["- {0,3}, 6.weight (5 tensors)", None],
+    ]
+    assert net.history[:, "event_unfreeze"] == [False, False, True, True, False]
+    assert net.history[:, "n_trainable"] == [12, 12, 39, 3, 3]
