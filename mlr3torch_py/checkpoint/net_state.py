@@ -26,6 +26,7 @@ from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import row_of
 from mlr3torch_py.training.order import own_callbacks
+from mlr3torch_py.training.stages import is_staged
 
 __all__ = [
     "callback_states",
@@ -101,7 +102,8 @@ def restore_callbacks(net: Net, checkpoint: Checkpoint) -> None:
     try:
         for callback, state in _states_for(net, checkpoint):
             if has_state_dict(callback) and not _is_from_history(callback):
-                getattr(type(callback), "resume_run", type(callback).load_state_dict)(callback, state)
+                load = callback.resume_run if is_staged(callback) else callback.load_state_dict
+                load(state)
     except Exception:
         for callback, attributes in before:
             vars(callback).clear()
@@ -180,8 +182,9 @@ def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
 
 def _state_of(callback: Any) -> Any:
     if has_state_dict(callback):
-        cls = type(callback)
-        return None if _is_from_history(callback) else getattr(cls, "run_state", cls.state_dict)(callback)
+        if _is_from_history(callback):
+            return None
+        return callback.run_state() if is_staged(callback) else callback.state_dict()
     values = {attribute: getattr(callback, attribute) for attribute in attributes_of_skorch(callback)}
     return {
         attribute: value.state_dict() if hasattr(value, "state_dict") else value for attribute, value in values.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeGuard, cast
 
 from mlr3torch_py.arguments import check_number
 from mlr3torch_py.protocols import Net
@@ -120,6 +120,14 @@ class StagedCallback(Callback):
         if all(name in attributes and p.kind is not p.VAR_KEYWORD for name, p in parameters.items()):
             made = type(self)(**{name: attributes[name] for name in parameters})
             attributes |= {name: value for name, value in vars(made).items() if name not in parameters}
+
+    def run_state(self) -> Any:
+        """Return what a checkpoint keeps of a callback that has a state."""
+        return cast(Any, self).state_dict()
+
+    def resume_run(self, state: Any) -> None:
+        """Continue a run from what a checkpoint has kept."""
+        cast(Any, self).load_state_dict(state)
 
     def belongs_to(self, net: Net) -> bool:
         """Check whether what the callback keeps from earlier calls is of a net and of its history.
