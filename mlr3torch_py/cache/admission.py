@@ -18,7 +18,7 @@ from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generat
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
 from mlr3torch_py.cache.rows import Call, NotCacheableError
-from mlr3torch_py.cache.surroundings import Surroundings
+from mlr3torch_py.cache.surroundings import Look, Surroundings
 from mlr3torch_py.cache.trials import Schedule, Trial, halves, sample_rows
 from mlr3torch_py.network.internals import internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
@@ -107,7 +107,7 @@ class Admission:
         self._was_changed_by_call = False
         self._is_in_doubt = True  # whether it is calls that change the module
         self._generators: Mapping[str, Any] | None = None
-        self._surroundings: Surroundings | None = None  # as they were at first
+        self._surroundings: Surroundings | None = None  # once they were looked for
         self._check_hooks()
 
     @property
@@ -242,10 +242,21 @@ class Admission:
         chosen = halves(len(call)) if catches_up else sample_rows(len(call), schedule.n_trials)
         samples = [(rows, call.take(rows)) for rows in chosen]
         is_changed = self._is_in_doubt and self.find_change() is not None
+        surroundings: Look | NotCacheableError
+        try:
+            surroundings = self._look_around(schedule, found)
+        except NotCacheableError as error:
+            surroundings = error
+        return Trial(is_changed, found, random_states(found), samples, surroundings, began=thread_time())
+
+    def _look_around(self, schedule: Schedule, generators: Mapping[str, Any]) -> Look:
+        """Look at what the module can reach outside of itself, apart from random generators."""
+        began = thread_time()
         if self._surroundings is None:
             self._surroundings = Surroundings(self._module)
-        surroundings = self._surroundings.now(found.values())
-        return Trial(is_changed, found, random_states(found), samples, surroundings, began=thread_time())
+        look = self._surroundings.look(generators.values())
+        schedule.seconds_trying += thread_time() - began
+        return look
 
     def is_behind(self, request: Request) -> bool:
         """Whether trials of this signature have to wait; see `Schedule`."""
@@ -276,27 +287,32 @@ class Admission:
         NotCacheableError
             If the module cannot be cached.
         """
-        self._schedules[request.signature].seconds_computing += thread_time() - trial.began
+        schedule = self._schedules[request.signature]
+        schedule.seconds_computing += thread_time() - trial.began
         moved = trial.moved
         if trial.surroundings is None:
             self._check_draws(moved, call, output)
             return True
         if relation != "written" and call.has_changed():
             raise NotCacheableError("it modifies its input in place", "use out-of-place operations")
-        surroundings = trial.surroundings.now(trial.generators.values())
-        if not self._left_all_unchanged(trial.surroundings.difference(surroundings)):
+        if isinstance(trial.surroundings, NotCacheableError):
+            raise trial.surroundings
+        surroundings = self._look_around(schedule, trial.generators)
+        if not self._left_all_unchanged(self._difference(trial.surroundings, surroundings)):
             return False
         self._check_draws(moved, call, output)
         before, now = self._row_wise.get(request.signature), self._seems_row_wise(trial, request, call, output)
-        if outside := surroundings.difference(surroundings.now(trial.generators.values())):
+        if outside := self._difference(surroundings, self._look_around(schedule, trial.generators)):
             Again(self._module, call, output).repeats()  # which leaves all as the call has left it
             raise _changing(outside, _REMEDY)
         self._row_wise[request.signature] = now
         if not now and (before or not any(self._row_wise.values())):
             raise dependent()
-        schedule = self._schedules[request.signature]
         schedule.largest_batch = max(schedule.largest_batch, len(call))
         return True
+
+    def _difference(self, before: Look, now: Look) -> str | None:
+        return None if self._surroundings is None else self._surroundings.difference(before, now)
 
     def _seems_row_wise(self, trial: Trial, request: Request, call: Call, output: Any) -> bool:
         """Compute the samples again; the first time, one of them alone if that is costly."""

@@ -7,14 +7,22 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final
 
+from skorch import NeuralNet
+from skorch.history import History
 from torch import nn
 
 from mlr3torch_py.cache.code_objects import is_known, names_in
+from mlr3torch_py.network.holdings import is_of_this_package
 
-__all__ = ["is_code", "is_dunder", "is_foreign", "is_known_class", "is_special", "looks_at_mode"]
+__all__ = ["is_aside", "is_code", "is_dunder", "is_foreign", "is_known_class", "is_special", "looks_at_mode"]
 
 _MADE_BY_CLASS_STATEMENT: Final = 1 << 9
 _CODE: Final = (FunctionType, BuiltinFunctionType, type, partial, type(None), bool, int, float, complex, str, bytes)
+
+
+def is_aside(value: Any) -> bool:
+    """Whether an object stands beside the network, and changes while it trains: a net, or its history."""
+    return isinstance(value, (NeuralNet, History)) or is_of_this_package(type(value))
 
 
 def is_known_class(cls: type) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from logging import Logger
 from operator import attrgetter, is_
 from types import FunctionType, ModuleType
@@ -12,12 +12,13 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from mlr3torch_py.cache.classes import is_aside
 from mlr3torch_py.cache.device_hash import hash_tensors
 from mlr3torch_py.cache.portable import NotPortableError, portable_hash
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.names import is_note
 from mlr3torch_py.network.bits import buffer_hash, content_hash, version_of
-from mlr3torch_py.network.holdings import all_attributes, is_of_this_package, items_in
+from mlr3torch_py.network.holdings import all_attributes, items_in
 
 __all__ = ["Fingerprint", "is_setting"]
 
@@ -108,7 +109,8 @@ class Fingerprint:
                 ),
                 known,
             )
-            self._settings = [_settings(layer) for layer, _ in self._layers]
+            memo: dict[int, tuple[Any, Any]] = {}
+            self._settings = [_settings(layer, memo) for layer, _ in self._layers]
             self._prepare_glance()
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise NotCacheableError(f"its attributes cannot be read: {error}") from error
@@ -205,11 +207,12 @@ class Fingerprint:
         return None
 
     def _changed_setting(self, other: Fingerprint) -> str | None:
+        known = set[tuple[int, int]]()
         for (_, cls), before, now in zip(self._layers, self._settings, other._settings, strict=True):
             if before.keys() != now.keys():
                 return f"the {min(before.keys() ^ now.keys())!r} of its {cls.__name__}"
             for name, value in before.items():
-                if not _are_same(value, now[name]):
+                if not _are_same(value, now[name], known):
                     return f"the {name!r} of its {cls.__name__}"
         return None
 
@@ -228,20 +231,30 @@ def _see(found: Iterable[tuple[dict[str, Any], str, torch.Tensor]], known: Mappi
     return [_Seen(*one, next(fresh) if value is None else value) for one, value in zip(seen, hashes, strict=True)]
 
 
-def _settings(layer: nn.Module) -> dict[str, Any]:
-    """Copy the attributes of a layer, with the contents of containers and tensors in place of these."""
+def _settings(layer: nn.Module, memo: dict[int, tuple[Any, Any]]) -> dict[str, Any]:
+    """Copy the attributes of a layer, with the contents of containers and tensors in place of these.
+
+    The memo keeps the contents of what was seen, with that itself, so that nothing else gets its id.
+    """
     own = vars(layer)
     return {
-        name: value if type(value := own[name]) in _PLAIN else _contents(value, set())
+        name: value if type(value := own[name]) in _PLAIN else _contents(value, memo)
         for name in filter(is_setting, sorted(own.keys() - _NOT_SETTINGS))  # of which few are left
     }
 
 
-def _contents(value: Any, seen: set[int]) -> Any:
+def _contents(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
     """Return what is compared in place of a value: that itself, or its contents at any depth."""
-    kind = type(value)
-    if kind in _BY_VALUE or issubclass(kind, _LOOKED_AT_ELSEWHERE) or is_of_this_package(kind) or id(value) in seen:
+    if type(value) in _BY_VALUE or issubclass(type(value), _LOOKED_AT_ELSEWHERE) or is_aside(value):
         return value  # as it is, also a placeholder
+    if id(value) not in memo:
+        memo[id(value)] = value, value  # for what leads back to it
+        memo[id(value)] = value, _contents_of(value, memo)
+    return memo[id(value)][1]
+
+
+def _contents_of(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
+    kind = type(value)
     if issubclass(kind, torch.Tensor):
         return _Contents((content_hash(value),), (value.shape, value.dtype))
     if (written := buffer_hash(value)) is not None:
@@ -251,19 +264,17 @@ def _contents(value: Any, seen: set[int]) -> Any:
         return _EMPTY
     if kind is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
         return _Contents(value, tuple)
-    return _contents_of_object(value, seen)
+    return _contents_of_object(value, memo)
 
 
-def _contents_of_object(value: Any, seen: set[int]) -> Any:
+def _contents_of_object(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
     kind, items = type(value), items_in(value)
     attributes = {} if kind in _EXACTLY else all_attributes(value)
     if items is None and not attributes:
         return value
-    seen.add(id(value))
-    inner = [_contents(one, seen) for one in (*(items or ()), *attributes.values())]
+    inner = [_contents(one, memo) for one in (*(items or ()), *attributes.values())]
     if items is None:
         return _Contents([value, *inner], tuple(attributes))
-    seen.discard(id(value))  # it counts by its contents alone, wherever it is
     return _Contents(inner, (kind, len(items), *attributes))
 
 
@@ -281,13 +292,15 @@ def _has_value(value: Any) -> bool:
     return _BY_VALUE.issuperset(map(type, value)) if type(value) is frozenset else type(value) in _BY_VALUE
 
 
-def _are_same(one: Any, other: Any) -> bool:
-    if one is other:
+def _are_same(one: Any, other: Any, known: set[tuple[int, int]]) -> bool:
+    """Compare what settings hold; of contents that are held in many places, the known ones are the same."""
+    if one is other or (id(one), id(other)) in known:
         return True
     if isinstance(one, _Contents) and isinstance(other, _Contents):
-        return (
-            one.structure == other.structure
-            and len(one.leaves) == len(other.leaves)
-            and all(map(_are_same, one.leaves, other.leaves))
-        )
+        if one.structure != other.structure or len(one.leaves) != len(other.leaves):
+            return False
+        if all(map(_are_same, one.leaves, other.leaves, repeat(known))):
+            known.add((id(one), id(other)))
+            return True
+        return False
     return type(one) is type(other) and isinstance(one, _WITH_VALUE) and bool(one == other)

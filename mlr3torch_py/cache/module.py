@@ -225,7 +225,7 @@ class CachedModule(CachedStage):
                 return output
             if layout.is_new:
                 layout.learn(output, len(keys), relation)
-            layout.largest_batch = self._admission.largest_batch(request)
+            layout.largest_batch = max(layout.largest_batch, self._admission.largest_batch(request))
             parts = layout.spec.tensors_of(output, len(keys))
         except NotCacheableError as error:
             self.tally.misses += len(keys)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from copy import copy
+from collections.abc import Iterable, Mapping
 from types import FunctionType
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 
-from mlr3torch_py.cache.classes import is_known_class
+from mlr3torch_py.cache.classes import is_aside, is_known_class
 from mlr3torch_py.cache.code_objects import is_known
 from mlr3torch_py.cache.code_reader import unusual_settings
+from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import buffer_hash, version_of
-from mlr3torch_py.network.holdings import GLOBALS, held_values, is_of_this_package
+from mlr3torch_py.network.holdings import GLOBALS, held_values
 from mlr3torch_py.network.internals import internal
 
-__all__ = ["Surroundings"]
+__all__ = ["Look", "Surroundings"]
 
 _AS_IT_IS: Final = internal("torch._C", "DisableTorchFunctionSubclass")  # a placeholder is not filled in
 # What is looked at item by item, whether it is the same object or not; and what is compared by value.
 _CONTAINERS: Final = (dict, list, tuple, set, frozenset, deque)
-_BY_VALUE: Final = (type(None), bool, int, float, complex, str, bytes, range, slice)
+_BY_VALUE: Final = (type(None), bool, int, float, complex, str, bytes, range, slice, np.generic)
+
+
+Look = Mapping[str, tuple[Any, Any]]
+"""What was held at one time, by path, with marks by which one sees whether it was written."""
 
 
 class Surroundings:
@@ -37,45 +42,52 @@ class Surroundings:
     Parameters
     ----------
     module : torch.nn.Module
-    skip : iterable of object
-        Objects that are looked at elsewhere.
 
     Examples
     --------
     >>> from types import SimpleNamespace
     >>> linear, shared = nn.Linear(2, 1), SimpleNamespace(scale=1.0)
     >>> linear.shared = shared
-    >>> before = Surroundings(linear)
+    >>> surroundings = Surroundings(linear)
+    >>> before = surroundings.look()
     >>> shared.scale = 2.0
-    >>> before.difference(before.now())
+    >>> surroundings.difference(before, surroundings.look())
     "the 'shared.scale' that its Linear refers to"
     """
 
-    def __init__(self, module: nn.Module, skip: Iterable[object] = ()) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self._layers = list(module.modules())
         classes = {type(layer): i for i, layer in reversed(list(enumerate(self._layers)))}
         self._roots: dict[str, object] = {f"{i}:": cls for cls, i in classes.items() if not is_known_class(cls)}
         for i, layer in enumerate(self._layers):
             self._roots |= {f"{i}:{name}": value for name, value in unusual_settings(layer)}
-        self._held = self._look(skip)
 
-    def now(self, skip: Iterable[object] = ()) -> Surroundings:
-        """Look again, at what the same attributes hold now."""
-        other = copy(self)
-        other._held = self._look(skip)
-        return other
+    def look(self, skip: Iterable[object] = ()) -> Look:
+        """Look at what can be reached now.
 
-    def _look(self, skip: Iterable[object]) -> dict[str, tuple[Any, Any]]:
-        with _AS_IT_IS():
-            held = held_values(self._roots, [*self._layers, *skip], is_left_out=_is_looked_at_elsewhere)
-            return {path: (value, _mark(value)) for path, value in held.items()}
+        Parameters
+        ----------
+        skip : iterable of object
+            Objects that are looked at elsewhere.
 
-    def difference(self, other: Surroundings) -> str | None:
-        """Name something that differs; None if nothing does."""
+        Raises
+        ------
+        NotCacheableError
+            If something cannot be read.
+        """
+        try:
+            with _AS_IT_IS():
+                held = held_values(self._roots, [*self._layers, *skip], is_left_out=_is_looked_at_elsewhere)
+                return {path: (value, _mark(value)) for path, value in held.items()}
+        except Exception as error:  # of whatever kind: objects decide what they do when they are read
+            raise NotCacheableError(f"what it refers to cannot be read: {error}") from error
+
+    def difference(self, before: Look, now: Look) -> str | None:
+        """Name something that differs between two looks; None if nothing does."""
         differing = (
             path
-            for path in dict.fromkeys((*self._held, *other._held))
-            if path not in self._held or path not in other._held or _differ(self._held[path], other._held[path])
+            for path in dict.fromkeys((*before, *now))
+            if path not in before or path not in now or _differ(before[path], now[path])
         )
         if (path := next(differing, None)) is None:
             return None
@@ -87,7 +99,7 @@ def _is_looked_at_elsewhere(value: Any) -> bool:
     """Whether an object is of an installed package, the code of which is known by its version, or of this package."""
     if isinstance(value, FunctionType):
         return not value.__closure__ and is_known(value.__globals__.get("__name__", ""))
-    return is_known_class(value) if isinstance(value, type) else is_of_this_package(type(value))
+    return is_known_class(value) if isinstance(value, type) else is_aside(value)
 
 
 def _mark(value: Any) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from mlr3torch_py.cache.layout import N_TRIALS
-from mlr3torch_py.cache.rows import Call
-from mlr3torch_py.cache.surroundings import Surroundings
+from mlr3torch_py.cache.rows import Call, NotCacheableError
+from mlr3torch_py.cache.surroundings import Look
 from mlr3torch_py.network.randomness import random_states
 
 __all__ = ["Schedule", "Trial", "halves", "sample_rows"]
@@ -30,8 +30,8 @@ class Trial(NamedTuple):
         Their states.
     samples : sequence of pairs of list of int and Call
         Small batches to be computed again: which rows, and their values. None if the call is only watched.
-    surroundings : Surroundings or None
-        What the module can reach outside of itself; None if the call is only watched.
+    surroundings : mapping, NotCacheableError or None
+        What the module can reach outside of itself, or why that cannot be read; None if the call is only watched.
     began : float
         When the call began, by the CPU time of the thread.
     """
@@ -40,7 +40,7 @@ class Trial(NamedTuple):
     generators: Mapping[str, Any]
     random_states: Mapping[str, Any]
     samples: Sequence[tuple[list[int], Call]] = ()
-    surroundings: Surroundings | None = None
+    surroundings: Look | NotCacheableError | None = None
     began: float = 0.0
 
     @property

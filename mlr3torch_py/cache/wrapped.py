@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
 from typing import Any, Final
@@ -15,7 +14,6 @@ __all__ = ["is_of_torch", "wrapped_by"]
 _IN_C: Final = (BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType)
 
 
-@functools.lru_cache(1024)
 def is_of_torch(function: Any) -> bool:
     """Whether a function that a tensor is asked to apply is torch's own.
 
@@ -40,8 +38,10 @@ def wrapped_by(function: Any) -> Any:
     if frame is None or not _is_in_torch(frame.f_globals) or frame.f_code.co_freevars:
         return function
     code, given = frame.f_code, frame.f_locals
-    defaults = tuple(given[name] for name in code.co_varnames[: code.co_argcount])
-    return FunctionType(code, frame.f_globals, argdefs=defaults)
+    n_args = code.co_argcount
+    made = FunctionType(code, frame.f_globals, argdefs=tuple(given[name] for name in code.co_varnames[:n_args]))
+    made.__kwdefaults__ = {name: given[name] for name in code.co_varnames[n_args : n_args + code.co_kwonlyargcount]}
+    return made
 
 
 def _is_in_torch(scope: Any) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
+from xxhash import xxh3_64_hexdigest
+
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau
@@ -54,14 +56,16 @@ class Waiting:
         """
         key = key_of(_CAME, self.module)
         rows = enumerate(history.to_list(), start=1)
-        came = [(owner, effect, epoch) for epoch, row in rows for owner, effect in row.get(key, ())]
+        came = [(entry, epoch) for epoch, row in rows for entry in row.get(key, ())]
         met: dict[tuple[str, int], int] = {}
         for may_be_another in (False, True):
             for owner, position, effect in self._effects():
-                fits = (one for one in came if one[1] == effect and (may_be_another or one[0] == owner))
+                fits = (
+                    one for one in came if not effect.isdisjoint(one[0][1:]) and (may_be_another or one[0][0] == owner)
+                )
                 if (owner, position) not in met and (found := next(fits, None)) is not None:
                     came.remove(found)
-                    met[owner, position] = found[2]
+                    met[owner, position] = found[1]
         return {position: epoch for (owner, position), epoch in met.items() if owner == name}
 
     def record(self, net: Net, name: str, met: Mapping[int, int], new: Set[int]) -> None:
@@ -70,15 +74,22 @@ class Waiting:
         for position in conditions_of(self.plans_of[name]):
             column = f"event_unfreeze{1 + number if number else ''}_row{position}"
             net.history.record(key_of(column, self.module), met.get(position) == len(net.history))
-        if came := [[name, what] for owner, position, what in self._effects() if owner == name and position in new]:
+        effects = (what for owner, position, what in self._effects() if owner == name and position in new)
+        if came := [[name, *sorted(what)] for what in effects]:
             key = key_of(_CAME, self.module)
             net.history.record(key, [*net.history[-1].get(key, ()), *came])
 
-    def _effects(self) -> Iterator[tuple[str, int, str]]:
-        """Yield the name of the callback, the position, and what it does, for each row."""
+    def _effects(self) -> Iterator[tuple[str, int, Set[str]]]:
+        """Yield the name of the callback, the position, and what it does, for each row.
+
+        That is told by the selector, and by what it selects: in another process a selector may print otherwise, and
+        after a change of the network it may select others.
+        """
         for name, plans in self.plans_of.items():
-            for row in _rows_of(plans):
-                yield name, row.position, f"{row.action} {row.weights!r}"
+            for step in (step for plan in plans for step in plan.conditions):
+                row = step.row
+                selected = xxh3_64_hexdigest(" ".join(sorted(step.names)).encode())
+                yield name, row.position, {f"{row.action} {row.weights!r}", f"{row.action} {selected}"}
 
 
 def met_by_now(net: Net, conditions: Mapping[int, Plateau], met: Mapping[int, int]) -> dict[int, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from functools import partial
 from numbers import Real
 from typing import Any, Final
@@ -202,6 +203,7 @@ class RateFactors:
         self.batch = batch
         self.column = column
         self._own: list[dict[str, Any]] = []
+        self._checked: Set[str] = frozenset()  # the parts after whose first step the entries of groups were compared
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -237,10 +239,11 @@ class RateFactors:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         rates = {part[_PART][0]: float(part["lr"]) for part in optimizer.param_groups if self._own}
-        differing = _differing(optimizer.param_groups) if self._own else []
+        differing = _differing(optimizer.param_groups) if self._own and rates.keys() != self._checked else []
+        self._checked = rates.keys()
         self._restore()
         if differing:
-            kept = f"keeps {listed(map(repr, differing))} for each of its groups, by the learning rate"
+            kept = f"keeps {listed(map(repr, differing))} for each of its groups, which differs between parts of one"
             raise self._refused(optimizer, self.column, kept)
         for name, rate in rates.items():
             self.record(name, rate)
@@ -296,9 +299,12 @@ def _differing(parts: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _are_equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
-    return one is other or bool(one == other)
+    """Compare entries of groups; those that cannot be compared pass."""
+    with suppress(Exception):  # of whatever kind, such as an array, which has no single truth value
+        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+            return torch.equal(one, other)
+        return one is other or bool(one == other) or bool(one != one and other != other)  # NaN
+    return True
 
 
 def _label(factor: Factor, batch: int) -> str:

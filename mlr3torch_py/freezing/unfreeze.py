@@ -23,7 +23,7 @@ from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.schedule.plan import Plan
+from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.schedule.table import Table, Unit, read_table
@@ -207,6 +207,12 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def is_replaced(self, parameter: str) -> bool:
         return parameter == "starting_weights" and self.schedule is not None
+
+    def resolve(self, network: nn.Module, known: Held = frozenset(), renamed: Mapping[str, str] | None = None) -> None:
+        if renamed and self.loaded_ is not None:
+            now = {before: name for name, before in renamed.items()}
+            self.loaded_ = self.loaded_._replace(names=tuple(now.get(name, name) for name in self.loaded_.names))
+        super().resolve(network, known, renamed)
 
     def make_plans(self, module: nn.Module) -> tuple[Plan]:
         names = named_parameters(module)

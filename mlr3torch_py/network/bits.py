@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from xxhash import xxh3_128_digest
 
@@ -69,9 +70,15 @@ def buffer_hash(value: object) -> bytes | None:
         view = memoryview(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, BufferError):  # ValueError for what has no such format, as dates of numpy
         return None
-    if view.readonly:
+    if view.readonly and not _can_be_written(value):
         return None
     return xxh3_128_digest(view if view.c_contiguous else view.tobytes())
+
+
+def _can_be_written(value: object) -> bool:
+    """Whether an array is a view of one that can be written."""
+    base = getattr(value, "base", None)
+    return isinstance(base, np.ndarray) and (base.flags.writeable or _can_be_written(base))
 
 
 def version_of(tensor: torch.Tensor) -> int | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, partial
 from logging import Logger
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, Final
 from weakref import ReferenceType, WeakSet
 
@@ -264,8 +264,9 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     for name, inner in own_attributes(value).items():
         if not (name == "gen" and isinstance(value, _CONTEXT_MANAGER)):  # made again for each call of what it decorates
             yield f".{name}", inner
-    for name in _slots(type(value)):  # type: ignore[arg-type]
-        yield f".{name}", getattr(value, name, None)
+    for name, slot in _slots(type(value)):  # type: ignore[arg-type]
+        with suppress(AttributeError):  # it is not set
+            yield f".{name}", slot.__get__(value)
 
 
 def _held_by_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -334,7 +335,7 @@ def _names_in(code: CodeType) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=10_000)
-def _slots(cls: type) -> tuple[str, ...]:
-    slots = (one.__dict__.get("__slots__", ()) for one in cls.__mro__)
-    names = (name for some in slots for name in ((some,) if isinstance(some, str) else some))
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+def _slots(cls: type) -> tuple[tuple[str, MemberDescriptorType], ...]:
+    """List the slots of a class, by the names that they have in it, which are others for private ones."""
+    members = (item for one in cls.__mro__ if "__slots__" in vars(one) for item in vars(one).items())
+    return tuple((name, slot) for name, slot in members if isinstance(slot, MemberDescriptorType))

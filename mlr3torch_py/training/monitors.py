@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import takewhile
 from types import CodeType, FunctionType
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ __all__ = ["check_monitor", "warn_of_missing_scores"]
 
 _LOOKS_UP: Final = ("LOAD_ATTR", "LOAD_METHOD")
 _RECORDS: Final = ("record", "record_batch")
+_CALLS: Final = ("CALL", "PRECALL", "KW_NAMES")
 _LIBRARIES: Final = ("skorch", "mlr3torch_py", "sklearn", "builtins", "abc", "typing")
 
 
@@ -89,14 +90,25 @@ def _may_record(code: CodeType, monitor: str) -> bool:
     """Check whether a function may record a score: by a text in it, or under a key that is worked out."""
     if monitor in code.co_consts:
         return True
-    return any(key is None or key in monitor for key in _recorded(code))
+    return any(key is None or monitor.startswith(key) for key in _recorded(code))
 
 
 def _recorded(code: CodeType) -> Iterator[str | None]:
-    """Yield the texts with which the keys begin that a function records; None for a key that begins with no text."""
-    for one, following in pairwise(dis.get_instructions(code)):
-        if one.opname in _LOOKS_UP and one.argval in _RECORDS:
-            yield following.argval if following.opname == "LOAD_CONST" else None
+    """Yield the texts with which the keys begin that a function works out and records; None without such a text."""
+    called = [one for one in dis.get_instructions(code) if one.opname != "PUSH_NULL"]
+    for one, key, following in zip(called, called[1:], called[2:], strict=False):
+        if one.opname in _LOOKS_UP and one.argval in _RECORDS and not key.opname.startswith(_CALLS):
+            if key.opname != "LOAD_CONST":
+                yield None
+            elif isinstance(key.argval, str) and _is_continued(called, following):
+                yield key.argval
+
+
+def _is_continued(called: list[dis.Instruction], following: dis.Instruction) -> bool:
+    """Whether a text is only the beginning of a key: more is formatted, or added, before the next call."""
+    rest = called[called.index(following) :]
+    until = takewhile(lambda one: not one.opname.startswith(_CALLS), rest)
+    return any(one.opname.startswith(("FORMAT", "BUILD_STRING", "BINARY_OP")) for one in until)
 
 
 def _functions(net: Net) -> Iterator[FunctionType]:

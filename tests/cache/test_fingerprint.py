@@ -15,6 +15,7 @@ from torch import nn
 from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.network.bits import content_hash
 from tests.cache.helpers import CHANGES, ROWS, UNSEEN, Part, cached, counts, frozen, normed, told
+from tests.helpers import X, iris_net, y
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -165,6 +166,28 @@ class Slots:
         return self.scale
 
 
+class PrivateSlots:
+    __slots__ = ("__scale",)
+
+    def __init__(self):
+        self.set(1.0)
+
+    def set(self, scale):
+        self.__scale = scale
+
+    def get(self):
+        return self.__scale
+
+
+class ReadOnly:
+    """A view that cannot be written, of an array that can."""
+
+    def __init__(self):
+        self.base = np.ones(2)
+        self.view = self.base.view()
+        self.view.flags.writeable = False
+
+
 # What a part holds, how it reads a number from it, and a change in place.
 HELD = {
     "an array": (lambda: np.ones(2), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
@@ -179,6 +202,12 @@ HELD = {
     "a queue": (lambda: collections.deque([1]), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
     "a set in a list": (lambda: [{1}], lambda held: len(held[0]), lambda held: held[0].add(2)),
     "a slot": (Slots, lambda held: held.scale, lambda held: setattr(held, "scale", 2.0)),
+    "a private slot": (PrivateSlots, PrivateSlots.get, lambda held: held.set(2.0)),
+    "a view that cannot be written": (
+        lambda: [ReadOnly().view],
+        lambda held: held[0][0],
+        lambda held: held[0].base.__setitem__(0, 2),
+    ),
     "a method": (lambda: Slots().get, lambda held: held(), lambda held: setattr(held.__self__, "scale", 2.0)),
     "an argument": (lambda: partial(sum, [1]), lambda held: held(), lambda held: held.args[0].append(2)),
     "a tensor in an object": (
@@ -228,6 +257,27 @@ def test_another_content_has_another_digest(kind):
     assert Fingerprint(part).digest == before
     change(part.held)
     assert Fingerprint(part).digest != before
+
+
+def test_a_net_that_a_part_refers_to_is_not_part_of_it():
+    net = iris_net(max_epochs=1).fit(X, y)
+    part = frozen(nn.Linear(4, 3))
+    part.owner = SimpleNamespace(net=net, history=net.history)
+    before = Fingerprint(part)
+    net.partial_fit(X, y)
+    assert before.difference(Fingerprint(part)) is None
+
+
+def test_what_is_held_in_many_places_is_read_once():
+    shared = last = [1]
+    for _ in range(40):
+        shared = [shared, shared]
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network[0].table = network[1].table = shared
+    before = Fingerprint(network)
+    assert before.difference(Fingerprint(network)) is None
+    last.append(2)
+    assert before.difference(Fingerprint(network)) == "the 'table' of its Linear"
 
 
 def test_objects_that_hold_each_other_are_compared():

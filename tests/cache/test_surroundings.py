@@ -2,6 +2,8 @@
 
 import array
 import copy
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,4 +135,29 @@ def test_what_a_part_only_reads_is_no_effect(value):
     parts = cached(network, "part")
     network.part(ROWS), network.part(ROWS)
     assert counts(parts) == (12, 12)
+    assert not told(parts)
+
+
+class Unreadable:
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
+def test_what_cannot_be_read_is_told_and_ends_no_training():
+    network = Network(lambda part, _: part.context.table, SimpleNamespace(table={Unreadable(): 2}))
+    parts = cached(network, "part")
+    for _ in range(3):
+        network.part(ROWS)
+    assert "what it refers to cannot be read: no repr" in told(parts)[0]
+
+
+def test_a_look_keeps_nothing_alive():
+    shared = SimpleNamespace(features=torch.ones(3))
+    network = Network(lambda part, _: part.context.features, shared)
+    parts = cached(network, "part")
+    network.part(ROWS)
+    features = weakref.ref(shared.features)
+    shared.features = None
+    gc.collect()
+    assert features() is None
     assert not told(parts)

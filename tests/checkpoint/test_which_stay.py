@@ -85,9 +85,18 @@ def test_wrong_arguments_are_refused(arguments, error, tmp_path):
         t_clbk("checkpoint", path=tmp_path, freq=1, **arguments).callback.require_params()
 
 
+class NamedScore(Score):
+    def __init__(self, name):
+        self.name = name
+
+    def on_epoch_end(self, net, **kwargs):
+        net.history.record(self.name, 1.0)
+
+
 def test_a_score_that_no_epoch_has_is_named(tmp_path):
+    kept = checkpoint(tmp_path, keep_best=True, monitor="scores")
     with pytest.warns(UserWarning, match="`monitor` is 'scores', which no epoch has recorded; did you mean 'score'"):
-        stay(tmp_path, keep_best=True, monitor="scores")
+        iris_net(NamedScore("score"), kept, max_epochs=2).fit(X, y)
 
 
 @pytest.mark.slow

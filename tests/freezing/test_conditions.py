@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skorch.history import History
 
-from mlr3torch_py import CallbackSetUnfreeze, Plateau, select_all, select_last, select_prefix
+from mlr3torch_py import CallbackSetUnfreeze, Plateau, Select, select_all, select_last, select_prefix
+from mlr3torch_py.select import selector
 from tests.helpers import Score, Trace, X, iris_net, y
 from tests.parallel import in_processes
 
@@ -191,6 +192,26 @@ def test_a_condition_that_was_met_counts_whatever_stands_beside_its_callback(nam
     other.history = History(net.history.to_list())
     other.partial_fit(X, y)
     assert trace.batches_[3:] == [MORE]
+
+
+@selector
+class ByRule(Select):
+    """Prints its function with an address."""
+
+    rule: object
+
+    def matches(self, names, module=None):
+        return {name for name in names if self.rule(name)}
+
+
+def test_a_condition_is_recognised_by_what_it_selects_where_its_selector_prints_otherwise():
+    def rule():
+        return ByRule(lambda name: name.startswith("3"))
+
+    net, trace = run({"when": [Plateau("score", 1)], "weights": [rule()]}, [0.9] * 4, 3)
+    net.fit(X, y)
+    net.set_params(callbacks__unfreeze__unfreeze=[patient(rule())]).partial_fit(X, y, epochs=1)
+    assert trace.batches_ == [HEAD] * 2 + [MORE] * 2
 
 
 def test_of_rows_that_do_the_same_the_first_have_come():

@@ -208,7 +208,7 @@ def test_what_an_optimizer_keeps_in_its_groups_by_their_rates_is_refused():
             return loss
 
     net = iris_net(unfreeze(), optimizer=Averages)
-    with pytest.raises(ValueError, match="`lr_mult`, but Averages keeps 'lr_sum' for each of its groups, by the learn"):
+    with pytest.raises(ValueError, match="but Averages keeps 'lr_sum' for each of its groups, which differs"):
         net.fit(X, y)
     assert len(net.history) == len(net.optimizer_.param_groups) == 1
 

@@ -451,6 +451,13 @@ def test_a_tensor_that_gets_another_name_keeps_its_schedule(first, last, stage):
     assert moved(trace.weights_[-2], trace.weights_[-1]) == {"0.weight_orig", *head}
 
 
+def test_a_tensor_that_trains_by_a_loaded_state_keeps_training_under_another_name():
+    trace, unfreeze = Trace(), CallbackSetUnfreeze(select_none())
+    unfreeze.load_state_dict({"trainable": ["0.weight", "6.bias"]})
+    iris_net(unfreeze, Prunes("epoch"), trace, max_epochs=3, batch_size=150).fit(X, y)
+    assert [sorted(names) for names in trace.batches_[1:]] == [["0.weight_orig", "6.bias"]] * 2
+
+
 @pytest.mark.parametrize("what", ["frozen parameter", "frozen layer", "frozen normalisation"])
 def test_a_freezer_follows_too(what):
     freezer = Freezer(name_starts_with="frozen", until_epoch=3, frozen_mode="eval")

@@ -80,7 +80,7 @@ def test_a_score_of_the_user_is_not_refused(monitoring):
 KEY = "own_loss"
 
 
-def record(net):
+def write_half(net):
     net.history.record("own_loss", 0.5)
 
 
@@ -98,7 +98,7 @@ class ByConstant(Callback):
 
 class ByFunction(Callback):
     def on_epoch_end(self, net, **kwargs):
-        record(net)
+        write_half(net)
 
 
 class ByGiven(Callback):
@@ -116,11 +116,29 @@ class Writer:
 
 @every_one
 @pytest.mark.parametrize(
-    "recorder", [ByName([0.5] * 2), ByConstant(), ByFunction(), ByGiven(record), ByGiven(Writer().write)]
+    "recorder", [ByName([0.5] * 2), ByConstant(), ByFunction(), ByGiven(write_half), ByGiven(Writer().write)]
 )
 def test_a_score_is_not_refused_whatever_way_code_records_it(recorder, monitoring):
     net = iris_net(("recorder", recorder), monitoring("own_loss"), max_epochs=2, batch_size=150).fit(X, y)
     assert net.history[:, "own_loss"] == [0.5, 0.5]
+
+
+class Timer(Callback):
+    """Records other things than scores, and a score with another name."""
+
+    def on_epoch_end(self, net, **kwargs):
+        self.record()
+        self.record(0, 1)
+        net.history.record("own_losses", 0.5)
+
+    def record(self, *args):
+        pass
+
+
+@every_one
+def test_what_records_other_things_records_no_score(monitoring):
+    with pytest.raises(ValueError, match="`monitor` is 'own_loss', which nothing in the net records"):
+        iris_net(("timer", Timer()), monitoring("own_loss")).fit(X, y)
 
 
 @every_one
