@@ -245,7 +245,10 @@ def _settings(layer: nn.Module, memo: dict[int, tuple[Any, Any]]) -> dict[str, A
 
 def _contents(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
     """Return what is compared in place of a value: that itself, or its contents at any depth."""
-    if type(value) in _BY_VALUE or issubclass(type(value), _LOOKED_AT_ELSEWHERE) or is_aside(value):
+    kind = type(value)
+    if kind is tuple and _NUMBERS.issuperset(map(type, value)):  # such as the size of a kernel
+        return _Contents(value, tuple) if value else _EMPTY
+    if kind in _BY_VALUE or issubclass(kind, _LOOKED_AT_ELSEWHERE) or is_aside(value):
         return value  # as it is, also a placeholder
     if id(value) not in memo:
         memo[id(value)] = value, value  # for what leads back to it
@@ -262,8 +265,6 @@ def _contents_of(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
         return _Contents((written,), (kind, view.format, view.shape))
     if kind in _EXACTLY and not value:
         return _EMPTY
-    if kind is tuple and all(map(_NUMBERS.__contains__, map(type, value))):  # such as the size of a kernel
-        return _Contents(value, tuple)
     return _contents_of_object(value, memo)
 
 
