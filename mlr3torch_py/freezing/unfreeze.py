@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -16,10 +15,11 @@ from mlr3torch_py.freezing.advice import doubts_about
 from mlr3torch_py.freezing.conditions import Waiting, conditions_of, met_by_now
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.loaded import LoadedState
 from mlr3torch_py.freezing.memory import forget_directions
 from mlr3torch_py.freezing.phases import has_best_weights, restore_best_weights
 from mlr3torch_py.freezing.roles import Mode
-from mlr3torch_py.names import listed, nearest
+from mlr3torch_py.names import listed
 from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
@@ -40,17 +40,6 @@ from mlr3torch_py.values import shown
 __all__ = ["CallbackSetUnfreeze"]
 
 logger: logging.Logger = logging.getLogger("mlr3torch_py")
-
-
-class _LoadedState(NamedTuple):
-    """A loaded state, and the epoch and the net that adopted it."""
-
-    names: tuple[str, ...]
-    epoch: int | None = None
-    net: weakref.ref[Net] | None = None
-
-    def is_adopted_by(self, net: Net) -> bool:
-        return self.epoch is not None and (self.net is None or self.net() is net)
 
 
 class CallbackSetUnfreeze(FreezingCallback):
@@ -168,7 +157,7 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     label = "Unfreeze"
     plans_: tuple[Plan, ...] = ()
-    loaded_: _LoadedState | None = None
+    loaded_: LoadedState | None = None
     best_: KeptWeights | None = None
 
     def __init__(
@@ -210,13 +199,13 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def resolve(self, network: nn.Module, known: Held = frozenset(), renamed: Mapping[str, str] | None = None) -> None:
         if renamed and self.loaded_ is not None:
-            now = {before: name for name, before in renamed.items()}
-            self.loaded_ = self.loaded_._replace(names=tuple(now.get(name, name) for name in self.loaded_.names))
+            self.loaded_ = self.loaded_.renamed(renamed)
         super().resolve(network, known, renamed)
 
     def make_plans(self, module: nn.Module) -> tuple[Plan]:
         names = named_parameters(module)
-        self._check_loaded(names)
+        if self.loaded_ is not None:
+            self.loaded_.check(names)
         starting_weights, unfreeze = self.starting_weights, self.unfreeze
         if self.schedule is not None:
             starting_weights, unfreeze = self.schedule.resolve(module).values()
@@ -250,8 +239,8 @@ class CallbackSetUnfreeze(FreezingCallback):
     def decide(self, net: Net) -> None:
         epoch = len(net.history)
         if self.loaded_ is not None and self.loaded_.epoch is None:
-            self._check_loaded(named_parameters(self.network_of(net)))
-            self.loaded_ = _LoadedState(self.loaded_.names, epoch, weakref.ref(net))
+            self.loaded_.check(named_parameters(self.network_of(net)))
+            self.loaded_ = self.loaded_.adopted_by(net)
         met = before = self._met_before(net)
         if conditions := self._conditions():
             for monitor in self.monitors if epoch > 1 else ():
@@ -360,18 +349,16 @@ class CallbackSetUnfreeze(FreezingCallback):
                 f"`state` is {shown(state)}; it must be what state_dict() returns: {{'trainable': [names]}}"
             )
         best = state.get("best")
-        self.loaded_ = _LoadedState(check_names("trainable", state["trainable"]))
+        self.loaded_ = LoadedState(check_names("trainable", state["trainable"]))
         self.best_ = None if best is None else KeptWeights.from_plain(best)
 
     def run_state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the state, and what was loaded, with the epoch since which it acts."""
-        loaded = self.loaded_
-        return self.state_dict() | {"loaded": None if loaded is None else [list(loaded.names), loaded.epoch]}
+        return self.state_dict() | {"loaded": None if self.loaded_ is None else self.loaded_.to_plain()}
 
     def resume_run(self, state: Mapping[str, Any]) -> None:
         """Continue a run from what a checkpoint has kept; what trains then follows from the history."""
-        loaded, best = state.get("loaded"), state.get("best")
-        self.loaded_ = None if loaded is None else _LoadedState(tuple(loaded[0]), loaded[1])
+        best, self.loaded_ = state.get("best"), LoadedState.from_plain(state.get("loaded"))
         self.best_ = None if best is None else KeptWeights.from_plain(best)
 
     def _rule(self) -> Plateau:
@@ -409,16 +396,6 @@ class CallbackSetUnfreeze(FreezingCallback):
         for name, unset in (("starting_weights", REQUIRED), ("unfreeze", None)):
             if getattr(self, name) is not unset:
                 raise ValueError(f"`schedule` and `{name}` are given, but a schedule is both; give only one of the two")
-
-    def _check_loaded(self, names: Mapping[str, object]) -> None:
-        """Check that a state that no net has adopted yet names parameters of the network."""
-        if self.loaded_ is None or self.loaded_.epoch is not None:
-            return
-        if unknown := [name for name in self.loaded_.names if name not in names]:
-            raise ValueError(
-                f"the state that was loaded names {listed(map(repr, unknown))}, which the network lacks; "
-                f"{nearest(unknown, names)} Load a state that was saved from this network"
-            )
 
     def _plans_with(self, net: Net, met: Mapping[int, int]) -> tuple[Plan, ...]:
         """Turn the conditions that have been met, and a loaded state, into rows of epochs."""

@@ -87,17 +87,11 @@ def factors_at(plans: Iterable[Plan], moment: Moment, tensor_of: Mapping[str, _T
     plans = tuple(plans)
     if not any(plan.scaling for plan in plans):
         return {}
-    factors: dict[_Tensor, Factor] = {}
-    for step in (step for plan in plans if plan.scaling for step in _from_start(plan)):
-        for tensor in _tensors(step, tensor_of):
-            factors.setdefault(tensor, Factor(step.row.lr_mult or 1.0))
-    holds = _Holds(plans, tensor_of)
+    factors, holds = _from_start(plans, tensor_of), _Holds(plans, tensor_of)
     acts = [(act, plan) for plan in plans for act in plan.acts(moment, tensor_of)]
     for batch, at_once in groupby(sorted(acts, key=_time), key=_batch):
         for act, plan in at_once:
-            if act.step.row.lr_mult_from == "row" and act.step.row.lr_mult is not None:
-                for tensor in _tensors(act.step, tensor_of):
-                    factors[tensor] = replace(factors.get(tensor, Factor()), mult=act.step.row.lr_mult)
+            factors |= _from_row(act.step, factors, tensor_of)
             holds.change(act, plan)
         for tensor, warmup in holds.take_released():
             factors[tensor] = Factor(factors.get(tensor, Factor()).mult, warmup, batch)
@@ -140,11 +134,23 @@ class _Holds(Generic[_Tensor]):
         self._touched.clear()
 
 
-def _from_start(plan: Plan) -> Iterator[Step]:
-    """Yield the steps whose factors hold from the first step of training, in the order of the table."""
-    for step in sorted(plan.steps, key=lambda step: step.row.position):
+def _from_start(plans: Iterable[Plan], tensor_of: Mapping[str, _Tensor]) -> dict[_Tensor, Factor]:
+    """Return the factors that hold from the first step of training: of several for a tensor, the first in the table."""
+    factors: dict[_Tensor, Factor] = {}
+    in_order = (step for plan in plans for step in sorted(plan.steps, key=lambda step: step.row.position))
+    for step in in_order:
         if step.time > 0 and step.row.lr_mult is not None and step.row.lr_mult_from == "start":
-            yield step
+            for tensor in _tensors(step, tensor_of):
+                factors.setdefault(tensor, Factor(step.row.lr_mult))
+    return factors
+
+
+def _from_row(step: Step, factors: Mapping[_Tensor, Factor], tensor_of: Mapping[str, _Tensor]) -> dict[_Tensor, Factor]:
+    """Return the factors that a step sets when it takes effect."""
+    mult = step.row.lr_mult
+    if mult is None or step.row.lr_mult_from != "row":
+        return {}
+    return {tensor: replace(factors.get(tensor, Factor()), mult=mult) for tensor in _tensors(step, tensor_of)}
 
 
 def _tensors(step: Step, tensor_of: Mapping[str, _Tensor]) -> set[_Tensor]:
