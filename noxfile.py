@@ -10,7 +10,7 @@ README = Path(__file__).parent / "README.md"
 PRETRAINED = "notebooks/minilm_fine_tuning.ipynb"
 
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["locked", "lint", "types", "imports", "docs", "notebooks", "example", "newest"]
+nox.options.sessions = ["locked", "lint", "types", "imports", "docs", "notebooks", "example", "wheel", "newest"]
 
 
 def install(session, *packages):
