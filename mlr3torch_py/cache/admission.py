@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from copy import deepcopy
-from operator import attrgetter, itemgetter
 from time import thread_time
 from typing import Any, Final, NamedTuple
 
@@ -13,14 +12,12 @@ import torch
 from torch import nn
 
 from mlr3torch_py.cache.again import Again
-from mlr3torch_py.cache.code import Code
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
-from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
 from mlr3torch_py.cache.rows import Call, NotCacheableError
+from mlr3torch_py.cache.state import ModuleState
 from mlr3torch_py.cache.surroundings import Look, Surroundings
 from mlr3torch_py.cache.trials import Schedule, Trial, halves, sample_rows
-from mlr3torch_py.network.internals import internal
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
 __all__ = ["NEEDS_GRADIENT", "Admission", "Request", "dependent", "is_fit_in_eval_mode"]
@@ -29,11 +26,6 @@ NEEDS_GRADIENT: Final = "its input requires a gradient"
 
 _FEW_ROWS: Final = 4
 _REMEDY: Final = "let it return what others need"
-_TRAINING: Final = "training"
-_MODE: Final = attrgetter(_TRAINING)
-_GLOBAL_HOOKS: Final = [
-    internal("torch.nn.modules.module", name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
-]
 
 
 class Request(NamedTuple):
@@ -61,6 +53,11 @@ class Admission:
     Parameters
     ----------
     module : torch.nn.Module
+
+    Attributes
+    ----------
+    state : ModuleState
+        The module as it is.
 
     Raises
     ------
@@ -95,63 +92,18 @@ class Admission:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._fingerprint = Fingerprint(module)
-        self._code: Code | None = None  # once it was read
-        self._layers = list(module.modules())
-        states = list(map(vars, self._layers))
-        is_usual = all(_TRAINING in state for state in states)  # torch.jit keeps it elsewhere
-        self._modes: tuple[Any, list[Any]] = (itemgetter(_TRAINING), states) if is_usual else (_MODE, self._layers)
-        self._hooks = [hooks for one in self._layers for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+        self.state: ModuleState = ModuleState(module)
         self._row_wise: dict[Hashable, bool] = {}
         self._schedules: defaultdict[Hashable, Schedule] = defaultdict(Schedule)
         self._was_changed_by_call = False
         self._is_in_doubt = True  # whether it is calls that change the module
         self._generators: Mapping[str, Any] | None = None
         self._surroundings: Surroundings | None = None  # once they were looked for
-        self._check_hooks()
 
     @property
     def has_verdict(self) -> bool:
         """Whether trials have found something out about some calls."""
         return bool(self._row_wise)
-
-    @property
-    def seems_current(self) -> bool:
-        """Whether the module seems unchanged, at a glance; see `Fingerprint.seems_current`."""
-        return self._fingerprint.seems_current
-
-    @property
-    def seems_usual(self) -> bool:
-        """Whether the module seems unchanged, and there are no hooks."""
-        return not (any(_GLOBAL_HOOKS) or any(self._hooks)) and self.seems_current
-
-    def settings(self, device: torch.device) -> Hashable:
-        """Return the modes of the layers, of autograd and of autocast."""
-        kind = device.type
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return bytes(map(*self._modes)), torch.is_grad_enabled(), autocast
-
-    def find_change(self, *, trust_versions: bool = False) -> str | None:
-        """Compare the module with what it was at the last comparison.
-
-        Parameters
-        ----------
-        trust_versions : bool
-            Whether tensors whose version counter has not moved count as unchanged.
-
-        Returns
-        -------
-        str or None
-            Something that has changed.
-        """
-        now = Fingerprint(self._module, before=self._fingerprint if trust_versions else None)
-        change = self._fingerprint.difference(now)
-        if change is None:
-            now.take_digest(self._fingerprint)
-        else:
-            self._generators = self._surroundings = None
-        self._fingerprint = now
-        return change
 
     def read(self, call: Call) -> Request | None:
         """Read the arguments of a call.
@@ -166,10 +118,10 @@ class Admission:
         NotCacheableError
             If the module cannot be cached at all.
         """
-        self._check_hooks()
+        self.state.check_hooks()
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
             raise NotCacheableError(NEEDS_GRADIENT, "freeze everything that comes before it, too", may_fit_below=False)
-        settings = call.pattern, self.settings(call.device)
+        settings = call.pattern, self.state.settings(call.device)
         signature = settings, len(call) == 1
         if call.is_ambiguous or not self._row_wise.get(signature, True):
             return None
@@ -178,42 +130,6 @@ class Admission:
     def is_row_wise(self, request: Request) -> bool:
         """Whether trials have found calls of this signature to be row-wise."""
         return self._row_wise.get(request.signature, False)
-
-    @property
-    def digest(self) -> str:
-        """A hash of the module's state and code, which is the same in other processes.
-
-        Raises
-        ------
-        NotPortableError
-            If there is none; the message names what is to blame.
-        """
-        return f"{self._fingerprint.digest} {self.code.digest}"
-
-    @property
-    def code(self) -> Code:
-        """The module's code when it was first asked for.
-
-        Raises
-        ------
-        NotPortableError
-            If some of it cannot be read.
-        """
-        return self.code_as_far_as_known.complete
-
-    @property
-    def code_as_far_as_known(self) -> Code:
-        """The module's code when it was first asked for, without what cannot be read."""
-        if self._code is None:
-            self._code = Code.as_far_as_known(self._module)
-        return self._code
-
-    def code_now(self) -> Code:
-        """Return the module's code, which is read again where it may have changed, without what cannot be read."""
-        code = self._code
-        if code is not None and not (code.snapshot.is_lasting and code.snapshot.is_current):
-            self._code = None
-        return self.code_as_far_as_known
 
     def trust(self, request: Request, largest_batch: int) -> None:
         """Take calls of this signature to be row-wise, as trials of batches up to a size have found elsewhere."""
@@ -241,13 +157,19 @@ class Admission:
         found = {**torch_generators(), **self._generators}
         chosen = halves(len(call)) if catches_up else sample_rows(len(call), schedule.n_trials)
         samples = [(rows, call.take(rows)) for rows in chosen]
-        is_changed = self._is_in_doubt and self.find_change() is not None
+        is_changed = self._is_in_doubt and self._find_change() is not None
         surroundings: Look | NotCacheableError
         try:
             surroundings = self._look_around(schedule, found)
         except NotCacheableError as error:
             surroundings = error
         return Trial(is_changed, found, random_states(found), samples, surroundings, began=thread_time())
+
+    def _find_change(self) -> str | None:
+        change = self.state.find_change()
+        if change is not None:
+            self._generators = self._surroundings = None
+        return change
 
     def _look_around(self, schedule: Schedule, generators: Mapping[str, Any]) -> Look:
         """Look at what the module can reach outside of itself, apart from random generators."""
@@ -341,13 +263,6 @@ class Admission:
         """
         self._check_draws(watch.moved, call, output)
 
-    def _check_hooks(self) -> None:
-        why = "it has forward hooks, which would not run for a row from memory"
-        if any(self._hooks):
-            raise NotCacheableError(why, "remove them")
-        if any(_GLOBAL_HOOKS):
-            raise NotCacheableError(why, "remove them", may_fit_below=False)
-
     def _check_draws(self, moved: Mapping[str, Any], call: Call, output: Any) -> None:
         """Check that no generator was moved by this call; other threads may have moved them."""
         if moved and (is_only_thread() or draws_itself(Again(self._module, call, output).repeats, moved)):
@@ -355,13 +270,13 @@ class Admission:
 
     def _left_all_unchanged(self, outside: str | None) -> bool:
         """Check what a call did to the module and outside; one call may change them, to set up a table or the like."""
-        parameters = self._fingerprint.parameter_hashes
-        was_in_doubt, change = self._is_in_doubt, self.find_change() or outside
+        parameters = self.state.parameter_hashes
+        was_in_doubt, change = self._is_in_doubt, self._find_change() or outside
         self._is_in_doubt = change is not None
         if change and self._was_changed_by_call and was_in_doubt:
             if outside is not None:
                 raise _changing(change, _REMEDY)
-            raise _changing(change, may_depend_on_mode=self._fingerprint.parameter_hashes == parameters)
+            raise _changing(change, may_depend_on_mode=self.state.parameter_hashes == parameters)
         self._was_changed_by_call |= change is not None
         return change is None
 

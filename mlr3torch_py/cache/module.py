@@ -91,7 +91,7 @@ class CachedModule(CachedStage):
         began = perf_counter()
         step, keys = self._step(args, kwargs)
         layout = None if step is None else self._known.repeated(step)
-        if layout is None or not self._admission.seems_usual:
+        if layout is None or not self._admission.state.seems_usual:
             return NotImplemented
         if layout.relation == "same":
             output = _placeholder_of(args, kwargs)
@@ -123,12 +123,16 @@ class CachedModule(CachedStage):
                     return None, keys
         if not keys:
             return None, keys
-        return (*step, len(keys), self._admission.settings(answer.layout.spec.tensors[pending.index].device)), keys
+        return (
+            *step,
+            len(keys),
+            self._admission.state.settings(answer.layout.spec.tensors[pending.index].device),
+        ), keys
 
     def _look_up(self, given: Given) -> tuple[Request, Layout, list[bytes]] | None:
         """Find the layout of a call and the keys of its rows; None if it cannot be answered from memory."""
         try:
-            if not (self._admission.seems_current or self._catch_up()):
+            if not (self._admission.state.seems_current or self._catch_up()):
                 return None
             request = self._admission.read(given.call)
             if request is None:
@@ -157,7 +161,7 @@ class CachedModule(CachedStage):
         if any(tensor.requires_grad for tensor in self.module.parameters()):
             self._known.drop()
             return False
-        if self._admission.find_change(trust_versions=True):
+        if self._admission.state.find_change(trust_versions=True):
             self.forget()
         return True
 

@@ -137,8 +137,8 @@ class CachedStage(ABC):
 
     def follow_changes(self) -> str | None:
         """Forget all rows if anything in the module has changed; return what."""
-        change = self._admission.find_change()
-        if change is None and self.is_kept and self._admission.code_now() != self._kept_code:
+        change = self._admission.state.find_change()
+        if change is None and self.is_kept and self._admission.state.code_now() != self._kept_code:
             change = "its code, or what it refers to,"
         if change is not None:
             logger.info("frozen_cache: rows of %s are forgotten, since %s has changed", self.name, change)
@@ -148,7 +148,7 @@ class CachedStage(ABC):
     def keep(self) -> None:
         """Answer calls after training, too, from now on following what code and objects hold, as far as it is known."""
         self.is_kept = True
-        self._kept_code = self._admission.code_now()
+        self._kept_code = self._admission.state.code_now()
         if lacks := self._kept_code.lacks:
             logger.info("frozen_cache: of %s, changes are not followed in %s", self.name, "; ".join(lacks))
 
@@ -170,7 +170,7 @@ class CachedStage(ABC):
         NotPortableError
             If there is none; the message names what is to blame.
         """
-        return self._admission.digest
+        return self._admission.state.digest
 
     @property
     def code(self) -> Code:
@@ -181,7 +181,7 @@ class CachedStage(ABC):
         NotPortableError
             If some of it cannot be read.
         """
-        return self._admission.code
+        return self._admission.state.code
 
     @property
     def lost_on_resume(self) -> str:
@@ -212,7 +212,7 @@ class CachedStage(ABC):
         self._admission = Admission(self.module)
         self._pace = Pace()
         if self.is_kept:
-            self._kept_code = self._admission.code_now()
+            self._kept_code = self._admission.state.code_now()
 
     def remove(self) -> None:
         """Restore the module's own call, and forget all rows."""
