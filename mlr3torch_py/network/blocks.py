@@ -9,7 +9,7 @@ from torch import nn
 
 from mlr3torch_py.network.flow import Flow
 from mlr3torch_py.network.sharing import sharing_names
-from mlr3torch_py.network.tree import Level, Module, Tree, is_slight
+from mlr3torch_py.network.tree import MANY, Level, Module, Tree, is_slight
 from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
 
 __all__ = ["Block", "find_blocks", "without_slight"]
@@ -63,7 +63,7 @@ def find_blocks(network: nn.Module, flow: Flow | None = None, level: Level = "la
     ----------
     network : torch.nn.Module
     flow : Flow, optional
-        What a forward pass has shown; without it the order is that of the module tree.
+        What a forward pass has shown; without it the order is that of the code, as far as it tells one.
     level : {"layer", "stage"}
         Whether every layer of a list is a block, or the list.
 
@@ -108,23 +108,30 @@ def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
         return max(0, len(siblings) - 1), False
     *before, first = layers
     backbones = [i for i in before if tree.is_backbone(siblings[i])]
-    if tree.is_deep(siblings[first]) and _is_as_large(tree, siblings[first], [siblings[i] for i in backbones]):
+    if _is_as_large(tree, siblings[first], [siblings[i] for i in backbones]):
         return first, False
-    if backbones:
-        return next(i for i in layers if i > backbones[-1]), True
+    if backbones and not _are_layers(tree, [siblings[i] for i in backbones]):
+        after = [i for i in layers if i > backbones[-1]]
+        if not any(_is_as_large(tree, siblings[i], [siblings[backbones[-1]]]) for i in after):
+            return after[0], True
     if tree.flow is not None and tree.flow.is_complete:
         first = _after_shared(tree.flow, siblings, layers)
     else:
-        while first > 0 and tree.are_side_by_side(siblings[first - 1], siblings[first]):
-            first -= 1
+        while before and tree.are_side_by_side(siblings[before[-1]], siblings[first]):
+            first = before.pop()
     if first == 0:
         return layers[-1], False
     return first, first < layers[-1] or tree.has_own_forward(siblings[first])
 
 
-def _is_as_large(tree: Tree, last: Module, backbones: list[Module]) -> bool:
-    """Check whether a module is a backbone itself, such as a decoder, and no head of those before it."""
-    return all(2 * tree.n_layers(last) >= tree.n_layers(one) for one in backbones)
+def _is_as_large(tree: Tree, one: Module, backbones: list[Module]) -> bool:
+    """Check whether a module is deep itself, such as a decoder, and no head of those before it."""
+    return tree.is_deep(one) and all(2 * tree.n_layers(one) >= tree.n_layers(other) for other in backbones)
+
+
+def _are_layers(tree: Tree, modules: list[Module]) -> bool:
+    """Check whether modules are the layers of one backbone, which the network itself runs one after the other."""
+    return len(modules) >= MANY and tree.are_of_one_kind(modules) and tree.is_chain(modules)
 
 
 def _after_shared(flow: Flow, siblings: list[Module], layers: list[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -13,17 +14,18 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from mlr3torch_py.names import ancestors
+from mlr3torch_py.network.code_order import code_order
 from mlr3torch_py.network.evaluation import NORMALISATION
 from mlr3torch_py.network.flow import Flow
 from mlr3torch_py.network.parameters import has_parameters
 from mlr3torch_py.network.unwrap import bare, named_modules
 
-__all__ = ["Level", "Module", "Tree", "is_slight"]
+__all__ = ["MANY", "Level", "Module", "Tree", "is_slight"]
 
 Level = Literal["layer", "stage"]
 
 _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_MANY: Final = 3
+MANY: Final = 3
 
 
 class Module(NamedTuple):
@@ -45,7 +47,7 @@ class Tree:
     level : {"layer", "stage"}
         Whether lists of layers are opened.
     flow : Flow, optional
-        What a forward pass has shown.
+        What a forward pass has shown; without it, the code of the forward passes tells the order.
     """
 
     def __init__(self, network: nn.Module, level: Level, flow: Flow | None) -> None:
@@ -70,14 +72,15 @@ class Tree:
             for name, child in at.module._modules.items()
             if child is not None and has_parameters(child)
         ]
-        if self.flow is None:
-            return found
-        calls: list[tuple[int, int]] = []
-        for i, child in enumerate(found):
-            call = self.flow.first_call(child.path)
-            # What was not called stays behind what it follows in the tree.
-            calls.append((call, 0) if call is not None else (calls[-1][0], i) if calls else (-1, i))
-        return [child for _, child in sorted(zip(calls, found, strict=True), key=lambda pair: pair[0])]
+        order = {name: i for i, name in enumerate(code_order(at.module))} if self.flow is None else {}
+        places: dict[str, tuple[float, bool, int]] = {}
+        following = math.inf
+        for i, child in reversed([*enumerate(found)]):
+            name = child.path.rpartition(".")[2]
+            call = order.get(name) if self.flow is None else self.flow.first_call(child.path)
+            following = following if call is None else call
+            places[child.path] = following, call is not None, i  # what was not called stays before what follows it
+        return sorted(found, key=lambda child: places[child.path])
 
     def opens(self, at: Module) -> bool:
         """Check whether the blocks of a module are found in it, so that it is no block itself."""
@@ -100,6 +103,14 @@ class Tree:
     def is_deep(self, at: Module) -> bool:
         """Check whether a module holds a list that repeats what is made of several layers, as residual blocks are."""
         return any(map(self._holds_layers, self._lists(at)))
+
+    def is_chain(self, children: list[Module]) -> bool:
+        """Check whether the elements of a list run one after the other, as far as can be known."""
+        return not any(self.are_side_by_side(one, other) for one, other in pairwise(children))
+
+    def are_of_one_kind(self, modules: list[Module]) -> bool:
+        """Check whether modules are of one make."""
+        return len({self._kind(one.module) for one in modules}) == 1
 
     def are_side_by_side(self, one: Module, other: Module) -> bool:
         """Check whether the later of two modules takes what the earlier takes, and not what it returns."""
@@ -126,7 +137,7 @@ class Tree:
         if not children or is_parametrized(at.module):
             return False
         if _is_container(at.module):
-            return self._is_chain(children) and not self._is_one_layer(at)
+            return self.is_chain(children) and not self._is_one_layer(at)
         is_one_of_its_kind = self._n[self._kind(at.module)] == 1
         return self.is_deep(at) or (is_one_of_its_kind and len(self._lists(at)) == 1) or self._branches(at)
 
@@ -147,7 +158,7 @@ class Tree:
         """List the lists of repeated layers in a module."""
         if at.path not in self._lists_in:
             children = self.children(at)
-            is_list = isinstance(at.module, _CONTAINERS) and self._repeats(children) and self._is_chain(children)
+            is_list = isinstance(at.module, _CONTAINERS) and self._repeats(children) and self.is_chain(children)
             self._lists_in[at.path] = [at] if is_list else [*self._lists_below(children)]
         return self._lists_in[at.path]
 
@@ -161,10 +172,6 @@ class Tree:
 
     def _runs_beside(self, one: Module, other: Module) -> bool:
         return self.flow is not None and self.flow.are_side_by_side(one.path, other.path)
-
-    def _is_chain(self, children: list[Module]) -> bool:
-        """Check whether the elements of a list run one after the other, as far as can be known."""
-        return not any(self.are_side_by_side(one, other) for one, other in pairwise(children))
 
     def _repeats(self, children: list[Module]) -> bool:
         kinds = [self._kind(child.module) for child in children]
@@ -182,7 +189,7 @@ class Tree:
         if _n_layers(children[0].module) == 0 and _n_layers(at.module) == 1:
             return False  # a norm in front of a layer belongs to what is before both of them
         has_single_layers = all(_n_layers(child.module) <= 1 for child in children)
-        if has_single_layers and self._n[self._kind(at.module)] >= _MANY:
+        if has_single_layers and self._n[self._kind(at.module)] >= MANY:
             return True
         around = Module(at.path.rpartition(".")[0], self._modules.get(at.path.rpartition(".")[0], at.module))
         if len(children) == 1 or not isinstance(around.module, _CONTAINERS) or not self._holds_layers(around):

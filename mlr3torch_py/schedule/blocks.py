@@ -67,8 +67,8 @@ def network_blocks(
         A network, or an initialized net.
     X : object, optional
         A batch that the network can be called with: one argument, a tuple of several, or a mapping of names to
-        arguments. It is run through the network once, in the mode that the network has; then blocks are in the order
-        in which they run, and what runs side by side is known instead of guessed. Nothing of the network changes.
+        arguments. It is run through the network once, in the mode that the network has; then the order in which
+        blocks run, and what runs side by side, are known instead of guessed. Nothing of the network changes.
     head : str, list of str, or Select, optional
         What the head is: paths of modules, or a selector. By default it is what lies after the backbone, or after the
         last module that several outputs share, or the last layer.
@@ -95,11 +95,13 @@ def network_blocks(
 
     Notes
     -----
-    Apart from the containers of torch, nothing is decided by names or classes. These are opened, and so is a module
-    that holds a list of repeated layers, also inside of another, as in ``nn.Sequential(backbone, head)``. A module that
-    runs its children side by side is one block; so are embeddings side by side, and heads. A norm, which is known by
-    the shape of its tensors, belongs to the block before, and the parameters of a module that is opened to its first
-    block. A tied tensor is in the last of the blocks that use it.
+    Blocks are in the order in which the code of each ``forward`` calls them, which may be another one than that of the
+    module tree. Where the code names none, as in a loop over ``getattr``, or is not there, they stay in the order of
+    the tree. Apart from the containers of torch, nothing is decided by names or classes. These are opened, and so is a
+    module that holds a list of repeated layers, also inside of another, as in ``nn.Sequential(backbone, head)``. A
+    module that runs its children side by side is one block; so are embeddings side by side, and heads. A norm, which is
+    known by the shape of its tensors, belongs to the block before, and the parameters of a module that is opened to its
+    first block. A tied tensor is in the last of the blocks that use it.
 
     Examples
     --------

@@ -241,7 +241,7 @@ def select_type(*module_types: type[nn.Module]) -> Select:
 def select_first(n: int) -> Select:
     """Select the first blocks of a network.
 
-    Blocks are those of `network_blocks`, in the order of the module tree.
+    Blocks are those of `network_blocks`, from the input to the head.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def select_first(n: int) -> Select:
 def select_last(n: int) -> Select:
     """Select the last blocks of a network.
 
-    Blocks are those of `network_blocks`, in the order of the module tree.
+    Blocks are those of `network_blocks`, from the input to the head.
 
     Parameters
     ----------

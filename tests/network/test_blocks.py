@@ -150,13 +150,62 @@ class OutOfOrder(nn.Module):
         self.head, self.second, self.first = nn.Linear(6, 2), nn.Linear(8, 6), nn.Linear(4, 8)
 
     def forward(self, x):
-        return self.head(self.second(self.first(x)).relu())
+        for name in ("first", "second", "head"):
+            x = getattr(self, name)(x)
+        return x
 
 
 def test_a_batch_gives_the_order_in_which_blocks_run():
     assert found(OutOfOrder()) == ["head", "second", "first"]
     assert found(OutOfOrder(), torch.zeros(2, 4)) == ["first", "second", "head"]
     assert found(OutOfOrder(), {"x": torch.zeros(2, 4)}) == found(OutOfOrder(), (torch.zeros(2, 4).numpy(),))
+
+
+class Stem(nn.Module):
+    """A few layers in a list, as the patches of a transformer are embedded by."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, x):
+        return self.proj(x)
+
+
+def deep_list(n):
+    return nn.Sequential(*(Block(8) for _ in range(n)))
+
+
+def test_a_small_list_before_a_deeper_one_is_no_backbone():
+    network = nn.ModuleDict({"stem": Stem(), "blocks": deep_list(3), "norm": nn.LayerNorm(8), "head": nn.Linear(8, 2)})
+    assert found(network) == ["stem.proj.0", "stem.proj.2", "blocks.0", "blocks.1", "blocks.2 + norm", "head"]
+
+
+def test_a_neck_that_is_small_beside_its_backbone_is_part_of_the_head():
+    parts = {"backbone": nn.Sequential(Backbone(), deep_list(8)), "neck": deep_list(2), "head": nn.Linear(8, 2)}
+    assert found(nn.ModuleDict(parts))[-1] == "head"
+    parts["backbone"] = Encoder(8)
+    assert found(nn.ModuleDict(parts))[-1] == "neck + head"
+
+
+class Encoder(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.layers = deep_list(n)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_layers_that_the_network_itself_holds_are_no_backbones():
+    parts = {f"block{i}": Encoder(2) for i in range(3)}
+    network = nn.ModuleDict({**parts, "last": nn.Linear(8, 6), "head": nn.Linear(6, 2)})
+    assert found(network)[-2:] == ["last", "head"]
+
+
+def test_a_norm_between_heads_side_by_side_leaves_them_one_head():
+    parts = {"body": deep_list(2), "aux": nn.Linear(8, 3), "norm": nn.LayerNorm(8), "head": nn.Linear(8, 3)}
+    assert found(nn.ModuleDict(parts)) == ["body.0", "body.1", "aux + norm + head"]
 
 
 def test_a_tied_tensor_is_in_the_last_block_that_uses_it():

@@ -1,0 +1,138 @@
+"""Code order: what runs when, read off the code of a forward pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from mlr3torch_py.network.blocks import find_blocks
+from mlr3torch_py.network.code_order import code_order
+
+
+class Parts(nn.Module):
+    """Holds its modules in another order than the one in which they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.norm, self.body = nn.Linear(8, 2), nn.LayerNorm(8), nn.Linear(8, 8)
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+        self.embed = nn.Linear(4, 8)
+
+
+class Nested(Parts):
+    def forward(self, x):
+        return self.head(self.norm(self.body(self.embed(x))))
+
+
+class InMethods(Parts):
+    def forward(self, x):
+        features = self.features(x)
+        return self.head(features)
+
+    def features(self, x):
+        return self.norm(self.body(self.embed(x)))
+
+
+class ByTheParent(Nested):
+    def forward(self, x):
+        return torch.softmax(super().forward(x), dim=-1)
+
+
+class InLoops(Parts):
+    def forward(self, x):
+        found = [self.body(one) for one in self.embed(x)]
+        for layer in self.layers:
+            found = [layer(one) for one in found]
+        return self.head(self.norm(torch.stack(found)))
+
+
+class WithConditions(Parts):
+    def forward(self, x):
+        x = x.to(self.head.weight.dtype)
+        if self.head is not None and isinstance(self.norm, nn.Module):
+            x = self.embed(x)
+        x = x if self.body is None else self.body(x)
+        return (self.head if x.ndim else self.norm)(self.norm(x))
+
+
+class Backbone(Parts):
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class BesideMethods(Parts):
+    def forward(self, x):
+        self.body.register_buffer("n", torch.tensor(len(x)))
+        return self.head.forward(self.body(self.embed(x)))
+
+
+class ByName(Parts):
+    def forward(self, x):
+        x = getattr(self, "embed")(x)  # noqa: B009
+        return self.head(self.norm(x))
+
+
+@pytest.mark.parametrize(
+    ("cls", "order"),
+    [
+        (Nested, ["embed", "body", "norm", "head"]),
+        (InMethods, ["embed", "body", "norm", "head"]),
+        (ByTheParent, ["embed", "body", "norm", "head"]),
+        (InLoops, ["embed", "body", "layers", "norm", "head"]),
+        (WithConditions, ["embed", "body", "norm", "head"]),
+        (BesideMethods, ["embed", "body", "head"]),
+        (ByName, ["embed", "norm", "head"]),
+        (Parts, []),
+        (nn.Sequential, []),
+    ],
+)
+def test_children_come_in_the_order_in_which_the_code_uses_them(cls, order):
+    assert code_order(cls()) == order
+
+
+def test_code_without_a_source_says_nothing():
+    names = {}
+    exec("def forward(self, x):\n    return self.head(self.body(x))", names)
+    network = type("Made", (Parts,), {"forward": names["forward"]})()
+    assert code_order(network) == []
+    assert [sorted(block.main)[0].partition(".")[0] for block in find_blocks(network)] == [
+        *("head", "body", "layers", "layers", "embed")
+    ]
+
+
+def test_a_head_that_stands_before_its_backbone_is_the_head():
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classifier, self.backbone = nn.Linear(8, 2), Backbone()
+
+        def forward(self, x):
+            return self.classifier(self.backbone(x))
+
+    assert sorted(find_blocks(Classifier())[-1].names) == ["classifier.bias", "classifier.weight"]
+
+
+class Layer(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.own, self.shared = nn.Linear(8, 8), shared
+
+    def forward(self, x):
+        return self.own(self.shared(x))
+
+
+class Sharing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.first, self.shared = nn.Linear(8, 2), nn.Linear(4, 8), nn.Linear(8, 8)
+        self.second, self.third = Layer(self.shared), Layer(self.shared)
+
+    def forward(self, x):
+        return self.head(self.third(self.second(self.first(x))))
+
+
+def test_what_the_code_does_not_name_stays_before_what_follows_it():
+    blocks = [sorted(block.names) for block in find_blocks(Sharing())]
+    assert [names[0].partition(".")[0] for names in blocks] == ["first", "second", "second", "head"]
+    assert {"shared.weight", "second.shared.weight", "third.own.weight"} < set(blocks[2])
