@@ -19,6 +19,8 @@ __all__ = ["code_order"]
 # What runs first in a node of the syntax tree, whatever comes first in the text.
 _FIRST: Final = ("test", "generators", "value")
 
+_ASK: Final = frozenset({"bool", "getattr", "hasattr", "id", "isinstance", "len", "type"})
+
 
 def code_order(module: nn.Module) -> list[str]:
     """Tell in which order the code of a module's forward pass uses its children.
@@ -47,18 +49,22 @@ def code_order(module: nn.Module) -> list[str]:
 
 
 class _Use(NamedTuple):
-    """A place in the code that reads an attribute of ``self``, and perhaps an attribute of that."""
+    """A place in the code that reads an attribute of ``self``, and perhaps attributes of that."""
 
     name: str
-    inner: str | None
+    inner: tuple[str, ...]
     is_call: bool
 
 
 def _place(use: _Use, i: int, module: nn.Module) -> tuple[bool, int] | None:
     """Rank a use of a module: its methods count if nothing else does, and neither its tensors nor other attributes."""
-    if use.inner is None or use.inner in module._modules:
-        return False, i
-    return (True, i) if use.is_call and use.inner not in {**module._parameters, **module._buffers} else None
+    for name in use.inner:
+        child = module._modules.get(name)
+        if child is None:
+            is_method = use.is_call and name not in {**module._parameters, **module._buffers}
+            return (True, i) if is_method else None
+        module = bare(child)
+    return False, i
 
 
 @lru_cache(maxsize=1000)
@@ -93,8 +99,11 @@ class _Reader(ast.NodeVisitor):
         return self._found
 
     def visit_Call(self, node: ast.Call) -> None:
+        before = self._is_condition
+        self._is_condition |= isinstance(node.func, ast.Name) and node.func.id in _ASK
         for one in (*node.args, *node.keywords):  # which are computed before the call
             self.visit(one)
+        self._is_condition = before
         path = self._path(node.func)
         if path is not None:
             self._use(path, is_call=True)
@@ -138,7 +147,7 @@ class _Reader(ast.NodeVisitor):
         if is_call and not inner and any(name in vars(one) for one in self._mro):
             self.read(name, self._mro)
         else:
-            self._found.append(_Use(name, inner[0] if inner else None, is_call))
+            self._found.append(_Use(name, tuple(inner), is_call))
 
 
 def _names_to(node: ast.AST) -> Iterator[str]:

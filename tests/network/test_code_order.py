@@ -47,7 +47,7 @@ class InLoops(Parts):
 
 class WithConditions(Parts):
     def forward(self, x):
-        x = x.to(self.head.weight.dtype)
+        x = x.to(self.layers[0].weight.dtype) if len(self.layers) else x.to(self.head.weight.dtype)
         if self.head is not None and isinstance(self.norm, nn.Module):
             x = self.embed(x)
         x = x if self.body is None else self.body(x)
@@ -108,6 +108,7 @@ def test_a_head_that_stands_before_its_backbone_is_the_head():
             self.classifier, self.backbone = nn.Linear(8, 2), Backbone()
 
         def forward(self, x):
+            x = x.to(self.classifier.weight.device).to(self.backbone.head.weight.dtype)
             return self.classifier(self.backbone(x))
 
     assert sorted(find_blocks(Classifier())[-1].names) == ["classifier.bias", "classifier.weight"]
