@@ -52,10 +52,7 @@ def html_lines(lines: Iterable[str]) -> str:
 
 
 def _row(tag: str, cells: Sequence[str], left: Collection[int], line: str) -> str:
-    styles = [
-        "text-align:left;white-space:pre-line" if i in left else "text-align:right;white-space:nowrap"
-        for i in range(len(cells))
-    ]
+    styles = [_LEFT if i in left else _RIGHT for i in range(len(cells))]
     drawn = (
         f'<{tag} style="{style};{_CELL}{line}">{escape(cell)}</{tag}>'
         for style, cell in zip(styles, cells, strict=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Any, Final
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 
-__all__ = ["plain", "shown"]
+__all__ = ["is_list", "is_number", "length_of", "plain", "shown"]
 
 _MOST_LETTERS: Final = 120
 
@@ -41,6 +43,24 @@ def shown(value: object) -> str:
         return _SHORT.repr(value)
     except Exception:  # a __repr__ that fails, a value nested too deeply, a number with too many digits
         return f"<{type(value).__qualname__}>"
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, and not True or False."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a sequence, and not a text."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def length_of(data: Any) -> int | None:
+    """Return a length; None if there is none, as of an iterable dataset or its loader."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def plain(value: Any) -> Any:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.audit.report import AuditReport, Stretch
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.network.bits import as_bytes
+from mlr3torch_py.network.bits import as_bytes, has_bits
 from mlr3torch_py.network.evaluation import frozen_modules, is_normalisation, pinned_modules
 from mlr3torch_py.network.parameters import can_train, frozen_by_us
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
@@ -149,7 +148,7 @@ class FrozenTensors:
         now = named_tensors(network)
         for one in self.tensors:
             tensor = now.get(one.names[0])
-            if tensor is not None and _is_comparable(tensor):
+            if tensor is not None and has_bits(tensor):
                 # Mostly they are those that are kept already.
                 one.before_forward = self._bits(tensor).clone() if self._differs(one, now, one.kept) else one.kept
 
@@ -163,7 +162,7 @@ class FrozenTensors:
 
     def _differs(self, one: FrozenTensor, now: Mapping[str, torch.Tensor], kept: torch.Tensor) -> bool:
         tensor = now.get(one.names[0])
-        if tensor is None or not _is_comparable(tensor):
+        if tensor is None or not has_bits(tensor):
             return True
         return not _are_equal(self._bits(tensor).to(kept.device), kept)
 
@@ -202,7 +201,7 @@ def _frozen(network: nn.Module, whole: Mapping[str, nn.Module]) -> Iterator[tupl
     buffers = _by_tensor(_named_buffers(network).items()) if whole else ()
     for names, tensor in (*_by_tensor(parameters), *buffers):
         is_frozen = isinstance(tensor, nn.Parameter) or all(_path(name) in whole for name in names)
-        if is_frozen and _is_comparable(tensor):
+        if is_frozen and has_bits(tensor):
             yield names, tensor
 
 
@@ -215,10 +214,6 @@ def _by_tensor(named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[tupl
 
 def _path(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _is_comparable(tensor: torch.Tensor) -> bool:
-    return not is_lazy(tensor) and tensor.layout is torch.strided and not tensor.is_meta
 
 
 def _are_equal(bits: torch.Tensor, kept: torch.Tensor) -> bool:

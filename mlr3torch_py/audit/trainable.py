@@ -10,11 +10,10 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.audit.graph import reached_without_loss
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.bits import content_hash
+from mlr3torch_py.network.bits import content_hash, has_bits
 from mlr3torch_py.network.unwrap import named_modules, named_parameters, names_by_tensor
 
 __all__ = ["TrainableTensors"]
@@ -202,9 +201,7 @@ class TrainableTensors:
 
 
 def _content(tensor: nn.Parameter) -> bytes | None:
-    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_meta:
-        return None
-    return content_hash(tensor)
+    return content_hash(tensor) if has_bits(tensor) else None
 
 
 def _size(gradient: torch.Tensor) -> float:

@@ -12,10 +12,9 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
 from mlr3torch_py.training.belonging import HistoryMark
 from mlr3torch_py.training.callback_set import CallbackSet
-from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
-from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
+from mlr3torch_py.training.scoring import stagnation_of, warn_of_unknown_direction
 from mlr3torch_py.training.sink import Sink, check_sink, say
 from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
@@ -291,12 +290,9 @@ class CallbackSetEarlyStopping(CallbackSet):
             )
 
     def _update(self, net: Net) -> None:
-        rule = self._rule().directed(lower_is_better(net, self.monitor))
-        scores = scores_by_epoch(net.history, self.monitor)
-        found = rule.stagnation(scores)
+        found = stagnation_of(net, self._rule())
         if self.after_schedule:
-            since = max(_settled_since(net), default=0)
-            counted = rule.stagnation((epoch, score) for epoch, score in scores if epoch >= since)
+            counted = stagnation_of(net, self._rule(), since=max(_settled_since(net), default=0))
             found = found._replace(epochs_since=counted.epochs_since)
         self.found_ = from_main_process(found)
 

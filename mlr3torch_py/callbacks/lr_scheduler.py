@@ -287,7 +287,7 @@ class CallbackSetLRScheduler(CallbackSet):
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and not self.step_on_epoch:
-            net.history.record_batch(RATE, _rate(net))
+            net.history.record_batch(RATE, rates_of(net)[0])
             if not _was_step_left_out(net):
                 self._follow(net)
                 self.scheduler_.step()
@@ -309,7 +309,7 @@ class CallbackSetLRScheduler(CallbackSet):
     def _record(self, net: Net) -> None:
         """Record the rate of the epoch, unless another scheduler has done so before it stepped."""
         if RATE not in row_of(net.history, -1):
-            net.history.record(RATE, _rate(net))
+            net.history.record(RATE, rates_of(net)[0])
 
     def _follow(self, net: Net) -> None:
         """Schedule the optimizer that the net has now, from the current step on, if it has replaced its optimizer."""
@@ -357,10 +357,6 @@ class CallbackSetLRScheduler(CallbackSet):
     def __getstate__(self) -> dict[str, Any]:
         left = self.left_ if self.ctx is None else rates_of(self.ctx.net)
         return super().__getstate__() | {"scheduler_": None, "state_": self.state_dict(), "left_": left}
-
-
-def _rate(net: Net) -> float:
-    return float(net.optimizer_.param_groups[0]["lr"])
 
 
 def _was_step_left_out(net: Net) -> bool:

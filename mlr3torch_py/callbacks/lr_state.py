@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from operator import is_
 from typing import Any, Final
 
+from mlr3torch_py.callbacks.lr_groups import rates_of
 from mlr3torch_py.protocols import Net
 
 __all__ = ["RATE", "Progress", "accumulation", "merged", "n_updates"]
@@ -46,17 +47,14 @@ class Progress:
     def repeat(self, row: Mapping[str, Any], steps: Iterable[tuple[float, ...]], *, is_by_epoch: bool) -> None:
         """Repeat the steps of an epoch."""
         self._n_seen += 1
-        before = self._rate()
+        before = rates_of(self._net)[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of steps before those of the optimizer
             for scores in steps:
                 self._scheduler.step(*scores)
         if RATE in row:
             self.epoch, self.recorded = self._n_seen, float(row[RATE])
-            self.rate = before if is_by_epoch else self._rate()
-
-    def _rate(self) -> float:
-        return float(self._net.optimizer_.param_groups[0]["lr"])
+            self.rate = before if is_by_epoch else rates_of(self._net)[0]
 
 
 def n_updates(net: Net, row: Mapping[str, Any]) -> int:

@@ -56,16 +56,18 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
     """
 
     scheduler_class = lr_scheduler.ReduceLROnPlateau
+    monitor: str  # set by the constructor, as all parameters
+    mode: str | None
     _trial_scores = (1.0,)
 
     def check_params(self) -> None:
         super().check_params()
-        check_text("monitor", vars(self)["monitor"], "the name of a score in the history")
+        check_text("monitor", self.monitor, "the name of a score in the history")
 
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         super().before_first_epoch(net, dataset_train, dataset_valid)
-        if vars(self)["mode"] is None:
-            warn_of_unknown_direction(net, vars(self)["monitor"], "`mode`, 'min' or 'max'")
+        if self.mode is None:
+            warn_of_unknown_direction(net, self.monitor, "`mode`, 'min' or 'max'")
 
     def build(self, optimizer: Any, arguments: dict[str, Any]) -> Any:
         own = {name: value for name, value in arguments.items() if name != "monitor"}
@@ -74,20 +76,20 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
         return super().build(optimizer, own | {"mode": own["mode"] or "min"})
 
     def _arguments_in(self, net: Net, dataset_train: Any) -> dict[str, Any]:
-        asked = "min" if lower_is_better(net, vars(self)["monitor"]) else "max"
-        return self.arguments | {"mode": vars(self)["mode"] or asked}
+        asked = "min" if lower_is_better(net, self.monitor) else "max"
+        return self.arguments | {"mode": self.mode or asked}
 
     def _can_use_state(self, net: Net) -> bool:
-        monitor = vars(self)["monitor"]
+        monitor = self.monitor
         own = (self.state_ or {}).get("callback", {})
         return super()._can_use_state(net) and own.get("monitor", monitor) == monitor
 
     def _steps_in(self, net: Net, row: Mapping[str, Any]) -> list[tuple[float, ...]]:
-        score = from_main_process(score_of(row, vars(self)["monitor"]) if RATE in row else None)
+        score = from_main_process(score_of(row, self.monitor) if RATE in row else None)
         return [] if score is None else [(score,)]
 
     def _more_state(self) -> dict[str, Any]:
-        return {"monitor": vars(self)["monitor"]}
+        return {"monitor": self.monitor}
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._record(net)
@@ -99,10 +101,10 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
 
     @property
     def monitors(self) -> tuple[str, ...]:
-        return (vars(self)["monitor"],)
+        return (self.monitor,)
 
     def _step(self, net: Net) -> None:
-        score = from_main_process(self.read_score(net, vars(self)["monitor"]))
+        score = from_main_process(self.read_score(net, self.monitor))
         if score is not None:
             self._follow(net)
             self.scheduler_.step(score)

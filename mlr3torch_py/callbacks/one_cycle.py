@@ -10,6 +10,7 @@ from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler
 from mlr3torch_py.callbacks.lr_state import accumulation, n_updates
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import moment_of, rows_of
+from mlr3torch_py.values import length_of
 
 __all__ = ["CallbackSetLRSchedulerOneCycle"]
 
@@ -48,7 +49,7 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
     step_on_epoch = False
 
     def build(self, optimizer: Any, arguments: dict[str, Any]) -> Any:
-        length = {name: arguments[name] for name in ("total_steps", "epochs", "steps_per_epoch")}
+        length = {name: arguments[name] for name in _LENGTHS}
         if length["total_steps"] is not None:
             length = {"total_steps": length["total_steps"]}
         return self.scheduler_class(optimizer, **{k: v for k, v in arguments.items() if k not in _LENGTHS}, **length)
@@ -103,8 +104,5 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
 
 def _updates_per_epoch(net: Net, dataset_train: Any) -> int | None:
     """Count the updates of an epoch; None if the data has no length."""
-    try:
-        n_batches = len(net.get_iterator(dataset_train, training=True))
-    except (TypeError, NotImplementedError):
-        return None
-    return -(-n_batches // accumulation(net))
+    n_batches = length_of(net.get_iterator(dataset_train, training=True))
+    return None if n_batches is None else -(-n_batches // accumulation(net))

@@ -16,6 +16,7 @@ from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import row_of, rows_of
 from mlr3torch_py.training.processes import is_main_process
 from mlr3torch_py.training.trained import governed_modules
+from mlr3torch_py.values import length_of
 
 __all__ = ["CallbackSetProgress"]
 
@@ -64,6 +65,7 @@ class CallbackSetProgress(CallbackSet):
 
     label = "Progress"
     shows_progress: ClassVar[bool] = True
+    has_settings: ClassVar[bool] = False
     state_: ProgressState | None = None
     display_: Display | None = None
     muted_: Any = ()
@@ -160,7 +162,7 @@ class CallbackSetProgress(CallbackSet):
         state = self.state_
         if state is not None and self.display_ is not None:
             state.part, state.n_batches = part, 0
-            state.of_batches = _n_batches(net.get_iterator(dataset, training=part == "train"))
+            state.of_batches = length_of(net.get_iterator(dataset, training=part == "train"))
             self.display_.part_begins(state)
 
     def _say(self, note: str) -> None:
@@ -211,10 +213,3 @@ def _stopped_by(callback: Any) -> int | None:
         return None
     best = getattr(callback, "best_epoch", getattr(callback, "best_epoch_", None))
     return int(best) if isinstance(best, int) else None
-
-
-def _n_batches(iterator: Any) -> int | None:
-    try:
-        return len(iterator)
-    except (TypeError, NotImplementedError):
-        return None

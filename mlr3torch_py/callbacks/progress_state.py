@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from time import monotonic
 from typing import Any, Final
 
 from mlr3torch_py.names import percent
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.trained import EVENT, RATE, governed_modules, key_of
+from mlr3torch_py.values import is_number
 
 __all__ = ["Epoch", "ProgressState", "scores_in", "seconds_text"]
 
@@ -144,15 +144,11 @@ def scores_in(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the scores of an epoch: of training, of validation, and those with other names."""
     for part in ("train", "valid"):
         for name, value in sorted(scores_of(row, f"{part}_").items()):
-            if _is_number(value):
+            if is_number(value):
                 yield f"{part}.{name}", float(value)
     for name, value in row.items():
-        if _is_number(value) and name not in _KEYS_OF_OTHERS and not name.startswith(_NO_SCORES):
+        if is_number(value) and name not in _KEYS_OF_OTHERS and not name.startswith(_NO_SCORES):
             yield name, float(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _rates_of_parts(row: Mapping[str, Any]) -> Iterator[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import is_main_process, on_main_process
 from mlr3torch_py.training.trained import EVENT, RATE, governed_modules, key_of
+from mlr3torch_py.values import is_number
 
 __all__ = ["CallbackSetTB"]
 
@@ -138,7 +138,7 @@ class CallbackSetTB(CallbackSet):
         row, epoch = row_of(net.history, -1), len(net.history)
         for part in ("train", "valid"):
             for name, value in scores_of(row, f"{part}_").items():
-                if isinstance(value, Real) and not isinstance(value, bool):
+                if is_number(value):
                     for tag in (f"{name}/{part}", *[f"{part}.{name}"] * bool(self.r_tags)):
                         self.by_epoch_.add_scalar(tag, float(value), epoch)
         self.by_epoch_.add_scalar("n_trainable", _n_trainable(net), epoch)

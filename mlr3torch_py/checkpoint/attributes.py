@@ -21,7 +21,7 @@ from mlr3torch_py.checkpoint.parts import has_state_dict, module_places, optimiz
 from mlr3torch_py.checkpoint.portable import to_portable
 from mlr3torch_py.names import is_note
 from mlr3torch_py.network.bits import content_hash
-from mlr3torch_py.network.holdings import GLOBALS, plain_values, walk
+from mlr3torch_py.network.holdings import GLOBALS, is_of_this_package, plain_values, walk
 from mlr3torch_py.network.randomness import is_generator, kept_random_states
 from mlr3torch_py.protocols import Net
 
@@ -134,7 +134,7 @@ class _Marks:
         return False, found
 
     def _is_kept_elsewhere(self, value: Any) -> bool:
-        if isinstance(value, type | BuiltinFunctionType) or _is_closed(value) or _is_of_this_package(value):
+        if isinstance(value, type | BuiltinFunctionType) or _is_closed(value) or is_of_this_package(type(value)):
             return True
         return any(_address(tensor) in self._held for tensor in _tensors_in(value))
 
@@ -142,11 +142,6 @@ class _Marks:
 def _is_closed(value: Any) -> bool:
     """Whether the state of an object is kept as a whole."""
     return isinstance(value, nn.Module) or is_generator(value) or has_state_dict(value)
-
-
-def _is_of_this_package(value: Any) -> bool:
-    """Whether an object was put there by a callback of this package, as what pins or caches a module."""
-    return type(value).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _mark(value: Any) -> tuple[bool, str | None]:

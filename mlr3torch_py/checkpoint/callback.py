@@ -21,7 +21,7 @@ from mlr3torch_py.checkpoint.session import Session
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
-from mlr3torch_py.training.clock import row_of, score_of
+from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import on_main_process
@@ -125,7 +125,7 @@ class CallbackSetCheckpoint(CallbackSet):
 
     label = "Checkpoint"
     default_weight: ClassVar[float] = math.inf
-    keeps_settings: ClassVar[bool] = True
+    has_settings: ClassVar[bool] = False
     folder_: CheckpointFolder | None = None
     call_: Mapping[str, Any] | None = None
     session_: Session | None = None
@@ -294,7 +294,6 @@ class CallbackSetCheckpoint(CallbackSet):
 
 def best_epoch(history: History, epochs: Sequence[int], monitor: str, *, is_loss: bool) -> set[int]:
     """Return the epoch with the best score among some epochs; nothing if none has a score."""
-    scores = {epoch: score_of(row_of(history, epoch - 1), monitor) for epoch in epochs}
-    known = {epoch: float(score) for epoch, score in scores.items() if score is not None and score == score}
+    known = {epoch: score for epoch, score in scores_by_epoch(history, monitor) if epoch in epochs}
     sign = 1 if is_loss else -1
     return {min(known, key=lambda epoch: (sign * known[epoch], epoch))} if known else set()

@@ -179,7 +179,7 @@ def _cause(whole: Ending, again: Ending, stopped: Ending, *, is_repeatable: bool
     """Say what may have made the difference."""
     lost = [text.partition(_LOST)[2] for text in stopped.said if _LOST in text]
     if lost:
-        return f"a checkpoint cannot keep {lost[0]}"
+        return f"{_LOST}{lost[0]}"
     if not is_repeatable:
         return "the training does not repeat itself even without a stop: seed it, or make it deterministic"
     paths = [

@@ -101,9 +101,10 @@ def restore_callbacks(net: Net, checkpoint: Checkpoint) -> None:
     before = [(callback, dict(vars(callback))) for callback in own_callbacks(net).values()]
     try:
         for callback, state in _states_for(net, checkpoint):
-            if has_state_dict(callback) and not _is_from_history(callback):
-                load = callback.resume_run if is_staged(callback) else callback.load_state_dict
-                load(state)
+            if is_staged(callback) and has_state_dict(callback) and not callback.is_from_history:
+                callback.resume_run(state)
+            elif has_state_dict(callback) and not is_staged(callback):
+                callback.load_state_dict(state)
     except Exception:
         for callback, attributes in before:
             vars(callback).clear()
@@ -182,18 +183,13 @@ def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
 
 def _state_of(callback: Any) -> Any:
     if has_state_dict(callback):
-        if _is_from_history(callback):
-            return None
-        return callback.run_state() if is_staged(callback) else callback.state_dict()
+        if is_staged(callback):
+            return None if callback.is_from_history else callback.run_state()
+        return callback.state_dict()
     values = {attribute: getattr(callback, attribute) for attribute in attributes_of_skorch(callback)}
     return {
         attribute: value.state_dict() if hasattr(value, "state_dict") else value for attribute, value in values.items()
     }
-
-
-def _is_from_history(callback: Any) -> bool:
-    """Whether a callback works its state out from the history, so that no checkpoint need hold it."""
-    return getattr(type(callback), "is_from_history", False) is True
 
 
 def _row(net: Net, i: int) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -151,7 +150,7 @@ def _ending_of(net: Net, dataset: Any, said: list[str]) -> Ending:
     }
     history = {key: value for key, value in history.items() if not key.endswith(" batches")}
     random = random_states(generators_of(net, dataset))
-    ours = ("rehearsal", "rehearsal_stop")
+    ours = (_NAME, f"{_NAME}_stop")
     callbacks = {name: state for name, state in callback_states(net).items() if name not in ours}
     parts = {"weights": weights | buffers, "optimizer": optimizers, "history": history, "callbacks": dict(callbacks)}
     hashes: dict[str, dict[str, str]] = {
@@ -177,7 +176,3 @@ def _flat(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _text(value: Any) -> str:
     is_short = not isinstance(value, torch.Tensor | np.ndarray)
     return repr(value)[:100] if is_short else hash_of(value)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

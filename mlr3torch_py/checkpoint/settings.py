@@ -15,6 +15,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.bits import content_hash
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.order import own_callbacks
+from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
 __all__ = ["check_settings", "settings_of"]
@@ -120,16 +121,10 @@ def _has_no_repr(value: Any) -> bool:
 
 def _arguments_of_callbacks(net: Net) -> Iterator[tuple[str, Any]]:
     for name, callback in own_callbacks(net).items():
-        only_shows = getattr(type(callback), "shows_progress", False) is True
-        has_arguments = hasattr(type(callback), "get_params") and not _is_checkpoint(callback) and not only_shows
-        for argument, value in callback.get_params(deep=False).items() if has_arguments else ():
-            if argument == "sink":
-                continue
-            yield f"callbacks__{name}__{argument}", plain(value)
-
-
-def _is_checkpoint(callback: Any) -> bool:
-    return hasattr(type(callback), "keeps_settings")
+        has_settings = callback.has_settings if is_staged(callback) else hasattr(type(callback), "get_params")
+        for argument, value in callback.get_params(deep=False).items() if has_settings else ():
+            if argument != "sink":
+                yield f"callbacks__{name}__{argument}", plain(value)
 
 
 def _callback(name: str) -> str:

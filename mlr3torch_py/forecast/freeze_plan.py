@@ -32,7 +32,7 @@ from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.rates import Factor, factors_at
 from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.schedule.timeline import timeline
-from mlr3torch_py.values import shown
+from mlr3torch_py.values import is_list, shown
 
 __all__ = ["freeze_plan"]
 
@@ -336,7 +336,7 @@ def _latest(plan: Plan) -> dict[int, int]:
 
 def _clones(callbacks: Sequence[Any]) -> list[Any]:
     remedy = "give a list of freezing callbacks, as t_clbk('unfreeze') makes them"
-    if not isinstance(callbacks, Sequence) or isinstance(callbacks, (str, bytes)):
+    if not is_list(callbacks):
         raise TypeError(f"`callbacks` is {shown(callbacks)}; {remedy}")
     for item in callbacks:
         if not is_one_of(item, _KINDS):

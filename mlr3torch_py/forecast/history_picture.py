@@ -11,8 +11,8 @@ from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_network
 from mlr3torch_py.forecast.history_scores import LOSSES, scores_to_draw
-from mlr3torch_py.forecast.ink import for_any_theme, shown_once
-from mlr3torch_py.forecast.picture import MOST_ROWS, TRAINABLE, check_axes, draw_epochs, pyplot
+from mlr3torch_py.forecast.ink import TRAINABLE, for_any_theme, shown_once
+from mlr3torch_py.forecast.picture import MOST_ROWS, check_axes, draw_epochs, pyplot
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.forecast.trained_when import module_in

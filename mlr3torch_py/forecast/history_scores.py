@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from typing import Any, Final
 
 from mlr3torch_py.names import nearest
-from mlr3torch_py.values import shown
+from mlr3torch_py.values import is_number, shown
 
 __all__ = ["LOSSES", "scores_to_draw"]
 
@@ -38,7 +37,7 @@ def scores_to_draw(metrics: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str,
     >>> scores_to_draw(None, [{"epoch": 1, "train_loss": 0.3, "train_acc": 0.8, "valid_acc": 0.9}])
     {'acc': ['train_acc', 'valid_acc']}
     """
-    known = {key for row in rows for key, value in row.items() if _is_number(value)}
+    known = {key for row in rows for key, value in row.items() if is_number(value)}
     if metrics is None:
         scores = _by_score(key for row in rows for key in row if key in known and _is_score(key))
         return dict([*scores.items()][:_MOST])
@@ -48,10 +47,6 @@ def scores_to_draw(metrics: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str,
     if unknown := [score for score in given if score not in known]:
         raise ValueError(f"`metrics` has {shown(unknown[0])}, which no epoch has; {nearest(unknown, known)}")
     return _by_score(given)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_score(key: str) -> bool:

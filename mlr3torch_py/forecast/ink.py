@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "ON_COLOUR", "for_any_theme", "shown_once"]
+__all__ = ["FROZEN", "INK", "ON_COLOUR", "TRAINABLE", "for_any_theme", "shown_once"]
+
+# Light grey and blue differ in lightness as well as in hue, so everybody can tell them apart.
+FROZEN: Final = "#d9d9d9"
+TRAINABLE: Final = "#2a78c4"
 
 INK: Final = "#7d7d7d"
 """A grey whose contrast with white is that with black."""

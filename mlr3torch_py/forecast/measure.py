@@ -14,7 +14,7 @@ from torch import nn
 from mlr3torch_py.forecast.backward import BackwardWatch
 from mlr3torch_py.forecast.memory import TensorMemory
 from mlr3torch_py.forecast.probe import NetProbe
-from mlr3torch_py.network.unwrap import bare
+from mlr3torch_py.network.unwrap import bare, modules_of
 
 __all__ = ["Measurement", "PhaseCost", "measure_phase", "measure_validation"]
 
@@ -120,20 +120,15 @@ def _timed(batches: Iterable[Any], times: list[float]) -> Iterator[Any]:
                 return
 
 
-def _modules(probe: NetProbe) -> list[nn.Module]:
-    named = [getattr(probe.net, f"{name}_") for name in (*probe.net._modules, *probe.net._criteria)]
-    return [module for module in named if isinstance(module, nn.Module)]
-
-
 def _parameters(probe: NetProbe) -> Iterator[nn.Parameter]:
-    for module in _modules(probe):
+    for module in modules_of(probe.net).values():
         yield from module.parameters()
 
 
 def _tensors(probe: NetProbe) -> Iterator[torch.Tensor]:
     """Yield what is there between two steps."""
     yield from _parameters(probe)
-    for module in _modules(probe):
+    for module in modules_of(probe.net).values():
         yield from module.buffers()
     for optimizer in probe.optimizers():
         for state in optimizer.state.values():

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sklearn.base import clone
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_network, check_whole
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
-from mlr3torch_py.forecast.ink import INK, for_any_theme
-from mlr3torch_py.forecast.picture import FROZEN, MOST_ROWS, TRAINABLE, check_axes, pyplot, share_colours, share_legend
+from mlr3torch_py.forecast.ink import FROZEN, INK, TRAINABLE, for_any_theme
+from mlr3torch_py.forecast.module_rows import ModuleRow, module_rows
+from mlr3torch_py.forecast.picture import MOST_ROWS, check_axes, pyplot, share_colours, share_legend
 from mlr3torch_py.forecast.probe import split_pipeline
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.holder import freezing_callbacks
 from mlr3torch_py.names import percent
 from mlr3torch_py.network.parameters import trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
-from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
+from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.values import shown
 
@@ -28,34 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_network"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """A module with parameters: one row of the picture."""
-
-    path: str
-    kind: str
-    n_weights: int
-    n_trainable: int
-
-    @property
-    def depth(self) -> int:
-        return self.path.count(".") + 1 if self.path else 0
-
-    @property
-    def share(self) -> float:
-        return self.n_trainable / self.n_weights if self.n_weights else 0.0
-
-    @property
-    def label(self) -> str:
-        name = self.path.rpartition(".")[2]
-        return f"{name}: {self.kind}" if name else self.kind
-
-    @property
-    def size(self) -> str:
-        part = f" ({percent(self.share)} trainable)" if 0 < self.share < 1 else ""
-        return f"{self.n_weights:,}{part}"
 
 
 @short_traceback
@@ -139,59 +110,61 @@ def plot_network(
     return _draw(_nodes(module, trainable, depth), ax, "" if epoch is None else f"epoch {epoch}")
 
 
-def _nodes(module: nn.Module, trainable: Set[str], depth: int | None) -> list[_Node]:
+def _nodes(module: nn.Module, trainable: Set[str], depth: int | None) -> list[ModuleRow]:
     """List the modules with parameters down to a depth."""
-    tensors = named_parameters(module)
-    nodes = []
-    for path, one in named_modules(module):
-        own = {id(tensor): tensor for name, tensor in tensors.items() if not path or name.startswith(f"{path}.")}
-        sizes = {key: 0 if is_lazy(tensor) else tensor.numel() for key, tensor in own.items()}
-        free = {id(tensors[name]) for name in trainable} & own.keys()
-        if own or not path:
-            nodes.append(_Node(path, type(one).__name__, sum(sizes.values()), sum(sizes[key] for key in free)))
+    nodes = [one for one in module_rows(module, trainable) if one.names or not one.path]
     depth = _depth(nodes) if depth is None else depth
     return [node for node in nodes if node.depth <= depth]
 
 
-def _depth(nodes: Sequence[_Node]) -> int:
+def _share(node: ModuleRow) -> float:
+    return node.n_trainable / node.n_weights if node.n_weights else 0.0
+
+
+def _size(node: ModuleRow) -> str:
+    part = f" ({percent(_share(node))} trainable)" if 0 < _share(node) < 1 else ""
+    return f"{node.n_weights:,}{part}"
+
+
+def _depth(nodes: Sequence[ModuleRow]) -> int:
     """Return the greatest depth that fits into a picture."""
     depths = range(1, 1 + max(node.depth for node in nodes))
     return max((d for d in depths if sum(node.depth <= d for node in nodes) <= MOST_ROWS), default=1)
 
 
-def _draw(nodes: Sequence[_Node], ax: Axes | None, title: str = "") -> Axes:
+def _draw(nodes: Sequence[ModuleRow], ax: Axes | None, title: str = "") -> Axes:
     plt = pyplot()
     from matplotlib.patches import Rectangle
 
     is_own, n = ax is None, len(nodes)
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 0.8 + 0.22 * max(n, 4)), layout="constrained")
-    whole, colours, width = nodes[0].n_weights or 1, share_colours(), max(len(node.size) for node in nodes)
+    whole, colours, width = nodes[0].n_weights or 1, share_colours(), max(len(_size(node)) for node in nodes)
     for row, node in enumerate(nodes):
         length = node.n_weights / whole
         for x, part, colour in (
-            (-0.08, 0.05, colours(node.share)),
+            (-0.08, 0.05, colours(_share(node))),
             (0, length, FROZEN),
-            (0, length * node.share, TRAINABLE),
+            (0, length * _share(node), TRAINABLE),
         ):
             ax.add_patch(Rectangle((x, row - 0.35), part, 0.7, facecolor=colour, edgecolor=INK, linewidth=0.5))
-        ax.text(1.03, row, node.size.ljust(width), family="monospace", fontsize="small", va="center")
+        ax.text(1.03, row, _size(node).ljust(width), family="monospace", fontsize="small", va="center")
     lines = _tree(nodes)
     ax.set_yticks(range(n), labels=[line.ljust(max(map(len, lines))) for line in lines])
     for label, node in zip(ax.get_yticklabels(), nodes, strict=True):
-        label.set(family="monospace", fontsize="small", fontweight="bold" if node.share else "normal")
+        label.set(family="monospace", fontsize="small", fontweight="bold" if _share(node) else "normal")
     ax.set(xlim=(-0.09, 1.01), ylim=(n - 0.5, -0.5), xticks=[])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_xlabel(title)
-    handles = share_legend(is_mixed=any(0 < node.share < 1 for node in nodes))
+    handles = share_legend(is_mixed=any(0 < _share(node) < 1 for node in nodes))
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     if is_own:
         for_any_theme(ax.figure)  # type: ignore[arg-type] # the figure was made here
     return ax
 
 
-def _tree(nodes: Sequence[_Node]) -> list[str]:
+def _tree(nodes: Sequence[ModuleRow]) -> list[str]:
     """Write the modules as lines of a tree."""
     lines: list[str] = []
     open_levels: set[int] = set()

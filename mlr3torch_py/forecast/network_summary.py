@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 from sklearn.base import clone
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_network, check_whole
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
+from mlr3torch_py.forecast.module_rows import ModuleRow, module_rows
 from mlr3torch_py.forecast.probe import split_pipeline, transformed
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.frames import short_traceback
@@ -21,9 +21,9 @@ from mlr3torch_py.freezing.holder import freezing_callbacks
 from mlr3torch_py.html import html_table
 from mlr3torch_py.network.evaluation import pinned_modules
 from mlr3torch_py.network.flow import flow_of
-from mlr3torch_py.network.parameters import Flags
+from mlr3torch_py.network.parameters import Flags, trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
-from mlr3torch_py.network.unwrap import bare, named_modules, named_parameters
+from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.values import shown
@@ -35,11 +35,8 @@ __all__ = ["NetworkSummary", "network_summary"]
 class _Part:
     """A module of a network: one row of the summary."""
 
-    path: str
-    kind: str
+    row: ModuleRow
     shape: str
-    n_weights: int
-    n_trainable: int
     trains_from: str
     is_pinned: bool
 
@@ -70,8 +67,9 @@ class NetworkSummary:
         """
         columns = ["path", "type", "output_shape", "weights", "trainable", "trains_from", "pinned"]
         rows = [
-            (one.path, one.kind, one.shape, one.n_weights, one.n_trainable, one.trains_from, one.is_pinned)
-            for one in self.parts
+            (one.path, one.kind, part.shape, one.n_weights, one.n_trainable, part.trains_from, part.is_pinned)
+            for part in self.parts
+            for one in [part.row]
         ]
         return pd.DataFrame(rows, columns=columns)
 
@@ -95,10 +93,10 @@ class NetworkSummary:
     def _cells(self, indent: str) -> tuple[list[str], list[list[str]]]:
         frame = pd.DataFrame(
             {
-                "module": [f"{indent * _depth(one)}{_name(one)}" for one in self.parts],
+                "module": [f"{indent * one.row.depth}{one.row.label}" for one in self.parts],
                 "output": [one.shape for one in self.parts],
-                "weights": [f"{one.n_weights:,}" if one.n_weights else "" for one in self.parts],
-                "trainable": [f"{one.n_trainable:,}" if one.n_weights else "" for one in self.parts],
+                "weights": [f"{one.row.n_weights:,}" if one.row.n_weights else "" for one in self.parts],
+                "trainable": [f"{one.row.n_trainable:,}" if one.row.n_weights else "" for one in self.parts],
                 "trains from": [one.trains_from for one in self.parts],
                 "pinned": ["eval" if one.is_pinned else "" for one in self.parts],
             }
@@ -108,20 +106,11 @@ class NetworkSummary:
         return list(frame.columns), frame.to_numpy().tolist()
 
     def _total(self) -> str:
-        whole = self.parts[0]
+        whole = self.parts[0].row
         return f"{whole.n_weights:,} weights, {whole.n_trainable:,} of them trainable now"
 
 
 _TEXTS = ("module", "output", "trains from", "pinned")
-
-
-def _depth(part: _Part) -> int:
-    return part.path.count(".") + 1 if part.path else 0
-
-
-def _name(part: _Part) -> str:
-    name = part.path.rpartition(".")[2]
-    return f"{name}: {part.kind}" if name else part.kind
 
 
 @short_traceback
@@ -223,16 +212,11 @@ def _summary(
 ) -> NetworkSummary:
     shapes = {} if batch is None else flow_of(module, batch).shapes
     pinned = pinned | {id(one) for one in pinned_modules(module).values()}
-    every = named_parameters(module)
     parts = []
-    for path, one in named_modules(module):
-        if depth is None or not path or path.count(".") < depth:
-            own = {name: tensor for name, tensor in every.items() if not path or name.startswith(f"{path}.")}
-            sizes = {id(tensor): 0 if is_lazy(tensor) else tensor.numel() for tensor in own.values()}
-            n_trainable = sum(sizes[key] for key in {id(tensor) for tensor in own.values() if tensor.requires_grad})
-            when = "" if plan is None else _trains_from(list(own), plan)
-            shape, kind = shapes.get(path, ""), type(one).__name__
-            parts.append(_Part(path, kind, shape, sum(sizes.values()), n_trainable, when, id(one) in pinned))
+    for row in module_rows(module, frozenset(trainable_names(module))):
+        if depth is None or row.depth <= depth:
+            when = "" if plan is None else _trains_from(row.names, plan)
+            parts.append(_Part(row, shapes.get(row.path, ""), when, id(row.module) in pinned))
     return NetworkSummary(tuple(parts), plan is not None)
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlr3torch_py.forecast.ink import INK, ON_COLOUR, for_any_theme
+from mlr3torch_py.forecast.ink import FROZEN, INK, ON_COLOUR, TRAINABLE, for_any_theme
 from mlr3torch_py.names import listed
 from mlr3torch_py.values import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from mlr3torch_py.forecast.report import Pending, Phase
+
 __all__ = [
-    "FROZEN",
     "MOST_ROWS",
-    "TRAINABLE",
     "check_axes",
     "draw_epochs",
     "plot_plan",
@@ -27,39 +27,18 @@ __all__ = [
     "share_legend",
 ]
 
-# Light grey and blue differ in lightness as well as in hue, so everybody can tell them apart.
-FROZEN, TRAINABLE = "#d9d9d9", "#2a78c4"
 HATCH = "#7f7f7f"
 MOST_ROWS = 40
 
 
-class _Phase(Protocol):
-    @property
-    def batch(self) -> int: ...
-    @property
-    def trainable(self) -> Set[str]: ...
-    @property
-    def mults(self) -> Mapping[str, float]: ...
-    @property
-    def warmups(self) -> Mapping[str, int]: ...
-
-
-class _Pending(Protocol):
-    @property
-    def waits_for(self) -> str: ...
-    @property
-    def is_condition(self) -> bool: ...
-    def waiting(self, phase: Any) -> Set[str]: ...
-
-
 def plot_plan(
-    phases: Sequence[_Phase],
+    phases: Sequence[Phase],
     sizes: Mapping[str, int],
     max_epochs: int,
     per_epoch: int,
     ax: Axes | None = None,
     *,
-    pending: Sequence[_Pending] = (),
+    pending: Sequence[Pending] = (),
     labels: Sequence[str] = (),
 ) -> Axes:
     """Draw which parameters are trainable in which phase.
@@ -157,7 +136,7 @@ def _frame(ax: Axes, sizes: Sequence[int], max_epochs: int) -> None:
 
 
 def _write_rates(
-    ax: Axes, edges: Sequence[float], phases: Sequence[_Phase], per_epoch: int, rows: Mapping[str, Sequence[str]]
+    ax: Axes, edges: Sequence[float], phases: Sequence[Phase], per_epoch: int, rows: Mapping[str, Sequence[str]]
 ) -> None:
     """Write the factors on learning rates where they begin, and draw their warm-ups."""
     style: dict[str, Any] = {"color": ON_COLOUR, "fontsize": "x-small", "ha": "left", "va": "center"}
@@ -190,7 +169,7 @@ def _hatch(
     ax: Axes,
     edges: Sequence[float],
     waiting: Sequence[Sequence[Set[str]]],
-    pending: Sequence[_Pending],
+    pending: Sequence[Pending],
     rows: Mapping[str, Sequence[str]],
 ) -> list[Any]:
     """Hatch what waits for a row, and return the entries of the legend."""

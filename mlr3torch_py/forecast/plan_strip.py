@@ -8,6 +8,7 @@ from html import escape
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from mlr3torch_py.forecast.ink import TRAINABLE
 from mlr3torch_py.forecast.plan_changes import epochs_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.patterns import cover, patterns
@@ -21,7 +22,6 @@ _MOST_ROWS: Final = 40
 _MOST_LETTERS: Final = 34
 _WIDTH: Final = 700
 _HEIGHT: Final = 20
-_BLUE: Final = "#2a78c4"
 _FROZEN: Final = 'fill="#808080" fill-opacity=".3"'
 _LINE: Final = 'fill="none" stroke="currentColor" stroke-opacity=".55"'
 
@@ -199,7 +199,7 @@ def _filled(x: float, y: float, width: float, height: float, cell: _Cell) -> Ite
     place = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{max(width - 1, 0.5):.1f}" height="{height - 1}"'
     yield f"<rect {place} {_FROZEN}/>"
     if cell.share > 0:
-        yield f'<rect {place} fill="{_BLUE}" fill-opacity="{0.2 + 0.8 * cell.share:.2f}"/>'
+        yield f'<rect {place} fill="{TRAINABLE}" fill-opacity="{0.2 + 0.8 * cell.share:.2f}"/>'
     lean, step = min(8.0, width - 1), 6
     starts = [x + 0.5 + step * i for i in range(int((width - 1 - lean) / step) + 1)]
     for is_drawn, up in ((cell.is_waiting or cell.never_comes, True), (cell.never_comes, False)):

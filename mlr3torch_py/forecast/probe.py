@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from mlr3torch_py.forecast.twin import FitData, first_line, learn, shallow_copy, twin_of
 from mlr3torch_py.freezing.host import check_module
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.values import length_of
 
 __all__ = ["NetProbe", "is_one_of", "rows_in", "split_pipeline", "transformed"]
 
@@ -137,10 +138,10 @@ class NetProbe:
 
     def _load_batches(self) -> None:
         train, valid = self.datasets
-        self.n_train, self.n_valid = _length(train), _length(valid) or 0
+        self.n_train, self.n_valid = length_of(train), length_of(valid) or 0
         self.batches: Any = self.net.get_iterator(train, training=True)
         self.valid_batches: Any = None if valid is None else self.net.get_iterator(valid, training=False)
-        self.n_batches = _length(self.batches)
+        self.n_batches = length_of(self.batches)
         if self.n_batches is None and self.n_train is not None:
             n_rows = rows_in(self.first_batch)
             self.n_batches = -(-self.n_train // n_rows)
@@ -154,7 +155,7 @@ class NetProbe:
         """The validation batches of an epoch."""
         if not self.n_valid:
             return 0
-        n_batches = _length(self.valid_batches)
+        n_batches = length_of(self.valid_batches)
         return -(-self.n_valid // rows_in(self.first_batch)) if n_batches is None else n_batches
 
     @cached_property
@@ -236,11 +237,3 @@ def is_one_of(item: Any, types: tuple[type, ...]) -> bool:
     """Check whether a callback, a (name, callback) pair, or a class is of one of some types."""
     callback = item[1] if isinstance(item, (tuple, list)) and len(item) == 2 else item
     return isinstance(callback, types) or (isinstance(callback, type) and issubclass(callback, types))
-
-
-def _length(data: Any) -> int | None:
-    """Return a length, None if there is none."""
-    try:
-        return len(data)
-    except (TypeError, NotImplementedError):
-        return None

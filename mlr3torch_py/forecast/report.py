@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mlr3torch_py.forecast.measure import Measurement
+from mlr3torch_py.forecast.picture import check_axes, plot_plan
 from mlr3torch_py.forecast.plan_changes import n_weights
 from mlr3torch_py.forecast.plan_html import plan_html
 from mlr3torch_py.forecast.plan_text import plan_text
@@ -258,8 +259,6 @@ class FreezePlan:
         TypeError
             If `ax` is no axes of matplotlib.
         """
-        from mlr3torch_py.forecast.picture import check_axes, plot_plan
-
         ax = check_axes(ax)
         per_epoch, measured = self.batches_per_epoch or 1, () if self.measured is None else self.measured.phases
         labels = [f"{cost.seconds * 1e3:.3g} ms" for cost in measured]

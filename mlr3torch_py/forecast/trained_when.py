@@ -92,10 +92,8 @@ def trained_when(
     trained = np.array([[name in span.trainable for span in spans] for name in names])
     index = pd.Index(names, name="parameter")
     if by == "batch":
-        lengths = [span.end - span.start for span in spans]
-        batches = [
-            (span.epoch, batch) for span in spans for batch in range(span.first, span.first + span.end - span.start)
-        ]
+        lengths = [len(span.batches) for span in spans]
+        batches = [(span.epoch, batch) for span in spans for batch in span.batches]
         columns = pd.MultiIndex.from_tuples(batches, names=["epoch", "batch"])
         return pd.DataFrame(np.repeat(trained, lengths, axis=1), index, columns)
     epochs, starts = np.unique([span.epoch for span in spans], return_index=True)

@@ -11,6 +11,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
+from mlr3torch_py.patterns import cover
 from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.warn import warn
@@ -156,17 +157,4 @@ def partly_selected(sharing: Iterable[Collection[str]], selected: Held) -> Itera
 
 def _by_module(network: nn.Module, names: Sequence[str]) -> str:
     """Shorten a list of names: a module all of whose parameters are in it stands for them."""
-    wanted, short = set(names), dict[str, None]()
-    below: dict[str, list[str]] = {}
-    for name in named_parameters(network):
-        for path in _around(name):
-            below.setdefault(path, []).append(name)
-    whole = {path for path, members in below.items() if wanted.issuperset(members)}
-    for name in names:
-        short[next((path for path in _around(name) if path in whole), name)] = None
-    return listed(short, most=_AND_SO_ON)
-
-
-def _around(name: str) -> list[str]:
-    parts = name.split(".")[:-1]
-    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return listed(cover(names, named_parameters(network)), most=_AND_SO_ON)

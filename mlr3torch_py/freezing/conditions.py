@@ -11,9 +11,7 @@ from xxhash import xxh3_64_hexdigest
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.table import Row
-from mlr3torch_py.training.clock import scores_by_epoch
-from mlr3torch_py.training.scoring import lower_is_better
+from mlr3torch_py.training.scoring import stagnation_of
 from mlr3torch_py.training.trained import key_of
 
 __all__ = ["Waiting", "conditions_of", "met_by_now"]
@@ -25,7 +23,8 @@ _CAME: Final = "conditions_met_from_batch_count"
 
 def conditions_of(plans: Iterable[Plan]) -> dict[int, Plateau]:
     """Map the positions of rows to their conditions."""
-    return {row.position: row.time for row in _rows_of(plans) if isinstance(row.time, Plateau)}
+    rows = (step.row for plan in plans for step in plan.conditions)
+    return {row.position: row.time for row in rows if isinstance(row.time, Plateau)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +105,8 @@ def met_by_now(net: Net, conditions: Mapping[int, Plateau], met: Mapping[int, in
     met, epoch, since = dict(met), len(net.history), 1
     for position, condition in conditions.items():
         if position not in met:
-            by_epoch = scores_by_epoch(net.history, condition.monitor)
-            scores = [score for at, score in by_epoch if since <= at < epoch]
             too_late = condition.no_later_than is not None and epoch >= condition.no_later_than
-            if too_late or condition.directed(lower_is_better(net, condition.monitor)).holds(scores):
+            if too_late or stagnation_of(net, condition, since=since, before=epoch).epochs_since >= condition.patience:
                 met[position] = epoch
         since = met.get(position, epoch)
     return met
-
-
-def _rows_of(plans: Iterable[Plan]) -> Iterator[Row]:
-    return (step.row for plan in plans for step in plan.conditions)

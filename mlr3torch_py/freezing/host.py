@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from mlr3torch_py.freezing.data_parallel import check_wrappers, reduce_what_trains
 from mlr3torch_py.names import listed
+from mlr3torch_py.network.parameters import has_parameters
 from mlr3torch_py.network.unwrap import modules_of
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import take_back_epoch
@@ -123,7 +124,7 @@ def check_module(net: Net, module: str, who: str) -> None:
     ValueError: `module` is 'modul', which is no module of NeuralNetClassifier; give one of 'module'
     """
     parts, kind = modules_of(net), type(net).__name__
-    known = [name for name, part in parts.items() if name in net._modules or any(True for _ in part.parameters())]
+    known = [name for name, part in parts.items() if name in net._modules or has_parameters(part)]
     names = f"one of {listed(map(repr, known))}" if known else "a net with modules"
     if module in known:
         return

@@ -9,10 +9,10 @@ from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
 from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.schedule.table import Unit
-from mlr3torch_py.training.clock import moment_of, scores_by_epoch
+from mlr3torch_py.training.clock import moment_of
 from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
-from mlr3torch_py.training.scoring import lower_is_better
+from mlr3torch_py.training.scoring import stagnation_of
 from mlr3torch_py.warn import warn
 
 __all__ = ["has_best_weights", "restore_best_weights"]
@@ -76,9 +76,7 @@ def restore_best_weights(
 
 def _best_since(net: Net, rule: Plateau, epoch: int) -> Stagnation:
     """Return the best epoch since another one, by its score."""
-    rule = rule.directed(lower_is_better(net, rule.monitor))
-    scores = scores_by_epoch(net.history, rule.monitor)
-    return from_main_process(rule.stagnation((at, score) for at, score in scores if at >= epoch))
+    return from_main_process(stagnation_of(net, rule, since=epoch))
 
 
 def _best_of_ended(net: Net, rule: Plateau, plan: Plan, moment: Moment, unit: Unit) -> Stagnation | None:

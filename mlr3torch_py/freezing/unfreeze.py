@@ -156,7 +156,6 @@ class CallbackSetUnfreeze(FreezingCallback):
     """
 
     label = "Unfreeze"
-    plans_: tuple[Plan, ...] = ()
     loaded_: LoadedState | None = None
     best_: KeptWeights | None = None
 
@@ -348,9 +347,8 @@ class CallbackSetUnfreeze(FreezingCallback):
             raise ValueError(
                 f"`state` is {shown(state)}; it must be what state_dict() returns: {{'trainable': [names]}}"
             )
-        best = state.get("best")
         self.loaded_ = LoadedState(check_names("trainable", state["trainable"]))
-        self.best_ = None if best is None else KeptWeights.from_plain(best)
+        self.best_ = KeptWeights.from_plain(state.get("best"))
 
     def run_state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the state, and what was loaded, with the epoch since which it acts."""
@@ -358,8 +356,8 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def resume_run(self, state: Mapping[str, Any]) -> None:
         """Continue a run from what a checkpoint has kept; what trains then follows from the history."""
-        best, self.loaded_ = state.get("best"), LoadedState.from_plain(state.get("loaded"))
-        self.best_ = None if best is None else KeptWeights.from_plain(best)
+        self.loaded_ = LoadedState.from_plain(state.get("loaded"))
+        self.best_ = KeptWeights.from_plain(state.get("best"))
 
     def _rule(self) -> Plateau:
         return Plateau(self.monitor, lower_is_better=self.lower_is_better)

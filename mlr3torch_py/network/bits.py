@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_digest
 
-__all__ = ["as_bytes", "buffer_hash", "content_hash", "version_of"]
+__all__ = ["as_bytes", "buffer_hash", "content_hash", "has_bits", "version_of"]
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+def has_bits(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has values in memory of its own: it is neither lazy nor sparse, and on a real device."""
+    return not is_lazy(tensor) and tensor.layout is torch.strided and not tensor.is_meta
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from inspect import signature
 from itertools import groupby
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import pandas as pd
 
@@ -17,7 +17,7 @@ from mlr3torch_py.schedule.table import COLUMNS, TIMES, Row, read_table
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import SELECTORS, Select, check_nesting, plain_name
 from mlr3torch_py.select.value import fields_of
-from mlr3torch_py.values import shown
+from mlr3torch_py.values import is_list, shown
 
 __all__ = ["check_depth", "from_dict", "to_dict"]
 
@@ -104,15 +104,11 @@ def check_depth(argument: str, data: object) -> None:
 
 
 def _parts_of(data: object) -> Collection[Any]:
-    return data.values() if isinstance(data, Mapping) else data if _is_list(data) else ()
-
-
-def _is_list(data: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(data, Sequence) and not isinstance(data, (str, bytes))
+    return data.values() if isinstance(data, Mapping) else data if is_list(data) else ()
 
 
 def _from_plain(data: Any) -> Any:
-    if _is_list(data):
+    if is_list(data):
         is_records = data and all(isinstance(part, Mapping) and _is_select(part.get("weights")) for part in data)
         return _from_plain(pd.DataFrame(list(data)).to_dict("list")) if is_records else list(map(_from_plain, data))
     if not isinstance(data, Mapping):
@@ -138,7 +134,7 @@ def _from_mapping(data: Mapping[str, Any]) -> Any:
         return Plateau(**_fields(Plateau, data))
     known = (*TIMES, *(column.name for column in COLUMNS))
     for name, column in data.items():
-        if not _is_list(column):
+        if not is_list(column):
             raise TypeError(f"`data` has the column {shown(name)}, which is {shown(column)}; give a list")
     table = pd.DataFrame(
         {name: list(map(_read, column)) if name in known else list(column) for name, column in data.items()}
@@ -153,9 +149,7 @@ def _from_mapping(data: Mapping[str, Any]) -> Any:
 def _schedule_to_dict(schedule: Schedule) -> dict[str, Any]:
     if READY_MADE.get(schedule.fn) is not type(schedule):
         raise TypeError(f"{schedule!r} cannot be written as plain data; only the ready-made schedules can")
-    defaults = signature(type(schedule)).parameters
-    given = {name: cell for name, cell in fields_of(schedule).items() if cell != defaults[name].default}
-    return {"schedule": schedule.fn} | {name: _cell_to_plain(cell) for name, cell in given.items()}
+    return {"schedule": schedule.fn} | {name: _cell_to_plain(cell) for name, cell in schedule.given.items()}
 
 
 def _cell_to_plain(cell: Any) -> Any:
@@ -247,6 +241,6 @@ def _fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
 def _read(cell: Any) -> Any:
     if isinstance(cell, Mapping):
         return _from_plain(cell)
-    if _is_list(cell):
+    if is_list(cell):
         return tuple(map(_read, cell))
     return cell

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import combinations
-from typing import Any, Final, Literal, NamedTuple, TypeGuard, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 import pandas as pd
 
@@ -17,7 +17,7 @@ from mlr3torch_py.names import nearest
 from mlr3torch_py.schedule.plateau import Plateau, as_whole
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
-from mlr3torch_py.values import plain, shown
+from mlr3torch_py.values import is_list, plain, shown
 
 __all__ = ["COLUMNS", "TIMES", "Action", "Column", "From", "Row", "Table", "Unit", "read_table"]
 
@@ -190,12 +190,8 @@ def read_table(unfreeze: object) -> tuple[Row, ...]:
 
 
 def _tables(unfreeze: object) -> Sequence[object]:
-    several = unfreeze if _is_list(unfreeze) and not all(map(_is_record, unfreeze)) else [unfreeze]
+    several = unfreeze if is_list(unfreeze) and not all(map(_is_record, unfreeze)) else [unfreeze]
     return [table for table in several if table is not None]
-
-
-def _is_list(given: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(given, Sequence) and not isinstance(given, (str, bytes))
 
 
 def _is_record(part: object) -> bool:
@@ -210,7 +206,7 @@ def _as_frame(table: object) -> pd.DataFrame:
         if "starting_weights" in table:
             raise TypeError("`unfreeze` is a whole schedule; give its parts: t_clbk('unfreeze', **schedule)")
         data = {name: list(column) if isinstance(column, Sequence) else column for name, column in table.items()}
-    elif _is_list(table) and all(isinstance(record, Mapping) for record in table):
+    elif is_list(table) and all(isinstance(record, Mapping) for record in table):
         data = [dict(record) for record in table]
     else:
         if hasattr(table, "to_pandas"):

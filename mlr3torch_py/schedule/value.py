@@ -151,10 +151,14 @@ class Schedule(ABC):
             f"`callbacks` has a schedule in place of a callback; write t_clbk('unfreeze', schedule={self!r})"
         )
 
-    def __repr__(self) -> str:
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments that are not the defaults."""
         defaults = signature(type(self)).parameters
-        given = {name: cell for name, cell in fields_of(self).items() if cell != defaults[name].default}
-        return f"{self.fn}({', '.join(f'{name}={_code(cell)}' for name, cell in given.items())})"
+        return {name: cell for name, cell in fields_of(self).items() if cell != defaults[name].default}
+
+    def __repr__(self) -> str:
+        return f"{self.fn}({', '.join(f'{name}={_code(cell)}' for name, cell in self.given.items())})"
 
 
 def _given_blocks(groups: object) -> tuple[Select, ...]:

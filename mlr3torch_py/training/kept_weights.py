@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+from mlr3torch_py.network.parameters import has_parameters
 from mlr3torch_py.network.unwrap import modules_of
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.belonging import HistoryMark
@@ -33,9 +34,9 @@ class KeptWeights(NamedTuple):
         return cls(deepcopy({name: state for name, state in states.items() if state}), HistoryMark.of(net.history))
 
     @classmethod
-    def from_plain(cls, state: Mapping[str, Any]) -> KeptWeights:
-        """Return what `to_plain` was made from."""
-        return cls(state["parts"], HistoryMark(state["epoch"], tuple(state["rows"])))
+    def from_plain(cls, state: Mapping[str, Any] | None) -> KeptWeights | None:
+        """Return what `to_plain` was made from; None for None."""
+        return None if state is None else cls(state["parts"], HistoryMark(state["epoch"], tuple(state["rows"])))
 
     def to_plain(self, monitor: str) -> dict[str, Any]:
         """Return the weights with their epoch and its score, but without durations, which differ from run to run."""
@@ -57,7 +58,7 @@ class KeptWeights(NamedTuple):
     def differences(self, net: Net) -> list[str]:
         """List the tensors that the net lacks, or has in another shape."""
         here = {name: module.state_dict() for name, module in modules_of(net).items()}
-        trained = {name for name, module in modules_of(net).items() if any(True for _ in module.parameters())}
+        trained = {name for name, module in modules_of(net).items() if has_parameters(module)}
         return [
             f"{part}_.{key}"
             for part in sorted(self.parts.keys() | trained)

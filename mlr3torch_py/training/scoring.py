@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from typing import Any
 
@@ -9,9 +10,11 @@ from skorch.callbacks import BatchScoring, EpochScoring, PassthroughScoring
 from skorch.history import History
 
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.schedule.plateau import Plateau, Stagnation
+from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.warn import warn
 
-__all__ = ["lower_is_better", "warn_of_unknown_direction", "work_out_scores"]
+__all__ = ["lower_is_better", "stagnation_of", "warn_of_unknown_direction", "work_out_scores"]
 
 
 def lower_is_better(net: Net, monitor: str) -> bool:
@@ -34,6 +37,13 @@ def lower_is_better(net: Net, monitor: str) -> bool:
     """
     said = _said_by_callbacks(net, monitor)
     return True if said is None else said
+
+
+def stagnation_of(net: Net, rule: Plateau, *, since: float = 1, before: float = math.inf) -> Stagnation:
+    """Return the best epoch since one, and before another, by a rule that asks the net for its direction."""
+    rule = rule.directed(lower_is_better(net, rule.monitor))
+    scores = scores_by_epoch(net.history, rule.monitor)
+    return rule.stagnation((epoch, score) for epoch, score in scores if since <= epoch < before)
 
 
 def warn_of_unknown_direction(net: Net, monitor: str, remedy: str) -> None:

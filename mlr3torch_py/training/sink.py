@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.processes import is_main_process
+from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.values import shown
 
 __all__ = ["Sink", "check_sink", "say"]
@@ -35,6 +36,6 @@ def say(net: Net, sink: Sink, line: str) -> None:
     sink : callable
     line : str
     """
-    shows: list[Any] = [one for _, one in net.callbacks_ if getattr(type(one), "shows_progress", False) is True]
-    if is_main_process() and (sink is not print or (net.verbose and not shows)):
+    is_shown = any(is_staged(one) and one.shows_progress for _, one in net.callbacks_)
+    if is_main_process() and (sink is not print or (net.verbose and not is_shown)):
         sink(line)

@@ -77,6 +77,9 @@ class StagedCallback(Callback):
 
     default_weight: ClassVar[float] = 0
     keeps_outputs: ClassVar[bool] = False
+    shows_progress: ClassVar[bool] = False
+    is_from_history: ClassVar[bool] = False  # its state is worked out from the history, so that no checkpoint holds it
+    has_settings: ClassVar[bool] = True  # by its arguments, which a checkpoint compares with those of the run
     gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
     tools: ClassVar[tuple[str, ...]] = ("ctx",)  # attributes in which no state of the user's can be
     weight_: float | None = None

@@ -17,12 +17,14 @@ pytest.importorskip("lmdb")
 
 # The module alone, since importing torch takes seconds.
 FILL = """
-import hashlib, importlib.util, resource, sys
+import hashlib, resource, sys, types
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("disk", sys.argv[1])
-disk = importlib.util.module_from_spec(spec)
-sys.modules["disk"] = disk
-spec.loader.exec_module(disk)
+room = Path(sys.argv[1]).parent
+for name, folder in {"mlr3torch_py": room.parent, "mlr3torch_py.cache": room}.items():
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [str(folder)]
+from mlr3torch_py.cache import disk
+assert "torch" not in sys.modules
 if int(sys.argv[3]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
 one = disk.Disk(Path(sys.argv[2]), 2**26)
