@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.stand_in import StandIn
 
 __all__ = ["ForwardWatch"]
 
@@ -27,30 +27,20 @@ class ForwardWatch:
     """
 
     def __init__(self, net: Net, before: Callable[[], None], after: Callable[[Any], None]) -> None:
-        self.net = net
-        self.before: Callable[[], None] | None = before
-        self.after: Callable[[Any], None] | None = after
-        self.own: Any = vars(net).get("infer")  # somebody else may have put something in its place
-        net.__dict__["infer"] = self
+        self.before = before
+        self.after = after
+        self._infer = StandIn(net, "infer", self._see)
 
-    def __call__(self, x: Any, **fit_params: Any) -> Any:
-        infer = partial(type(self.net).infer, self.net) if self.own is None else self.own
-        if self.before is not None and not torch.is_grad_enabled():
+    def _see(self, x: Any, **fit_params: Any) -> Any:
+        infer = self._infer.own
+        if not torch.is_grad_enabled():
             return infer(x, **fit_params)
         self.remove()
-        if self.before is not None:
-            self.before()
+        self.before()
         y_pred = infer(x, **fit_params)
-        if self.after is not None:
-            self.after(y_pred)
+        self.after(y_pred)
         return y_pred
 
     def remove(self) -> None:
         """Give the net back as it was."""
-        if vars(self.net).get("infer") is self:
-            del self.net.__dict__["infer"]
-            if self.own is not None:
-                self.net.__dict__["infer"] = self.own
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"net": self.net, "own": self.own, "before": None, "after": None}
+        self._infer.remove()

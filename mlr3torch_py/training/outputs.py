@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
-from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.stand_in import StandIn
 
 __all__ = ["OutputRecorder", "detached", "first_tensor"]
-
-_STEP: Final = "train_step_single"
 
 
 def detached(output: Any) -> Any:
@@ -60,6 +58,7 @@ class OutputRecorder:
     def __init__(self, ctx: ContextTorch) -> None:
         self.ctx = ctx
         self._is_current = False
+        self._step: StandIn | None = None
 
     def begin_step(self) -> None:
         """Start a training step; its output is not known yet."""
@@ -67,14 +66,20 @@ class OutputRecorder:
 
     def watch(self) -> None:
         """Catch the output of the next training step."""
-        if not isinstance(vars(self.ctx.net).get(_STEP), _WatchedStep):
-            vars(self.ctx.net)[_STEP] = _WatchedStep(self.ctx.net, self.see)
+        if self._step is None:
+            self._step = StandIn(self.ctx.net, "train_step_single", self._take_step)
 
     def unwatch(self) -> None:
         """Undo `watch` if no step has been taken since."""
-        step = vars(self.ctx.net).get(_STEP)
-        if isinstance(step, _WatchedStep):
-            step.remove()
+        if self._step is not None:
+            self._step.remove()
+            self._step = None
+
+    def _take_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.unwatch()  # at once, so that copies made during the step do not have it
+        step = self.ctx.net.train_step_single(*args, **kwargs)
+        self.see(step.get("y_pred"))
+        return step
 
     def see(self, output: Any) -> None:
         """Show an output."""
@@ -93,26 +98,6 @@ class OutputRecorder:
         self.see(output)
         if self.ctx.keeps_outputs:
             self.ctx.epoch_outputs.append(self.ctx.y_hats)
-
-
-class _WatchedStep:
-    """Stand in for ``net.train_step_single`` for one call."""
-
-    def __init__(self, net: Net, see: Callable[[Any], None]) -> None:
-        self.net = net
-        self.see = see
-        self.own = vars(net).get(_STEP)
-
-    def remove(self) -> None:
-        del vars(self.net)[_STEP]
-        if self.own is not None:
-            vars(self.net)[_STEP] = self.own
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.remove()  # at once, so that copies made during the step do not have it
-        step = self.net.train_step_single(*args, **kwargs)
-        self.see(step.get("y_pred"))
-        return step
 
 
 def _parts_of(output: Any) -> dict[Any, Any]:

@@ -21,6 +21,8 @@ Copies of a net that are made during training are not part of the run: pickle an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -36,6 +38,7 @@ from mlr3torch_py.training.order import NamedCallback, by_weight, has, in_skorch
 from mlr3torch_py.training.outputs import OutputRecorder
 from mlr3torch_py.training.printed import restore_table, shorten_table
 from mlr3torch_py.training.stages import StagedCallback, is_staged
+from mlr3torch_py.training.stand_in import StandIn
 
 __all__ = ["Run", "must_start_run"]
 
@@ -68,6 +71,7 @@ class Run:
         self._beginning = 0
         self._acts_after_backward = False
         self._outputs = OutputRecorder(self.ctx)
+        self._stand_ins: dict[str, StandIn] = {}
 
     @short_traceback
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
@@ -95,7 +99,7 @@ class Run:
             self.exit(error)
             raise
         self.ctx.is_starting = False
-        vars(self.net)["fit_loop"] = self.fit_loop
+        self._stand_in("fit_loop", self.fit_loop)
 
     def arrange(self) -> None:
         """Sort the net's callbacks by weight, between `_First` and `_Last`.
@@ -127,9 +131,8 @@ class Run:
 
     def fit_loop(self, *args: Any, epochs: int | None = None, **kwargs: Any) -> Any:
         """Stand in for ``net.fit_loop`` for one call; exit if it raises."""
-        del vars(self.net)["fit_loop"]  # at once, so that copies made during training do not have it
-        kept = vars(self.net).get("get_iterator")
-        vars(self.net)["get_iterator"] = self._get_iterator
+        self._release("fit_loop")  # at once, so that copies made during training do not have it
+        self._stand_in("get_iterator", partial(self._get_iterator, self.net.get_iterator))
         try:
             try:
                 fitted = self.net.fit_loop(*args, epochs=self.ctx.epochs_left(epochs), **kwargs)
@@ -145,21 +148,23 @@ class Run:
             hide_frames(error)
             raise
         finally:
-            self._release_get_iterator()
-            if kept is not None:
-                vars(self.net)["get_iterator"] = kept
+            self._release("get_iterator")
         self.arrange()
         return fitted
 
-    def _get_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get_iterator(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stand in for ``net.get_iterator`` until the first epoch, to see the loaders that skorch keeps to itself."""
-        loader = type(self.net).get_iterator(self.net, dataset, *args, **kwargs)
+        loader = own(*args, **kwargs)
         self.ctx.loaders.append(loader)
         return loader
 
-    def _release_get_iterator(self) -> None:
-        if getattr(vars(self.net).get("get_iterator"), "__self__", None) is self:
-            del vars(self.net)["get_iterator"]
+    def _stand_in(self, name: str, call: Callable[..., Any]) -> None:
+        """Put something in the place of a method of the net until it is released."""
+        self._stand_ins[name] = StandIn(self.net, name, call)
+
+    def _release(self, name: str) -> None:
+        if name in self._stand_ins:
+            self._stand_ins.pop(name).remove()
 
     def _end_epochs(self) -> None:
         """Remove the row of an epoch at whose beginning a callback has raised; let callbacks note their history.
@@ -175,7 +180,7 @@ class Run:
     def begin_epoch(self, dataset_train: Any, dataset_valid: Any) -> None:
         """Update ``ctx``; before the first epoch of the run, let the callbacks prepare."""
         self._beginning = len(self.net.history)
-        self._release_get_iterator()
+        self._release("get_iterator")
         if self.ctx.dataset_train is None:
             self.ctx.global_step = moment_of(self.net.history).batch  # LoadInitState may have loaded another history
             self._check_monitors(has_valid=dataset_valid is not None)
@@ -263,7 +268,7 @@ class Run:
             The error by which training ends; errors in the stage become notes on it. Without one, the first of them is
             raised after all callbacks have exited.
         """
-        vars(self.net).pop("fit_loop", None)
+        self._release("fit_loop")
         self._outputs.unwatch()
         self.net.callbacks_ = in_skorchs_order(self.net.callbacks_)
         for _, callback in self.net.callbacks_:

@@ -418,3 +418,21 @@ def test_a_scheduler_of_skorch_before_the_first_of_ours_begins_once():
     scheduler = LRScheduler(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
     net = iris_net(("plain", scheduler), logs("a", []), max_epochs=2).fit(X, y)
     assert net.optimizer_.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**2)
+
+
+def test_methods_of_the_users_own_on_the_net_are_called_and_stay():
+    net, calls = iris_net(callbacks=[t_clbk("history")], max_epochs=1).initialize(), []
+    own = {name: getattr(net, name) for name in ("fit_loop", "get_iterator")}
+    mine = {}
+    for name, method in own.items():
+
+        def call(*args, _name=name, _method=method, **kwargs):
+            calls.append(_name)
+            return _method(*args, **kwargs)
+
+        mine[name] = call
+        setattr(net, name, call)
+    net.partial_fit(X, y)
+    assert calls.count("fit_loop") == 1
+    assert "get_iterator" in calls
+    assert {name: vars(net)[name] for name in mine} == mine
