@@ -152,6 +152,7 @@ class Admission:
             schedule.catch_up()
         elif not schedule.is_due(has_verdict=request.signature in self._row_wise and not self.is_larger(request)):
             return self.start_watch()
+        self.state.note_code()
         if self._generators is None:
             self._generators = generators(module=self._module)
         found = {**torch_generators(), **self._generators}

@@ -43,6 +43,8 @@ class Code:
         What cannot be read, so that other processes cannot tell the code.
     settings : str
         A hash of the functions and objects that its layers hold.
+    has_settings : bool
+        Whether they hold any.
 
     Examples
     --------
@@ -57,6 +59,12 @@ class Code:
     snapshot: Snapshot = field(compare=False, repr=False)
     lacks: tuple[str, ...] = field(default=(), compare=False)
     settings: str = ""
+    has_settings: bool = False
+
+    @property
+    def seems_current(self) -> bool:
+        """Whether nothing has changed, as far as can be seen at a glance; objects that layers hold are left out."""
+        return self.snapshot.is_lasting and self.snapshot.is_current
 
     @classmethod
     def of(cls, module: nn.Module) -> Code:
@@ -86,19 +94,21 @@ class Code:
     def as_far_as_known(cls, module: nn.Module) -> Code:
         """Read what can be read of the code of a module and of all modules in it."""
         classes = tuple((name, type(layer)) for name, layer in module.named_modules())
-        if (
-            (found := _known.get(classes)) is not None
-            and found.snapshot.is_current
-            and not _has_unusual_settings(module)
-        ):
+        if (found := _known.get(classes)) is not None and found.seems_current and not _has_unusual_settings(module):
             return found
         reader = CodeReader(module)
         reader.read()
         sees_grad_mode = bool(_GRAD_MODES & reader.names)
         code = cls(
-            reader.digest, reader.moded, sees_grad_mode, reader.snapshot, tuple(reader.lacks), reader.settings_digest
+            reader.digest,
+            reader.moded,
+            sees_grad_mode,
+            reader.snapshot,
+            tuple(reader.lacks),
+            reader.settings_digest,
+            reader.has_settings,
         )
-        if reader.snapshot.is_lasting:
+        if reader.snapshot.is_lasting and not reader.has_settings:
             with _lock:
                 _known[classes] = code
                 while len(_known) > _MAX_KNOWN:

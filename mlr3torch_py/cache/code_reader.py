@@ -88,6 +88,8 @@ class CodeReader:
         What the code names.
     lacks : list of str
         What cannot be read.
+    has_settings : bool
+        Whether layers hold functions or objects.
     snapshot : Snapshot
         The functions, classes and globals that were read.
 
@@ -113,6 +115,7 @@ class CodeReader:
         self._scopes: dict[int, tuple[str, Mapping[str, Any]]] = {}  # the names of modules of Python, and their globals
         self._names_anything = False  # whether code puts together what it looks up
         self.lacks: list[str] = []
+        self.has_settings = False
         self._own = {type(layer) for layer in self._layers}
         self.snapshot: Snapshot = Snapshot()
 
@@ -122,7 +125,7 @@ class CodeReader:
             self.number(type(layer))
         for layer in self._layers:
             for name, value in unusual_settings(layer):
-                self.snapshot.is_lasting = False
+                self.has_settings = True
                 self._attempt(f"the {name!r} of its {type(layer).__name__}", partial(self._record_setting, value))
         for cls in dict.fromkeys(map(type, self._layers)):
             self._attempt(f"the class {cls.__name__}", partial(self._record_order, cls))

@@ -8,6 +8,7 @@ from logging import Logger
 from operator import attrgetter, is_
 from types import FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
+from weakref import ReferenceType
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ _PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
 _BY_VALUE: Final = frozenset({*_PLAIN, bytes, frozenset})
 _WITH_VALUE: Final = (bool, int, float, str, bytes, frozenset)
 _EXACTLY: Final = frozenset({list, tuple, dict, set})  # which have no attributes
-_LOOKED_AT_ELSEWHERE: Final = (nn.Module, type, FunctionType, ModuleType, Logger)
+_LOOKED_AT_ELSEWHERE: Final = (type, FunctionType, ModuleType, Logger)
 
 
 def is_setting(name: str) -> bool:
@@ -71,7 +72,8 @@ class Fingerprint:
 
     Parameters and buffers are compared by value and identity; other attributes by value if they are tensors, arrays or
     plain, item by item if they are containers, and otherwise by identity and by what they hold at any depth, as a
-    configuration does.
+    configuration does. Of modules elsewhere in the network that it refers to, attributes count, and neither parameters
+    nor buffers.
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ class Fingerprint:
                 ),
                 known,
             )
-            memo: dict[int, tuple[Any, Any]] = {}
+            memo: dict[int, tuple[Any, Any]] = {id(layer): (layer, layer) for layer, _ in self._layers}
             self._settings = [_settings(layer, memo) for layer, _ in self._layers]
             self._prepare_glance()
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -260,6 +262,11 @@ def _contents_of(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
     kind = type(value)
     if issubclass(kind, torch.Tensor):
         return _Contents((content_hash(value),), (value.shape, value.dtype))
+    if issubclass(kind, ReferenceType):
+        return _Contents((value, _contents(value(), memo)))
+    if issubclass(kind, nn.Module):  # of another part of the network, such as the one around
+        settings = _settings(value, memo)
+        return _Contents((value, *settings.values()), tuple(settings))
     if (written := buffer_hash(value)) is not None:
         view = memoryview(value)
         return _Contents((written,), (kind, view.format, view.shape))

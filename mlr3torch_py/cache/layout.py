@@ -272,7 +272,8 @@ def relation_of(call: Call, output: object, *, may_share: bool = True) -> Relati
         If it may not, if it is only partly, or one of several inputs, or if tensors of the output share memory.
     """
     inputs = {tensor.untyped_storage()._cdata for tensor in call.tensors}
-    outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided]
+    tensors = {id(leaf): leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)}
+    outputs = [tensor for tensor in tensors.values() if tensor.layout is torch.strided]
     storages = [tensor.untyped_storage()._cdata for tensor in outputs]
     if len(set(storages)) < len(storages):
         raise NotCacheableError("it returns tensors that share memory with each other", _REMEDY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Final
 
 import torch
@@ -20,6 +20,10 @@ _n_function_modes: Final[Callable[[], int]] = internal("torch._C", "_len_torch_f
 _function_mode: Final[Callable[[int], object]] = internal("torch._C", "_get_function_stack_at")
 _disabled: Final[Callable[[], AbstractContextManager[Any]]] = internal(
     "torch.utils._python_dispatch", "_disable_current_modes"
+)
+_transform: Final[Callable[[], object]] = internal("torch._C._functorch", "peek_interpreter_stack")
+_without_transforms: Final[Callable[[], AbstractContextManager[Any]]] = internal(
+    "torch._functorch.pyfunctorch", "temporarily_clear_interpreter_stack"
 )
 _Device: Final[Any] = internal("torch.utils._device", "DeviceContext")
 
@@ -46,5 +50,11 @@ def is_transformed() -> bool:
 
 
 def without_modes() -> AbstractContextManager[Any]:
-    """Let no mode see operations, as these belong to a call that was made before it began."""
-    return _disabled() if _n_dispatch_modes() else nullcontext()
+    """Let no mode and no transform of ``torch.func`` see operations, which belong to a call that was made before."""
+    if _transform() is None:
+        return _disabled() if _n_dispatch_modes() else nullcontext()
+    stack = ExitStack()
+    stack.enter_context(_without_transforms())
+    if _n_dispatch_modes():
+        stack.enter_context(_disabled())
+    return stack

@@ -79,8 +79,10 @@ class OutputSpec:
     tree : torch.utils._pytree.TreeSpec
         How its tensors and plain values are nested.
     plain : tuple
-        The plain values, and Ellipsis for each tensor.
+        The plain values, and Ellipsis in the place of each tensor.
     tensors : tuple of RowSpec
+    places : tuple of int
+        Which tensor is in each of these places; one may be in several.
     is_tensor : bool
         Whether the output is a tensor itself.
 
@@ -97,6 +99,7 @@ class OutputSpec:
     tree: TreeSpec
     plain: tuple[Any, ...]
     tensors: tuple[RowSpec, ...]
+    places: tuple[int, ...]
     is_tensor: bool
 
     def packed(self) -> dict[str, Any]:
@@ -115,7 +118,8 @@ class OutputSpec:
             raise NotPortableError("the containers") from error
         plain = [[] if leaf is ... else [leaf] for leaf in self.plain]
         tensors = [(list(row.shape), row.dtype, str(row.device), list(row.order)) for row in self.tensors]
-        return {"tree": tree, "plain": plain, "tensors": tensors, "is_tensor": self.is_tensor}
+        places = list(self.places)
+        return {"tree": tree, "plain": plain, "tensors": tensors, "places": places, "is_tensor": self.is_tensor}
 
     @classmethod
     def unpacked(cls, packed: Mapping[str, Any]) -> OutputSpec:
@@ -125,7 +129,8 @@ class OutputSpec:
             RowSpec(torch.Size(shape), dtype, torch.device(device), tuple(order))
             for shape, dtype, device, order in packed["tensors"]
         )
-        return cls(treespec_loads(packed["tree"]), plain, tensors, packed["is_tensor"])
+        places = tuple(packed.get("places", range(len(tensors))))
+        return cls(treespec_loads(packed["tree"]), plain, tensors, places, packed["is_tensor"])
 
     @classmethod
     def of(cls, output: Any, n_rows: int) -> OutputSpec:
@@ -138,14 +143,16 @@ class OutputSpec:
         """
         leaves, tree = tree_flatten(output)
         plain = tuple(leaf if isinstance(leaf, PLAIN) else ... for leaf in leaves)
-        tensors = [leaf for leaf in leaves if not isinstance(leaf, PLAIN)]
+        found = [leaf for leaf in leaves if not isinstance(leaf, PLAIN)]
+        tensors = _distinct(found)
         for leaf in tensors:
             _check_leaf(leaf, n_rows)
         rows = tuple(RowSpec(leaf.shape[1:], leaf.dtype, leaf.device, _order(leaf)) for leaf in tensors)
-        return cls(tree, plain, rows, isinstance(output, torch.Tensor))
+        numbers = {id(leaf): i for i, leaf in enumerate(tensors)}
+        return cls(tree, plain, rows, tuple(numbers[id(leaf)] for leaf in found), isinstance(output, torch.Tensor))
 
     def tensors_of(self, output: Any, n_rows: int) -> list[torch.Tensor]:
-        """List the tensors of an output.
+        """List the tensors of an output, each once.
 
         Raises
         ------
@@ -153,20 +160,21 @@ class OutputSpec:
             If it has another spec; only the order of dimensions in memory may differ.
         """
         spec = OutputSpec.of(output, n_rows)
-        if (spec.tree, spec.plain, *(row[:3] for row in spec.tensors)) != (
+        if (spec.tree, spec.plain, spec.places, *(row[:3] for row in spec.tensors)) != (
             self.tree,
             self.plain,
+            self.places,
             *(row[:3] for row in self.tensors),
         ):
             raise NotCacheableError("the structure of its output changes from batch to batch")
-        return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, torch.Tensor)]
+        return _distinct(leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, torch.Tensor))
 
     def join(self, tensors: Iterable[torch.Tensor]) -> Any:
         """Put an output together from its tensors."""
-        one = iter(tensors)
         if self.is_tensor:
-            return next(one)
-        return tree_unflatten([next(one) if leaf is ... else leaf for leaf in self.plain], self.tree)
+            return next(iter(tensors))
+        each, places = list(tensors), iter(self.places)
+        return tree_unflatten([each[next(places)] if leaf is ... else leaf for leaf in self.plain], self.tree)
 
 
 def name_of_device(device: torch.device, here: torch.device) -> str:
@@ -177,6 +185,11 @@ def name_of_device(device: torch.device, here: torch.device) -> str:
 def device_named(name: str, here: torch.device) -> torch.device:
     """Return the device that `name_of_device` has named."""
     return here if name == here.type else torch.device(name)
+
+
+def _distinct(leaves: Iterable[Any]) -> list[Any]:
+    """List objects, each once."""
+    return list({id(leaf): leaf for leaf in leaves}.values())
 
 
 def _check_leaf(leaf: Any, n_rows: int) -> None:

@@ -138,12 +138,18 @@ class CachedStage(ABC):
     def follow_changes(self) -> str | None:
         """Forget all rows if anything in the module has changed; return what."""
         change = self._admission.state.find_change()
-        if change is None and self.is_kept and self._admission.state.code_now() != self._kept_code:
+        if change is None and self._has_other_code:
             change = "its code, or what it refers to,"
         if change is not None:
             logger.info("frozen_cache: rows of %s are forgotten, since %s has changed", self.name, change)
             self.forget()
         return change
+
+    @property
+    def _has_other_code(self) -> bool:
+        """Whether code has changed, and after training what objects hold, too."""
+        state = self._admission.state
+        return state.code_now() != self._kept_code if self.is_kept else state.has_other_code()
 
     def keep(self) -> None:
         """Answer calls after training, too, from now on following what code and objects hold, as far as it is known."""

@@ -94,10 +94,18 @@ class ModuleState:
 
     def code_now(self) -> Code:
         """Return the module's code, which is read again where it may have changed, without what cannot be read."""
-        code = self._code
-        if code is not None and not (code.snapshot.is_lasting and code.snapshot.is_current):
+        if self._code is not None and (self._code.has_settings or not self._code.seems_current):
             self._code = None
         return self._readable_code()
+
+    def note_code(self) -> None:
+        """Read the module's code, to notice when it changes."""
+        self._readable_code()
+
+    def has_other_code(self) -> bool:
+        """Whether functions, classes or globals that the code refers to have changed since they were first read."""
+        code = self._readable_code()
+        return not code.seems_current and Code.as_far_as_known(self._module).digest != code.digest
 
     def _readable_code(self) -> Code:
         if self._code is None:

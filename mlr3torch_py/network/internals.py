@@ -57,6 +57,10 @@ INTERNALS: Final[Mapping[str, Mapping[str, str]]] = {
         "_callback_from_stance": "notice that a compiled function is called",
     },
     "torch._functorch.utils": {"unwrap_dead_wrappers": "notice that a function with a backward of its own is called"},
+    "torch._C._functorch": {"peek_interpreter_stack": "notice a transform of torch.func"},
+    "torch._functorch.pyfunctorch": {
+        "temporarily_clear_interpreter_stack": "give a tensor its values outside of such a transform"
+    },
     "torch._functorch.vmap": {"_vmap_increment_nesting": "notice that vmap is called"},
     "torch.utils._device": {"DeviceContext": "tell a mode that changes what functions give from a default device"},
     "torch.utils._python_dispatch": {

@@ -135,6 +135,10 @@ CODE = {
     "vmap over something else": lambda x, w: torch.vmap(lambda i: (x + i) * w)(torch.arange(2.0)).sum(0),
     "grad": lambda x, weight: torch.func.grad(lambda one: (one**2).sum())(x) * weight,
     "jvp": lambda x, weight: torch.func.jvp(torch.sin, (x,), (torch.ones(12, 3),))[1] * weight,
+    "grad of a function that captures it": lambda x, weight: torch.func.grad(lambda w: (x * w).sum())(weight) * x,
+    "vjp of one": lambda x, weight: torch.func.vjp(lambda w: x * w, weight)[1](torch.ones(12, 3))[0] * x,
+    "jvp of one": lambda x, weight: torch.func.jvp(lambda w: x * w, (weight,), (weight,))[1],
+    "functionalize": lambda x, weight: torch.func.functionalize(lambda w: x * w)(weight),
     "a checkpoint": lambda x, weight: checkpoint(torch.mul, x, weight, use_reentrant=False),
 }
 

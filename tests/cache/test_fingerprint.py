@@ -4,6 +4,7 @@ import array
 import collections
 import copy
 import logging
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -290,3 +291,22 @@ def test_objects_that_hold_each_other_are_compared():
     counts(parts)
     part.many[20].scale = 2
     assert parts.stages[""].follow_changes() == "the 'many' of its Linear"
+
+
+REFERENCES = {
+    "a list": lambda part, owner: setattr(part, "owner", [owner]),
+    "a weak reference": lambda part, owner: setattr(part, "owner", weakref.ref(owner)),
+    "a method": lambda part, owner: setattr(part, "scaled", owner.forward),
+}
+
+
+@pytest.mark.parametrize("refer", REFERENCES)
+def test_an_attribute_of_a_module_that_a_part_refers_to_counts_and_its_weights_do_not(refer):
+    owner = nn.Sequential(part := frozen(nn.Linear(4, 3)), nn.Linear(3, 2))
+    owner.temperature = 1.0
+    REFERENCES[refer](part, owner)
+    before = Fingerprint(part)
+    nn.init.zeros_(owner[1].weight)
+    assert before.difference(Fingerprint(part)) is None
+    owner.temperature = 2.0
+    assert before.difference(Fingerprint(part)) is not None

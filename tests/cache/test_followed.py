@@ -136,7 +136,12 @@ def part_that_computes(compute, **attributes):
     return type("Made", (Mixed, Part), {"compute": compute, **attributes})()
 
 
-def counts_when_kept(part, change):
+def counts_at_an_epoch(part, change):
+    """Whether a change counts when the next epoch begins."""
+    return counts_when_kept(part, change, is_kept=False)
+
+
+def counts_when_kept(part, change, *, is_kept=True):
     """Whether a change after training counts."""
     network = nn.Sequential(part, nn.Linear(3, 2))
     parts = cached(network)
@@ -144,20 +149,24 @@ def counts_when_kept(part, change):
         network(ROWS)
         parts.settle()
     assert "0" in parts.modules
-    parts.keep()
+    if is_kept:
+        parts.keep()
     before = network(ROWS)
     change()
+    if not is_kept:
+        parts.begin_epoch()
     found, expected = network(ROWS), network[1](part._call_impl(ROWS))
     parts.close()
     assert not torch.allclose(before, expected)
     return torch.allclose(found, expected)
 
 
+@pytest.mark.parametrize("counts", [counts_when_kept, counts_at_an_epoch])
 @pytest.mark.parametrize("kind", CASES)
-def test_code_that_is_found_in_any_way_counts_when_it_is_replaced(kind, monkeypatch):
+def test_code_that_is_found_in_any_way_counts_when_it_is_replaced(kind, counts, monkeypatch):
     compute, change = CASES[kind]
     part = part_that_computes(compute)
-    assert counts_when_kept(part, lambda: change(monkeypatch, part))
+    assert counts(part, lambda: change(monkeypatch, part))
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -190,7 +199,8 @@ def test_what_can_be_read_counts_beside_what_cannot_which_is_said(kind, monkeypa
     assert "frozen_cache: of '0', changes are not followed in the 'held' of its Made" in caplog.text
 
 
-def test_a_variable_of_a_function_that_a_layer_holds_counts():
+@pytest.mark.parametrize("counts", [counts_when_kept, counts_at_an_epoch])
+def test_a_variable_of_a_function_that_a_layer_holds_counts(counts):
     factor = 1.0
     part = part_that_computes(lambda self, x: self.act(x))
     part.act = lambda x: x * factor
@@ -199,7 +209,7 @@ def test_a_variable_of_a_function_that_a_layer_holds_counts():
         nonlocal factor
         factor = 2.0
 
-    assert counts_when_kept(part, change)
+    assert counts(part, change)
 
 
 def test_a_layer_that_is_not_registered_counts():

@@ -14,11 +14,6 @@ EACH_OTHER = f"it returns tensors that share memory with each other; {COPIES}"
 INPUT = f"its output shares memory with its input; {COPIES}"
 
 
-def twice(f, x):
-    y = f(x)
-    return y, y
-
-
 def with_view(f, x):
     y = f(x)
     return {"all": y, "some": [y[:, :2]]}
@@ -29,7 +24,6 @@ def with_input(f, x):
 
 
 SHARING = {
-    "the same twice": (twice, EACH_OTHER),
     "a view": (with_view, EACH_OTHER),
     "the input": (lambda _, x: x, INPUT),
     "a view of the input": (lambda _, x: x.view(-1, 2, 2), INPUT),
@@ -54,6 +48,26 @@ def test_what_is_written_into_an_output_is_seen_in_all_that_share_its_memory(kin
         torch.testing.assert_close(*results)
     assert f"not caching '1': {reason}" in told(parts)[0]
     assert "1" not in parts.modules
+
+
+def twice(f, x):
+    y = f(x)
+    return {"last": y, "all": (y + 1, y)}
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_tensor_that_is_in_an_output_twice_is_kept_once_and_stays_one(behind):
+    network = frozen(nn.Sequential(nn.Linear(4, 4) if behind else nn.Identity(), Part(twice)))
+    plain = copy.deepcopy(network)
+    parts = cached(network, "1", *["0"] * behind)
+    for _ in range(3):
+        found, expected = network(ROWS), plain(ROWS)
+        assert found["last"] is found["all"][1]
+        found["last"].add_(1), expected["last"].add_(1)
+        torch.testing.assert_close(tree_leaves(found), tree_leaves(expected))
+    assert told(parts) == []
+    (layout,) = parts.stages["1"].layouts
+    assert len(list(layout.tables)) == 2
 
 
 class Marked(torch.Tensor):
