@@ -25,6 +25,10 @@ _IN_NO_OPTIMIZER: Final = (
     "did not move in batches {}, though trainable: no optimizer holds it; give the optimizer all parameters, or add it "
     "by add_param_group"
 )
+_FROZEN_AGAIN: Final = (
+    "did not move in batches {}, though unfrozen: something has frozen it again, such as the network's own train(); "
+    "switch that off, often by an argument of the network"
+)
 _NO_GRADIENT: Final = (
     "never got a gradient in batches {}, though trainable: not used by the network, or cut off by detach(), no_grad() "
     "or activation checkpointing with use_reentrant=True"
@@ -58,6 +62,8 @@ class _Trainable:
         How many gradients of zero were seen since something moved; None if none was seen at all.
     is_reached : bool
         Whether no rectifier stands between it and the output.
+    is_frozen_again : bool
+        Whether it required no gradient when gradients were computed.
     """
 
     name: str
@@ -67,6 +73,7 @@ class _Trainable:
     has_gradient: bool = False
     n_zeros: int | None = None
     is_reached: bool = False
+    is_frozen_again: bool = False
 
     def has_moved(self) -> bool:
         return self.content is not None and content_hash(self.tensor) != self.content
@@ -126,6 +133,8 @@ class TrainableTensors:
         self._saw_gradients = True
         if self._without_gradient:
             self._without_gradient = [one for one in self._without_gradient if one.tensor.grad is None]
+            for one in self._without_gradient:
+                one.is_frozen_again = not one.tensor.requires_grad
         if look:
             sizes = [(one, _size(one.tensor.grad)) for one in self._unmoved if one.tensor.grad is not None]
             self._largest = max([self._largest, *(size for _, size in sizes if math.isfinite(size))])
@@ -168,6 +177,8 @@ class TrainableTensors:
         return [f"{listed(those)} {reason.format(f'{self._since} to {batch}')}" for reason, those in names.items()]
 
     def _reason(self, one: _Trainable, rates: Mapping[int, Any], is_remarkable: bool) -> str:
+        if one.is_frozen_again and one in self._without_gradient:
+            return _FROZEN_AGAIN
         if one.content is not None and rates and id(one.tensor) not in rates:
             return _IN_NO_OPTIMIZER
         if one in self._without_gradient:

@@ -16,7 +16,7 @@ from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.warn import warn
 
-__all__ = ["advise_on_network", "doubts_about", "in_no_optimizer", "missing_from", "partly_selected"]
+__all__ = ["advise_on_network", "doubts_about", "frozen_again", "in_no_optimizer", "missing_from", "partly_selected"]
 
 _AND_SO_ON = 6
 
@@ -99,6 +99,25 @@ def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimi
         "parameters will not be trained although the schedule makes them trainable, since no optimizer holds them: "
         f"{_by_module(network, missing)}; give the optimizer all parameters, without a filter on requires_grad, or add "
         "them by optimizer.add_param_group"
+    )
+
+
+def frozen_again(network: nn.Module, names: Sequence[str]) -> str:
+    """Describe which parameters a step has frozen, although no callback holds them.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    names : sequence of str
+
+    Returns
+    -------
+    str
+    """
+    return (
+        "parameters that the schedule makes trainable are not trained, since something else has frozen them again, "
+        f"such as the network's own train(): {_by_module(network, names)}; switch that off, often by an argument of "
+        "the network, or leave them out of the schedule"
     )
 
 

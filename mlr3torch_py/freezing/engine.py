@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from mlr3torch_py.freezing.advice import in_no_optimizer, missing_from
+from mlr3torch_py.freezing.advice import frozen_again, in_no_optimizer, missing_from
 from mlr3torch_py.freezing.inventory import Inventory
 from mlr3torch_py.freezing.memory import complete_momentum, forget_directions
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.freezing.record import Record
+from mlr3torch_py.freezing.released import Released
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import Pins, frozen_modules, is_normalisation, overruled_pins, traced_in_training
@@ -108,6 +109,7 @@ class FreezingEngine(Generic[_Host]):
         self.place = place
         self.prefix: str = "" if place == "module_" else f"{place}: "
         self._record = Record(host, self.prefix)
+        self._released = Released()
         self.peers.append(self)
 
     @property
@@ -158,12 +160,21 @@ class FreezingEngine(Generic[_Host]):
         if has_checked:
             self._flags_before = None
         self._rates.watch(tensor for engine in self.peers for tensor in _movable(engine.network))
+        governed = self._governed()
+        tensors = {name: tensor for name, tensor in self._inventory.tensors.items() if name in governed}
+        self._released.watch(self.event, tensors, self.held)
         is_settled = has_checked and not self._rates.are_unproven
         self.due = self._next_row(self.batch) if is_settled else self.batch + 1
 
     def check_rates(self) -> None:
         """Check that the factors on learning rates had an effect on the last batch."""
         self._rates.check(self.host.optimizer)
+
+    def check_released(self) -> None:
+        """Warn, after the first step since an event, about what it has frozen again, though no callback holds it."""
+        if names := self._released.frozen_again():
+            self._record.correct(self._inventory.tensors)
+            warn(f"{self.prefix}{frozen_again(self.network, names)}")
 
     def end(self) -> None:
         """Give the modules and optimizers back as they were; if no step was taken, the flags as well."""

@@ -84,6 +84,20 @@ class Record:
             self._host.record(TRAINABLE, [*(self._host.recorded(TRAINABLE) or ()), entry])
         self._last = names, trainable
 
+    def correct(self, tensors: Mapping[str, nn.Parameter]) -> None:
+        """Record that in the last batch was trainable what is so now, since the step itself has frozen something.
+
+        Parameters
+        ----------
+        tensors : mapping of str to torch.nn.Parameter
+            All parameters of the network.
+        """
+        trainable = [tensor.requires_grad for tensor in tensors.values()]
+        if entries := self._host.recorded(TRAINABLE):
+            *others, last = entries
+            self._host.record(TRAINABLE, [*others, last | {"trainable": packed(trainable, 0)["trainable"]}])
+            self._last = list(tensors), trainable
+
     def trained_last(self, names: Collection[str]) -> frozenset[str] | None:
         """Return what was trainable in the last batch; None if that was not recorded, or of other parameters."""
         written, trainable = (self._host.last_recorded(TRAINABLE, part) for part in ("names", "trainable"))

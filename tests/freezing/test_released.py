@@ -1,0 +1,47 @@
+"""What a row releases and something else freezes again is warned of, and the history does not say that it trained."""
+
+import pytest
+from torch import nn
+
+from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, trained_when
+from tests.helpers import X, iris_net, y
+
+TABLE = {"epoch": [2], "weights": [select_all()]}
+WORDS = "has frozen them again, such as the network's own train\\(\\): 0;"
+
+
+class Stubborn(nn.Sequential):
+    """A backbone that keeps its first stage frozen, as those of mmdet do."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[0].requires_grad_(False)
+        return self
+
+
+@pytest.mark.parametrize("batch_size", [30, 150])
+def test_what_the_network_freezes_again_is_warned_of_once_and_has_not_trained(batch_size):
+    net = iris_net(
+        CallbackSetUnfreeze(select_last(1), TABLE),
+        module=Stubborn,
+        batch_size=batch_size,
+        train_split=None,
+        audited=False,
+    )
+    with pytest.warns(UserWarning, match=WORDS) as said:
+        net.fit(X, y)
+    assert len(said) == 1
+    assert set(net.history[:, "n_trainable"]) == {15}
+    assert not trained_when(net).loc["0.weight"].any()
+
+
+def test_the_audit_names_the_cause():
+    net = iris_net(CallbackSetUnfreeze(select_last(1), TABLE), module=Stubborn)
+    with (
+        pytest.warns(UserWarning, match=WORDS),
+        pytest.warns(UserWarning, match=r"0.weight, 0.bias did not .* something has frozen it again"),
+    ):
+        net.fit(X, y)
