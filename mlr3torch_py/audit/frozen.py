@@ -11,7 +11,8 @@ from torch import nn
 from mlr3torch_py.audit.report import AuditReport, Stretch
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.network.bits import as_bytes, has_bits
-from mlr3torch_py.network.evaluation import frozen_modules, is_normalisation, pinned_modules
+from mlr3torch_py.network.evaluation import frozen_modules, pinned_modules
+from mlr3torch_py.network.normalisation import is_normalisation
 from mlr3torch_py.network.parameters import can_train, frozen_by_us
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
 

@@ -16,7 +16,8 @@ from mlr3torch_py.cache.packing import Recalled
 from mlr3torch_py.cache.placeholder import Passes, Placeholder
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.cache.store import Budget
-from mlr3torch_py.network.evaluation import is_normalisation, pinned_modules
+from mlr3torch_py.network.evaluation import pinned_modules
+from mlr3torch_py.network.normalisation import is_normalisation
 from mlr3torch_py.network.unwrap import all_modules
 
 __all__ = ["Operations"]

@@ -22,7 +22,8 @@ from mlr3torch_py.freezing.record import Record
 from mlr3torch_py.freezing.released import Released
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.evaluation import Pins, frozen_modules, is_normalisation, overruled_pins, traced_in_training
+from mlr3torch_py.network.evaluation import Pins, frozen_modules, overruled_pins, traced_in_training
+from mlr3torch_py.network.normalisation import is_normalisation
 from mlr3torch_py.network.parameters import (
     Flags,
     freeze,

@@ -9,24 +9,18 @@ from weakref import WeakSet
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.names import ancestors
-from mlr3torch_py.network.internals import internal
 from mlr3torch_py.network.parameters import can_train
 from mlr3torch_py.network.unwrap import all_modules, bare, named_modules, named_parameters
 
 __all__ = [
-    "NORMALISATION",
     "Pins",
     "frozen_modules",
-    "is_normalisation",
     "overruled_pins",
     "pinned_modules",
     "traced_in_training",
 ]
-
-NORMALISATION: tuple[type[nn.Module], ...] = (internal("torch.nn.modules.batchnorm", "_NormBase"),)
 
 _TRAIN: Final = nn.Module.train
 _TRAINING_FLAGS: Final = frozenset({"training", "use_input_stats"})  # of operations, as torch calls them
@@ -101,29 +95,6 @@ def _places(
             yield from _places(child, below, before, parts)
             if isinstance(module, nn.Sequential):
                 before = parts.get(below, before)
-
-
-def is_normalisation(module: nn.Module) -> bool:
-    """Whether a module seems to normalise by statistics that it keeps: only such a norm is another one in eval mode.
-
-    Those are torch's, and every other module without modules in it whose parameters do no more than scale or shift, and
-    that holds a floating-point buffer beside them.
-
-    Examples
-    --------
-    >>> is_normalisation(nn.BatchNorm1d(2)), is_normalisation(nn.Dropout()), is_normalisation(nn.Linear(2, 2))
-    (True, False, False)
-    >>> norm = nn.Module()
-    >>> norm.scale, norm.mean = nn.Parameter(torch.ones(2)), nn.Buffer(torch.zeros(2))
-    >>> is_normalisation(norm)
-    True
-    """
-    if isinstance(module, NORMALISATION):
-        return True
-    own = list(module.parameters(recurse=False))
-    is_slight = bool(own) and not any(is_lazy(one) or one.ndim > 1 for one in own)
-    has_statistics = any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
-    return is_slight and has_statistics and next(module.children(), None) is None
 
 
 class Pins:

@@ -15,8 +15,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from mlr3torch_py.names import ancestors
 from mlr3torch_py.network.code_order import code_order
-from mlr3torch_py.network.evaluation import NORMALISATION
 from mlr3torch_py.network.flow import Flow
+from mlr3torch_py.network.normalisation import NORMALISATION, is_normalisation
 from mlr3torch_py.network.parameters import has_parameters
 from mlr3torch_py.network.unwrap import bare, named_modules
 
@@ -235,7 +235,8 @@ def is_slight(module: nn.Module, tensor: nn.Parameter) -> bool:
     """
     if is_lazy(tensor):
         return isinstance(module, NORMALISATION)
-    return tensor.ndim <= 1 or tuple(tensor.shape) == tuple(getattr(module, "normalized_shape", ()))
+    has_shape_of_norm = tuple(tensor.shape) == tuple(getattr(module, "normalized_shape", ()))
+    return tensor.ndim <= 1 or has_shape_of_norm or is_normalisation(module)
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -1,0 +1,94 @@
+"""Normalisation: which modules normalise by statistics that they keep, and where they keep them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+from mlr3torch_py.network.internals import internal
+
+__all__ = ["NORMALISATION", "is_normalisation", "own_parameters", "plain_statistics"]
+
+NORMALISATION: tuple[type[nn.Module], ...] = (internal("torch.nn.modules.batchnorm", "_NormBase"),)
+
+_PARAMETRIZATIONS: Final = "parametrizations"  # where torch keeps them
+
+
+def is_normalisation(module: nn.Module) -> bool:
+    """Whether a module seems to normalise by statistics that it keeps: only such a norm is another one in eval mode.
+
+    Those are torch's, and every other module whose parameters do no more than scale or shift, that holds a
+    floating-point buffer beside them, or a plain tensor of their size, and in which no other module holds anything.
+
+    Examples
+    --------
+    >>> is_normalisation(nn.BatchNorm1d(2)), is_normalisation(nn.Dropout()), is_normalisation(nn.Linear(2, 2))
+    (True, False, False)
+    >>> norm = nn.Module()
+    >>> norm.scale, norm.mean = nn.Parameter(torch.ones(2)), nn.Buffer(torch.zeros(2))
+    >>> is_normalisation(norm)
+    True
+    """
+    if isinstance(module, NORMALISATION):
+        return True
+    own = own_parameters(module)
+    if not own or not all(_only_scales(module, tensor) for tensor in own):
+        return False
+    has_statistics = any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
+    children = (child for name, child in module._modules.items() if child is not None and name != _PARAMETRIZATIONS)
+    return (has_statistics or bool(plain_statistics(module))) and not any(map(_holds_tensors, children))
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """List the parameters of a module without those of its children, parametrized ones included.
+
+    Examples
+    --------
+    >>> linear = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    >>> [tuple(tensor.shape) for tensor in own_parameters(linear)]
+    [(2,), (2, 1), (2, 3)]
+    """
+    own = [*module.parameters(recurse=False)]
+    return [*own, *module.get_submodule(_PARAMETRIZATIONS).parameters()] if is_parametrized(module) else own
+
+
+def plain_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors that a module keeps in plain attributes and that are as large as a parameter which scales.
+
+    Running statistics are kept so in some code; what else is, such as the last output or a mask, has another size.
+
+    Examples
+    --------
+    >>> norm = nn.Module()
+    >>> norm.scale, norm.mean, norm.last = nn.Parameter(torch.ones(2)), torch.zeros(2), torch.zeros(5, 2)
+    >>> plain_statistics(norm)
+    {'mean': tensor([0., 0.])}
+    """
+    found = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.requires_grad
+    }
+    sizes = {one.numel() for one in own_parameters(module) if _only_scales(module, one)} - {1} if found else set()
+    return {name: value for name, value in found.items() if value.numel() in sizes and _is_long(value)}
+
+
+def _only_scales(module: nn.Module, tensor: torch.Tensor) -> bool:
+    """Whether a parameter has the shape of one that scales or shifts; a row may also be a matrix of torch's layers."""
+    if is_lazy(tensor) or tensor.ndim <= 1:
+        return not is_lazy(tensor)
+    is_of_torch = str(getattr(getattr(type(module), "forward", None), "__module__", "")).startswith("torch.")
+    return not is_of_torch and _is_long(tensor)
+
+
+def _is_long(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has one dimension, others of size 1 apart."""
+    return tensor.ndim > 0 and tensor.numel() == max(tensor.shape)
+
+
+def _holds_tensors(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None or any(one.is_floating_point() for one in module.buffers())
