@@ -35,9 +35,9 @@ class CallbackSetFreezeAudit(CallbackSet):
 
     Whenever something is frozen or unfrozen, and after the training batches of every epoch, two kinds of tensors are
     compared with what they were: all parameters that did not require a gradient since the last time, and all buffers
-    of parts of the network that were frozen as a whole, by callbacks or by hand. The network is ``module_``, and with
-    it every other module of the net that a freezing callback governs by `module`; names in these begin with that of the
-    module, as ``discriminator_.0.weight``.
+    of parts of the network that were frozen as a whole, by callbacks or by hand, with the running statistics that norms
+    in them keep in plain attributes. The network is ``module_``, and with it every other module of the net that a
+    freezing callback governs by `module`; names in these begin with that of the module, as ``discriminator_.0.weight``.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from mlr3torch_py.audit.report import AuditReport, Stretch
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.network.bits import as_bytes, has_bits
 from mlr3torch_py.network.evaluation import frozen_modules, pinned_modules
-from mlr3torch_py.network.normalisation import is_normalisation
+from mlr3torch_py.network.normalisation import is_normalisation, plain_statistics
 from mlr3torch_py.network.parameters import can_train, frozen_by_us
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
 
@@ -21,7 +21,7 @@ __all__ = ["FrozenTensor", "FrozenTensors", "named_tensors"]
 
 @dataclass(slots=True)
 class FrozenTensor:
-    """A parameter that is frozen, or a buffer of a part that is frozen as a whole.
+    """A parameter that is frozen, or a buffer or a plain statistic of a part that is frozen as a whole.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class FrozenTensor:
         All names of the tensor.
     tensor : torch.Tensor
     module : torch.nn.Module
-        Whose parameter or buffer it is.
+        That holds it.
     kept : torch.Tensor
         The bytes that it had.
     since : int
@@ -67,8 +67,8 @@ class FrozenTensor:
 
     @property
     def must_stay(self) -> bool:
-        """Whether it is an error if it moves."""
-        return self.is_parameter or self.is_pinned
+        """Whether it is an error if it moves; what is no buffer may be anything."""
+        return self.is_parameter or (self.is_pinned and self.names[0].rpartition(".")[2] in self.module._buffers)
 
 
 class FrozenTensors:
@@ -164,7 +164,7 @@ class FrozenTensors:
     def _differs(self, one: FrozenTensor, now: Mapping[str, torch.Tensor], kept: torch.Tensor) -> bool:
         tensor = now.get(one.names[0])
         if tensor is None or not has_bits(tensor):
-            return True
+            return one.must_stay
         return not _are_equal(self._bits(tensor).to(kept.device), kept)
 
     def _bits(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -177,16 +177,16 @@ class FrozenTensors:
 
 
 def named_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the parameters and buffers of a network by their names."""
+    """Return the parameters, buffers and plain statistics of a network by their names."""
     return {**named_parameters(network), **_named_buffers(network)}
 
 
 def _named_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
     return {
-        f"{path}.{name}".strip("."): buffer
+        f"{path}.{name}".strip("."): tensor
         for path, module in named_modules(network)
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        for name, tensor in (*module._buffers.items(), *plain_statistics(module).items())
+        if tensor is not None
     }
 
 

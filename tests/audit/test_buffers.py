@@ -175,6 +175,28 @@ def test_where_eval_mode_does_not_help_it_is_not_recommended():
     assert message.endswith('writes it even in eval mode, so that frozen_mode="eval" does not stop it')
 
 
+class ByGradient(OwnNorm):
+    """Keeps its statistics in a plain tensor, and moves them wherever gradients are computed, as in some textbooks."""
+
+    def __init__(self):
+        super().__init__()
+        del self.mean
+        self.mean = torch.zeros(1, 4)
+        self.last = None
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0, keepdim=True)
+        self.last = x.detach()
+        return (x - self.mean) * self.weight
+
+
+def test_statistics_in_plain_attributes_are_warned_of_and_other_tensors_there_are_not():
+    for options in ({}, {"frozen_mode": "eval"}):
+        (message,) = warnings_of(net_of(behind(ByGradient)(), **options))
+        assert message.startswith("0.1.mean moved in a frozen part, in batches 1 to 3: the network's own forward")
+
+
 def test_each_part_is_compared_as_long_as_it_is_frozen():
     table = {"epoch": [2, 3], "weights": [select_prefix("second"), select_all()]}
     audit = t_clbk("freeze_audit")
