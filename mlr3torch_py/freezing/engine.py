@@ -32,7 +32,7 @@ from mlr3torch_py.network.parameters import (
     n_trainable,
     remember_moved,
 )
-from mlr3torch_py.network.unwrap import all_modules
+from mlr3torch_py.network.unwrap import all_modules, own_parameters
 from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.rates import Factor, factors_at
 from mlr3torch_py.schedule.steps import Moment
@@ -343,7 +343,7 @@ def _movable(network: nn.Module) -> Iterator[torch.Tensor]:
     """Yield the trainable tensors that nothing but an update moves."""
     for module in all_modules(network):
         if getattr(module, "max_norm", None) is None:  # by which an embedding writes its weight in each forward pass
-            for tensor in module._parameters.values():
+            for tensor in own_parameters(module).values():
                 if tensor is not None and tensor.requires_grad and not is_lazy(tensor):
                     yield tensor
 

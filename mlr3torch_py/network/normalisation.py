@@ -10,8 +10,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from mlr3torch_py.network.internals import internal
+from mlr3torch_py.network.unwrap import own_parameters
 
-__all__ = ["NORMALISATION", "is_normalisation", "own_parameters", "plain_statistics"]
+__all__ = ["NORMALISATION", "all_own_parameters", "is_normalisation", "plain_statistics"]
 
 NORMALISATION: tuple[type[nn.Module], ...] = (internal("torch.nn.modules.batchnorm", "_NormBase"),)
 
@@ -35,7 +36,7 @@ def is_normalisation(module: nn.Module) -> bool:
     """
     if isinstance(module, NORMALISATION):
         return True
-    own = own_parameters(module)
+    own = all_own_parameters(module)
     if not own or not all(_only_scales(module, tensor) for tensor in own):
         return False
     has_statistics = any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
@@ -43,16 +44,16 @@ def is_normalisation(module: nn.Module) -> bool:
     return (has_statistics or bool(plain_statistics(module))) and not any(map(_holds_tensors, children))
 
 
-def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+def all_own_parameters(module: nn.Module) -> list[nn.Parameter]:
     """List the parameters of a module without those of its children, parametrized ones included.
 
     Examples
     --------
     >>> linear = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
-    >>> [tuple(tensor.shape) for tensor in own_parameters(linear)]
+    >>> [tuple(tensor.shape) for tensor in all_own_parameters(linear)]
     [(2,), (2, 1), (2, 3)]
     """
-    own = [*module.parameters(recurse=False)]
+    own = [one for one in own_parameters(module).values() if one is not None]
     return [*own, *module.get_submodule(_PARAMETRIZATIONS).parameters()] if is_parametrized(module) else own
 
 
@@ -73,7 +74,7 @@ def plain_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
         for name, value in vars(module).items()
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.requires_grad
     }
-    sizes = {one.numel() for one in own_parameters(module) if _only_scales(module, one)} - {1} if found else set()
+    sizes = {one.numel() for one in all_own_parameters(module) if _only_scales(module, one)} - {1} if found else set()
     return {name: value for name, value in found.items() if value.numel() in sizes and _is_long(value)}
 
 

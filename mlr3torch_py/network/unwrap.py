@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Final
 
 from torch import nn
 
@@ -20,6 +21,7 @@ __all__ = [
     "named_modules",
     "named_parameters",
     "names_by_tensor",
+    "own_parameters",
     "tied_names",
 ]
 
@@ -32,6 +34,8 @@ _WRAPPED_UNDER = {
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": "_checkpoint_wrapped_module",
 }
+
+_OF_PARAMETERS: Final = frozenset({nn.Parameter, type(None)})
 
 
 @cache
@@ -189,8 +193,35 @@ def grouped_names(tensors: Mapping[str, nn.Parameter]) -> list[list[str]]:
     return list(names.values())
 
 
+def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    """Return the parameters of a module without those of its children.
+
+    What a forward pass computes and puts among them, as old weight drop does, is none.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    mapping of str to torch.nn.Parameter or None
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> linear = nn.Linear(2, 1)
+    >>> linear._parameters["weight"] = 2 * linear.weight
+    >>> list(own_parameters(linear))
+    ['bias']
+    """
+    parameters = module._parameters
+    if _OF_PARAMETERS.issuperset(map(type, parameters.values())):
+        return parameters
+    return {name: one for name, one in parameters.items() if one is None or isinstance(one, nn.Parameter)}
+
+
 def _collect(module: nn.Module, prefix: str, found: dict[str, nn.Parameter]) -> None:
-    for name, tensor in module._parameters.items():
+    for name, tensor in own_parameters(module).items():
         if tensor is not None:
             found[prefix + name] = tensor
     for name, child in module._modules.items():
@@ -229,7 +260,7 @@ class Places:
                 if children := one._modules:
                     modules += children.values()
                     names += children.keys()
-                if parameters := one._parameters:
+                if parameters := own_parameters(one):
                     tensors += parameters.values()
                     names += parameters.keys()
                 names.append(len(modules))  # which tells whose names these are

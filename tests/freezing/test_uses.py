@@ -8,6 +8,7 @@ from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNet, NeuralNetClassifier
 from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 from skorch.callbacks import Freezer as FreezerOfSkorch
+from skorch.dataset import ValidSplit
 from torch import nn
 from torch.nn.utils import prune
 
@@ -265,3 +266,26 @@ def test_the_freezer_of_skorch_beside():
     iris_net(FreezerOfSkorch("slow.*"), schedule(), trace, module=Network, max_epochs=1, audited=False).fit(X, y)
     assert "head.weight" in trace.batches_[0]
     assert not any("frozen" in name for names in trace.batches_ for name in names)
+
+
+class OldWeightDrop(nn.Module):
+    """Puts what it has computed among the parameters of its layer, as the LSTM of ULMFiT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.raw = nn.Parameter(self.layer.weight.data)
+
+    def forward(self, x):
+        self.layer._parameters["weight"] = nn.functional.dropout(self.raw, 0.5, self.training)
+        return self.head(self.layer(x))
+
+
+@pytest.mark.parametrize("train_split", [None, ValidSplit(3, stratified=True)], ids=["without", "with validation"])
+def test_what_a_forward_pass_puts_among_the_parameters_is_none(train_split):
+    body = select_all() - select_prefix("head")
+    rows = {"epoch": [2, 4], "weights": [body, body], "action": ["freeze", "unfreeze"]}
+    net = iris_net(CallbackSetUnfreeze(select_all(), rows), module=OldWeightDrop, train_split=train_split).fit(X, y)
+    assert net.history[:, "n_trainable"] == [35, 15, 15, 35]
+    report = dict(net.callbacks_)["freeze_audit"].report().query("name == 'raw'")
+    assert (report["frozen_from"].min(), report["frozen_to"].max(), report["moved"].any()) == (2, 3, False)
