@@ -16,7 +16,15 @@ from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.warn import warn
 
-__all__ = ["advise_on_network", "doubts_about", "frozen_again", "in_no_optimizer", "missing_from", "partly_selected"]
+__all__ = [
+    "advise_on_frozen",
+    "advise_on_network",
+    "doubts_about",
+    "frozen_again",
+    "in_no_optimizer",
+    "missing_from",
+    "partly_selected",
+]
 
 _AND_SO_ON = 6
 
@@ -39,16 +47,8 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], prefix: str = "
         For parameters that required no gradient before any callback acted and will be trained, and for embeddings whose
         forward pass writes a weight that is frozen.
     """
-    will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
+    advise_on_frozen(network, plans, prefix)
     will_be_held = frozenset[str]().union(*(plan.ever_held for plan in plans))
-    before_us = frozen_before_us(network) & will_train
-    fixed = [name for name, one in named_parameters(network).items() if name in before_us and not one.requires_grad]
-    if fixed:
-        warn(
-            f"{prefix}parameters that required no gradient before training will be trained by the schedule: "
-            f"{_by_module(network, fixed)}; if that is not meant, select among the others by `& select_trainable()`, "
-            "and if it is, set their requires_grad to True before"
-        )
     for path, module in named_modules(network):
         name = f"{path}.weight" if path else "weight"
         if getattr(module, "max_norm", None) is not None and name in will_be_held:
@@ -56,6 +56,31 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], prefix: str = "
                 f"{prefix}{name} will be frozen, but the {type(module).__name__} has max_norm={module.max_norm!r}, by "
                 "which every forward pass rescales its weight; set max_norm to None to keep it as it is"
             )
+
+
+def advise_on_frozen(network: nn.Module, plans: Iterable[Plan], prefix: str = "", known: Held = frozenset()) -> None:
+    """Warn about parameters that required no gradient before any callback acted and will be trained.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        As it is before anything is frozen.
+    plans : iterable of Plan
+        Those of all freezing callbacks.
+    prefix : str
+        What warnings begin with.
+    known : set of str
+        Parameters of which that was known before.
+    """
+    will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
+    before_us = (frozen_before_us(network) & will_train) - known
+    fixed = [name for name, one in named_parameters(network).items() if name in before_us and not one.requires_grad]
+    if fixed:
+        warn(
+            f"{prefix}parameters that required no gradient before training will be trained by the schedule: "
+            f"{_by_module(network, fixed)}; if that is not meant, select among the others by `& select_trainable()`, "
+            "and if it is, set their requires_grad to True before"
+        )
 
 
 def missing_from(network: nn.Module, names: Held, optimizers: Iterable[Optimizer]) -> list[str]:

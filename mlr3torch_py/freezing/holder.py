@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Final, get_args
 from torch import nn
 
 from mlr3torch_py.arguments import check_choice, check_text
-from mlr3torch_py.freezing.advice import advise_on_network
+from mlr3torch_py.freezing.advice import advise_on_frozen, advise_on_network
 from mlr3torch_py.freezing.compilation import warn_of_recompilation
 from mlr3torch_py.freezing.engine import FreezingEngine
 from mlr3torch_py.freezing.host import SkorchHost, check_module
 from mlr3torch_py.freezing.roles import Mode
-from mlr3torch_py.network.parameters import can_train, n_trainable
+from mlr3torch_py.network.parameters import can_train, frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Held, Plan
@@ -48,6 +48,7 @@ class FreezingCallback(CallbackSet, ABC):
     plans_: tuple[Plan, ...] = ()
     held_: Held = frozenset()
     missing_: Held = frozenset()
+    frozen_before_: Held | None = None  # by others, when the last call ended
 
     @abstractmethod
     def make_plans(self, module: nn.Module) -> tuple[Plan, ...]:
@@ -229,6 +230,7 @@ class FreezingCallback(CallbackSet, ABC):
     def _drop_engine(self) -> None:
         if self.engine_ is not None:
             self.engine_.end()
+            self.frozen_before_ = frozen_before_us(self.engine_.network)
             self.engine_ = None
 
     def _start(self, net: Net) -> FreezingEngine[SkorchHost]:
@@ -252,6 +254,8 @@ class FreezingCallback(CallbackSet, ABC):
             if moment.epoch == 0:
                 advise_on_network(engine.network, [*engine.plans], engine.prefix)
                 engine.driver.missing_ = frozenset()
+            elif (known := callbacks[0].frozen_before_) is not None:
+                advise_on_frozen(engine.network, engine.plans, engine.prefix, known)
             engine.warn_of_missing()
             engine.begin()
         except Exception:

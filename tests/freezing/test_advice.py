@@ -304,3 +304,16 @@ def test_misspelt_parts_are_warned_of_in_rows_as_in_the_starting_weights(select,
     assert len(told) == len(parts)
     for message, part in zip(told, parts, strict=True):
         assert re.match(f"{place}{re.escape(part)} matches no weight of the network", message)
+
+
+def test_what_is_frozen_by_hand_between_two_calls_is_warned_of_once():
+    table = {"epoch": [2], "weights": [select_all()]}
+    net = iris_net(CallbackSetUnfreeze(select_last(1), table), max_epochs=2).fit(X, y)
+    net.module_[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match=CAME_IN_FROZEN.format("0")) as said:
+        net.partial_fit(X, y)
+    assert len(said) == 1
+    net.partial_fit(X, y)
+    net.module_[0].requires_grad_(False)
+    net.set_params(callbacks=[Freezer("3.weight")])
+    net.partial_fit(X, y)  # which keeps what it does not govern
