@@ -169,7 +169,7 @@ def _as_torch_callback(x: Any) -> TorchCallback:
         return t_clbk(x)
     if isinstance(x, type) and issubclass(x, CallbackSet) and not isabstract(x):
         key = mlr3torch_callbacks.key_of(x)
-        return TorchCallback(key, x(**parameters_of(x)))
+        return TorchCallback(key, x.with_params(parameters_of(x)))
     if isinstance(x, CallbackSet):
         return TorchCallback(mlr3torch_callbacks.key_of(type(x)), x)
     raise TypeError(f"`x` is {shown(x)}; give a TorchCallback, a CallbackSet, a class of these, or a key")

@@ -113,7 +113,7 @@ class CallbackDictionary:
             gone = [reason for name, reason in generator.gone_params.items() if name in unknown]
             hint = gone[0] if gone else nearest(unknown, [*known, "id", "weight"])
             raise TypeError(f"callback {key!r} has no parameter {', '.join(map(repr, unknown))}; {hint}")
-        callback = generator(**(known | params))
+        callback = generator.with_params(known | params)
         callback.check_params()
         if weight is not None:
             callback.weight = weight

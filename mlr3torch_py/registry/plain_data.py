@@ -136,7 +136,7 @@ def _callback_to_dict(value: TorchCallback | CallbackSet) -> dict[str, Any]:
         "params": {
             name: _write(f"`value`: the parameter `{name}`", cell)
             for name, cell in given
-            if cell is not REQUIRED and cell is not defaults[name]
+            if cell is not REQUIRED and cell is not defaults.get(name, REQUIRED)
         }
     }
 

@@ -152,7 +152,8 @@ def _check_unique(id: str, callbacks: Any) -> None:
 def parameters_of(generator: type[CallbackSet]) -> dict[str, Any]:
     """Map the parameters of a class to their defaults or REQUIRED."""
     parameters = inspect.signature(generator).parameters.values()
-    return {p.name: REQUIRED if p.default is p.empty else p.default for p in parameters}
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {p.name: REQUIRED if p.default is p.empty else p.default for p in named}
 
 
 @short_traceback
@@ -181,7 +182,8 @@ def torch_callback(
         Where it is documented; the full name of its class by default.
     **description
         The arguments of `callback_set`: functions for the stages, ``initialize``, ``state_dict``, ``load_state_dict``,
-        ``weight``, ``public`` and ``inherit``. Set parameters of ``initialize`` without a default through the net.
+        ``weight``, ``public`` and ``inherit``. Set parameters of ``initialize`` without a default through the net;
+        it is called once they are set.
 
     Returns
     -------
@@ -214,7 +216,7 @@ def torch_callback(
     public["packages"] = (*inherited, *check_names("packages", packages))
     name = "CallbackSet" + "".join(word.capitalize() for word in id.split("_")) if classname is None else classname
     generator = callback_set(name, public=public, **description)
-    return TorchCallback(id, generator(**parameters_of(generator)))
+    return TorchCallback(id, generator.with_params(parameters_of(generator)))
 
 
 def check_id(argument: str, value: object) -> None:

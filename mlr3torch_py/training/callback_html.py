@@ -17,9 +17,10 @@ __all__ = ["callback_html", "code", "given", "summary_of"]
 
 def given(callback: StagedCallback) -> dict[str, Any]:
     """Return the parameters of a callback that are not the defaults of its class."""
-    defaults = {name: p.default for name, p in inspect.signature(type(callback)).parameters.items()}
+    parameters = inspect.signature(type(callback)).parameters
     values = callback.get_params(deep=False)
-    return {name: value for name, value in values.items() if not _is_same(value, defaults[name])}
+    is_given = {name: name not in parameters or not _is_same(values[name], parameters[name].default) for name in values}
+    return {name: value for name, value in values.items() if is_given[name]}
 
 
 def _is_same(value: Any, default: Any) -> bool:

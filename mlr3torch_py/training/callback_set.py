@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from enum import Enum
 from functools import wraps
@@ -93,6 +93,7 @@ class CallbackSet(StagedCallback):
     label: ClassVar[str] = ""
     man: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("mlr3torch_py", "skorch", "torch")
+    is_unmade_: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -103,6 +104,16 @@ class CallbackSet(StagedCallback):
             raise TypeError(
                 f"{cls.__name__} has the parameter {taken[0]!r}, which every callback has already; give it another name"
             )
+
+    @classmethod
+    def with_params(cls, params: Mapping[str, Any]) -> Self:
+        """Make a callback; while a required parameter is REQUIRED, its constructor is not called."""
+        unmade = object.__new__(cls)
+        vars(unmade).update(params)
+        if not unmade._unset():
+            return cls(**params)
+        vars(unmade)["is_unmade_"] = True
+        return unmade
 
     @property
     def stages(self) -> list[str]:
@@ -159,28 +170,54 @@ class CallbackSet(StagedCallback):
         Raises
         ------
         TypeError, ValueError
-            If a parameter has the wrong type or value, or was never set.
+            If a parameter has the wrong type or value, was never set, or is not stored by the constructor.
         ImportError
             If a package is not installed.
         """
+        self._call_constructor()
         self.check_params()
         if missing := [package for package in type(self).packages if not _is_installed(package)]:
             raise ImportError(
                 f"{type(self).__name__} needs {listed(missing)}, not installed here; run `pip install {missing[0]}`"
             )
-        for parameter, value in self.get_params(deep=False).items():
-            if value is REQUIRED and not self.is_replaced(parameter):
-                raise ValueError(
-                    f"`{parameter}` of {type(self).__name__} was never set; pass it to t_clbk(), "
-                    f"or to the net as callbacks__{name}__{parameter}"
-                )
+        if unset := self._unset():
+            raise ValueError(
+                f"`{unset[0]}` of {type(self).__name__} was never set; pass it to t_clbk(), "
+                f"or to the net as callbacks__{name}__{unset[0]}"
+            )
+
+    def _unset(self) -> list[str]:
+        """List the required parameters that are still to be set."""
+        values = self.get_params(deep=False)
+        return [name for name, value in values.items() if value is REQUIRED and not self.is_replaced(name)]
+
+    def _call_constructor(self) -> None:
+        """Call the constructor that `with_params` has not called, once all parameters are set."""
+        if self.is_unmade_ and not self._unset():
+            values = self.get_params(deep=False)
+            made = type(self)(**values)
+            for name in ["is_unmade_", *values]:
+                vars(self).pop(name, None)
+            vars(self).update(vars(made))
 
     def _get_param_names(self) -> list[str]:
         parameters = inspect.signature(type(self)).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            names: list[str] = super()._get_param_names()
-            return names
-        return [name for name in parameters if name in vars(self)]
+        passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name, parameter in parameters.items():
+            is_bundle = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            is_stored = _is_stored(self, name)
+            if is_bundle and (is_stored or not passes_on):
+                raise TypeError(
+                    f"`{parameter}` of {type(self).__name__} names no parameters, so a copy would lose them; "
+                    "name each in the signature of the constructor"
+                )
+            if not is_bundle and not is_stored:
+                raise TypeError(
+                    f"`{name}` of {type(self).__name__} is not stored by its constructor, so a copy would lose it; "
+                    f"write self.{name} = {name}"
+                )
+        names: list[str] = super()._get_param_names() if passes_on else list(parameters)
+        return names
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters of the callback.
@@ -203,6 +240,9 @@ class CallbackSet(StagedCallback):
         if unknown:
             raise ValueError(f"`{unknown[0]}` is no parameter of {type(self).__name__}; {nearest(unknown[:1], known)}")
         super().set_params(**params)
+        self._call_constructor()
+        if params and self.given_ is None:
+            vars(self)["given_"] = {}  # so that a fit from scratch calls the constructor again
         return self
 
     def __radd__(self, callbacks: Any) -> Any:
@@ -210,7 +250,8 @@ class CallbackSet(StagedCallback):
         return [*callbacks, self] if isinstance(callbacks, list) else NotImplemented
 
     def __sklearn_clone__(self) -> CallbackSet:
-        cloned = type(self)(**{name: clone(value, safe=False) for name, value in self.get_params(deep=False).items()})
+        values = self.get_params(deep=False).items()
+        cloned = self.with_params({name: clone(value, safe=False) for name, value in values})
         cloned.weight_ = self.weight_
         return cloned
 
@@ -222,6 +263,11 @@ class CallbackSet(StagedCallback):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={code(value)}' for name, value in given(self).items())})"
+
+
+def _is_stored(callback: CallbackSet, name: str) -> bool:
+    """Check whether a callback has an attribute of its own, or a property, of this name."""
+    return name in vars(callback) or inspect.isdatadescriptor(inspect.getattr_static(type(callback), name, None))
 
 
 def _is_installed(package: str) -> bool:

@@ -77,3 +77,41 @@ def test_a_weight_survives_clone_and_pickle():
     assert [callback.weight for _, callback in net.callbacks] == [3, 3]
     assert pickle.loads(pickle.dumps(made)).weight == 3
     assert t_clbk("early_stopping").weight == 1000
+
+
+class Lost(CallbackSet):
+    def __init__(self, word="default"):
+        self.text = word
+
+
+class Bundle(CallbackSet):
+    def __init__(self, **words):
+        self.words = words
+
+
+class PassesOn(CallbackSetEarlyStopping):
+    """Stores what it names, and leaves the rest to its base."""
+
+    def __init__(self, word="default", **kwargs):
+        super().__init__(**kwargs)
+        self.word = word
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (Lost("hello"), r"`word` of Lost is not stored by its constructor, .*; write self\.word = word"),
+        (Bundle(word="hello"), r"`\*\*words` of Bundle names no parameters, .*; name each"),
+    ],
+)
+def test_a_parameter_that_a_copy_would_lose_is_refused_before_training(callback, message):
+    with pytest.raises(TypeError, match=message):
+        iris_net(("lost", callback)).fit(X, y)
+    with pytest.raises(TypeError, match=message):
+        clone(callback)
+
+
+def test_parameters_may_be_passed_on_to_the_base():
+    copied = clone(PassesOn("hello", patience=3))
+    assert (copied.word, copied.patience) == ("hello", 3)
+    assert "patience=3" in repr(copied)

@@ -81,6 +81,19 @@ def count_epochs(self):
 CallbackSetCounted = callback_set("CallbackSetCounted", inherit=CallbackSetEarlyStopping, on_epoch_begin=count_epochs)
 
 
+def test_a_constructor_is_not_called_before_its_parameters_are_set():
+    def initialize(self, word):
+        self.word, self.text = word, word.upper()
+
+    said = []
+    shout = torch_callback("shout", initialize=initialize, on_end=lambda self: said.append(self.text))
+    with pytest.raises(ValueError, match="`word` of CallbackSetShout was never set"):
+        iris_net(clone(shout), max_epochs=1).fit(X, y)
+    net = iris_net(shout, max_epochs=1, callbacks__shout__word="a").fit(X, y)
+    clone(net).set_params(callbacks__shout__word="b").fit(X, y)
+    assert said == ["A", "B"]
+
+
 def test_a_class_may_derive_from_another():
     counted = CallbackSetCounted(patience=1, monitor="train_loss", min_delta=100.0)
     assert isinstance(counted, CallbackSetEarlyStopping)
