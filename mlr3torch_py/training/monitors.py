@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ __all__ = ["check_monitor", "warn_of_missing_scores"]
 _LOOKS_UP: Final = ("LOAD_ATTR", "LOAD_METHOD")
 _RECORDS: Final = ("record", "record_batch")
 _CALLS: Final = ("CALL", "PRECALL", "KW_NAMES")
+_CONSTANT: Final = ("LOAD_CONST", "LOAD_SMALL_INT")
+_WRITES_ROWS: Final = {"update", "setdefault", "__setitem__"}
 _LIBRARIES: Final = ("skorch", "mlr3torch_py", "sklearn", "builtins", "abc", "typing")
 
 
@@ -88,27 +90,47 @@ def _is_recorded_by_code(net: Net, monitor: str) -> bool:
 
 def _may_record(code: CodeType, monitor: str) -> bool:
     """Check whether a function may record a score: by a text in it, or under a key that is worked out."""
-    if monitor in code.co_consts:
+    constants = set(_constants(code.co_consts))
+    if monitor in constants or any(_is_key_worked_out(called) for called in _recordings(code)):
         return True
-    return any(key is None or monitor.startswith(key) for key in _recorded(code))
+    if "history" not in constants.union(code.co_names, code.co_varnames, code.co_freevars):
+        return False
+    called = list(dis.get_instructions(code))
+    items = [key for key, store in pairwise(called) if store.opname == "STORE_SUBSCR"]
+    has_items = any(not key.opname.startswith(_CONSTANT) for key in items)
+    return has_items or "record" in constants or not _WRITES_ROWS.isdisjoint(code.co_names)
 
 
-def _recorded(code: CodeType) -> Iterator[str | None]:
-    """Yield the texts with which the keys begin that a function works out and records; None without such a text."""
-    called = [one for one in dis.get_instructions(code) if one.opname != "PUSH_NULL"]
-    for one, key, following in zip(called, called[1:], called[2:], strict=False):
-        if one.opname in _LOOKS_UP and one.argval in _RECORDS and not key.opname.startswith(_CALLS):
-            if key.opname != "LOAD_CONST":
-                yield None
-            elif isinstance(key.argval, str) and _is_continued(called, following):
-                yield key.argval
+def _constants(values: Iterable[Any]) -> Iterator[str]:
+    """Yield the texts of a function, those of keys and of keyword arguments included."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _constants(value)
 
 
-def _is_continued(called: list[dis.Instruction], following: dis.Instruction) -> bool:
-    """Whether a text is only the beginning of a key: more is formatted, or added, before the next call."""
-    rest = called[called.index(following) :]
-    until = takewhile(lambda one: not one.opname.startswith(_CALLS), rest)
-    return any(one.opname.startswith(("FORMAT", "BUILD_STRING", "BINARY_OP")) for one in until)
+def _recordings(code: CodeType) -> Iterator[list[dis.Instruction]]:
+    """Yield what follows in a function wherever it looks up a method that records."""
+    called = list(dis.get_instructions(code))
+    for i, one in enumerate(called, start=1):
+        if one.opname in _LOOKS_UP and one.argval in _RECORDS:
+            yield called[i + (called[i].opname == "PUSH_NULL") :]
+
+
+def _is_key_worked_out(following: list[dis.Instruction]) -> bool:
+    """Check whether a method is passed on, or called with a first argument that is no constant."""
+    key, *rest = following
+    if key.opname.startswith(_CALLS):
+        return bool(key.arg)  # which has the method among its arguments
+    if not key.opname.startswith(_CONSTANT) or rest[0].opname in _LOOKS_UP:
+        return True
+    depth = 0  # of the stack above the constant
+    for one in rest:
+        depth += dis.stack_effect(one.opcode, one.arg, jump=False)
+        if depth <= 0:
+            return not one.opname.startswith(_CALLS)
+    return True
 
 
 def _functions(net: Net) -> Iterator[FunctionType]:

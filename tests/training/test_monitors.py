@@ -114,6 +114,45 @@ class Writer:
         net.history.record(f"{KEY[:3]}_loss", 0.5)
 
 
+def formatted(net, name, score):
+    net.history.record("{}_loss".format(name), score)  # noqa: UP032
+
+
+def added(net, name, score):
+    net.history.record("" + name.lower() + "_loss", score)
+
+
+def joined(net, name, score):
+    net.history.record("_".join((name, "loss")), score)
+
+
+def by_keyword(net, name, score):
+    net.history.record(attr="" + name.lower() + "_loss", value=score)
+
+
+def passed_on(net, name, score):
+    (lambda record: record(f"{name}_loss", score))(net.history.record)
+
+
+def into_row(net, name, score):
+    net.history[-1][f"{name}_loss"] = score
+
+
+def updated(net, name, score):
+    net.history[-1].update({f"{name}_loss": score})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [formatted, added, joined, by_keyword, passed_on, into_row, updated],
+    ids=lambda f: f.__name__,
+)
+def test_a_score_whose_name_is_worked_out_is_not_refused(record):
+    mine = torch_callback("mine", on_epoch_end=lambda self: record(self.ctx.net, "own", 0.5))
+    net = iris_net(mine, MONITORING["early_stopping"]("own_loss"), max_epochs=2, batch_size=150).fit(X, y)
+    assert net.history[:, "own_loss"] == [0.5, 0.5]
+
+
 @every_one
 @pytest.mark.parametrize(
     "recorder", [ByName([0.5] * 2), ByConstant(), ByFunction(), ByGiven(write_half), ByGiven(Writer().write)]
@@ -129,7 +168,7 @@ class Timer(Callback):
     def on_epoch_end(self, net, **kwargs):
         self.record()
         self.record(0, 1)
-        net.history.record("own_losses", 0.5)
+        net.history.record("own_losses", min(1.0, net.history[-1]["train_loss"]))
 
     def record(self, *args):
         pass
