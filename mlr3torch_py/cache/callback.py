@@ -260,6 +260,10 @@ class CallbackSetFrozenCache(CallbackSet):
     def unprinted(self) -> tuple[str, ...]:
         return ("cache_misses", "cache_bytes", "cache_saved", "cache_hits_stored", "cache_store_bytes")
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return ("cache_hits", *self.unprinted)
+
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self._close()
 

@@ -306,6 +306,10 @@ class CallbackSetLRScheduler(CallbackSet):
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self.state_, self.scheduler_ = self.state_dict(), None
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return (RATE,)
+
     def _record(self, net: Net) -> None:
         """Record the rate of the epoch, unless another scheduler has done so before it stepped."""
         if RATE not in row_of(net.history, -1):

@@ -67,6 +67,10 @@ class FreezingCallback(CallbackSet, ABC):
         return (key_of("event_unfreeze", self.module),)  # which the names of what was unfrozen tell, too
 
     @property
+    def numbers(self) -> tuple[str, ...]:
+        return (key_of("n_trainable", self.module),)
+
+    @property
     def governed(self) -> Held:
         """The parameters whose flags are set when training begins, whatever they were."""
         return frozenset().union(*(plan.names for plan in self.plans_))

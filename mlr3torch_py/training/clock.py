@@ -10,7 +10,7 @@ from typing import Any, Final, overload
 
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.steps import Moment
-from mlr3torch_py.values import shown
+from mlr3torch_py.values import plain, shown
 
 __all__ = ["moment_of", "n_batches_of", "row_of", "rows_of", "score_of", "scores_by_epoch", "take_back_epoch"]
 
@@ -132,20 +132,23 @@ def score_of(row: Mapping[str, Any], monitor: str) -> float | None:
     Raises
     ------
     TypeError
-        If it is no number.
+        If it is no number; True and False are none.
 
     Examples
     --------
     >>> score_of({"valid_loss": 0.5}, "valid_loss"), score_of({}, "valid_loss")
     (0.5, None)
     """
-    value = row.get(monitor)
+    value = plain(row.get(monitor))
     if value is None:
         return None
+    message = f"`monitor` is {monitor!r}, and the history has {shown(value)}; record a number"
+    if isinstance(value, bool):
+        raise TypeError(message)
     try:
         score = float(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`monitor` is {monitor!r}, and the history has {shown(value)}; record a number") from error
+        raise TypeError(message) from error
     return None if math.isnan(score) else score
 
 

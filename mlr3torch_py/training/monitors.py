@@ -8,10 +8,13 @@ from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import Any, Final
 
+from skorch.callbacks import LRScheduler
+
 from mlr3torch_py.names import nearest
 from mlr3torch_py.network.holdings import walk
-from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.stages import StagedCallback
+from mlr3torch_py.protocols import History, Net
+from mlr3torch_py.training.clock import score_of
+from mlr3torch_py.training.stages import StagedCallback, is_staged
 from mlr3torch_py.values import shown
 from mlr3torch_py.warn import warn
 
@@ -39,22 +42,20 @@ def check_monitor(net: Net, monitor: str, *, has_valid: bool) -> None:
     Raises
     ------
     ValueError
-        If nothing in the net records it.
+        If nothing in the net records it as a number.
     """
-    if any(monitor in row for row in net.history.to_list()) or _is_recorded_by_code(net, monitor):
-        return
     scorers = dict(_scorers(net))
-    if monitor in scorers:
-        if has_valid or scorers[monitor]:
-            return
+    if monitor not in scorers:
+        _check_flag_of_score(net, monitor, scorers)
+        if not (_is_in(net.history, monitor) or monitor in _numbers(net) or _is_recorded_by_code(net, monitor)):
+            raise ValueError(
+                f"`monitor` is {shown(monitor)}, which nothing in the net records as a number; "
+                f"{nearest([monitor], scorers)} For another score add a callback such as skorch's EpochScoring"
+            )
+    elif not (has_valid or scorers[monitor] or _is_in(net.history, monitor) or _is_recorded_by_code(net, monitor)):
         raise ValueError(
             f"`monitor` is {monitor!r}, but the net has no validation data; give it a `train_split`, or monitor a "
             "score of training, such as 'train_loss'"
-        )
-    if not _is_recorded_otherwise(monitor):
-        raise ValueError(
-            f"`monitor` is {shown(monitor)}, which nothing in the net records; {nearest([monitor], scorers)} "
-            "For another score add a callback such as skorch's EpochScoring"
         )
 
 
@@ -77,10 +78,32 @@ def _scorers(net: Net) -> Iterator[tuple[str, bool]]:
                 yield name, bool(attributes["on_train"])
 
 
-def _is_recorded_otherwise(monitor: str) -> bool:
-    """Check whether a key is one that skorch or this package writes beside scores."""
-    begins_so = monitor.startswith(("event_", "cache_", "n_trainable"))
-    return monitor in ("epoch", "dur") or begins_so or monitor.endswith(("_best", "_batch_count"))
+def _check_flag_of_score(net: Net, monitor: str, scorers: Iterable[str]) -> None:
+    """Refuse the key by which skorch says of a score whether it is the best so far."""
+    score = monitor.removesuffix("_best")
+    if score != monitor and (score in scorers or _is_in(net.history, score)):
+        raise ValueError(
+            f"`monitor` is {monitor!r}, which only says whether an epoch is the best one so far; give {score!r}"
+        )
+
+
+def _is_in(history: History, monitor: str) -> bool:
+    """Check whether a history has a key of scores, or of numbers."""
+    rows = (row for row in history.to_list() if monitor in row)
+    try:
+        return bool([score_of(row, monitor) for row in rows])
+    except TypeError:
+        return False
+
+
+def _numbers(net: Net) -> Iterator[str]:
+    """Yield the keys of the numbers that are recorded beside scores: by skorch, and by callbacks."""
+    yield from ("epoch", "dur", "train_batch_count", "valid_batch_count")
+    for _, callback in net.callbacks_:
+        if is_staged(callback):
+            yield from callback.numbers
+        elif isinstance(callback, LRScheduler):
+            yield callback.event_name
 
 
 def _is_recorded_by_code(net: Net, monitor: str) -> bool:

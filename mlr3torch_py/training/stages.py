@@ -169,6 +169,11 @@ class StagedCallback(Callback):
         """The keys that the callback records and that skorch's printed table leaves out."""
         return ()
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The keys of the numbers that the callback records for each epoch, scores apart."""
+        return ()
+
     def read_score(self, net: Net, monitor: str, epoch: int = 0) -> float | None:
         """Return a score of an epoch, by default the last one; None if it was not evaluated, or not yet."""
         row = row_of(net.history, epoch - 1)

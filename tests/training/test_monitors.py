@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Callback, EpochScoring
+from skorch.callbacks import Callback, EpochScoring, LRScheduler
 from skorch.dataset import ValidSplit
 
 from mlr3torch_py import CallbackSetEarlyStopping, Plateau, select_all, select_last, t_clbk, torch_callback
@@ -62,6 +62,37 @@ def test_a_misspelt_score_is_refused_before_the_first_step(monitoring):
     with pytest.raises(ValueError, match="`monitor` is 'train_los', which nothing .* did you mean 'train_loss'"):
         iris_net(monitoring("train_los"), steps).fit(X, y)
     assert steps.n_ == 0
+
+
+@every_one
+@pytest.mark.parametrize(
+    ("monitor", "message"),
+    [
+        ("valid_loss_best", "which only says whether an epoch is the best one so far; give 'valid_loss'"),
+        ("batches", "which nothing in the net records as a number"),
+        ("event_unfreeze", "which nothing in the net records as a number"),
+        ("cache_hits", "which nothing in the net records as a number"),
+    ],
+)
+def test_what_is_no_score_is_refused_before_the_first_step(monitor, message, monitoring):
+    steps = Steps()
+    net = iris_net(steps, t_clbk("freezer", names="0.bias"), monitoring(monitor))
+    with pytest.raises(ValueError, match=f"`monitor` is '{monitor}', {message}"):
+        net.fit(X, y)
+    assert steps.n_ == 0
+
+
+def test_a_flag_that_code_records_is_no_score():
+    flag = torch_callback("flag", on_epoch_end=lambda self: self.ctx.net.history.record("own_loss", np.bool_(1)))
+    with pytest.raises(TypeError, match="`monitor` is 'own_loss', and the history has True; record a number"):
+        iris_net(flag, MONITORING["early_stopping"]("own_loss")).fit(X, y)
+
+
+@pytest.mark.parametrize("monitor", ["event_lr", "n_trainable", "dur", "train_batch_count"])
+def test_a_number_that_a_callback_records_may_be_monitored(monitor):
+    freezer, stopping = t_clbk("freezer", names="0.bias"), t_clbk("early_stopping", monitor=monitor, patience=9)
+    for rates in (t_clbk("lr_step", step_size=1), LRScheduler("StepLR", step_size=1)):
+        iris_net(freezer, rates, stopping, callbacks__early_stopping__lower_is_better=True, max_epochs=1).fit(X, y)
 
 
 @every_one
