@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from inspect import signature
 from numbers import Integral, Real
@@ -212,7 +212,7 @@ def check_text(argument: str, value: object, what: str = "a string") -> str:
     return str(value)
 
 
-def check_names(argument: str, value: object) -> tuple[str, ...]:
+def check_names(argument: str, value: object, *, again: bool = False) -> tuple[str, ...]:
     """Return one or several names as a tuple.
 
     Parameters
@@ -220,6 +220,8 @@ def check_names(argument: str, value: object) -> tuple[str, ...]:
     argument : str
         What the message calls it.
     value : object
+    again : bool
+        As in `check_list`.
 
     Raises
     ------
@@ -231,13 +233,13 @@ def check_names(argument: str, value: object) -> tuple[str, ...]:
     >>> check_names("names", "0.weight")
     ('0.weight',)
     """
-    names = [value] if isinstance(value, str) else check_list(argument, value, "a name or a list of names")
+    names = [value] if isinstance(value, str) else check_list(argument, value, "a name or a list of names", again=again)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"`{argument}` is {shown(value)}; give a name or a list of names")
     return tuple(map(str, names))
 
 
-def check_list(argument: str, value: object, what: str) -> list[Any]:
+def check_list(argument: str, value: object, what: str, *, again: bool = False) -> list[Any]:
     """Return what is in a list, or in anything else that has an order.
 
     Parameters
@@ -247,11 +249,13 @@ def check_list(argument: str, value: object, what: str) -> list[Any]:
     value : object
     what : str
         What to give.
+    again : bool
+        Whether it is read again later, which a generator or another iterator does not allow.
 
     Raises
     ------
     TypeError
-        If it is a string, a mapping, a set, or no collection.
+        If it is a string, a mapping, a set, or no collection, or an iterator that is to be read again.
 
     Examples
     --------
@@ -261,6 +265,8 @@ def check_list(argument: str, value: object, what: str) -> list[Any]:
     TypeError: `groups` is 'ab'; give a list of selectors
     """
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Set, Mapping, type)):
+        if again and isinstance(value, Iterator):
+            raise TypeError(f"`{argument}` is {shown(value)}, which can be read only once; give a list: list(...)")
         with suppress(TypeError):  # an array without dimensions
             return list(value)
     raise TypeError(f"`{argument}` is {shown(value)}; give {what}")

@@ -77,7 +77,9 @@ class MLP(nn.Sequential):
 
 def _widths(neurons: Any, n_layers: int | None) -> list[int]:
     neurons = plain(neurons)
-    given = [neurons] if isinstance(neurons, Integral) else check_list("neurons", neurons, "a list of widths")
+    given = (
+        [neurons] if isinstance(neurons, Integral) else check_list("neurons", neurons, "a list of widths", again=True)
+    )
     widths = [check_whole("neurons", width, "neurons in each layer") for width in given]
     if n_layers is None:
         return widths

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mlr3torch_py import MLP, t_clbk
 from mlr3torch_py.arguments import (
     check_callable,
     check_choice,
@@ -99,3 +100,19 @@ def test_names_are_one_name_or_a_list():
     for wrong in (3, {"a"}, {"a": 1}, ["a", 3], np.array(3)):
         with pytest.raises(TypeError, match="`names` is .*; give a name or a list of names"):
             check_names("names", wrong)
+
+
+@pytest.mark.parametrize(
+    ("argument", "make"),
+    [
+        ("names", lambda once: t_clbk("freezer", names=once)),
+        ("except_names", lambda once: t_clbk("freezer", name_starts_with="0", except_names=once)),
+        ("name_starts_with", lambda once: t_clbk("freezer", name_starts_with=once)),
+        ("name_starts_with", lambda once: t_clbk("freezer", name_starts_with=[once])),
+        ("modules", lambda once: t_clbk("frozen_cache", modules=once)),
+        ("neurons", lambda once: MLP(4, 3, once)),
+    ],
+)
+def test_what_is_read_again_may_not_be_an_iterator(argument, make):
+    with pytest.raises(TypeError, match=f"`{argument}` is .*, which can be read only once; give a list: list"):
+        make(name for name in ("0.bias", "3.bias"))

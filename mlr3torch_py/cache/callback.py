@@ -191,7 +191,7 @@ class CallbackSetFrozenCache(CallbackSet):
         norm_is_pinned, others_are_pinned = pinned_kinds(callbacks)
         return CachedParts(
             module,
-            None if self.modules is None else check_names("modules", self.modules),
+            None if self.modules is None else check_names("modules", self.modules, again=True),
             max_bytes=int(self.max_bytes),
             check=int(self.check),
             norm_is_pinned=norm_is_pinned,
@@ -304,7 +304,7 @@ class CallbackSetFrozenCache(CallbackSet):
 def _check_modules(modules: object) -> None:
     """Check that modules are named, as far as can be told without the network."""
     remedy = "or give None to cache all frozen ones"
-    names = check_names("modules", modules)
+    names = check_names("modules", modules, again=True)
     if not names:
         raise ValueError(f"`modules` is {shown(modules)}; name a module, {remedy}")
     if "" in names:

@@ -193,15 +193,15 @@ class Freezer(FreezingCallback):
 
     def _names(self, argument: str) -> tuple[str, ...]:
         value = getattr(self, argument)
-        return () if value is None else check_names(argument, value)
+        return () if value is None else check_names(argument, value, again=True)
 
     def _groups(self) -> list[tuple[str, ...]]:
         value = self.name_starts_with
         if value is None:
             return []
         remedy = "a prefix, or a list of prefixes and of lists of prefixes"
-        entries = [value] if isinstance(value, str) else check_list("name_starts_with", value, remedy)
-        return [check_names("name_starts_with", entry) for entry in entries]
+        entries = [value] if isinstance(value, str) else check_list("name_starts_with", value, remedy, again=True)
+        return [check_names("name_starts_with", entry, again=True) for entry in entries]
 
 
 def _hold(names: Sequence[str], n_epochs: int | None, n_batches: int | None) -> Plan:
