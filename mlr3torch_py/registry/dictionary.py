@@ -67,11 +67,16 @@ class CallbackDictionary:
         Raises
         ------
         TypeError
-            If `key` is not a valid name or `generator` not such a class.
+            If `key` is not a valid name or `generator` not such a class, or if it has a parameter `key` or `id`, which
+            `t_clbk` has itself.
         """
         check_id("key", key)
         if not (isinstance(generator, type) and issubclass(generator, CallbackSet)):
             raise TypeError(f"`generator` is {shown(generator)}; give a subclass of CallbackSet")
+        if taken := [name for name in parameters_of(generator) if name in ("key", "id")]:
+            raise TypeError(
+                f"{generator.__name__} has the parameter {taken[0]!r}, which t_clbk() has already; give it another name"
+            )
         self._generators[key] = generator
 
     @short_traceback

@@ -14,13 +14,16 @@ from typing import Any, ClassVar, Final, Self
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
+from mlr3torch_py.arguments import check_names, check_number
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_html import callback_html, code, given
 from mlr3torch_py.training.run import Run, must_start_run
-from mlr3torch_py.training.stages import HOOK_OF_STAGE, StagedCallback
+from mlr3torch_py.training.stages import HOOK_OF_STAGE, PASSED_TO_HOOK, StagedCallback
 
 __all__ = ["REQUIRED", "CallbackSet"]
+
+_WEIGHTS: Final = "a number, or math.inf to run last"
 
 
 class _Required(Enum):
@@ -98,6 +101,11 @@ class CallbackSet(StagedCallback):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _check_stages(cls, CallbackSet)
+        _check_signatures(cls)
+        for name in ("weight", "default_weight"):
+            if name in vars(cls) and not inspect.isdatadescriptor(vars(cls)[name]):
+                check_number(f"`{name}` of {cls.__name__}", vars(cls)[name], _WEIGHTS, finite=False)
+        cls.packages = check_names("packages", cls.packages)
         if not getattr(cls.on_train_begin, "starts_run", False):
             cls.on_train_begin = _starting_run(cls.on_train_begin)  # type: ignore[method-assign]
         if taken := [name for name in inspect.signature(cls).parameters if name in ("ctx", "weight")]:
@@ -291,6 +299,21 @@ def _check_stages(cls: type, base: type) -> None:
             raise TypeError(
                 f"`{name}` of {cls.__name__} is no hook of skorch, so nobody calls it; call the method {near[0]}"
             )
+
+
+def _check_signatures(cls: type) -> None:
+    """Check that the stages of a class take what they are called with."""
+    for hook, names in PASSED_TO_HOOK.items():
+        function = inspect.getattr_static(cls, hook)
+        if inspect.isfunction(function):
+            try:
+                inspect.signature(function, follow_wrapped=False).bind("self", "net", **dict.fromkeys(names))
+            except TypeError as error:
+                passed = listed(["the net", *(f"{name}=" for name in names)])
+                raise TypeError(
+                    f"`{hook}` of {cls.__name__} is called with {passed}, but {error}; "
+                    f"write def {hook}(self, net, **kwargs)"
+                ) from error
 
 
 def _defines(cls: type[CallbackSet], hook: str) -> bool:

@@ -14,7 +14,7 @@ from mlr3torch_py.training.clock import row_of, score_of
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.warn import warn
 
-__all__ = ["HOOK_OF_STAGE", "LargeState", "StagedCallback", "is_staged"]
+__all__ = ["HOOK_OF_STAGE", "PASSED_TO_HOOK", "LargeState", "StagedCallback", "is_staged"]
 
 if TYPE_CHECKING:
 
@@ -51,6 +51,21 @@ HOOK_OF_STAGE: Final = {
     "exit": "on_exit",
 }
 
+PASSED_TO_HOOK: Final = {
+    "on_train_begin": ("X", "y"),
+    "on_epoch_begin": ("dataset_train", "dataset_valid"),
+    "on_batch_begin": ("batch", "training"),
+    "on_grad_computed": ("named_parameters", "batch", "training"),
+    "on_batch_end": ("batch", "training", "loss", "y_pred"),
+    "on_before_valid": (),
+    "on_batch_valid_begin": ("batch",),
+    "on_batch_valid_end": ("batch",),
+    "on_valid_end": (),
+    "on_epoch_end": ("dataset_train", "dataset_valid"),
+    "on_train_end": ("X", "y"),
+    "on_exit": (),
+}
+"""What is passed to each hook by keyword, after the net."""
 
 _OF_USERS: Final = frozenset({"ctx", "weight", "keeps_outputs", *HOOK_OF_STAGE.values()})
 

@@ -9,6 +9,7 @@ from sklearn.base import clone
 from mlr3torch_py import (
     CallbackSetHistory,
     CallbackSetUnfreeze,
+    callback_set,
     mlr3torch_callbacks,
     select_all,
     select_last,
@@ -158,6 +159,14 @@ def test_a_required_parameter_of_any_callback_must_come():
 def test_a_key_must_fit_into_a_parameter_name(key):
     with pytest.raises(TypeError, match="`key`"):
         CallbackDictionary().add(key, Custom)
+
+
+@pytest.mark.parametrize("taken", ["key", "id"])
+def test_a_parameter_of_t_clbk_may_not_be_one_of_the_callback(taken):
+    scope = {}
+    exec(f"def initialize(self, {taken}): pass", scope)
+    with pytest.raises(TypeError, match=rf"CallbackSetA has the parameter '{taken}', which t_clbk\(\) has already"):
+        CallbackDictionary().add("a", callback_set("CallbackSetA", initialize=scope["initialize"]))
 
 
 @pytest.mark.parametrize("generator", [Custom(1), int, None])

@@ -115,3 +115,37 @@ def test_parameters_may_be_passed_on_to_the_base():
     copied = clone(PassesOn("hello", patience=3))
     assert (copied.word, copied.patience) == ("hello", 3)
     assert "patience=3" in repr(copied)
+
+
+def takes_itself(self):
+    pass
+
+
+def takes_batch(self, net, batch):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"on_epoch_end": takes_itself}, r"`on_epoch_end` .* write def on_epoch_end\(self, net, \*\*kwargs\)"),
+        (
+            {"on_exit": takes_itself},
+            r"`on_exit` of Mine is called with the net, but .* write def on_exit\(self, net",
+        ),
+        (
+            {"on_batch_end": takes_batch},
+            "is called with the net, batch=, training=, loss=, y_pred=, but",
+        ),
+        ({"weight": "1"}, "`weight` of Mine is '1'; give a number"),
+        ({"default_weight": None}, "`default_weight` of Mine is None; give a number"),
+        ({"packages": 3}, "`packages` is 3; give a name or a list of names"),
+    ],
+)
+def test_a_class_that_would_fail_in_training_is_refused_when_it_is_defined(members, message):
+    with pytest.raises(TypeError, match=message):
+        type("Mine", (CallbackSet,), members)
+
+
+def test_one_package_may_be_a_string():
+    assert type("Mine", (CallbackSet,), {"packages": "pandas"}).packages == ("pandas",)
