@@ -9,6 +9,7 @@ from torch.optim import lr_scheduler
 from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler
 from mlr3torch_py.callbacks.lr_state import accumulation, n_updates
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.asked import epochs_asked_for
 from mlr3torch_py.training.clock import moment_of, rows_of
 from mlr3torch_py.values import length_of
 
@@ -99,7 +100,7 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
         return moment_of(net.history).batch
 
     def _epochs_left(self, net: Net) -> int:
-        return net.max_epochs if self.ctx is None else self.ctx.total_epochs - self.ctx.epoch + 1
+        return epochs_asked_for(net) if self.ctx is None else self.ctx.total_epochs - self.ctx.epoch + 1
 
 
 def _updates_per_epoch(net: Net, dataset_train: Any) -> int | None:

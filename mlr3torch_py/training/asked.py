@@ -12,6 +12,7 @@ from typing import Final
 from skorch import NeuralNet
 
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.values import plain
 
 __all__ = ["epochs_asked_for"]
 
@@ -38,4 +39,4 @@ def epochs_asked_for(net: Net) -> int:
                 return index(frame.f_locals["fit_params"].get("epochs"))
             break
         frame = frame.f_back
-    return net.max_epochs
+    return plain(net.max_epochs)  # type: ignore[no-any-return]

@@ -157,6 +157,11 @@ def test_one_cycle_needs_no_length_of_the_data_if_it_has_its_own():
         net.fit(Stream(), None)
 
 
+def test_one_cycle_takes_a_number_of_epochs_of_numpy():
+    net = iris_net(t_clbk("lr_one_cycle", max_lr=0.5), optimizer__momentum=0.9)
+    assert len(net.set_params(max_epochs=np.int64(2)).fit(X, y).history) == 2
+
+
 class Accumulating:
     """Stands in for accelerate with gradient accumulation over two batches and at the end of an epoch."""
 
