@@ -25,7 +25,7 @@ from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.schedule.plateau import as_whole
 from mlr3torch_py.values import plain, shown
 
-__all__ = ["ThrowAway", "Trial", "check_arguments", "copied", "is_of_torch", "name_of"]
+__all__ = ["ThrowAway", "Trial", "check_arguments", "copied", "is_of_torch", "name_of", "with_attributes"]
 
 _LISTS: Final = (list, tuple, Sequence, Iterable, typing.Iterable)
 _IMPORTED_FOR_TYPES: Final = {"Callable": Callable, "Iterable": Iterable, "Sequence": Sequence}
@@ -234,3 +234,16 @@ def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
         return deepcopy(dict(arguments))
     except Exception:
         return dict(arguments)
+
+
+def with_attributes(value: Any) -> Any:
+    """Give functions written in C attributes, which torch's schedulers read: alone, or in a list.
+
+    Examples
+    --------
+    >>> with_attributes(abs)
+    functools.partial(<built-in function abs>)
+    """
+    if isinstance(value, list):
+        return [with_attributes(one) for one in value]
+    return partial(value) if callable(value) and not hasattr(value, "__dict__") else value

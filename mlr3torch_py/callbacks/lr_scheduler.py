@@ -12,7 +12,15 @@ import numpy as np
 from torch.optim import lr_scheduler
 
 from mlr3torch_py.arguments import check_number, check_whole
-from mlr3torch_py.callbacks.lr_arguments import ThrowAway, Trial, check_arguments, copied, name_of
+from mlr3torch_py.callbacks.lr_arguments import (
+    ThrowAway,
+    Trial,
+    check_arguments,
+    copied,
+    is_of_torch,
+    name_of,
+    with_attributes,
+)
 from mlr3torch_py.callbacks.lr_groups import continue_group, kept_rates, point_at, rates_of, reset_rates, set_rates
 from mlr3torch_py.callbacks.lr_state import RATE, Progress, merged, n_updates
 from mlr3torch_py.network.randomness import kept_random_states
@@ -100,6 +108,8 @@ class CallbackSetLRScheduler(CallbackSet):
 
     def build(self, optimizer: Any, arguments: dict[str, Any]) -> Any:
         """Make the scheduler for an optimizer."""
+        if is_of_torch(self.scheduler_class):
+            arguments = {name: with_attributes(value) for name, value in arguments.items()}
         return self.scheduler_class(optimizer, **arguments)
 
     def _arguments_in(self, net: Net, dataset_train: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Arguments of schedulers are checked before the first step, and named."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -87,6 +88,20 @@ def test_an_argument_that_is_set_through_the_net_is_checked_as_well():
 def test_numbers_of_numpy_are_numbers(two):
     net = iris_net(t_clbk("lr_step", step_size=two, gamma=np.float64(0.5)), max_epochs=4, lr=1.0).fit(X, y)
     assert net.history[:, "event_lr"] == [1, 1, 0.5, 0.5]
+
+
+class Slotted:
+    __slots__ = ()
+
+    def __call__(self, epoch):
+        return 0.5**epoch
+
+
+@pytest.mark.parametrize("function", [[1, 0.5, 0.25].__getitem__, {0: 1, 1: 0.5, 2: 0.25}.get, Slotted()])
+def test_a_function_may_be_written_in_c(function):
+    for lr_lambda in (function, [function]):
+        net = iris_net(t_clbk("lr_lambda", lr_lambda=lr_lambda), max_epochs=1, lr=1.0).fit(X, y)
+        assert pickle.loads(pickle.dumps(net)).partial_fit(X, y).history[:, "event_lr"] == [1, 0.5]
 
 
 def test_the_trial_calls_a_copy_of_a_function_that_counts():
