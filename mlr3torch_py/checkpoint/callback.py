@@ -76,8 +76,8 @@ class CallbackSetCheckpoint(CallbackSet):
     TypeError, ValueError
         When training begins, if an argument is wrong, a stateful callback would run after this one, or the checkpoint
         is damaged, of another run, of another network, data or rows for validation, of a callback of another class, has
-        more epochs than the call asks for, or had other settings and leaves nothing to train. When a checkpoint is
-        written, if no file can hold the state of a callback.
+        more epochs than the call asks for, or had other settings and leaves nothing to train. Then, and when a
+        checkpoint is written, if no file can hold the state of a callback, a module or an optimizer.
     FileExistsError
         When training begins, if the folder holds checkpoints of another run or foreign files.
     OSError

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from mlr3torch_py.checkpoint.loadable import without_numpy
 from mlr3torch_py.checkpoint.portable import from_portable, to_portable
 
 __all__ = ["GRADIENTS", "LARGE", "STATE_TENSORS", "Checkpoint", "check_part", "check_state", "check_types"]
@@ -15,8 +16,8 @@ __all__ = ["GRADIENTS", "LARGE", "STATE_TENSORS", "Checkpoint", "check_part", "c
 STATE_TENSORS: Final = "callbacks"
 GRADIENTS: Final = "gradients"
 LARGE: Final = "rows"
-# The keys of a state that say of which run, call and settings it is.
-OWNER: Final = frozenset({"run", "call", "settings"})
+# The keys of a state that say of which run, call and settings it is, and how to read its files.
+OWNER: Final = frozenset({"run", "call", "settings", "numpy"})
 
 
 class Checkpoint(NamedTuple):
@@ -58,7 +59,7 @@ class Checkpoint(NamedTuple):
         ----------
         epoch : int
         parts : mapping
-            State dicts by name; empty ones are left out.
+            State dicts by name; empty ones are left out. What is of numpy in them is listed in the state.
         state : mapping
             Anything that `to_portable` can write; under ``history`` the last row.
         rows : sequence of bytes
@@ -74,6 +75,10 @@ class Checkpoint(NamedTuple):
         if "history" in state:
             written["history"] = {"last": to_portable(state["history"], f"history.{epoch - 1}", tensors)}
         kept = {name: part for name, part in {**parts, STATE_TENSORS: tensors}.items() if part}
+        plain = {name: without_numpy(part) for name, part in kept.items() if name != LARGE}
+        kept |= {name: part for name, (part, _) in plain.items()}
+        if of_numpy := {name: found for name, (_, found) in plain.items() if found}:
+            written["numpy"] = of_numpy
         return cls(epoch, kept, written, rows, first)
 
     def copied(self) -> Checkpoint:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 import torch
 
 from mlr3torch_py.checkpoint.contents import LARGE, STATE_TENSORS, Checkpoint, check_part, check_state, check_types
+from mlr3torch_py.checkpoint.loadable import check_loadable, with_numpy
 from mlr3torch_py.checkpoint.row_file import RowFile
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError, SealedFiles, json_writer, reading
 from mlr3torch_py.names import listed
@@ -53,7 +54,6 @@ class CheckpointFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.files: SealedFiles = SealedFiles(path)
         self.rows: RowFile = RowFile(self.files.path)
-        self._loadable: set[str] = set()
         self._large: tuple[Mapping[str, Any], str, str] | None = None  # as written, with the file and its hash
 
     @property
@@ -152,7 +152,7 @@ class CheckpointFolder:
             return {"epoch": epoch, "version": __version__, "files": files, **state, **history}
 
         history = {"history": {**state["history"], **self._append(checkpoint)}} if "history" in state else {}
-        writers = {name: partial(self._write_part, part, parts[part]) for name, part in part_of.items()}
+        writers = {name: partial(_write_part, part, parts[part]) for name, part in part_of.items()}
         self.files.write({**writers, f"state{epoch}.json": json_writer(sealed_state)})
         new = [(parts[LARGE], name, written[name]) for name, part in part_of.items() if part == LARGE]
         self._large = new[0] if new else large
@@ -186,7 +186,7 @@ class CheckpointFolder:
         for file, (part, expected) in files.items():
             path = self.files.check_hash(file, expected)
             with reading(path):
-                parts[part] = torch.load(path, map_location="cpu", weights_only=True)
+                parts[part] = with_numpy(_load(path, epoch), state.get("numpy", {}).get(part, {}))
                 check_part(parts[part], is_optimizer=part in state.get("classes", ()))
         rows = self.rows.read(mark) if isinstance(mark, dict) else []
         checkpoint = Checkpoint(epoch, parts, state, rows)
@@ -313,19 +313,6 @@ class CheckpointFolder:
                 "holds nothing else; give an empty folder"
             )
 
-    def _write_part(self, part: str, content: Mapping[str, Any], file: BinaryIO, hashes: Mapping[str, str]) -> None:
-        torch.save(content, file)
-        if part not in self._loadable:
-            file.seek(0)
-            try:
-                torch.load(file, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:
-                raise TypeError(
-                    f"the state dict of `{part}` holds more than tensors and plain values, which a checkpoint cannot "
-                    "keep; leave the rest out of get_extra_state() or state_dict()"
-                ) from error
-            self._loadable.add(part)
-
 
 def _file_names(parts: Iterable[str], epoch: int) -> dict[str, str]:
     """Map file names to parts; no two of them differ by case alone, which some file systems do not tell apart."""
@@ -336,6 +323,21 @@ def _file_names(parts: Iterable[str], epoch: int) -> dict[str, str]:
             name = f"_{name}"
         names[name] = part
     return names
+
+
+def _load(path: Path, epoch: int) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DamagedFileError(
+            f"{path} cannot be read without running code, since it holds more than tensors and plain values; delete "
+            f"state{epoch}.json to resume from the checkpoint before it"
+        ) from error
+
+
+def _write_part(part: str, content: Mapping[str, Any], file: BinaryIO, _: Mapping[str, str]) -> None:
+    check_loadable(part, content)
+    torch.save(content, file)
 
 
 def id_of(run: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from mlr3torch_py.checkpoint.attributes import Attributes
 from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
-from mlr3torch_py.checkpoint.layout import check_callbacks, check_fits, differences
+from mlr3torch_py.checkpoint.layout import check_callbacks, check_fits, differences, state_dicts
+from mlr3torch_py.checkpoint.loadable import check_loadable
 from mlr3torch_py.checkpoint.net_state import (
     capture,
     object_states,
@@ -133,6 +134,8 @@ class Session:
                     "give the same split, or another folder"
                 )
             self._set_random(checkpoint, dataset_train)
+        for name, part in Checkpoint.of(0, state_dicts(self.net), {}).parts.items():
+            check_loadable(name, part)
         self._attributes.watch(self.net)
         self._name_what_is_lost(dataset_train)
 

@@ -279,7 +279,7 @@ class Interrupting(dict):
         return OrderedDict, (list(self.items()),)
 
 
-@pytest.mark.parametrize(("freq", "at", "kept"), [(1, 2, 2), (3, 3, 3)])
+@pytest.mark.parametrize(("freq", "at", "kept"), [(1, 5, 2), (3, 5, 3)])
 def test_ctrl_c_while_a_checkpoint_is_written_loses_no_epoch(freq, at, kept, tmp_path):
     net = iris_net(checkpoint(tmp_path, freq=freq), module=InterruptedOnce(at), max_epochs=3, audited=False)
     net.fit(X, y)

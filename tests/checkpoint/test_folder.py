@@ -139,7 +139,7 @@ def test_loading_runs_no_code_from_the_file(tmp_path, capsys):
     digest = hashlib.sha256((tmp_path / "network1.pt").read_bytes()).hexdigest()
     reseal(tmp_path / "state1.json", lambda content: content["files"]["network1.pt"].update(sha256=digest))
     with pytest.raises(
-        ValueError, match="network1.pt cannot be read: UnpicklingError: Weights only load failed.*restore"
+        ValueError, match="network1.pt cannot be read without running code, since .*; delete state1.json to resume"
     ):
         run(tmp_path, 2, resume=True)
     assert "evil" not in capsys.readouterr().out

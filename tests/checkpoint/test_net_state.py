@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from mlr3torch_py import CallbackSetHistory, CallbackSetUnfreeze, select_all, select_last, t_clbk
 from tests.checkpoint.runs import CrashError, Crashes, Evil, checkpoint, files, final, resumed_equals_whole, run
-from tests.helpers import X, iris_net, moved, weights, y
+from tests.helpers import Trace, X, iris_net, moved, weights, y
 
 
 def test_a_state_without_its_callback_is_ignored_with_a_warning(tmp_path):
@@ -134,9 +134,56 @@ def test_extra_states_of_modules(tmp_path):
     run(tmp_path / "grows", 1, module=Extra(grow))
     net = run(tmp_path / "grows", 2, module=Extra(grow), resume=True)
     assert len(net.module_.loaded) >= 1
-    with pytest.raises(TypeError, match="the state dict of `module` holds more than tensors and plain values"):
-        run(tmp_path / "odd", 1, module=Extra(Evil()))
-    assert files(tmp_path / "odd") == ["run.json"]
+
+
+class TurnsInto(Callback):
+    """Changes the extra state of the module at the second epoch."""
+
+    def __init__(self, extra):
+        self.extra = extra
+
+    def on_epoch_begin(self, net, **kwargs):
+        if len(net.history) == 2:
+            net.module_.extra = self.extra
+
+
+def test_an_extra_state_that_no_file_can_hold_is_named_before_the_first_step(tmp_path):
+    trace = Trace()
+    with pytest.raises(TypeError, match=r"the state dict of `module` holds _extra_state.deep.1 of type Evil, which a"):
+        run(tmp_path, 1, trace, module=Extra({"deep": (1, Evil())}))
+    assert trace.batches_ == []
+    assert files(tmp_path) == ["run.json"]
+
+
+@pytest.mark.filterwarnings("ignore:.* cannot keep module.extra:UserWarning")
+def test_an_extra_state_that_no_file_can_hold_any_more_is_not_written(tmp_path):
+    with pytest.raises(TypeError, match="the state dict of `module` holds _extra_state of type Evil"):
+        run(tmp_path, 3, TurnsInto(Evil()), module=Extra(1))
+    assert run(tmp_path, 2, module=Extra(1), resume=True).module_.loaded == 1
+
+
+OF_NUMPY = {"best": np.float32(0.1), "seen": [np.arange(3)], "name": np.str_("iris"), "pair": (np.int64(1), 2)}
+
+
+def test_numbers_and_arrays_of_numpy_in_an_extra_state_are_kept_as_they_are(tmp_path):
+    run(tmp_path, 3, TurnsInto(OF_NUMPY), module=Extra(1))
+    torch.load(tmp_path / "network3.pt", weights_only=True)
+    loaded = run(tmp_path, 4, module=Extra(1), resume=True).module_.loaded
+    assert repr(loaded) == repr(OF_NUMPY)
+
+
+class Decays(Callback):
+    def on_epoch_begin(self, net, **kwargs):
+        for group in net.optimizer_.param_groups:
+            group["lr"] = np.float32(0.1) if len(net.history) == 2 else group["lr"] * 0.7
+
+
+@pytest.mark.parametrize("params", [{"lr": np.float64(0.1)}, {"optimizer__momentum": np.float32(0.9)}])
+def test_numbers_of_numpy_in_an_optimizer_resume_bit_for_bit(params, tmp_path):
+    def net_of(folder, *callbacks):
+        return iris_net(checkpoint(folder, resume=True), Decays(), *callbacks, batch_size=150, **params)
+
+    assert resumed_equals_whole(tmp_path, net_of)
 
 
 @pytest.mark.slow
