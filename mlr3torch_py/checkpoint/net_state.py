@@ -7,7 +7,7 @@ from typing import Any
 
 from skorch.callbacks import EarlyStopping
 
-from mlr3torch_py.checkpoint.attributes import Attributes
+from mlr3torch_py.checkpoint.attributes import Attributes, hash_of
 from mlr3torch_py.checkpoint.contents import GRADIENTS, Checkpoint
 from mlr3torch_py.checkpoint.layout import optimizer_classes, state_dicts
 from mlr3torch_py.checkpoint.parts import (
@@ -21,9 +21,11 @@ from mlr3torch_py.checkpoint.parts import (
 )
 from mlr3torch_py.checkpoint.portable import to_portable
 from mlr3torch_py.checkpoint.row_file import line_of
+from mlr3torch_py.network.holdings import is_of_this_package
 from mlr3torch_py.network.parameters import Flags, frozen_by_us, trainable_names
 from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import row_of
 from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.training.stages import is_staged
@@ -101,10 +103,8 @@ def restore_callbacks(net: Net, checkpoint: Checkpoint) -> None:
     before = [(callback, dict(vars(callback))) for callback in own_callbacks(net).values()]
     try:
         for callback, state in _states_for(net, checkpoint):
-            if is_staged(callback) and has_state_dict(callback) and not callback.is_from_history:
-                callback.resume_run(state)
-            elif has_state_dict(callback) and not is_staged(callback):
-                callback.load_state_dict(state)
+            if has_state_dict(callback):
+                _load(callback, state)
     except Exception:
         for callback, attributes in before:
             vars(callback).clear()
@@ -145,7 +145,7 @@ def restore_flags(net: Net, checkpoint: Checkpoint) -> None:
 
 
 def restore_rest(net: Net, checkpoint: Checkpoint, attributes: Attributes) -> list[str]:
-    """Restore what no ``on_train_begin`` may reset: gradients, attributes, further objects, and skorch's callbacks.
+    """Restore what no ``on_train_begin`` may reset: gradients, attributes, further objects, and others' callbacks.
 
     Returns
     -------
@@ -153,6 +153,8 @@ def restore_rest(net: Net, checkpoint: Checkpoint, attributes: Attributes) -> li
         The places that the net lacks.
     """
     for callback, state in _states_for(net, checkpoint):
+        if _may_be_reset(callback) and hash_of(_state_of(callback)) != hash_of(state):
+            _load(callback, state)
         for name in attributes_of_skorch(callback):
             value = getattr(callback, name)
             if hasattr(value, "load_state_dict"):
@@ -179,6 +181,19 @@ def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
     for name, kept in checkpoint.contents()["callbacks"].items():
         if name in callbacks:
             yield callbacks[name], kept["state"]
+
+
+def _load(callback: Any, state: Any) -> None:
+    if not is_staged(callback):
+        callback.load_state_dict(state)
+    elif not callback.is_from_history:
+        callback.resume_run(state)
+
+
+def _may_be_reset(callback: Any) -> bool:
+    """Whether a callback has a state of its own, unlike those of this package, which know how they resume."""
+    methods = [vars(cls).get("state_dict") for cls in type(callback).__mro__ if cls is not CallbackSet]
+    return has_state_dict(callback) and not any(map(is_of_this_package, methods))
 
 
 def _state_of(callback: Any) -> Any:

@@ -207,15 +207,15 @@ def items_in(value: object) -> Sequence[Any] | None:
     return None
 
 
-def is_of_this_package(cls: type) -> bool:
-    """Whether a class belongs to this package.
+def is_of_this_package(value: object) -> bool:
+    """Whether a class or a function belongs to this package.
 
     Examples
     --------
     >>> is_of_this_package(nn.Linear)
     False
     """
-    return str(cls.__module__).partition(".")[0] == __name__.partition(".")[0]
+    return str(getattr(value, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def _is_plain(value: Any) -> bool:

@@ -8,7 +8,7 @@ from skorch.dataset import ValidSplit
 
 from mlr3torch_py import MLP, CallbackSetUnfreeze, select_all, select_last, select_prefix, t_clbk, torch_callback
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
-from tests.checkpoint.runs import CrashError, Crashes, checkpoint, files, final, run
+from tests.checkpoint.runs import CrashError, Crashes, checkpoint, files, final, resumed_equals_whole, run
 from tests.helpers import Stops, Trace, X, iris_net, moved, weights, y
 
 
@@ -80,6 +80,39 @@ def test_a_net_that_trained_on_after_an_interrupt_resumes(tmp_path):
     start, middle = ["6.weight", "6.bias"], ["3.weight", "3.bias", "6.weight", "6.bias"]
     rest = [name for name, _ in net.module_.named_parameters()]
     assert trace.batches_ == [start] * 5 + [middle] * 8 + [rest] * 3
+
+
+def start(self, *args, **kwargs):
+    self.n_ = 0
+
+
+def step(self, net=None, training=True, **kwargs):
+    if training:
+        self.n_ += 1
+        for group in (net or self.ctx.net).optimizer_.param_groups:
+            group["lr"] = 0.01 * self.n_
+
+
+STATE = {
+    "state_dict": lambda self: {"n": self.n_},
+    "load_state_dict": lambda self, state: vars(self).update(n_=state["n"]),
+}
+
+
+def warmup_of_skorch():
+    return type("Warmup", (Callback,), {"on_train_begin": start, "on_batch_begin": step, **STATE})()
+
+
+def warmup_of_functions():
+    return torch_callback("warmup", on_begin=start, on_batch_begin=step, **STATE)
+
+
+@pytest.mark.parametrize("warmup", [warmup_of_skorch, warmup_of_functions])
+def test_a_state_that_its_callback_sets_back_when_training_begins_is_kept(warmup, tmp_path):
+    def net_of(folder, *more):
+        return iris_net(warmup(), checkpoint(folder, resume=True), *more)
+
+    assert resumed_equals_whole(tmp_path, net_of)
 
 
 @pytest.mark.parametrize("longer", [3, 5])
