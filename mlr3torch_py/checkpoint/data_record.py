@@ -21,7 +21,7 @@ _METHOD: Final = "xxh3_128:"
 
 
 def record_of(X: Any, y: Any) -> dict[str, Any]:
-    """Return the number of rows and a hash of the targets.
+    """Return the number of rows and a hash of the targets, or of all values if there are no targets.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def record_of(X: Any, y: Any) -> dict[str, Any]:
     -------
     dict
         ``rows`` and ``targets``, ready for JSON; None for what is not known. Without `y`, ``dataset`` is a hash of
-        the targets that a Dataset holds, as far as it has attributes with one value per row.
+        the targets that a Dataset holds, as far as it has attributes with one value per row, or of any other `X`.
 
     Examples
     --------
@@ -46,8 +46,8 @@ def record_of(X: Any, y: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RuntimeError):
         return {"rows": None, "targets": None}
     record = {"rows": rows, "targets": None if targets is None else _hash(targets)}
-    if y is None and isinstance(X, Dataset):
-        record["dataset"] = _hash_of_dataset(X)
+    if y is None:
+        record["dataset"] = _hash_of_dataset(X) if isinstance(X, Dataset) else _hash_of_values(X)
     return record
 
 
@@ -118,6 +118,18 @@ def _rows_of(dataset: Any) -> list[Any]:
         return [None, None]
 
 
+def _hash_of_values(X: Any) -> str | None:
+    """Hash arrays, tensors, tables, and dicts and lists of these; None if something in them has no hash."""
+    array = None if isinstance(X, Mapping) else _as_array(X)
+    if array is not None:
+        return _hash(array)
+    if not isinstance(X, Mapping | list | tuple):
+        return None
+    items = sorted(X.items(), key=lambda item: str(item[0])) if isinstance(X, Mapping) else enumerate(X)
+    hashes = [f"{key} {_hash_of_values(value)}" for key, value in items]
+    return None if any(one.endswith(" None") for one in hashes) else _hash(np.array(hashes))
+
+
 def _hash_of_dataset(dataset: Any) -> str | None:
     """Hash what a dataset holds with one value per row; without any, all that it holds with several values per row."""
     columns = list(_columns(dataset))
@@ -145,6 +157,6 @@ def _columns(dataset: Any) -> Iterator[np.ndarray[Any, Any]]:
 
 def _as_array(value: Any) -> np.ndarray[Any, Any] | None:
     try:
-        return np.ascontiguousarray(value)
+        return np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         return None

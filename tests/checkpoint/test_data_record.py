@@ -90,5 +90,26 @@ def test_other_targets_are_other_data(one):
     assert not same_data(read_back(record_of(ROWS, before)), record_of(ROWS, now))
 
 
+ONLY_X = {
+    "an array": lambda X: X,
+    "a tensor": lambda X: torch.tensor(X, requires_grad=True),
+    "a table": pd.DataFrame,
+    "a dict": lambda X: {"X": X, "inner": {"labels": torch.tensor(X[:, 0])}},
+    "arrays of several widths": lambda X: (X[:, :1], X),
+    "texts of several lengths": lambda X: [["a"] * int(n) for n in X[:, 0]],
+}
+
+
+@pytest.mark.parametrize("kind", ONLY_X)
+def test_without_targets_all_values_are_compared(kind):
+    before, same, other = (record_of(ONLY_X[kind](x), None) for x in (X, X.copy(), X[::-1].copy()))
+    assert same_data(read_back(before), same)
+    assert not same_data(read_back(before), other)
+
+
+def test_the_order_of_the_keys_of_a_dict_is_no_difference():
+    assert same_data(record_of({"a": X, "b": y}, None), record_of({"b": y, "a": X}, None))
+
+
 def test_other_rows_are_other_data():
     assert not same_data(record_of(ROWS, [0, 1]), record_of(ROWS[:2], [0, 1]))
