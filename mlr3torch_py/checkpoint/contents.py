@@ -17,7 +17,7 @@ STATE_TENSORS: Final = "callbacks"
 GRADIENTS: Final = "gradients"
 LARGE: Final = "rows"
 # The keys of a state that say of which run, call and settings it is, and how to read its files.
-OWNER: Final = frozenset({"run", "call", "settings", "numpy"})
+OWNER: Final = frozenset({"run", "call", "settings", "described", "numpy"})
 
 
 class Checkpoint(NamedTuple):

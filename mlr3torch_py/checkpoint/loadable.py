@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.names import listed
 
@@ -72,7 +73,7 @@ def with_numpy(state: Mapping[str, Any], found: Mapping[str, str]) -> Mapping[st
     return _replaced(state, "", replace) if found else state
 
 
-def check_loadable(part: str, state: Mapping[str, Any]) -> None:
+def check_loadable(part: str, state: Mapping[str, Any], *, is_early: bool = False) -> None:
     """Check that a state dict can be read without running code.
 
     Parameters
@@ -81,13 +82,17 @@ def check_loadable(part: str, state: Mapping[str, Any]) -> None:
         The name of what it is the state dict of.
     state : mapping
         As `without_numpy` returned it.
+    is_early : bool
+        Whether training has only begun, so that lazy parameters will be initialized before it is written.
 
     Raises
     ------
     TypeError
         If it cannot; the message says what it holds where.
     """
-    without_tensors = _replaced(state, "", lambda _, value: None if _is_tensor(value) else value)
+    without_tensors = _replaced(
+        state, "", lambda _, value: None if _is_tensor(value) or (is_early and is_lazy(value)) else value
+    )
     if not _is_loadable(without_tensors):
         raise TypeError(
             f"the state dict of `{part}` holds {listed(_unloadable(without_tensors, ''), most=3)}, which a checkpoint "

@@ -20,6 +20,7 @@ from mlr3torch_py.checkpoint.net_state import (
     restore_rest,
     was_stopped,
 )
+from mlr3torch_py.checkpoint.objects import different_objects, objects_of
 from mlr3torch_py.checkpoint.parts import generators_of, modules_of, searched
 from mlr3torch_py.checkpoint.place import Plan
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError
@@ -69,6 +70,7 @@ class Session:
         self._data = data
         self._split: Any = None
         self._settings: dict[str, Any] = {}
+        self._described: dict[str, dict[str, Any]] = {}
         self._states_of_call: Mapping[str, Any] | None = None
         self._pending = plan.checkpoint
         self._restored: set[int] = set()
@@ -102,7 +104,7 @@ class Session:
     def restore(self) -> dict[str, Any]:
         """Restore the net once all callbacks have begun, and return the facts of the run."""
         net, checkpoint, plan = self.net, self._pending, self._plan
-        self._settings = settings_of(net)
+        self._settings, self._described = settings_of(net), objects_of(net)
         if checkpoint is not None:
             self._restore_net(checkpoint)
             self._states_of_call = checkpoint.state["random_of_call"]
@@ -135,7 +137,7 @@ class Session:
                 )
             self._set_random(checkpoint, dataset_train)
         for name, part in Checkpoint.of(0, state_dicts(self.net), {}).parts.items():
-            check_loadable(name, part)
+            check_loadable(name, part, is_early=True)
         self._attributes.watch(self.net)
         self._name_what_is_lost(dataset_train)
 
@@ -168,6 +170,7 @@ class Session:
             "data": self._data,
             "split": self._split,
             "settings": self._settings,
+            "described": self._described,
         }
         checkpoint = self._with_large(capture(net, more, changed, n_rows))
         self.unsaved = checkpoint if is_due else checkpoint.copied()
@@ -189,7 +192,9 @@ class Session:
         is_over = self._ctx.terminate or checkpoint.epoch >= self._ctx.total_epochs
         check_fits(net, checkpoint, self._ctx)
         if "settings" in checkpoint.state:
-            check_settings(checkpoint.state["settings"], self._settings, is_finished=is_over)
+            described = checkpoint.state.get("described")
+            objects = [] if described is None else different_objects(described, self._described)
+            check_settings(checkpoint.state["settings"], self._settings, objects, is_finished=is_over)
         restore_history(net, checkpoint)
         self._restore_parts(checkpoint)
         missing = restore_rest(net, checkpoint, self._attributes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
+from inspect import signature
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
-__all__ = ["check_settings", "settings_of"]
+__all__ = ["check_settings", "has_no_repr", "own_settings", "plain", "settings_by_name", "settings_of"]
 
 _WHAT: Final = ("batch_size", "lr", "module", "criterion", "optimizer", "iterator_train", "iterator_valid")
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -33,22 +34,38 @@ def settings_of(net: Net) -> dict[str, Any]:
         Batch size, learning rate, classes and arguments of modules, criteria, optimizers and loaders by the names of
         the net's parameters, and the arguments of callbacks as ``callbacks__<name>__<argument>``.
     """
+    return {name: plain(value) for name, value in settings_by_name(net).items()}
+
+
+def settings_by_name(net: Net) -> dict[str, Any]:
+    """Return the values of what a net trains with, under the names that `settings_of` gives them."""
     parts = (*_WHAT, *net._modules, *net._criteria, *net._optimizers)
     own = {
         name: value
         for name, value in net.get_params(deep=False).items()
         if name in parts or name.startswith(tuple(f"{part}__" for part in parts))
     }
-    return {name: plain(value) for name, value in sorted(own.items())} | dict(_arguments_of_callbacks(net))
+    return dict(sorted(own.items())) | dict(_arguments_of_callbacks(net))
 
 
-def check_settings(kept: Mapping[str, Any], here: Mapping[str, Any], *, is_finished: bool) -> None:
+def own_settings(net: Net) -> dict[str, Any]:
+    """Return the arguments that only a class of net of one's own takes."""
+    of_skorch = {name for cls in type(net).__mro__ if _is_of_skorch(cls) for name in signature(cls).parameters}
+    known = {*of_skorch, *settings_by_name(net)}
+    return {name: one for name, one in net.get_params(deep=False).items() if name not in known and "__" not in name}
+
+
+def check_settings(
+    kept: Mapping[str, Any], here: Mapping[str, Any], objects: Sequence[str], *, is_finished: bool
+) -> None:
     """Compare the settings of two calls, apart from callbacks that only one of them has.
 
     Parameters
     ----------
     kept, here : mapping
         What `settings_of` returned for the call that is resumed, and for this one.
+    objects : sequence of str
+        What `different_objects` said of the two.
     is_finished : bool
         Whether nothing is left to train.
 
@@ -68,6 +85,7 @@ def check_settings(kept: Mapping[str, Any], here: Mapping[str, Any], *, is_finis
         for name in sorted(kept.keys() | here.keys())
         if kept.get(name, _NOTHING) != here.get(name, _NOTHING) and _callback(name) in callbacks
     ]
+    different += objects
     if different and is_finished:
         raise ValueError(
             f"`path`: the run is finished, but had other settings: {listed(different)}; so its results are not those "
@@ -109,12 +127,13 @@ def _name(value: Any) -> str:
         return f"partial({plain(value.func)}, {plain(value.args)}, {plain(value.keywords)})"
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, torch.nn.Module) or _has_no_repr(value):
+    if isinstance(value, torch.nn.Module) or has_no_repr(value):
         return type(value).__qualname__
     return _ADDRESS.sub("", repr(value))
 
 
-def _has_no_repr(value: Any) -> bool:
+def has_no_repr(value: Any) -> bool:
+    """Whether the text of an object says its class and address only."""
     default: Any = object.__repr__
     return type(value).__repr__ is default
 
@@ -124,7 +143,11 @@ def _arguments_of_callbacks(net: Net) -> Iterator[tuple[str, Any]]:
         has_settings = callback.has_settings if is_staged(callback) else hasattr(type(callback), "get_params")
         for argument, value in callback.get_params(deep=False).items() if has_settings else ():
             if argument != "sink":
-                yield f"callbacks__{name}__{argument}", plain(value)
+                yield f"callbacks__{name}__{argument}", value
+
+
+def _is_of_skorch(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "skorch"
 
 
 def _callback(name: str) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "GLOBALS",
     "all_attributes",
     "held_values",
+    "is_of_library",
     "is_of_this_package",
     "items_in",
     "own_attributes",
@@ -293,9 +294,9 @@ def _held_by_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
         inner = function.__globals__.get(name)
         if isinstance(inner, ModuleType):
             for also in names:
-                if also in vars(inner) and not _is_of_library(vars(inner)[also]):
+                if also in vars(inner) and not is_of_library(vars(inner)[also]):
                     yield f".{GLOBALS}.{name}.{also}", vars(inner)[also]
-        elif not isinstance(inner, type) and not _is_of_library(inner):
+        elif not isinstance(inner, type) and not is_of_library(inner):
             yield f".{GLOBALS}.{name}", inner
 
 
@@ -316,7 +317,8 @@ def _held_by_class(cls: type, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
                 yield f".{name}", inner
 
 
-def _is_of_library(value: Any) -> bool:
+def is_of_library(value: Any) -> bool:
+    """Whether a function belongs to Python or to our dependencies, or a value is a logger."""
     if isinstance(value, FunctionType | BuiltinMethodType):
         return _is_library(value.__module__ or "")
     return isinstance(value, Logger)  # which leads to all others
