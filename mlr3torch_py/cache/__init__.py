@@ -9,7 +9,8 @@ stands for an `answer`: the keys of its rows, and the call that computes them. T
 keys, not the values, and so are `operations` on placeholders, if they are `functions` that do nothing but compute. When
 anything else asks for values, the placeholder becomes a tensor in place, and only these rows are kept, in the tables of
 a `store`, one for each `layout` of calls. A `boundary` around every other module sees to it that neither hooks nor
-trainable modules see a placeholder, and that none outlives the pass.
+trainable modules see a placeholder, and that none outlives the pass. Both answer in the `place` of a module's own call,
+and only in the thread that trains.
 
 `admission` decides which calls may be answered from memory, by means of a `fingerprint` of the module and of trials,
 among which `draws` finds out who draws random numbers; `check` chooses rows that are computed again. `rows` splits

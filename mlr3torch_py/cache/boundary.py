@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from mlr3torch_py.cache.modes import is_transformed
+from mlr3torch_py.cache.place import InPlace
 from mlr3torch_py.cache.placeholder import Passes, arguments_made_real, made_real
 from mlr3torch_py.cache.rewind import Rewind
 
@@ -19,7 +20,7 @@ _N_TRIED: Final = 2
 _ERRORS: Final = (RuntimeError, TypeError, ValueError)
 
 
-class Boundary:
+class Boundary(InPlace):
     """Pass real tensors to a module that is not cached, and to its hooks.
 
     It takes the place of the module's own call until `remove`. The outermost call of a network's modules is a forward
@@ -40,26 +41,11 @@ class Boundary:
     >>> boundary.remove()
     """
 
-    is_cache = True  # tells it from a compiled call, which has the same place in a module
-
     def __init__(self, module: nn.Module, passes: Passes) -> None:
-        self.module: nn.Module = module
+        super().__init__(module)
         self._passes = passes
         self._n_passes, self._is_plain = 0, False
-        module._compiled_call_impl = self
-
-    @property
-    def is_in_place(self) -> bool:
-        """Whether calls of the module arrive here."""
-        return vars(self.module).get("_compiled_call_impl") is self
-
-    def remove(self) -> None:
-        """Restore the module's own call."""
-        if self.is_in_place:
-            del self.module._compiled_call_impl
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()  # for networks that pickle all of their attributes
+        self.put_in_place()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module."""

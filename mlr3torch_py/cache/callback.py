@@ -61,8 +61,8 @@ class CallbackSetFrozenCache(CallbackSet):
         bfloat16. Values that are too large for it are kept in memory alone.
     keep : bool
         Whether rows are used after training, too, until the next one: by ``predict``, ``score`` and the scorers of a
-        search, from one thread at a time. Rows are forgotten as soon as anything in what is frozen changes; copies and
-        pickles of the net have none.
+        search, by one thread at a time, while others compute. Rows are forgotten as soon as anything in what is frozen
+        changes; copies and pickles of the net have none.
     device : {"cpu"}, optional
         Where rows are kept in memory: with ``"cpu"`` in host memory, from where copies to a GPU are queued, so that
         Python does not wait for them. By default where the outputs are, such as on the GPU, whose memory `max_bytes`
@@ -130,8 +130,9 @@ class CallbackSetFrozenCache(CallbackSet):
 
     A checkpoint callback beside it keeps the cached rows in a file of their own, so that a resumed run has the same
     ones, to the bit, and computes none of them again. Rows of a module that is no longer what it was are not used.
-    What no file can keep is named in a warning. Each process of a data-parallel training has its own cache. Only
-    submodules of ``module_`` are cached.
+    What no file can keep is named in a warning. Each process of a data-parallel training has its own cache, and
+    so has each net, if several share a frozen module and train in threads. Other threads that call the network while it
+    trains compute. Only submodules of ``module_`` are cached.
 
     Examples
     --------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from typing import Any
@@ -18,6 +17,7 @@ from mlr3torch_py.cache.code import Code
 from mlr3torch_py.cache.known import Known
 from mlr3torch_py.cache.layout import Layout
 from mlr3torch_py.cache.packing import Recalled
+from mlr3torch_py.cache.place import InPlace
 from mlr3torch_py.cache.placeholder import Passes
 from mlr3torch_py.cache.portable import NotPortableError
 from mlr3torch_py.cache.rows import Call, NotCacheableError
@@ -30,7 +30,7 @@ __all__ = ["CachedStage"]
 logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
-class CachedStage(ABC):
+class CachedStage(InPlace):
     """A frozen module in whose place calls are answered, as `CachedModule` does, until `remove`.
 
     Parameters
@@ -57,8 +57,6 @@ class CachedStage(ABC):
         If a tensor of the module cannot be read, or it has forward hooks.
     """
 
-    is_cache = True  # tells it from a compiled call, which has the same place in a module
-
     def __init__(
         self,
         name: str,
@@ -71,9 +69,9 @@ class CachedStage(ABC):
         is_link: bool = False,
         identity: str = "",
     ) -> None:
+        super().__init__(module)
         self.name = name
         self.identity: str = identity or name
-        self.module = module
         self.budget = budget
         self.reject = reject
         self.is_link = is_link
@@ -87,17 +85,7 @@ class CachedStage(ABC):
         self._seconds_computing = 0.0
         self._known = Known(self.identity)
         self.forget()
-        # The place of a compiled call: the module's hooks run inside of it, and pickle and deepcopy skip it.
-        module._compiled_call_impl = self
-
-    @abstractmethod
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer a call of the module."""
-
-    @property
-    def is_in_place(self) -> bool:
-        """Whether calls of the module still arrive here."""
-        return vars(self.module).get("_compiled_call_impl") is self
+        self.put_in_place()
 
     @property
     def has_verdict(self) -> bool:
@@ -223,11 +211,7 @@ class CachedStage(ABC):
     def remove(self) -> None:
         """Restore the module's own call, and forget all rows."""
         self._known.drop()
-        if self.is_in_place:
-            del self.module._compiled_call_impl
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()  # for networks that pickle all of their attributes
+        super().remove()
 
     @property
     def seconds_per_row(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from threading import RLock
 from typing import Any
 
 from torch import nn
@@ -129,6 +130,9 @@ class Stages:
         """Answer calls after training, too; see `CachedStage.keep`."""
         for cached in (*self.modules.values(), *self.links.values()):
             cached.keep()
+        turn = RLock()
+        for one in (*self.modules.values(), *self.links.values(), *self._boundaries):
+            one.take_turns(turn)
         self._operations.keep()
 
     def _for_each(self, look: Callable[[CachedModule], object]) -> None:
