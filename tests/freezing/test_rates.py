@@ -27,7 +27,7 @@ from mlr3torch_py import (
     t_clbk,
     to_dict,
 )
-from mlr3torch_py.freezing.rates import RateFactors
+from mlr3torch_py.freezing.rate_factors import RateFactors
 from mlr3torch_py.schedule.rates import Factor
 from tests.checkpoint.runs import CrashError, checkpoint, resumed_equals_whole
 from tests.helpers import Stops, Trace, X, iris_net, moved, weights, y
