@@ -52,8 +52,8 @@ class FreezingEngine(Generic[_Host]):
     """The one place where the flags of a net are decided: a parameter is trainable when no holder holds it.
 
     The host calls `begin` when training begins, `begin_epoch` when an epoch begins, `begin_batch` before a training
-    batch that is `due`, and `end`. Each time the engine looks at the parameters, modules and optimizers that the host
-    has then. Calling it twice changes nothing.
+    batch that is `due`, `end_update` after each update, and `end`. When something begins, the engine looks at the
+    parameters, modules and optimizers that the host has then. Calling it twice changes nothing.
 
     Parameters
     ----------
@@ -150,7 +150,6 @@ class FreezingEngine(Generic[_Host]):
 
     def begin_batch(self, moment: Moment) -> None:
         """Apply the plans before a training batch, and check that something trains."""
-        self.check_rates()
         fresh = self._follow()
         self.moment = replace(moment, batch=self.batch)
         self._change(f"batch {self.batch}", fresh)
@@ -164,11 +163,11 @@ class FreezingEngine(Generic[_Host]):
         governed = self._governed()
         tensors = {name: tensor for name, tensor in self._inventory.tensors.items() if name in governed}
         self._released.watch(self.event, tensors, self.held)
-        is_settled = has_checked and not self._rates.are_unproven
+        is_settled = has_checked and not self._rates.are_watched
         self.due = self._next_row(self.batch) if is_settled else self.batch + 1
 
-    def check_rates(self) -> None:
-        """Check that the factors on learning rates had an effect on the last batch."""
+    def end_update(self) -> None:
+        """Check, after the update of a training batch, that the factors on learning rates had an effect."""
         self._rates.check(self.host.optimizer)
 
     def check_released(self) -> None:

@@ -216,9 +216,9 @@ class FreezingCallback(CallbackSet, ABC):
     def _record_trainable(self, net: Net) -> None:
         net.history.record(key_of("n_trainable", self.module), n_trainable(self.network_of(net)))
 
-    def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        if self.engine_ is not None:
-            self.engine_.check_rates()
+    def after_update(self, net: Net) -> None:
+        if self.engine_ is not None and self.engine_.driver is self:
+            self.engine_.end_update()
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
         self._drop_engine()

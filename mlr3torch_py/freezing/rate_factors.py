@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from numbers import Real
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.optim import LBFGS, Optimizer
@@ -13,12 +13,23 @@ from torch.optim import LBFGS, Optimizer
 from mlr3torch_py.names import listed
 from mlr3torch_py.schedule.rates import Factor
 
-__all__ = ["RateFactors"]
+if TYPE_CHECKING:
+    from _collections_abc import dict_items, dict_values
 
-# The key under which a part keeps its name and the group that it is of.
-_PART: Final = "_part_by_mlr3torch_py"
-_NOT_SHARED: Final = ("params", "param_names", "lr", _PART)
+__all__ = ["RateFactors", "sample"]
+
+# How many values of a tensor are compared to see whether it has been updated.
+_SAMPLE: Final = 256
+
+_NOT_SHARED: Final = ("params", "param_names", "lr")
 _NONE: Final = Factor()
+
+_UNEQUAL: Final = "keeps {} for each of its groups, which differs between parts of one"
+_PASSED_OVER: Final = (
+    "passes over some of its groups, of which it has one for each factor while it takes a step: it keeps rates or "
+    "parameters beside them"
+)
+_UNREAD: Final = "updates weights without reading the learning rate of their group in that step"
 
 
 class RateFactors:
@@ -43,12 +54,15 @@ class RateFactors:
         Returns the current training batch, which matters to factors with a warm-up.
     column : str
         The column of the table that the factors are from, for messages.
+    proven : dict of int to float, optional
+        By the ``id`` of the parameter the factor that a step has used last. Steps add to it.
 
     Raises
     ------
     ValueError
-        If the optimizer has no rates of its own to scale, as LBFGS, which has only one group; after a step, if it keeps
-        something in its groups that depends on their rates, as it could not be kept for each factor.
+        If the optimizer has no rates of its own to scale, as LBFGS, which has only one group; after a step, if it has
+        not read the rates, or keeps something in its groups that depends on them, as it could not be kept for each
+        factor.
 
     Examples
     --------
@@ -73,6 +87,7 @@ class RateFactors:
         *,
         batch: Callable[[], int] = int,
         column: str = "lr_mult",
+        proven: dict[int, float] | None = None,
     ) -> None:
         if unfit := _unfit(optimizer, factor_of):
             raise self._refused(optimizer, column, unfit)
@@ -82,8 +97,12 @@ class RateFactors:
         self.name = name
         self.batch = batch
         self.column = column
+        self.proven = {} if proven is None else proven
         self._own: list[dict[str, Any]] = []
-        self._checked: Set[str] = frozenset()  # the parts after whose first step the entries of groups were compared
+        self._parts: list[_Part] = []
+        self._asked: dict[str, set[object]] = {}  # what the step has asked of each part
+        self._doubtful: dict[str, _Witness] = {}
+        self._unequal: set[str] = set()  # the entries in which it has left parts of one group different
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -108,6 +127,8 @@ class RateFactors:
             hook.remove()
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        if not self._own:  # otherwise a parent class takes its step within this one
+            self._asked, self._doubtful, self._unequal = {}, {}, set()
         self._restore()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -118,15 +139,27 @@ class RateFactors:
         return (optimizer, self._splitting_after(closure), *args[2:]), rest
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        rates = {part[_PART][0]: float(part["lr"]) for part in optimizer.param_groups if self._own}
-        differing = _differing(optimizer.param_groups) if self._own and rates.keys() != self._checked else []
-        self._checked = rates.keys()
+        parts = self._parts
         self._restore()
-        if differing:
-            kept = f"keeps {listed(map(repr, differing))} for each of its groups, which differs between parts of one"
-            raise self._refused(optimizer, self.column, kept)
-        for name, rate in rates.items():
-            self.record(name, rate)
+        if fault := self._fault(parts):
+            raise self._refused(optimizer, self.column, fault)
+        for part in parts:
+            self.record(part.name, float(part.group["lr"]))
+
+    def _fault(self, parts: list[_Part]) -> str | None:
+        """Say how a step has missed the rates of parts; None if it has used them."""
+        reached = {id(part.whole) for part in parts if self._asked[part.name]}
+        for part in parts:
+            asked, doubt = self._asked[part.name], self._doubtful.get(part.name)
+            if doubt and "lr" in asked:
+                # Some read the rate only for what they have not updated before.
+                first = [tensor for tensor in doubt.tensors if id(tensor) not in self.proven]
+                self.proven.update(dict.fromkeys(map(id, first or doubt.tensors), part.factor))
+            elif self._doubtful and not asked and id(part.whole) in reached:
+                return _PASSED_OVER
+            elif doubt and part.factor != 1 and doubt.has_moved:
+                return _UNREAD
+        return _UNEQUAL.format(listed(map(repr, sorted(self._unequal)))) if self._unequal else None
 
     def _splitting_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def computed() -> Any:
@@ -141,55 +174,146 @@ class RateFactors:
         if self._own:  # by the step of a parent class, within this one
             return
         groups = list(self.optimizer.param_groups)
-        parts = [part for i, group in enumerate(groups) for part in self._parts(i, group)]
-        self._own = groups
-        self.optimizer.param_groups[:] = parts
+        parts = [part for i, group in enumerate(groups) for part in self._parts_of(i, group)]
+        for part in parts:
+            if doubtful := self._without_proof(part):
+                self._doubtful.setdefault(part.name, _Witness(doubtful))
+        self._own, self._parts = groups, parts
+        self.optimizer.param_groups[:] = [part.group for part in parts]
 
     def _restore(self) -> None:
         if self._own:
-            for part in self.optimizer.param_groups:
+            for part in self._parts:
+                self._asked.setdefault(part.name, set()).update(part.asked)
+            self._unequal |= _differing(self._parts)
+            for part in self._parts:
                 # Some optimizers keep a count in their groups.
-                _, group = part[_PART]
-                group.update({key: value for key, value in part.items() if key not in _NOT_SHARED})
+                part.whole.update({key: value for key, value in part.group.items() if key not in _NOT_SHARED})
             self.optimizer.param_groups[:] = self._own
-            self._own = []
+            self._own, self._parts = [], []
 
-    def _parts(self, i: int, group: dict[str, Any]) -> list[dict[str, Any]]:
+    def _parts_of(self, i: int, group: dict[str, Any]) -> list[_Part]:
         batch = self.batch()
-        members: dict[tuple[str, float], list[Any]] = {}
-        for tensor in group["params"]:
+        members: dict[tuple[str, float], list[int]] = {}
+        for at, tensor in enumerate(group["params"]):
             factor = self.factor_of.get(id(tensor), _NONE)
-            members.setdefault((_label(factor, batch), factor.at(batch)), []).append(tensor)
-        return [
-            {**group, "params": tensors, "lr": group["lr"] * factor, _PART: (f"{self.name}_{i}{label}", group)}
-            for (label, factor), tensors in members.items()
-        ]
+            members.setdefault((_label(factor, batch), factor.at(batch)), []).append(at)
+        return [_Part(f"{self.name}_{i}{label}", group, factor, places) for (label, factor), places in members.items()]
+
+    def _without_proof(self, part: _Part) -> list[torch.Tensor]:
+        """List the tensors that are about to be updated by a factor that no step has used yet."""
+        without = [tensor for tensor in part.tensors if self.proven.get(id(tensor)) != part.factor]
+        for tensor in without:
+            if tensor in self.optimizer.state:  # of steps that were taken before the factors were there
+                self.proven.setdefault(id(tensor), part.factor)
+        return [one for one in without if one.grad is not None and self.proven.get(id(one)) != part.factor]
 
 
-def _differing(parts: Iterable[Mapping[str, Any]]) -> list[str]:
-    """List the entries in which a step has left parts of one group different."""
-    first: dict[int, Mapping[str, Any]] = {}
-    found: dict[str, None] = {}
+class _Part:
+    """The parameters of a group that have the same factor, as a group of their own for one step.
+
+    Attributes
+    ----------
+    name : str
+        As it is recorded.
+    tensors : list of torch.Tensor
+    whole : dict
+        The group that it is a part of.
+    factor : float
+    group : dict
+        What the optimizer sees.
+    asked : set of str
+        The keys that the step has asked for.
+    """
+
+    def __init__(self, name: str, whole: dict[str, Any], factor: float, places: list[int]) -> None:
+        own = {key: [whole[key][at] for at in places] for key in ("params", "param_names") if key in whole}
+        shown = whole | own | {"lr": whole["lr"] * factor}
+        self.name = name
+        self.tensors: list[torch.Tensor] = own["params"]
+        self.whole = whole
+        self.factor = factor
+        self.asked: set[object] = {"lr"}
+        self.group: dict[str, Any] = shown
+        if not torch.compiler.is_compiling():  # which takes plain groups only
+            self.group = _Observed(shown)
+            self.asked = self.group.asked = set()
+
+
+class _Observed(dict[str, Any]):
+    """A group that takes note of what is asked of it."""
+
+    asked: set[object]
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:  # without it, ``dict(group)`` and ``f(**group)`` ask for nothing
+        return super().__iter__()
+
+    def items(self) -> dict_items[str, Any]:
+        self.asked.update(self)
+        return super().items()
+
+    def values(self) -> dict_values[str, Any]:
+        self.asked.update(self)
+        return super().values()
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self)
+
+
+class _Witness:
+    """Tensors that are updated together, of which the smallest tells whether they have been."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self.tensors = tensors
+        self._smallest = min(tensors, key=lambda tensor: tensor.numel())
+        self._before = sample(self._smallest)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether they have been updated since."""
+        return not torch.equal(sample(self._smallest), self._before)
+
+
+def _differing(parts: Iterable[_Part]) -> set[str]:
+    """Return the entries in which parts of one group differ."""
+    first: dict[int, dict[str, Any]] = {}
+    found = set[str]()
     for part in parts:
-        other = first.setdefault(id(part[_PART][1]), part)
-        if other is not part:
-            keys = (key for key in part.keys() | other.keys() if key not in _NOT_SHARED)
-            found |= dict.fromkeys(key for key in keys if not _are_equal(part.get(key), other.get(key)))
-    return sorted(found)
+        one, other = part.group, first.setdefault(id(part.whole), part.group)
+        if one is not other:
+            keys = (key for key in one.keys() | other.keys() if key not in _NOT_SHARED)
+            found.update(key for key in keys if not _are_equal(one.get(key), other.get(key)))
+    return found
 
 
 def _are_equal(one: Any, other: Any) -> bool:
     """Compare entries of groups; those that cannot be compared pass."""
+    if one is other:
+        return True
     with suppress(Exception):  # of whatever kind, such as an array, which has no single truth value
         if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
             return torch.equal(one, other)
-        return one is other or bool(one == other) or bool(one != one and other != other)  # NaN
+        return bool(one == other) or bool(one != one and other != other)  # NaN
     return True
 
 
 def _label(factor: Factor, batch: int) -> str:
     mult = "" if factor.mult == 1 else f"_x{factor.mult:g}"
     return mult + (f"_warmup{factor.warmup}_from{factor.first}" if factor.is_rising(batch) else "")
+
+
+def sample(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of some values of a tensor, by which an update is noticed."""
+    values = tensor.detach().reshape(-1)
+    return values[:: max(1, len(values) // _SAMPLE)].clone()
 
 
 def _unfit(optimizer: Optimizer, factor_of: Mapping[int, Factor]) -> str | None:
@@ -201,9 +325,19 @@ def _unfit(optimizer: Optimizer, factor_of: Mapping[int, Factor]) -> str | None:
     groups = optimizer.param_groups
     if not all(isinstance(group.get("lr"), (Real, torch.Tensor)) for group in groups):
         return "has no learning rate in its groups"
-    for inner in vars(optimizer).values():
-        if isinstance(inner, Optimizer) and inner.param_groups is not groups:
-            tensors = (tensor for group in inner.param_groups for tensor in group["params"])
-            if any(id(tensor) in factor_of for tensor in tensors):
-                return f"updates by an inner {type(inner).__name__}, which has groups of its own"
+    for inner in _optimizers_in([*vars(optimizer).values()]):
+        if inner.param_groups is not groups and any(
+            id(tensor) in factor_of for group in inner.param_groups for tensor in group["params"]
+        ):
+            return f"updates by an inner {type(inner).__name__}, which has groups of its own"
     return None
+
+
+def _optimizers_in(values: Iterable[object]) -> Iterator[Optimizer]:
+    """Yield the optimizers among values, and in lists and mappings among them."""
+    for value in values:
+        if isinstance(value, Optimizer):
+            yield value
+        elif isinstance(value, list | tuple | Mapping):
+            inside = value.values() if isinstance(value, Mapping) else value
+            yield from (one for one in inside if isinstance(one, Optimizer))

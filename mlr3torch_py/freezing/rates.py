@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Final
 
 import torch
 from torch.optim import Optimizer
 
-from mlr3torch_py.freezing.rate_factors import RateFactors
+from mlr3torch_py.freezing.rate_factors import RateFactors, sample
 from mlr3torch_py.names import listed
 from mlr3torch_py.schedule.rates import Factor
 
 __all__ = ["Rates"]
-
-# How many values of a tensor are compared to see whether it has been updated.
-_SAMPLE: Final = 256
 
 
 class Rates:
@@ -36,13 +31,15 @@ class Rates:
         self._column = "lr_mult"
         self._factor_of: Mapping[int, Factor] = {}
         self._scaled: dict[int, RateFactors] = {}
-        self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._proven: dict[int, float] = {}
         self._unproven: set[int] = set()
+        self._watched: list[_Watched] = []
+        self._has_stepped = False
 
     @property
-    def are_unproven(self) -> bool:
-        """Whether there are factors that no step of their optimizer has used yet."""
-        return bool(self._unproven)
+    def are_watched(self) -> bool:
+        """Whether there are factors on trainable tensors of which no step is known to use them."""
+        return bool(self._watched)
 
     def scale(
         self, factor_of: Mapping[int, Factor], optimizers: Iterable[tuple[str, Optimizer]], column: str = "lr_mult"
@@ -70,26 +67,30 @@ class Rates:
             return
         self.remove()
         self._factor_of, self._column = factor_of, column
-        self._unproven = {key for key, factor in factor_of.items() if factor.at(self._batch()) != 1}
         for key, (name, optimizer) in named.items():
-            used = partial(self._used, optimizer)
-            self._scaled[key] = RateFactors(optimizer, factor_of, used, name, batch=self._batch, column=column)
-        if named:
-            self._unproven &= {key for _, optimizer in named.values() for key in _held_by(optimizer)}
+            self._scaled[key] = RateFactors(
+                optimizer, factor_of, self._used, name, batch=self._batch, column=column, proven=self._proven
+            )
+        held = {key for _, optimizer in named.values() for key in _held_by(optimizer)}
+        scaled = {key for key, factor in factor_of.items() if factor.at(self._batch()) != 1}
+        self._unproven = (scaled & held if named else scaled) - self._proven.keys()
 
     def watch(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Record values of scaled tensors until a step uses the factors.
+        """Watch, in the next batch, for updates of scaled tensors that no step is known to scale.
 
         Parameters
         ----------
         tensors : iterable of torch.Tensor
             Those that the next update may move.
         """
+        self._unwatch()
+        self._has_stepped = False
+        self._unproven -= self._proven.keys()
         if self._unproven:
-            self._before = [(tensor, _sample(tensor).clone()) for tensor in tensors if id(tensor) in self._unproven]
+            self._watched = [_Watched(tensor) for tensor in tensors if id(tensor) in self._unproven]
 
     def check(self, main: object) -> None:
-        """Check that no watched tensor was updated without its factor.
+        """Check that no watched tensor was updated without its factor, after the update and before anything else.
 
         Parameters
         ----------
@@ -101,10 +102,10 @@ class Rates:
         ValueError
             If one was.
         """
-        if not self._unproven or any(factors.is_in_use for factors in self._scaled.values()):
+        watched = self._unwatch()
+        if not watched or any(factors.is_in_use for factors in self._scaled.values()):
             return
-        watched = [(tensor, before) for tensor, before in self._before if id(tensor) in self._unproven]
-        if moved := {id(tensor) for tensor, before in watched if not torch.equal(_sample(tensor), before)}:
+        if moved := {id(one.tensor) for one in watched if id(one.tensor) not in self._proven and one.has_moved}:
             optimizers = [factors.optimizer for factors in self._scaled.values()]
             kinds = {type(one).__name__ for one in optimizers if not moved.isdisjoint(_held_by(one))}
             kinds = kinds or {type(main).__name__}
@@ -113,23 +114,49 @@ class Rates:
                 "weights otherwise than by the step() of a torch.optim.Optimizer; leave the column out, give the rates "
                 "by groups of the optimizer, or use an optimizer that updates in step()"
             )
+        if self._has_stepped:  # what gets no gradient is not updated
+            self._unproven.difference_update(id(one.tensor) for one in watched if not one.has_gradient)
 
     def remove(self) -> None:
         """Restore the optimizers."""
+        self._unwatch()
         for factors in self._scaled.values():
             factors.remove()
-        self._factor_of, self._scaled, self._before, self._unproven = {}, {}, [], set()
+        self._factor_of, self._scaled, self._unproven = {}, {}, set()
 
-    def _used(self, optimizer: Optimizer, name: str, rate: float) -> None:
-        if self._unproven:
-            self._unproven.difference_update(_held_by(optimizer))
+    def _unwatch(self) -> list[_Watched]:
+        watched, self._watched = self._watched, []
+        for one in watched:
+            one.end()
+        return watched
+
+    def _used(self, name: str, rate: float) -> None:
+        self._has_stepped = True
         self._record(name, rate)
+
+
+class _Watched:
+    """A tensor whose values are recorded when its gradient has been computed, until it ends."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self._before: torch.Tensor | None = None
+        self._hook = tensor.register_hook(self._gradient)  # type: ignore[no-untyped-call]
+
+    @property
+    def has_gradient(self) -> bool:
+        return self._before is not None
+
+    @property
+    def has_moved(self) -> bool:
+        return self._before is not None and not torch.equal(sample(self.tensor), self._before)
+
+    def end(self) -> None:
+        self._hook.remove()
+
+    def _gradient(self, gradient: torch.Tensor) -> None:
+        self._before = sample(self.tensor)
 
 
 def _held_by(optimizer: Optimizer) -> Iterator[int]:
     return (id(tensor) for group in optimizer.param_groups for tensor in group["params"])
-
-
-def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    values = tensor.detach().reshape(-1)
-    return values[:: max(1, len(values) // _SAMPLE)]

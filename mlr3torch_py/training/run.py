@@ -227,9 +227,11 @@ class Run:
         self._outputs.end_backward()
 
     def end_batch(self, batch: Any, training: bool | None, y_pred: Any) -> None:
-        """Update ``ctx``; call the stage after a validation batch."""
+        """Update ``ctx``; call what follows an update, or the stage after a validation batch."""
         self._outputs.end_batch(y_pred)
-        if not training:
+        if training:
+            self._call("after_update")
+        else:
             self._call("on_batch_valid_end", batch=batch)
 
     def end_epoch(self) -> None:

@@ -250,6 +250,9 @@ class StagedCallback(Callback):
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         """Act before the first ``on_epoch_begin`` of a call of ``fit``."""
 
+    def after_update(self, net: Net) -> None:
+        """Act after the update of a training batch, before any ``on_batch_end``."""
+
     def after_last_epoch(self, net: Net) -> None:
         """Act after the last epoch of a call of ``fit`` that nothing has interrupted; there may be none at all."""
 
