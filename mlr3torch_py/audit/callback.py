@@ -76,6 +76,9 @@ class CallbackSetFreezeAudit(CallbackSet):
     On all other batches it costs next to nothing. Sparse tensors are left out, and in a distributed training the
     buffers of all processes but the main one, which sends them its own.
 
+    What no freezing callback holds and something else unfreezes, such as skorch's Unfreezer or your own code, is
+    compared until then.
+
     When training ends, one line in the log at the level INFO says how much was compared.
 
     Examples
@@ -147,11 +150,16 @@ class CallbackSetFreezeAudit(CallbackSet):
         if self.is_checked_:
             self.modules_ = _audited(net)
         events = {name: last_event(net, name) for name in self.modules_}
-        if events != self.event_:
+        changed = {name for name in events if events[name] != self.event_.get(name, _NO_EVENT)}
+        if self.is_checked_:
+            frozen = self.frozen_ or {}
+            changed |= {name for name in self.modules_ if name in frozen and frozen[name].released(_network(net, name))}
+        if changed or events.keys() != self.event_.keys():
             # The freezing callbacks have acted just now, and no step was taken since.
             self._check(net, self._batch() - 1)
-            for name in [name for name in events if events[name] != self.event_.get(name, _NO_EVENT)]:
-                self._begin_stretch(net, name)
+            for name in self.modules_:
+                if name in changed:
+                    self._begin_stretch(net, name)
             self.event_, self.n_batches_, self.next_look_ = events, 0, 1
         self.n_batches_ += 1
         is_first_in_epoch, self.is_checked_ = self.is_checked_, False
@@ -245,7 +253,7 @@ class CallbackSetFreezeAudit(CallbackSet):
                 self.warned_of_ |= {one.label for one in free}
                 warn(describe_moving_buffers(free, batch))
             if changed := [one for one in moved if one.must_stay]:
-                message = describe_changes(changed, _network(net, name), tensors.held, batch)
+                message = describe_changes(changed, _network(net, name), batch)
                 if self.on_change == "raise":
                     raise RuntimeError(message)
                 warn(message)

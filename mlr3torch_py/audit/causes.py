@@ -10,14 +10,13 @@ from torch import nn
 from mlr3torch_py.audit.frozen import FrozenTensor, named_tensors
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.parameters import frozen_by_us
-from mlr3torch_py.schedule.plan import Held
 
 __all__ = ["describe_changes", "describe_moving_buffers"]
 
 _FORWARD_WRITES_PINNED = "the network's own forward writes it all the same, though {} pins its module in eval mode"
 
 
-def describe_changes(changed: Iterable[FrozenTensor], network: nn.Module, held: Held, batch: int) -> str:
+def describe_changes(changed: Iterable[FrozenTensor], network: nn.Module, batch: int) -> str:
     """Say which tensors changed although they must not, in which batches, and why.
 
     Parameters
@@ -25,8 +24,6 @@ def describe_changes(changed: Iterable[FrozenTensor], network: nn.Module, held: 
     changed : iterable of FrozenTensor
     network : torch.nn.Module
         As it is now.
-    held : set of str
-        The parameters that callbacks held frozen until now.
     batch : int
         The last training batch.
 
@@ -42,10 +39,9 @@ def describe_changes(changed: Iterable[FrozenTensor], network: nn.Module, held: 
             return "the network no longer has a tensor of that name"
         if not one.is_parameter:
             return _cause_of_pinned(one)
-        is_held, was_held = held_now >= set(one.names), held >= set(one.names)
         return (
             _cause_in_forward(one, is_certain=True)
-            or _cause_in_flags(tensor, is_held, was_held)
+            or _cause_in_flags(tensor, held_now >= set(one.names))
             or _cause_in_forward(one, is_certain=False)
             or ("another tensor has taken its place" if tensor is not one.tensor else "")
             or "something wrote into it, such as a callback, an average of weights, or the loading of a file"
@@ -99,8 +95,8 @@ def _cause_in_forward(one: FrozenTensor, *, is_certain: bool) -> str:
     return f"the network's own forward writes it; if it does so in training mode only, {one.advice}"
 
 
-def _cause_in_flags(tensor: torch.Tensor, is_held: bool, was_held: bool) -> str:
-    if tensor.requires_grad and (is_held or not was_held):
+def _cause_in_flags(tensor: torch.Tensor, is_held: bool) -> str:
+    if tensor.requires_grad and is_held:
         return "something set its requires_grad to True"
     if is_held and tensor.grad is not None:
         return "something gave it a gradient, by which the optimizer moves it"

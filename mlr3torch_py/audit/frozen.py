@@ -136,6 +136,10 @@ class FrozenTensors:
 
     def moved(self, network: nn.Module, epoch: int) -> list[FrozenTensor]:
         """Compare all tensors with what they were, and return those that differ by a bit."""
+        if released := self.released(network):  # in the middle of an epoch
+            whole = _frozen_as_a_whole(network)
+            frozen = (one for one in self.tensors if not any(one is other for other in released))
+            self.tensors = [one for one in frozen if one.is_parameter or _path(one.names[0]) in whole]
         now, found = named_tensors(network), []
         for one in self.tensors:
             has_moved = self._differs(one, now, one.kept)
@@ -143,6 +147,12 @@ class FrozenTensors:
             if has_moved:
                 found.append(one)
         return found
+
+    def released(self, network: nn.Module) -> list[FrozenTensor]:
+        """List the parameters that are trainable now although no freezing callback held them and released them."""
+        now, held = named_parameters(network), self.held | frozen_by_us(network)
+        found = (one for one in self.tensors if one.is_parameter and held.isdisjoint(one.names))
+        return [one for one in found if (tensor := now.get(one.names[0])) is not None and tensor.requires_grad]
 
     def before_forward(self, network: nn.Module) -> None:
         """Note the values of all tensors immediately before a forward pass."""

@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 import torch.nn.utils.prune
-from skorch.callbacks import EarlyStopping
+from skorch.callbacks import EarlyStopping, Unfreezer
+from skorch.callbacks import Freezer as FreezerOfSkorch
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk, torch_callback
@@ -161,7 +162,7 @@ class HalfUsed(nn.Module):
 
 def test_a_trainable_weight_that_never_gets_a_gradient_is_warned_of():
     net = audited(table={"epoch": [1], "weights": [select_all()]}, module=HalfUsed, max_epochs=2)
-    with pytest.warns(UserWarning, match=r"^idle.weight, idle.bias never got a gradient in batches 1 to 6, though"):
+    with pytest.warns(UserWarning, match=r"^idle.weight, idle.bias never got a gradient in batches 1 to 3, though"):
         net.fit(X, y)
 
 
@@ -207,3 +208,31 @@ def test_held_layers_and_their_release_pass():
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises((TypeError, ValueError), match=f"`{next(iter(arguments))}` is "):
         t_clbk("freeze_audit", **arguments)
+
+
+def frozen_until(net):
+    report = dict(net.callbacks_)["freeze_audit"].report()
+    assert not report["moved"].any()
+    return dict(zip(report["name"], report["frozen_to"], strict=True))
+
+
+def test_what_skorch_freezes_and_releases_passes():
+    callbacks = [FreezerOfSkorch("0.*"), Unfreezer("0.*", at=3), t_clbk("freeze_audit")]
+    assert frozen_until(iris_net(*callbacks, max_epochs=4).fit(X, y)) == {"0.weight": 2, "0.bias": 2}
+
+
+@pytest.mark.parametrize(("batch", "until"), [(1, 1), (4, 1), (7, 2)])
+def test_what_is_frozen_and_released_by_hand_passes(batch, until):
+    module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    module[0].requires_grad_(False)
+    by_hand = acts_at(batch, lambda network: network[0].requires_grad_(True))
+    net = iris_net(Freezer(["1.bias"]), t_clbk("freeze_audit"), by_hand, module=module).fit(X, y)
+    assert frozen_until(net) == {"0.weight": until, "0.bias": until, "1.bias": len(net.history)}
+
+
+def test_what_is_released_and_frozen_again_by_hand_has_changed():
+    module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    module[0].requires_grad_(False)
+    by_hand = torch_callback("acts", on_batch_end=lambda self: module[0].requires_grad_(self.ctx.global_step == 1))
+    with pytest.raises(RuntimeError, match="0.weight, 0.bias changed while frozen, in batches 1 to 3"):
+        iris_net(Freezer(["1.bias"]), t_clbk("freeze_audit"), by_hand, module=module).fit(X, y)
