@@ -14,6 +14,7 @@ from torch import nn
 from mlr3torch_py.audit.graph import reached_without_loss
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.bits import content_hash, has_bits
+from mlr3torch_py.network.normalisation import all_own_parameters
 from mlr3torch_py.network.unwrap import named_modules, named_parameters, names_by_tensor
 
 __all__ = ["TrainableTensors"]
@@ -204,7 +205,7 @@ class TrainableTensors:
         def is_remarkable(one: _Trainable) -> bool:
             if one.tensor._backward_hooks:
                 return True
-            beside = [tensor for tensor in one.module._parameters.values() if tensor is not None]
+            beside = all_own_parameters(one.module)
             is_bias = any(tensor.ndim > one.tensor.ndim and id(tensor) not in tensors for tensor in beside)
             return one.is_reached and not is_bias and id(one.module) not in in_use
 

@@ -229,6 +229,16 @@ ORDINARY = {
 }
 
 
+@pytest.mark.parametrize(("kind", "seed"), [("orthogonal", 4), ("weight_norm", 3)])
+def test_a_bias_behind_a_parametrized_weight_and_before_a_normalisation_is_not_warned_of(kind, seed):
+    x = torch.randn(150, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(seed)
+    layer = getattr(nn.utils.parametrizations, kind)(nn.Linear(4, 6))
+    module = nn.Sequential(layer, nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+    params = {"module": module, "max_epochs": 3, "batch_size": 16, "train_split": None}
+    assert warnings_of(audited(freezer=Freezer("3.bias"), **params), x) == []
+
+
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", ORDINARY)
 @pytest.mark.filterwarnings("ignore:`unfreeze`:UserWarning")
