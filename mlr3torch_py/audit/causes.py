@@ -44,7 +44,8 @@ def describe_changes(changed: Iterable[FrozenTensor], network: nn.Module, batch:
             or _cause_in_flags(tensor, held_now >= set(one.names))
             or _cause_in_forward(one, is_certain=False)
             or ("another tensor has taken its place" if tensor is not one.tensor else "")
-            or "something wrote into it, such as a callback, an average of weights, or the loading of a file"
+            or f"something wrote into it, such as {_own_modes(one)}a callback, an average of weights, "
+            "or the loading of a file"
         )
 
     return _grouped(changed, lambda one: (f"changed while frozen, in batches {one.since} to {batch}", cause(one)))
@@ -93,6 +94,11 @@ def _cause_in_forward(one: FrozenTensor, *, is_certain: bool) -> str:
     if "eval" in one.forward_writes or not one.advice:
         return "the network's own forward writes it, which freezing does not stop"
     return f"the network's own forward writes it; if it does so in training mode only, {one.advice}"
+
+
+def _own_modes(one: FrozenTensor) -> str:
+    """Name the methods that merge the weights of adapters into others, if the module has its own."""
+    return "" if type(one.module).train is nn.Module.train else "its module's own train() or eval(), "
 
 
 def _cause_in_flags(tensor: torch.Tensor, is_held: bool) -> str:

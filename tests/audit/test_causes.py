@@ -264,3 +264,17 @@ def test_an_error_in_the_forward_pass_leaves_nothing_behind():
     with pytest.raises(ZeroDivisionError):
         net.fit(X, y)
     assert "infer" not in vars(net)
+
+
+class Merging(nn.Linear):
+    """Merges an adapter into its weight in eval mode, as LoRA layers do, which rounds."""
+
+    def train(self, mode=True):
+        with torch.no_grad():
+            self.weight += 0.1 if self.training else -0.1
+        return super().train(mode)
+
+
+def test_the_train_method_of_a_module_is_named():
+    net = iris_net(Freezer("0.weight"), t_clbk("freeze_audit"), module=nn.Sequential(Merging(4, 4), nn.Linear(4, 3)))
+    assert "something wrote into it, such as its module's own train() or eval(), a callback," in error_of(net)
