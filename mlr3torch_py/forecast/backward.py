@@ -53,8 +53,9 @@ class BackwardWatch:
         """Watch what is computed inside."""
         with ExitStack() as stack:
             for path, module in named_modules(self._module):
-                hook = module.register_forward_hook(partial(self._called, path), with_kwargs=True)
-                stack.callback(hook.remove)
+                if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                    hook = module.register_forward_hook(partial(self._called, path), with_kwargs=True)
+                    stack.callback(hook.remove)
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor))
             yield
 

@@ -85,7 +85,7 @@ def _is_copied(name: str, net: Net) -> bool:
 def _own(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, nn.Module):
         memo |= {id(tensor): tensor.detach().clone() for tensor in _results(value)}
-        return deepcopy(value, memo)
+        return _with_leaves(deepcopy(value, memo))
     if isinstance(value, _SHARED):
         return value
     try:
@@ -100,6 +100,19 @@ def _results(network: nn.Module) -> Iterator[torch.Tensor]:
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 yield value
+
+
+def _with_leaves(network: nn.Module) -> nn.Module:
+    """Let the parameters of TorchScript be leaves, which those of its copies are not."""
+    leaves: dict[int, nn.Parameter] = {}
+    copies: list[torch.Tensor] = []  # kept, so that no id is reused
+    for module in network.modules():
+        for name, tensor in list(module._parameters.items()) if isinstance(module, torch.jit.ScriptModule) else ():
+            if tensor is not None and not isinstance(tensor, nn.Parameter):
+                copies.append(tensor)
+                leaf = leaves.setdefault(id(tensor), nn.Parameter(tensor.detach(), tensor.requires_grad))
+                setattr(module, name, leaf)
+    return network
 
 
 def learn(twin: Net, X: Any, y: Any) -> FitData:

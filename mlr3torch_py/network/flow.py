@@ -127,6 +127,8 @@ def _watched(network: nn.Module, batch: Any, is_complete: bool, keeps_mode: bool
     handles: list[RemovableHandle] = []
     try:
         for module in modules.values():
+            if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                continue
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after))
         with _kept_state(network), kept_random_states(), torch.set_grad_enabled(is_complete), catch_warnings():

@@ -15,7 +15,8 @@ from skorch.callbacks import Checkpoint, EpochScoring, LRScheduler, TrainEndChec
 from skorch.dataset import ValidSplit
 from torch import nn
 
-from mlr3torch_py import freeze_plan, select_name, select_prefix, t_clbk
+from mlr3torch_py import freeze_plan, network_blocks, network_summary, select_all, select_name, select_prefix, t_clbk
+from tests import helpers
 from tests.forecast.nets import KINDS, DictNet, Net, X, make, y
 
 mpl.use("agg")
@@ -295,3 +296,16 @@ def test_a_net_that_cannot_make_its_network_says_what_to_give():
 def test_measure_is_a_flag():
     with pytest.raises(TypeError, match="`measure` is 'yes'; give True or False"):
         freeze_plan(make(), X, y, measure="yes")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")
+def test_a_scripted_part_is_measured_and_summarised():
+    network = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh())), nn.Linear(4, 3))
+    unfreeze = t_clbk(
+        "unfreeze", starting_weights=select_prefix("1"), unfreeze={"epoch": [2], "weights": [select_all()]}
+    )
+    net = helpers.iris_net(unfreeze, module=network, audited=False)
+    assert len(freeze_plan(net, helpers.X, helpers.y, measure=True).measured.phases) == 2
+    assert all(tensor.is_leaf and tensor.requires_grad for tensor in network.parameters())
+    assert len(network_blocks(network, helpers.X[:2])) == 2
+    assert "(150, 3)" in str(network_summary(network, helpers.X))
