@@ -22,6 +22,7 @@ from mlr3torch_py.checkpoint.rehearsal import STOPPED, Ending, Rehearsal
 from mlr3torch_py.checkpoint.resume_report import ResumeReport
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import listed
+from mlr3torch_py.network.copies import copyable
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 from mlr3torch_py.values import shown
 
@@ -101,8 +102,10 @@ def _pickled(net: Any, X: Any, y: Any, epochs: int) -> bytes:
         import cloudpickle  # which also pickles the classes of a notebook
     except ImportError:
         from joblib.externals import cloudpickle
+    with copyable(vars(net).values()):
+        copied = clone(net, safe=False)
     job = Rehearsal(
-        clone(net, safe=False),
+        copied,
         X,
         y,
         epochs,

@@ -19,6 +19,7 @@ from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import freezing_callbacks
 from mlr3torch_py.html import html_table
+from mlr3torch_py.network.copies import copyable
 from mlr3torch_py.network.evaluation import pinned_modules
 from mlr3torch_py.network.flow import flow_of
 from mlr3torch_py.network.parameters import Flags, trainable_names
@@ -173,7 +174,7 @@ def network_summary(
         return _summary(bare(given), X, None, set(), depth)
     if isinstance(given, type) or not hasattr(given, "initialized_"):
         raise TypeError(f"`net` is {shown(given)}; give a net of skorch, or a torch.nn.Module")
-    with kept_random_states():
+    with kept_random_states(), copyable(vars(given).values()):
         ready = given if given.initialized_ else clone(given).initialize()
         module, plan, pinned = bare(check_network("net", ready)), None, set[int]()
         features = X if steps is None or X is None else transformed(steps, X, y)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from skorch.history import History
 from torch import nn
 from torch.utils.data import Dataset
 
+from mlr3torch_py.network.copies import copyable, with_leaves
 from mlr3torch_py.protocols import Net
 
 __all__ = ["FitData", "first_line", "learn", "shallow_copy", "twin_of"]
@@ -84,35 +85,14 @@ def _is_copied(name: str, net: Net) -> bool:
 
 def _own(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, nn.Module):
-        memo |= {id(tensor): tensor.detach().clone() for tensor in _results(value)}
-        return _with_leaves(deepcopy(value, memo))
+        with copyable([value]):
+            return with_leaves(deepcopy(value, memo))
     if isinstance(value, _SHARED):
         return value
     try:
         return deepcopy(value, memo)
     except Exception:  # whatever a lock, a generator or an open file raises
         return value
-
-
-def _results(network: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the tensors that modules have computed and hold, such as old weight norms, which torch does not copy."""
-    for module in network.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                yield value
-
-
-def _with_leaves(network: nn.Module) -> nn.Module:
-    """Let the parameters of TorchScript be leaves, which those of its copies are not."""
-    leaves: dict[int, nn.Parameter] = {}
-    copies: list[torch.Tensor] = []  # kept, so that no id is reused
-    for module in network.modules():
-        for name, tensor in list(module._parameters.items()) if isinstance(module, torch.jit.ScriptModule) else ():
-            if tensor is not None and not isinstance(tensor, nn.Parameter):
-                copies.append(tensor)
-                leaf = leaves.setdefault(id(tensor), nn.Parameter(tensor.detach(), tensor.requires_grad))
-                setattr(module, name, leaf)
-    return network
 
 
 def learn(twin: Net, X: Any, y: Any) -> FitData:

@@ -53,6 +53,14 @@ def test_the_net_the_disk_and_the_random_states_stay_as_they_were(tmp_path, monk
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_network_that_torch_does_not_copy_can_be_checked():
+    layer = nn.utils.weight_norm(nn.Linear(4, 3))
+    assert check_resume(iris_net(module=layer, max_epochs=2), X, y).ok
+    assert layer.weight.grad_fn is not None
+
+
+@pytest.mark.slow
 def test_classes_of_a_notebook_can_be_checked():
     class Own(nn.Linear):
         def __init__(self):

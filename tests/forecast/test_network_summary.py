@@ -104,3 +104,9 @@ def test_it_is_a_table_in_a_notebook_with_everything_escaped():
 def test_what_is_no_network_is_refused(wrong):
     with pytest.raises(TypeError, match="`net` is .*; give a net of skorch"):
         network_summary(wrong)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_net_whose_network_torch_does_not_copy_is_summarised():
+    layer = nn.utils.weight_norm(nn.Linear(4, 3))
+    assert "18 weights, 18 of them trainable now" in str(network_summary(iris_net(module=layer), X))
