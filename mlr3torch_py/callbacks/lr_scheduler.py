@@ -22,7 +22,7 @@ from mlr3torch_py.callbacks.lr_arguments import (
     with_attributes,
 )
 from mlr3torch_py.callbacks.lr_groups import continue_group, kept_rates, point_at, rates_of, reset_rates, set_rates
-from mlr3torch_py.callbacks.lr_state import RATE, Progress, merged, n_updates
+from mlr3torch_py.callbacks.lr_state import RATE, Progress, merged, n_updates, unmarked_row
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
@@ -267,9 +267,14 @@ class CallbackSetLRScheduler(CallbackSet):
         if self.has_rates_:
             set_rates(optimizer, [{"lr": group["initial_lr"]} for group in optimizer.param_groups])
         self.scheduler_ = self.build(net.optimizer_, arguments)
-        progress = Progress(self.scheduler_, net)
-        for row in rows_of(net.history)[:-1]:
+        progress, rows = Progress(self.scheduler_, net), rows_of(net.history)[:-1]
+        unmarked = unmarked_row(rows)
+        for row in rows:
+            if row is unmarked:
+                row[RATE] = progress.rate
             progress.repeat(row, self._steps_in(net, row), is_by_epoch=self.step_on_epoch)
+            if row is unmarked:
+                row[RATE] = progress.recorded = progress.rate
         differs = self.is_alone_ and progress.differs
         found = f"{progress.rate:g} for epoch {progress.epoch}, where the history has {progress.recorded:g}"
         if differs and self.owner_ is None:
@@ -279,7 +284,7 @@ class CallbackSetLRScheduler(CallbackSet):
                     del group[key]
             self._start(net, arguments, f", whose rates are not those of this schedule: it gives {found}")
             return
-        if self.has_rates_:
+        if self.has_rates_ and unmarked is None:  # otherwise the optimizer too was kept before the last step
             set_rates(optimizer, current)
         if differs and self.is_stale_:
             warn(

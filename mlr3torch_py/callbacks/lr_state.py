@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any, Final
 
 from mlr3torch_py.callbacks.lr_groups import rates_of
 from mlr3torch_py.protocols import Net
 
-__all__ = ["RATE", "Progress", "accumulation", "merged", "n_updates"]
+__all__ = ["RATE", "Progress", "accumulation", "merged", "n_updates", "unmarked_row"]
 
 RATE: Final = "event_lr"
 
@@ -55,6 +55,15 @@ class Progress:
         if RATE in row:
             self.epoch, self.recorded = self._n_seen, float(row[RATE])
             self.rate = before if is_by_epoch else rates_of(self._net)[0]
+
+
+def unmarked_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the last row, if a scheduler has stepped in it that could not record its rate before the row was kept.
+
+    skorch's Checkpoint keeps the history before the callbacks that are listed after it record theirs.
+    """
+    is_unmarked = len(rows) > 1 and RATE in rows[-2] and RATE not in rows[-1] and "train_batch_count" in rows[-1]
+    return rows[-1] if is_unmarked else None
 
 
 def n_updates(net: Net, row: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, Checkpoint
+from skorch.callbacks import Callback, Checkpoint, LoadInitState
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, SequentialLR
 
@@ -94,6 +94,22 @@ def test_a_scheduler_follows_a_history_that_was_taken_back(scheduler, when, file
     first = len(net.history) + 1  # skorch's Checkpoint has taken it back once more, if it loads the best
     net.partial_fit(X, y)
     assert rates_of_whole(scheduler, first=first, last=first + 2) == rates_in(net, 3)
+
+
+@KINDS
+def test_a_scheduler_follows_a_history_that_was_kept_before_it_recorded_its_rate(scheduler, tmp_path):
+    def stopped_after(n_epochs):
+        keep = Checkpoint(monitor=None, dirname=tmp_path)
+        net = scheduled(copies(scheduler, 1)[0], max_epochs=n_epochs)
+        net.callbacks[1:1] = [("keep", keep), ("load", LoadInitState(keep))]
+        return net.fit(X, y)
+
+    stopped_after(2)
+    for n_epochs in (2, 3):
+        net = stopped_after(n_epochs)
+        last = len(net.history)
+        assert rates_of_whole(scheduler, first=last - n_epochs + 1, last=last) == rates_in(net, n_epochs)
+    assert all("event_lr" in row for row in net.history)
 
 
 @KINDS

@@ -269,7 +269,8 @@ def test_wrong_parameters_are_refused():
     with pytest.raises(TypeError, match="`x` is 3; give a scheduler class"):
         as_lr_scheduler(3)
     with pytest.raises(
-        ValueError, match="`monitor` is 'valid_los', which nothing in the net records; did you mean 'valid_loss'"
+        ValueError,
+        match="`monitor` is 'valid_los', which nothing in the net records as a number; did you mean 'valid_loss'",
     ):
         iris_net(t_clbk("lr_reduce_on_plateau", monitor="valid_los")).fit(X, y)
 
