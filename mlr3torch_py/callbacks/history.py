@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import pandas as pd
 
@@ -11,8 +11,11 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import row_of, rows_of
 from mlr3torch_py.training.context import scores_of
+from mlr3torch_py.training.scoring import parts_of_scores
 
 __all__ = ["CallbackSetHistory"]
+
+_PARTS: Final = ("train", "valid")
 
 
 class CallbackSetHistory(CallbackSet):
@@ -22,7 +25,8 @@ class CallbackSetHistory(CallbackSet):
     ----------
     history : pandas.DataFrame
         One row per epoch: `epoch`, ``train.<measure>`` and ``valid.<measure>``, from the scores that skorch and its
-        ``EpochScoring`` record as ``train_<measure>`` and ``valid_<measure>``; NaN for an epoch without such a score.
+        ``EpochScoring`` record as ``train_<measure>`` and ``valid_<measure>``, or as ``<measure>`` alone; NaN for an
+        epoch without such a score.
 
     See Also
     --------
@@ -56,7 +60,7 @@ class CallbackSetHistory(CallbackSet):
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if isinstance(self.rows_, list) and self.n_seen_ == len(net.history) - 1:
-            self.rows_ += _scores([row_of(net.history, -1)])
+            self.rows_ += _scores(net, [row_of(net.history, -1)])
             self.n_seen_ += 1
         else:
             self._update(net)
@@ -85,14 +89,15 @@ class CallbackSetHistory(CallbackSet):
         self.rows_ = tuple(dict(row) for row in state["rows"])
 
     def _update(self, net: Net) -> None:
-        self.rows_, self.n_seen_ = _scores(rows_of(net.history)), len(net.history)
+        self.rows_, self.n_seen_ = _scores(net, rows_of(net.history)), len(net.history)
 
 
-def _scores(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+def _scores(net: Net, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Return the scores of the complete epochs."""
+    parts = parts_of_scores(net)
     return [
         {"epoch": row["epoch"]}
-        | {f"{part}.{name}": value for part in ("train", "valid") for name, value in scores_of(row, f"{part}_").items()}
+        | {f"{part}.{name}": value for part in _PARTS for name, value in scores_of(row, part, parts).items()}
         for row in rows
         if "train_batch_count" in row
     ]

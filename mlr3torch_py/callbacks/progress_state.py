@@ -143,7 +143,7 @@ def number_text(value: float, digits: int | None) -> str:
 def scores_in(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the scores of an epoch: of training, of validation, and those with other names."""
     for part in ("train", "valid"):
-        for name, value in sorted(scores_of(row, f"{part}_").items()):
+        for name, value in sorted(scores_of(row, part, {}).items()):
             if is_number(value):
                 yield f"{part}.{name}", float(value)
     for name, value in row.items():

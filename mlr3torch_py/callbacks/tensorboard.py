@@ -18,6 +18,7 @@ from mlr3torch_py.training.clock import moment_of, row_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import is_main_process, on_main_process
+from mlr3torch_py.training.scoring import parts_of_scores
 from mlr3torch_py.training.trained import EVENT, RATE, governed_modules, key_of
 from mlr3torch_py.values import is_number
 
@@ -93,6 +94,7 @@ class CallbackSetTB(CallbackSet):
     by_epoch_: Any = None
     by_batch_: Any = None
     rates_: Sequence[tuple[str, Any]] = ()
+    n_written_: int = 0
 
     def __init__(
         self, path: str | os.PathLike[str] | Callable[[], Any], log_train_loss: bool = False, *, r_tags: bool = True
@@ -116,6 +118,7 @@ class CallbackSetTB(CallbackSet):
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.by_epoch_ is None and self.folder_ is not None and is_main_process():
             # Not in on_train_begin, since LoadInitState may load another history after it.
+            self.n_written_ = len(net.history) - 1
             self.by_epoch_ = _writer(self.folder_, purge_step=len(net.history))
             if self.log_train_loss:
                 self.by_batch_ = _writer(self.folder_ / _BATCHES, purge_step=moment_of(net.history).batch + 1)
@@ -133,11 +136,14 @@ class CallbackSetTB(CallbackSet):
                 self.by_batch_.add_scalar(f"lr/batch_{name}", rate, step)
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        if self.by_epoch_ is None:
-            return
-        row, epoch = row_of(net.history, -1), len(net.history)
+        if self.by_epoch_ is not None:
+            self._write_row(net)
+
+    def _write_row(self, net: Net) -> None:
+        self.n_written_ = len(net.history)
+        row, epoch, parts = row_of(net.history, -1), len(net.history), parts_of_scores(net)
         for part in ("train", "valid"):
-            for name, value in scores_of(row, f"{part}_").items():
+            for name, value in scores_of(row, part, parts).items():
                 if is_number(value):
                     for tag in (f"{name}/{part}", *[f"{part}.{name}"] * bool(self.r_tags)):
                         self.by_epoch_.add_scalar(tag, float(value), epoch)
@@ -157,6 +163,8 @@ class CallbackSetTB(CallbackSet):
             self.by_epoch_.add_text(f"events{group}", f"`{text}`", epoch)
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
+        if self.by_epoch_ is not None and self.n_written_ < len(net.history):
+            self._write_row(net)  # of an epoch that was interrupted
         for writer in self._writers():
             writer.close()
             _number(Path(writer.log_dir))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -14,9 +14,11 @@ from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.asked import epochs_asked_for
 from mlr3torch_py.training.clock import row_of, rows_of
-from mlr3torch_py.training.scoring import work_out_scores
+from mlr3torch_py.training.scoring import parts_of_scores, work_out_scores
 
 __all__ = ["ContextTorch", "scores_of"]
+
+_PARTS: Final = ("train_", "valid_")
 
 
 class ContextTorch:
@@ -144,7 +146,7 @@ class ContextTorch:
 
     @property
     def last_scores_train(self) -> dict[str, float]:
-        """The latest training scores, without the prefix ``train_``.
+        """The latest training scores, without the prefix ``train_`` if they have it.
 
         From the stage ``before_valid`` on they are those of the current epoch, before it those of the epoch before.
         Until skorch records them, when the epoch ends, they are worked out from the outputs of the epoch: of
@@ -208,7 +210,8 @@ class ContextTorch:
             if part not in self._worked_out:
                 self._worked_out[part] = work_out_scores(self.net, part, self.dataset_train, self.dataset_valid)
             worked_out = self._worked_out[part] | row_of(self.net.history, -1)
-        scores = (scores_of(row, f"{part}_") for row in chain([worked_out], reversed(rows)))
+        parts = parts_of_scores(self.net)
+        scores = (scores_of(row, part, parts) for row in chain([worked_out], reversed(rows)))
         return _Scores(part, next((found for found in scores if found), {}))
 
 
@@ -223,10 +226,27 @@ class _Scores(dict[str, float]):
         raise KeyError(f"the last epoch has no {self.part} score {name!r}; {nearest([str(name)], self)}")
 
 
-def scores_of(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Select the scores with a prefix, and strip it."""
-    return {
-        key.removeprefix(prefix): value
-        for key, value in row.items()
-        if key.startswith(prefix) and not key.endswith(("_best", "_batch_count"))
-    }
+def scores_of(row: Mapping[str, Any], part: str, parts: Mapping[str, str]) -> dict[str, float]:
+    """Select the scores of training, or of validation, from a row of a history.
+
+    Parameters
+    ----------
+    row : mapping
+    part : {"train", "valid"}
+    parts : mapping of str to str
+        The part of each key that a scoring callback records, as `parts_of_scores` returns it.
+
+    Returns
+    -------
+    dict
+        Without the prefix, which not all keys have.
+
+    Examples
+    --------
+    >>> scores_of({"valid_loss": 0.5, "f1": 0.8, "train_loss": 0.4}, "valid", {"f1": "valid"})
+    {'f1': 0.8, 'loss': 0.5}
+    """
+    scores = {key: value for key, value in row.items() if not key.endswith(("_best", "_batch_count"))}
+    unprefixed = {key: value for key, value in scores.items() if parts.get(key) == part and not key.startswith(_PARTS)}
+    prefix = f"{part}_"
+    return unprefixed | {key.removeprefix(prefix): value for key, value in scores.items() if key.startswith(prefix)}

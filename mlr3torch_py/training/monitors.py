@@ -14,6 +14,7 @@ from mlr3torch_py.names import nearest
 from mlr3torch_py.network.holdings import walk
 from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.training.clock import score_of
+from mlr3torch_py.training.scoring import parts_of_scores
 from mlr3torch_py.training.stages import StagedCallback, is_staged
 from mlr3torch_py.values import shown
 from mlr3torch_py.warn import warn
@@ -44,7 +45,7 @@ def check_monitor(net: Net, monitor: str, *, has_valid: bool) -> None:
     ValueError
         If nothing in the net records it as a number.
     """
-    scorers = dict(_scorers(net))
+    scorers = parts_of_scores(net)
     if monitor not in scorers:
         _check_flag_of_score(net, monitor, scorers)
         if not (_is_in(net.history, monitor) or monitor in _numbers(net) or _is_recorded_by_code(net, monitor)):
@@ -52,7 +53,9 @@ def check_monitor(net: Net, monitor: str, *, has_valid: bool) -> None:
                 f"`monitor` is {shown(monitor)}, which nothing in the net records as a number; "
                 f"{nearest([monitor], scorers)} For another score add a callback such as skorch's EpochScoring"
             )
-    elif not (has_valid or scorers[monitor] or _is_in(net.history, monitor) or _is_recorded_by_code(net, monitor)):
+    elif not (
+        has_valid or scorers[monitor] == "train" or _is_in(net.history, monitor) or _is_recorded_by_code(net, monitor)
+    ):
         raise ValueError(
             f"`monitor` is {monitor!r}, but the net has no validation data; give it a `train_split`, or monitor a "
             "score of training, such as 'train_loss'"
@@ -66,16 +69,6 @@ def warn_of_missing_scores(net: Net, callbacks: Iterable[StagedCallback]) -> Non
         if rows and not any(row.get(monitor) is not None for row in rows):
             known = [key for key, value in rows[-1].items() if isinstance(value, float)]
             warn(f"`monitor` is {shown(monitor)}, which no epoch has recorded; {nearest([monitor], known)}")
-
-
-def _scorers(net: Net) -> Iterator[tuple[str, bool]]:
-    """Yield what the scoring callbacks of the net record, and whether they take it from training."""
-    for _, callback in net.callbacks_:
-        attributes = getattr(callback, "__dict__", {})
-        if "on_train" in attributes:
-            name = attributes.get("name_") or attributes.get("name")
-            if isinstance(name, str):
-                yield name, bool(attributes["on_train"])
 
 
 def _check_flag_of_score(net: Net, monitor: str, scorers: Iterable[str]) -> None:

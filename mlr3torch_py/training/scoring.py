@@ -14,7 +14,7 @@ from mlr3torch_py.schedule.plateau import Plateau, Stagnation
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.warn import warn
 
-__all__ = ["lower_is_better", "stagnation_of", "warn_of_unknown_direction", "work_out_scores"]
+__all__ = ["lower_is_better", "parts_of_scores", "stagnation_of", "warn_of_unknown_direction", "work_out_scores"]
 
 
 def lower_is_better(net: Net, monitor: str) -> bool:
@@ -37,6 +37,23 @@ def lower_is_better(net: Net, monitor: str) -> bool:
     """
     said = _said_by_callbacks(net, monitor)
     return True if said is None else said
+
+
+def parts_of_scores(net: Net) -> dict[str, str]:
+    """Say of the keys that scoring callbacks of the net record whether they are of training or of validation.
+
+    Examples
+    --------
+    >>> parts_of_scores(iris_net().initialize())
+    {'train_loss': 'train', 'valid_loss': 'valid', 'valid_acc': 'valid'}
+    """
+    parts = {}
+    for _, callback in net.callbacks_:
+        attributes = getattr(callback, "__dict__", {})
+        name = attributes.get("name_") or attributes.get("name")
+        if "on_train" in attributes and isinstance(name, str):
+            parts[name] = "train" if attributes["on_train"] else "valid"
+    return parts
 
 
 def stagnation_of(net: Net, rule: Plateau, *, since: float = 1, before: float = math.inf) -> Stagnation:

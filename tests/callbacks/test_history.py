@@ -8,7 +8,7 @@ from skorch.dataset import Dataset, ValidSplit
 from skorch.helper import predefined_split
 from torch import nn
 
-from mlr3torch_py import CallbackSetHistory, CallbackSetUnfreeze, t_clbk
+from mlr3torch_py import CallbackSetHistory, CallbackSetUnfreeze, t_clbk, torch_callback
 from tests.helpers import IRIS, X, iris_net, selector, table, y
 from tests.test_golden import OPTIMIZERS, network_of_run
 
@@ -58,3 +58,18 @@ def test_the_table_continues_and_has_gaps_where_an_epoch_has_no_score():
     again.load_state_dict(history.state_dict())
     pd.testing.assert_frame_equal(again.history, frame)
     assert CallbackSetHistory().history.columns.tolist() == ["epoch"]
+
+
+def test_scores_without_a_prefix_belong_to_the_part_that_their_callback_says():
+    seen = []
+    net = iris_net(
+        EpochScoring("f1_macro", lower_is_better=False),
+        EpochScoring("recall_macro", lower_is_better=False, on_train=True),
+        t_clbk("history"),
+        torch_callback("see", on_epoch_end=lambda self: seen.append(self.ctx.last_scores_valid["f1_macro"])),
+        max_epochs=2,
+        train_split=ValidSplit(3),
+    ).fit(X, y)
+    history = dict(net.callbacks_)["history"].history
+    assert history["valid.f1_macro"].tolist() == net.history[:, "f1_macro"] == seen
+    assert history["train.recall_macro"].tolist() == net.history[:, "recall_macro"]

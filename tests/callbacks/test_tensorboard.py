@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
+from skorch.callbacks import EpochScoring
 from skorch.dataset import ValidSplit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -72,6 +73,11 @@ def test_scores_losses_rates_and_the_number_of_trainable_weights_are_written(tmp
 SCORES = [("train", "loss"), ("valid", "loss"), ("valid", "acc")]
 
 
+def test_a_score_without_a_prefix_is_written(tmp_path):
+    net = iris_net(EpochScoring("f1_macro", lower_is_better=False), tb(tmp_path), train_split=ValidSplit(3)).fit(X, y)
+    assert read(tmp_path)["f1_macro/valid"] == numbered(map(about, net.history[:, "f1_macro"]))
+
+
 def test_the_tags_of_r_may_be_left_out(tmp_path):
     iris_net(t_clbk("tb", path=tmp_path, log_train_loss=True, r_tags=False)).fit(X, y)
     assert set(read(tmp_path)) == {"loss/train", "n_trainable", "lr/0"}
@@ -91,6 +97,15 @@ def test_every_event_is_a_text_with_names(tmp_path):
         (2, "`+ 3.weight, 3.bias at batch 4`"),
         (3, "`+ 0.weight, 0.bias at batch 8`"),
     ]
+
+
+def test_the_event_of_an_interrupted_epoch_is_written(tmp_path):
+    unfreeze = CallbackSetUnfreeze(select_last(1), {"epoch": [2], "weights": [select_all()]})
+    net = iris_net(unfreeze, tb(tmp_path), ("stop", Stops(KeyboardInterrupt(), 4))).fit(X, y)
+    assert texts(tmp_path, "events") == [(2, "`+ 0.weight, 0.bias, 3.weight, 3.bias`")]
+    assert len(read(tmp_path)["train.loss"]) == 1
+    net.partial_fit(X, y)
+    assert [step for step, _ in texts(tmp_path, "events")] == [2]
 
 
 def test_rates_are_those_with_which_an_epoch_has_trained(tmp_path):
