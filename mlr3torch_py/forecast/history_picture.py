@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 from torch import nn
@@ -34,6 +34,28 @@ _MOST_LABELS: Final = 8
 _GAP: Final = 1e-6
 
 
+@overload
+def plot_history(
+    net: NetOfUser | PipelineOfUser,
+    metrics: str | Sequence[str] | None = None,
+    *,
+    rates: bool = True,
+    names: bool = True,
+    plan: FreezePlan | None = None,
+    ax: None = None,
+    module: str | None = None,
+) -> Figure: ...
+@overload
+def plot_history(
+    net: NetOfUser | PipelineOfUser,
+    metrics: str | Sequence[str] | None = None,
+    *,
+    rates: bool = True,
+    names: bool = True,
+    plan: FreezePlan | None = None,
+    ax: Axes,
+    module: str | None = None,
+) -> Axes: ...
 @short_traceback
 def plot_history(
     net: NetOfUser | PipelineOfUser,
@@ -44,7 +66,7 @@ def plot_history(
     plan: FreezePlan | None = None,
     ax: Axes | None = None,
     module: str | None = None,
-) -> Figure:
+) -> Figure | Axes:
     """Draw the losses of a training, and what was unfrozen when.
 
     The time axis is that of a plan: epoch 3 goes from 3 to 4, and a change before the second of its four batches is
@@ -72,9 +94,10 @@ def plot_history(
 
     Returns
     -------
-    matplotlib.figure.Figure
-        Its axes, from top to bottom: the losses, one for each score, the rates if there are any, the share of trainable
-        weights, and the plan if given. Its ground is transparent, with ink that light and dark themes show.
+    matplotlib.figure.Figure or matplotlib.axes.Axes
+        `ax`, if it is given. Otherwise a figure, whose axes are, from top to bottom: the losses, one for each score,
+        the rates if there are any, the share of trainable weights, and the plan if given. Its ground is transparent,
+        with ink that light and dark themes show.
 
     Raises
     ------
@@ -111,7 +134,7 @@ def plot_history(
         _draw_losses(ax, rows, changes, n_epochs, names=names)
         draw_epochs(ax, n_epochs)
         ax.set_xlim(1, n_epochs + 1)
-        return _figure_of(ax)
+        return ax
     figure: Figure
     figure, axes = _panels(n_more=len(scores) + bool(series), plan=plan)
     if plan is not None:
@@ -140,11 +163,6 @@ def _draw_losses(
     if names:
         _name(ax, changes, n_epochs)
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)  # where it covers nothing
-
-
-def _figure_of(ax: Axes) -> Figure:
-    figure: Any = ax.figure.figure  # the outermost one; `get_figure(root=True)` is of matplotlib 3.10
-    return figure  # type: ignore[no-any-return]
 
 
 def _finished(net: Any, module: str | None) -> tuple[Any, list[dict[str, Any]], str, list[tuple[int, _Row]]]:
@@ -230,6 +248,8 @@ def _draw_rates(ax: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) -
 
 
 def _draw_share(ax: Axes, rows: Sequence[tuple[int, _Row]], spans: Sequence[Span], network: nn.Module) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     tensors, tied = named_parameters(network), names_by_tensor(network)
     sizes = [(set(names), tensors[names[0]].numel()) for names in tied]
     total = sum(size for _, size in sizes) or 1
@@ -243,7 +263,7 @@ def _draw_share(ax: Axes, rows: Sequence[tuple[int, _Row]], spans: Sequence[Span
             points += [(epoch, row["n_trainable"] / total), (epoch + 1, row["n_trainable"] / total)]
     ax.plot(*zip(*points, strict=True), color=TRAINABLE)
     ax.set(ylim=(0, 1.05), ylabel="trainable")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
 
 
 def _changes(

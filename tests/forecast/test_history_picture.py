@@ -1,6 +1,7 @@
 """Pictures of a history, on the time axis of the plan."""
 
 import os
+import pickle
 
 import matplotlib as mpl
 import nbformat
@@ -189,10 +190,15 @@ def test_an_event_of_an_interrupted_epoch_is_marked():
 def test_losses_are_drawn_into_given_axes():
     net = iris_net(in_two_epochs(), train_split=VALID).fit(X, y)
     figure, ax = pyplot.subplots()
-    assert plot_history(net, ax=ax) is figure
+    assert plot_history(net, ax=ax) is ax
     assert figure.axes == [ax]
     assert marks(ax) == [2, 4]
     assert all(tick == int(tick) for tick in ax.get_xticks())
+
+
+def test_a_figure_can_be_pickled():
+    net = iris_net(in_two_epochs(), train_split=VALID).fit(X, y)
+    assert len(pickle.loads(pickle.dumps(plot_history(net))).axes) == 3
 
 
 def test_pictures_have_no_ground_and_ink_for_light_and_dark_themes():
