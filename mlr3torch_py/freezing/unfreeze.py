@@ -36,6 +36,7 @@ from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import warn_of_unknown_direction
 from mlr3torch_py.values import shown
+from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetUnfreeze"]
 
@@ -283,9 +284,16 @@ class CallbackSetUnfreeze(FreezingCallback):
         for step in too_late:
             logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `%s`", step.row, last_epoch, asked_by)
         for step in plan.last_steps():
-            if step not in too_late:
+            if step.row.unit == "epoch" and len(net.history) < step.time <= last_epoch and self._trains_alone(net):
+                warn(f"`unfreeze`: {step.row} leaves nothing trainable, so that `fit` will fail there; freeze less")
+            elif step not in too_late:
                 what = "leaves nothing trainable, so that `fit` fails there unless other modules train"
                 logger.info("`unfreeze`: %s %s", step.row, what)
+
+    def _trains_alone(self, net: Net) -> bool:
+        """Check whether all that the net learns is in the module that the callback governs."""
+        own = set(map(id, self.network_of(net).parameters()))
+        return all(id(tensor) in own for _, tensor in net.get_all_learnable_params())
 
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         undirected = [one for one in self._conditions().values() if one.lower_is_better is None]

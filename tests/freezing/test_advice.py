@@ -20,6 +20,7 @@ from mlr3torch_py import (
     select_prefix,
     select_trainable,
 )
+from tests.freezing.test_freezer import Criterion
 from tests.helpers import Trace, X, iris_net, y
 
 CAME_IN_FROZEN = "parameters that required no gradient before training will be trained by the schedule: {};"
@@ -317,3 +318,14 @@ def test_what_is_frozen_by_hand_between_two_calls_is_warned_of_once():
     net.module_[0].requires_grad_(False)
     net.set_params(callbacks=[Freezer("3.weight")])
     net.partial_fit(X, y)  # which keeps what it does not govern
+
+
+def test_an_epoch_at_which_nothing_will_train_is_warned_of_when_training_begins():
+    callback = CallbackSetUnfreeze(select_all(), {"epoch": [3], "weights": [select_all()], "action": ["freeze"]})
+    with (
+        pytest.warns(UserWarning, match=r"row 0 \(epoch 3: freeze .* so that `fit` will fail there; freeze less"),
+        pytest.raises(ValueError, match="nothing trains at batch 7"),
+    ):
+        iris_net(callback, max_epochs=3).fit(X, y)
+    assert len(iris_net(callback, max_epochs=2).fit(X, y).history) == 2
+    assert len(iris_net(callback, max_epochs=3).set_params(criterion=Criterion).fit(X, y).history) == 3
