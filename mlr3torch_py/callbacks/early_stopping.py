@@ -11,7 +11,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plateau import Plateau, Stagnation
 from mlr3torch_py.training.belonging import HistoryMark
-from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.callback_set import CallbackSet, check_state
 from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import stagnation_of, warn_of_unknown_direction
@@ -235,11 +235,17 @@ class CallbackSetEarlyStopping(CallbackSet):
         state : dict
             As `state_dict` returns it, or as earlier versions did, with the best weights of ``module_`` alone.
 
+        Raises
+        ------
+        TypeError
+            If it has another form.
+
         Warns
         -----
         UserWarning
             If it is of another score; then it is not used, and the counts come from the history.
         """
+        check_state(state)
         if state.get("monitor") != self.monitor:
             warn(
                 f"`state` is of the score {state.get('monitor')!r}, but `monitor` is {self.monitor!r}, so it is "
@@ -247,6 +253,7 @@ class CallbackSetEarlyStopping(CallbackSet):
             )
             self.found_, self.best_ = Stagnation(), None
             return
+        check_state(state, *Stagnation._fields, "best_weights")
         self.found_ = Stagnation(**{name: state[name] for name in Stagnation._fields})
         module, others = state["best_weights"], state.get("best_others", {})
         parts = others if module is None else {"module": module, **others}

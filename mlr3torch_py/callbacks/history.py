@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Final
 
 import pandas as pd
 
+from mlr3torch_py.arguments import check_list
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.callback_set import CallbackSet, check_state
 from mlr3torch_py.training.clock import row_of, rows_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.scoring import parts_of_scores
@@ -85,7 +86,15 @@ class CallbackSetHistory(CallbackSet):
         ----------
         state : dict
             As `state_dict` returns it.
+
+        Raises
+        ------
+        TypeError
+            If it has another form.
         """
+        check_state(state, "rows")
+        for row in check_list("rows` of `state", state["rows"], "what state_dict() has returned"):
+            check_state(row)
         self.rows_ = tuple(dict(row) for row in state["rows"])
 
     def _update(self, net: Net) -> None:

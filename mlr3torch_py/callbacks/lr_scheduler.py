@@ -25,7 +25,7 @@ from mlr3torch_py.callbacks.lr_groups import continue_group, kept_rates, point_a
 from mlr3torch_py.callbacks.lr_state import RATE, Progress, merged, n_updates, unmarked_row
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
+from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet, check_state
 from mlr3torch_py.training.clock import row_of, rows_of, take_back_epoch
 from mlr3torch_py.warn import warn
 
@@ -371,6 +371,8 @@ class CallbackSetLRScheduler(CallbackSet):
         state : dict or None
             As `state_dict` returns it.
         """
+        if state is not None:
+            check_state(state)
         self.state_, self.owner_ = state, None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -188,7 +188,10 @@ class CallbackSetTB(CallbackSet):
         owner = self.owner_
         is_ours = owner is not None and (owner.fits(net) or owner.is_behind(net))
         folder = folder_of(net, self.path, self.folder_ if is_ours else None)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(f"`path`: the folder {folder} cannot be made: {error}; give another one") from error
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
         foreign = [name for name in names if name != _BATCHES and not name.endswith(_SUFFIX)]
         if foreign:

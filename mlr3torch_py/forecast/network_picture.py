@@ -90,7 +90,7 @@ def plot_network(
     if depth is not None:
         depth = check_whole("depth", depth, "levels")
     if epoch is not None:
-        epoch = check_whole("epoch", epoch, "the number of an epoch")
+        epoch = check_whole("epoch", epoch, "epochs")
     ax, given = check_axes(ax), split_pipeline(net)[1]
     if isinstance(given, nn.Module):
         if epoch is not None:

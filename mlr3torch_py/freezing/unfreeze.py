@@ -190,6 +190,10 @@ class CallbackSetUnfreeze(FreezingCallback):
         check_flag("restore_best_between", self.restore_best_between)
         self._rule()
         self._check_schedule()
+        if isinstance(self.unfreeze, Schedule):
+            raise TypeError(
+                f"`unfreeze` is {self.unfreeze!r}; give a schedule as `schedule`, without `starting_weights`"
+            )
         if self.starting_weights is not REQUIRED:
             check_select("starting_weights", self.starting_weights)
         read_table(self.unfreeze)

@@ -20,10 +20,36 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_html import callback_html, code, given
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, PASSED_TO_HOOK, StagedCallback
+from mlr3torch_py.values import shown
 
-__all__ = ["REQUIRED", "CallbackSet"]
+__all__ = ["REQUIRED", "CallbackSet", "check_state"]
 
 _WEIGHTS: Final = "a number, or math.inf to run last"
+
+
+_ELSEWHERE: Final = {
+    "on_fit_begin": "on_train_begin",
+    "on_fit_end": "on_train_end",
+    "on_train_epoch_begin": "on_epoch_begin",
+    "on_train_epoch_end": "on_epoch_end",
+    "on_train_batch_begin": "on_batch_begin",
+    "on_train_batch_end": "on_batch_end",
+    "on_step_begin": "on_batch_begin",
+    "on_step_end": "on_batch_end",
+    "on_before_optimizer_step": "on_grad_computed",
+    "on_pre_optimizer_step": "on_grad_computed",
+    "on_validation_begin": "on_before_valid",
+    "on_validation_end": "on_valid_end",
+    "on_validation_epoch_begin": "on_before_valid",
+    "on_validation_epoch_end": "on_valid_end",
+    "on_validation_batch_begin": "on_batch_valid_begin",
+    "on_validation_batch_end": "on_batch_valid_end",
+    "on_test_begin": "on_before_valid",
+    "on_test_end": "on_valid_end",
+    "on_test_batch_begin": "on_batch_valid_begin",
+    "on_test_batch_end": "on_batch_valid_end",
+}
+"""What hooks of Lightning, Keras and transformers are called here, with "begin" for "start"."""
 
 
 class _Required(Enum):
@@ -273,6 +299,18 @@ class CallbackSet(StagedCallback):
         return f"{type(self).__name__}({', '.join(f'{name}={code(value)}' for name, value in given(self).items())})"
 
 
+def check_state(state: object, *keys: str) -> None:
+    """Check that a state has what is read of it.
+
+    Raises
+    ------
+    TypeError
+        If it is no mapping with these keys.
+    """
+    if not isinstance(state, Mapping) or any(key not in state for key in keys):
+        raise TypeError(f"`state` is {shown(state)}; give what state_dict() has returned")
+
+
 def _is_stored(callback: CallbackSet, name: str) -> bool:
     """Check whether a callback has an attribute of its own, or a property, of this name."""
     return name in vars(callback) or inspect.isdatadescriptor(inspect.getattr_static(type(callback), name, None))
@@ -294,7 +332,9 @@ def _check_stages(cls: type, base: type) -> None:
         if not name.startswith("on_") or hasattr(base, name) or not callable(member):
             continue
         hook = HOOK_OF_STAGE.get(name.removeprefix("on_"))
-        near = [hook] if hook else get_close_matches(name.replace("start", "begin"), HOOK_OF_STAGE.values(), n=1)
+        alike = name.replace("start", "begin")
+        hook = hook or _ELSEWHERE.get(alike)
+        near = [hook] if hook else get_close_matches(alike, HOOK_OF_STAGE.values(), n=1)
         if near:
             raise TypeError(
                 f"`{name}` of {cls.__name__} is no hook of skorch, so nobody calls it; call the method {near[0]}"

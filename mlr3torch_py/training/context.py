@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -18,6 +18,16 @@ from mlr3torch_py.training.scoring import parts_of_scores, work_out_scores
 
 __all__ = ["ContextTorch", "scores_of"]
 
+_IN_R: Final = {
+    "learner": "`ctx.net`",
+    "task_train": "`ctx.dataset_train`",
+    "task_valid": "`ctx.dataset_valid`",
+    "loss_fn": "`ctx.loss`",
+    "measures_train": "skorch's EpochScoring, and `ctx.last_scores_train`",
+    "measures_valid": "skorch's EpochScoring, and `ctx.last_scores_valid`",
+    "prediction_encoder": "`ctx.net.predict`",
+    "eval_freq": "the `train_split` of the net",
+}
 _PARTS: Final = ("train_", "valid_")
 
 
@@ -96,6 +106,13 @@ class ContextTorch:
         self.epoch_outputs: list[Any] = []
         self._worked_out: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
+
+    if not TYPE_CHECKING:  # which would take it for any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _IN_R:
+                raise AttributeError(f"`ctx` has no `{name}` as in R; use {_IN_R[name]}")
+            return object.__getattribute__(self, name)  # which says what is missing
 
     @property
     def asked_by(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from mlr3torch_py.arguments import check_callable
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.processes import is_main_process
 from mlr3torch_py.training.stages import is_staged
@@ -21,10 +22,11 @@ def check_sink(sink: object) -> None:
     Raises
     ------
     TypeError
-        If it cannot.
+        If it cannot, or takes other arguments than a text.
     """
     if not callable(sink):
         raise TypeError(f"`sink` is {shown(sink)}; give a function of a text, such as print")
+    check_callable("sink", sink, "a text")
 
 
 def say(net: Net, sink: Sink, line: str) -> None:

@@ -216,3 +216,14 @@ def test_another_sink_is_told_whatever_the_verbosity(capsys):
     assert len(lines) == 1
     with pytest.raises(TypeError, match="`sink` is 3; give a function"):
         t_clbk("early_stopping", sink=3)
+
+
+@pytest.mark.parametrize("state", [None, [1], {"monitor": "valid_loss"}])
+def test_a_state_of_another_form_is_refused(state):
+    with pytest.raises(TypeError, match=r"`state` is .*; give what state_dict\(\) has returned"):
+        CallbackSetEarlyStopping().load_state_dict(state)
+
+
+def test_a_sink_takes_a_text():
+    with pytest.raises(TypeError, match="`sink` must be a function that takes a text"):
+        t_clbk("early_stopping", sink=lambda: None)

@@ -73,3 +73,9 @@ def test_scores_without_a_prefix_belong_to_the_part_that_their_callback_says():
     history = dict(net.callbacks_)["history"].history
     assert history["valid.f1_macro"].tolist() == net.history[:, "f1_macro"] == seen
     assert history["train.recall_macro"].tolist() == net.history[:, "recall_macro"]
+
+
+@pytest.mark.parametrize("state", [None, {}, {"rows": None}, {"rows": [1]}])
+def test_a_state_of_another_form_is_refused(state):
+    with pytest.raises(TypeError, match=r"state` is .*; give what state_dict\(\) has returned"):
+        CallbackSetHistory().load_state_dict(state)

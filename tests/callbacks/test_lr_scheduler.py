@@ -350,3 +350,8 @@ def test_a_new_optimizer_with_another_rate_continues_in_proportion_unless_the_sc
 def test_an_optimizer_with_other_groups_is_refused_by_a_scheduler():
     with pytest.raises(ValueError, match="1 param groups, by one with 2"):
         iris_net(t_clbk("lr_step", step_size=1), NewOptimizer("on_epoch_end", 2)).fit(X, y)
+
+
+def test_a_state_that_is_no_mapping_is_refused():
+    with pytest.raises(TypeError, match=r"`state` is 'x'; give what state_dict\(\) has returned"):
+        t_clbk("lr_step", step_size=1).callback.load_state_dict("x")

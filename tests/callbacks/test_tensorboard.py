@@ -179,6 +179,12 @@ def test_a_foreign_folder_is_refused(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="`path`: the folder .* cannot be made: .*; give another one"):
+        iris_net(tb(tmp_path / "file" / "folder")).fit(X, y)
+
+
 def test_a_new_run_into_the_folder_of_another_is_refused(tmp_path):
     iris_net(tb(tmp_path)).fit(X, y)
     before = read(tmp_path)

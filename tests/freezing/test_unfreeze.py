@@ -16,6 +16,7 @@ from torch import nn
 from mlr3torch_py import (
     MLP,
     CallbackSetUnfreeze,
+    gradual_unfreezing,
     select_all,
     select_glob,
     select_last,
@@ -445,3 +446,10 @@ def test_constructing_checks_nothing_so_that_clone_works():
 
 def test_the_registry_makes_the_same_callback():
     assert repr(t_clbk("unfreeze", starting_weights=select_all()).callback) == repr(CallbackSetUnfreeze(select_all()))
+
+
+def test_a_schedule_in_the_place_of_a_table_is_refused_with_the_remedy():
+    with pytest.raises(
+        TypeError, match=r"`unfreeze` is gradual_unfreezing\(\); give a schedule as `schedule`, without"
+    ):
+        t_clbk("unfreeze", starting_weights=select_last(1), unfreeze=gradual_unfreezing())

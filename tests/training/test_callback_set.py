@@ -147,5 +147,20 @@ def test_a_class_that_would_fail_in_training_is_refused_when_it_is_defined(membe
         type("Mine", (CallbackSet,), members)
 
 
+@pytest.mark.parametrize(
+    ("elsewhere", "here"),
+    [
+        ("on_train_batch_end", "on_batch_end"),
+        ("on_train_epoch_start", "on_epoch_begin"),
+        ("on_step_end", "on_batch_end"),
+        ("on_fit_end", "on_train_end"),
+        ("on_validation_batch_start", "on_batch_valid_begin"),
+    ],
+)
+def test_a_hook_of_another_library_is_refused_with_the_one_of_here(elsewhere, here):
+    with pytest.raises(TypeError, match=f"`{elsewhere}` of Mine .*; call the method {here}$"):
+        type("Mine", (CallbackSet,), {elsewhere: takes_itself})
+
+
 def test_one_package_may_be_a_string():
     assert type("Mine", (CallbackSet,), {"packages": "pandas"}).packages == ("pandas",)

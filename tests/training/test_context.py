@@ -117,3 +117,12 @@ def test_terminate_before_or_after_training_does_no_harm(stage):
 
     net = iris_net(torch_callback("stops", **{stage: stop}), max_epochs=2).fit(X, y)
     assert len(net.history) == (0 if stage == "on_begin" else 2)
+
+
+def test_a_name_of_r_is_answered_with_the_one_of_here():
+    learner = torch_callback("learner", on_begin=lambda self: self.ctx.learner)
+    with pytest.raises(AttributeError, match=r"`ctx` has no `learner` as in R; use `ctx\.net`"):
+        iris_net(learner).fit(X, y)
+    unknown = torch_callback("unknown", on_begin=lambda self: self.ctx.learners)
+    with pytest.raises(AttributeError, match="'ContextTorch' object has no attribute 'learners'"):
+        iris_net(unknown).fit(X, y)
