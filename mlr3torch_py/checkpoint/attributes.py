@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import pickle
 import warnings
@@ -28,13 +27,20 @@ from mlr3torch_py.protocols import Net
 __all__ = ["Attributes", "hash_of"]
 
 _OF_MODULES: Final = frozenset(vars(nn.Module()))
+# Parameters of a net that are of the call and not of the run, or that are read once, before the first epoch.
+_OF_CALL: Final = frozenset(
+    {
+        *("max_epochs", "verbose", "device", "warm_start", "callbacks"),
+        *("batch_size", "train_split", "iterator_train", "iterator_valid"),
+    }
+)
 
 
 class Attributes:
     """What modules, criteria and the net itself remember in attributes, and what of it has changed since.
 
-    These are plain attributes, and the buffers that are not persistent. Parameters of the net, and what skorch keeps
-    in a net, are left out.
+    These are plain attributes, the buffers that are not persistent, and parameters of the net that a file can hold.
+    What skorch keeps in a net is left out.
 
     Examples
     --------
@@ -112,7 +118,7 @@ class _Marks:
             skipped = _OF_MODULES
             buffers = {name: owner._buffers.get(name) for name in owner._non_persistent_buffers_set}
         else:
-            skipped, buffers = _of_net(owner) if hasattr(owner, "callbacks_") else frozenset(), {}
+            skipped, buffers = self._skipped_of(owner) if hasattr(owner, "callbacks_") else frozenset(), {}
         own = {name: one for name, one in vars(owner).items() if name not in skipped and not is_note(name)} | buffers
         return {name: value for name, value in own.items() if not self._is_kept_elsewhere(value)}
 
@@ -121,6 +127,13 @@ class _Marks:
         if id(value) not in self._seen:
             self._seen[id(value)] = self._of(value)
         return self._seen[id(value)]
+
+    def _skipped_of(self, net: Net) -> frozenset[str]:
+        """Return the attributes of a net that are skorch's or its parts, and the parameters that no file can hold."""
+        parts = {f"{name}_" for name in (*net._modules, *net._criteria, *net._optimizers)}
+        params = net.get_params(deep=False)
+        left_out = {name for name, one in params.items() if name.partition("__")[0] in _OF_CALL or not self.of(one)[0]}
+        return (_of_skorch() - params.keys()) | parts | left_out
 
     def _of(self, value: Any) -> tuple[bool, str]:
         is_plain, found = _mark(value)
@@ -201,13 +214,6 @@ def _address(tensor: Any) -> int:
         return int(tensor.untyped_storage().data_ptr())
     except (AttributeError, NotImplementedError, RuntimeError, ValueError):  # sparse, lazy, or no tensor at all
         return 0
-
-
-def _of_net(net: Net) -> frozenset[str]:
-    """Return the attributes of a net that are skorch's, its parameters, or its parts."""
-    parts = {f"{name}_" for name in (*net._modules, *net._criteria, *net._optimizers)}
-    given = (name for cls in type(net).__mro__ for name in inspect.signature(cls).parameters)
-    return _of_skorch() | parts | {*given, *(name for name in vars(net) if "__" in name)}
 
 
 @cache

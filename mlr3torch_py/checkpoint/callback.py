@@ -106,9 +106,9 @@ class CallbackSetCheckpoint(CallbackSet):
     a resumed run that it had stopped restores them again.
 
     Saved are also pending gradients, buffers that are not persistent, plain attributes of modules, criteria and the net
-    that have changed, random generators, and whatever else has ``state_dict`` and ``load_state_dict``; of callbacks of
-    skorch, ``LRScheduler`` and ``EarlyStopping``. Batches are saved for the last epoch of the history only. A resumed
-    run keeps its learning rates.
+    that have changed, parameters of the net included, random generators, and whatever else has ``state_dict`` and
+    ``load_state_dict``; of callbacks of skorch, ``LRScheduler`` and ``EarlyStopping``. Batches are saved for the last
+    epoch of the history only. A resumed run keeps its learning rates.
 
     Examples
     --------

@@ -39,7 +39,7 @@ def objects_of(net: Net) -> dict[str, dict[str, Any]]:
 
     Examples
     --------
-    >>> net = iris_net(criterion=nn.CrossEntropyLoss(label_smoothing=0.1))
+    >>> net = iris_net(criterion=nn.CrossEntropyLoss(label_smoothing=0.1)).initialize()
     >>> objects_of(net)["classes"], objects_of(net)["values"]["criterion.label_smoothing"]
     ({'criterion': 'CrossEntropyLoss'}, 0.1)
     """

@@ -50,9 +50,12 @@ def settings_by_name(net: Net) -> dict[str, Any]:
 
 def own_settings(net: Net) -> dict[str, Any]:
     """Return the arguments that only a class of net of one's own takes."""
-    of_skorch = {name for cls in type(net).__mro__ if _is_of_skorch(cls) for name in signature(cls).parameters}
-    known = {*of_skorch, *settings_by_name(net)}
-    return {name: one for name, one in net.get_params(deep=False).items() if name not in known and "__" not in name}
+    of_skorch, of_others = (
+        {name for cls in type(net).__mro__ if _is_of_skorch(cls) is kind for name in signature(cls).parameters}
+        for kind in (True, False)
+    )
+    names = of_others - of_skorch - settings_by_name(net).keys()  # skorch takes other attributes for parameters, too
+    return {name: one for name, one in net.get_params(deep=False).items() if name in names}
 
 
 def check_settings(

@@ -19,12 +19,35 @@ from tests.checkpoint.kept import Accumulates, Criterion, Hidden, PlainCriterion
 from tests.checkpoint.runs import checkpoint, files, resumed_equals_whole, run
 from tests.helpers import X, iris_net, moved, weights, y
 
+
+class Halves(Callback):
+    """Changes parameters of the net by their own values, one of which skorch has read already."""
+
+    def on_epoch_end(self, net, **kwargs):
+        net.set_params(lr=net.lr / 2, batch_size=net.batch_size + 10)
+        net.set_params(criterion__label_smoothing=net.criterion__label_smoothing + 0.1)
+
+
+class Tempered(NeuralNetClassifier):
+    """Changes an argument of its own."""
+
+    def __init__(self, *args, tau=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tau = tau
+
+    def get_loss(self, *args, training=False, **kwargs):
+        self.tau *= 0.9 if training else 1
+        return super().get_loss(*args, training=training, **kwargs) * self.tau
+
+
 KINDS = {
     "pending gradients": {"cls": Accumulates},
     "further objects, and counters of the net": {"cls": Scaled},
     "buffers and attributes of a module": {"module": Hidden},
     "attributes of a criterion": {"criterion": Criterion},
     "attributes of a criterion that is no module": {"criterion": PlainCriterion},
+    "parameters of the net that a callback changes": {"callbacks": [Halves()], "criterion__label_smoothing": 0.0},
+    "arguments of the net that it changes itself": {"cls": Tempered},
     "two modules with two optimizers": {"cls": TwoOptimizers},
 }
 
@@ -34,10 +57,11 @@ KINDS = {
 def test_it_is_kept(kind, tmp_path):
     def net_of(path, *more):
         return iris_net(
-            checkpoint(path, resume=True), *more, audited=False, **{"module": nn.Linear, **of_linear, **params}
+            checkpoint(path, resume=True), *first, *more, audited=False, **{"module": nn.Linear, **of_linear, **params}
         )
 
-    params = KINDS[kind]
+    params = dict(KINDS[kind])
+    first = params.pop("callbacks", [])
     of_linear = {"module__in_features": 4, "module__out_features": 3} if "module" not in params else {}
     assert resumed_equals_whole(tmp_path, net_of)
 

@@ -33,10 +33,14 @@ def rates(function):
 
 
 class Tempered(NeuralNetClassifier):
-    def __init__(self, *args, tau=1.0, run_name=None, **kwargs):
+    def __init__(self, *args, tau=1.0, **kwargs):
         super().__init__(*args, **kwargs)
         self.tau = tau
-        self.run_name = run_name
+        self.n_losses = 0
+
+    def get_loss(self, *args, **kwargs):
+        self.n_losses += 1  # which skorch takes for a parameter
+        return super().get_loss(*args, **kwargs)
 
 
 def sampled(weights):
@@ -119,6 +123,7 @@ def test_the_same_objects_at_other_lines_and_addresses_are_no_other_settings(tmp
         function = eval(compile("\n" * lines + "lambda e: 0.9 ** e", f"file{lines}.py", "eval"))
         net = trained_with(tmp_path, module, function)
         assert len(net.fit(X, y).history) == 2
+    assert len(net.fit(X, y).history) == 2
 
 
 DESCRIBED = """
