@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mlr3torch_py.network.parameters import has_parameters
-from mlr3torch_py.network.unwrap import modules_of
+from mlr3torch_py.network.unwrap import modules_of, named_modules
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.belonging import HistoryMark
 
 __all__ = ["KeptWeights"]
 
 
+_BUFFERS: Final = "buffers that are not persistent"
+
+
 class KeptWeights(NamedTuple):
-    """The weights of all modules and criteria of a net at the end of an epoch.
+    """The weights and buffers of all modules and criteria of a net at the end of an epoch.
 
     Parameters
     ----------
     parts : mapping
-        Their state dicts, by name.
+        Their state dicts, by name, and the buffers that these leave out, by place.
     mark : HistoryMark
         The history up to that epoch.
     """
@@ -31,6 +34,7 @@ class KeptWeights(NamedTuple):
     @classmethod
     def of(cls, net: Net) -> KeptWeights:
         states = {name: module.state_dict() for name, module in modules_of(net).items()}
+        states[_BUFFERS] = {place: module._buffers[name] for place, module, name in _buffers(net)}
         return cls(deepcopy({name: state for name, state in states.items() if state}), HistoryMark.of(net.history))
 
     @classmethod
@@ -54,6 +58,10 @@ class KeptWeights(NamedTuple):
         for name, module in modules_of(net).items():
             if name in self.parts:
                 module.load_state_dict(self.parts[name])
+        kept = self.parts.get(_BUFFERS, {})
+        for place, module, name in _buffers(net):
+            if place in kept:  # in the shape that it had then: some grow with the data
+                module._buffers[name] = kept[place].to(module._buffers[name].device, copy=True)
 
     def differences(self, net: Net) -> list[str]:
         """List the tensors that the net lacks, or has in another shape."""
@@ -61,10 +69,21 @@ class KeptWeights(NamedTuple):
         trained = {name for name, module in modules_of(net).items() if has_parameters(module)}
         return [
             f"{part}_.{key}"
-            for part in sorted(self.parts.keys() | trained)
+            for part in sorted((self.parts.keys() | trained) - {_BUFFERS})
             for key in sorted(self.parts.get(part, {}).keys() | here.get(part, {}).keys())
             if _shape(self.parts.get(part, {}).get(key)) != _shape(here.get(part, {}).get(key))
         ]
+
+
+def _buffers(net: Net) -> list[tuple[str, Any, str]]:
+    """List the buffers that no state dict holds: their places, their modules, and their names in these."""
+    return [
+        (f"{part}.{path}.{name}", module, name)
+        for part, network in modules_of(net).items()
+        for path, module in named_modules(network)
+        for name in sorted(module._non_persistent_buffers_set)
+        if module._buffers.get(name) is not None
+    ]
 
 
 def _shape(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Early stopping: what R recorded, and what a user of skorch expects."""
 
+import copy
 import math
 import pickle
 import warnings
@@ -9,6 +10,7 @@ import pytest
 import torch
 from skorch.callbacks import Callback, EpochScoring
 from skorch.dataset import ValidSplit
+from torch import nn
 
 from mlr3torch_py import CallbackSet, CallbackSetEarlyStopping, t_clbk, torch_callback
 from tests.helpers import Score, X, golden, iris_net, moved, weights, y
@@ -69,6 +71,34 @@ def test_the_best_weights_are_restored():
         net = iris_net(Score(SCORES), stopping, Keeps(), max_epochs=7, batch_size=150).fit(X, y)
         assert len(kept) == 6
         assert not moved(kept[3 if restore else 5], weights(net))
+
+
+class Centred(nn.Linear):
+    """Subtracts a running mean that is in no state dict."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("mean", torch.zeros(4), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.mean(0), 0.1)
+        return super().forward(x - self.mean)
+
+
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_buffers_that_are_not_persistent_are_restored_with_the_best_weights(is_reloaded):
+    class Keeps(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            kept.append(net.predict_proba(X))
+            if is_reloaded:
+                stopping = dict(net.callbacks_)["early_stopping"]
+                stopping.load_state_dict(copy.deepcopy(stopping.state_dict()))
+
+    kept = []
+    stopping = t_clbk("early_stopping", patience=2, monitor="score", restore_best_weights=True)
+    net = iris_net(Score(SCORES), stopping, Keeps(), module=Centred, max_epochs=7).fit(X, y)
+    assert np.array_equal(net.predict_proba(X), kept[3])
 
 
 def test_a_state_goes_through_save_and_load():
