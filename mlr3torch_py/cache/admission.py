@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from copy import deepcopy
 from time import thread_time
 from typing import Any, Final, NamedTuple
@@ -13,6 +13,7 @@ from torch import nn
 
 from mlr3torch_py.cache.again import Again
 from mlr3torch_py.cache.draws import draws_itself, is_only_thread, torch_generators
+from mlr3torch_py.cache.fingerprint import Fingerprint
 from mlr3torch_py.cache.layout import Relation
 from mlr3torch_py.cache.rows import Call, NotCacheableError
 from mlr3torch_py.cache.state import ModuleState
@@ -43,6 +44,19 @@ class Request(NamedTuple):
     call: Call
     signature: Hashable
     layout: Hashable
+
+
+class _Step(NamedTuple):
+    """What a call has made of the module, and the keys of the rows that it was given."""
+
+    before: Fingerprint
+    after: Fingerprint
+    rows: Set[bytes]
+
+    def is_repeated(self, other: _Step) -> bool:
+        """Whether another call does the same, for other rows."""
+        pairs = (self.before, other.before), (self.after, other.after)
+        return self.rows != other.rows and all(one.difference(again) is None for one, again in pairs)
 
 
 class Admission:
@@ -77,7 +91,8 @@ class Admission:
 
     Trials also look for effects that an answer from memory would lack, such as drawing random numbers or modifying the
     module, or what it refers to; see `Surroundings`. After a call that has such effects no row is computed again, so
-    that a trial has none itself.
+    that a trial has none itself. It is no effect if a module sets up the same table whenever something else has cleared
+    it, whatever the input, and leaves it alone otherwise.
 
     Examples
     --------
@@ -95,7 +110,7 @@ class Admission:
         self.state: ModuleState = ModuleState(module)
         self._row_wise: dict[Hashable, bool] = {}
         self._schedules: defaultdict[Hashable, Schedule] = defaultdict(Schedule)
-        self._was_changed_by_call = False
+        self._step: _Step | None = None  # by the last call that changed the module
         self._is_in_doubt = True  # whether it is calls that change the module
         self._generators: Mapping[str, Any] | None = None
         self._surroundings: Surroundings | None = None  # once they were looked for
@@ -221,13 +236,18 @@ class Admission:
         if isinstance(trial.surroundings, NotCacheableError):
             raise trial.surroundings
         surroundings = self._look_around(schedule, trial.generators)
-        if not self._left_all_unchanged(self._difference(trial.surroundings, surroundings)):
+        is_unchanged, repeated = self._effect(call, self._difference(trial.surroundings, surroundings))
+        if repeated is not None:
+            surroundings = self._look_around(schedule, trial.generators)
+        elif not is_unchanged:
             return False
         self._check_draws(moved, call, output)
         before, now = self._row_wise.get(request.signature), self._seems_row_wise(trial, request, call, output)
         if outside := self._difference(surroundings, self._look_around(schedule, trial.generators)):
             Again(self._module, call, output).repeats()  # which leaves all as the call has left it
             raise _changing(outside, _REMEDY)
+        if repeated is not None and now:
+            self._take_as_alike(repeated)
         self._row_wise[request.signature] = now
         if not now and (before or not any(self._row_wise.values())):
             raise dependent()
@@ -269,17 +289,37 @@ class Admission:
         if moved and (is_only_thread() or draws_itself(Again(self._module, call, output).repeats, moved)):
             raise NotCacheableError("it draws random numbers", may_depend_on_mode=True)
 
-    def _left_all_unchanged(self, outside: str | None) -> bool:
-        """Check what a call did to the module and outside; one call may change them, to set up a table or the like."""
-        parameters = self.state.parameter_hashes
-        was_in_doubt, change = self._is_in_doubt, self._find_change() or outside
+    def _effect(self, call: Call, outside: str | None) -> tuple[bool, _Step | None]:
+        """Find what a call did to the module and outside, as one may, to set up a table or the like.
+
+        Returns
+        -------
+        bool
+            Whether it left all unchanged.
+        _Step or None
+            What it did to the module, if a call did the same before, as after ``train()`` has cleared a table.
+        """
+        before, was_in_doubt = self.state.fingerprint, self._is_in_doubt
+        change = self._find_change() or outside
         self._is_in_doubt = change is not None
-        if change and self._was_changed_by_call and was_in_doubt:
-            if outside is not None:
-                raise _changing(change, _REMEDY)
-            raise _changing(change, may_depend_on_mode=self.state.parameter_hashes == parameters)
-        self._was_changed_by_call |= change is not None
-        return change is None
+        if change is None:
+            return True, None
+        step = _Step(before, self.state.fingerprint, frozenset(call.row_keys()))
+        last, self._step = self._step, step
+        if last is None or not was_in_doubt:
+            return False, None
+        if outside is not None:
+            raise _changing(change, _REMEDY)
+        if not last.is_repeated(step):
+            raise _changing(change, may_depend_on_mode=before.parameter_hashes == step.after.parameter_hashes)
+        return False, step
+
+    def _take_as_alike(self, step: _Step) -> None:
+        """Take the module for the same before and after it is set up, if further calls leave it as it is."""
+        if (change := self._find_change()) is not None:
+            raise _changing(change, may_depend_on_mode=True)
+        self.state.take_as_alike([step.before, step.after])
+        self._is_in_doubt = False
 
 
 def _changing(what: str, remedy: str = "", *, may_depend_on_mode: bool = False) -> NotCacheableError:

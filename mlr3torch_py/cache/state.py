@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ class ModuleState:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._fingerprint = Fingerprint(module)
+        self._alike: Sequence[Fingerprint] = ()  # states that count as one
         self._code: Code | None = None  # once it was read
         self._layers = list(module.modules())
         states = list(map(vars, self._layers))
@@ -66,6 +67,15 @@ class ModuleState:
         return not (any(_GLOBAL_HOOKS) or any(self._hooks)) and self.seems_current
 
     @property
+    def fingerprint(self) -> Fingerprint:
+        """What the module was at the last comparison."""
+        return self._fingerprint
+
+    def take_as_alike(self, fingerprints: Sequence[Fingerprint]) -> None:
+        """Take these for one state, until the module is in another one."""
+        self._alike = fingerprints
+
+    @property
     def parameter_hashes(self) -> list[bytes]:
         """The hashes of all parameters at the last comparison."""
         return self._fingerprint.parameter_hashes
@@ -79,7 +89,7 @@ class ModuleState:
         NotPortableError
             If there is none; the message names what is to blame.
         """
-        return f"{self._fingerprint.digest} {self.code.digest}"
+        return f"{[*self._alike, self._fingerprint][0].digest} {self.code.digest}"
 
     @property
     def code(self) -> Code:
@@ -135,6 +145,10 @@ class ModuleState:
         change = self._fingerprint.difference(now)
         if change is None:
             now.take_digest(self._fingerprint)
+        elif any(one.difference(now) is None for one in self._alike):
+            change = None
+        else:
+            self._alike = ()
         self._fingerprint = now
         return change
 

@@ -16,7 +16,7 @@ from mlr3torch_py.cache.code_objects import is_known
 from mlr3torch_py.cache.code_reader import unusual_settings
 from mlr3torch_py.cache.rows import NotCacheableError
 from mlr3torch_py.network.bits import buffer_hash, version_of
-from mlr3torch_py.network.holdings import GLOBALS, held_values
+from mlr3torch_py.network.holdings import GLOBALS, held_values, holds_nothing_more
 from mlr3torch_py.network.internals import internal
 
 __all__ = ["Look", "Surroundings"]
@@ -35,9 +35,9 @@ class Surroundings:
     """What a module can reach, at any depth: by its attributes and by what its code refers to.
 
     Numbers are compared by value, tensors by identity and version, arrays by content, containers item by item, and all
-    other objects by identity and by what they hold. Parameters, buffers and the attributes themselves are left out,
-    since `Fingerprint` looks at them, and so is the code of installed packages. Iterators and other objects made in C
-    show nothing of their state, so it may change unseen.
+    other objects by identity and by what they hold. Parameters, buffers, the attributes themselves and tables of
+    tensors among them are left out, since `Fingerprint` looks at them, and so is the code of installed packages.
+    Iterators and other objects made in C show nothing of their state, so it may change unseen.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ class Surroundings:
         classes = {type(layer): i for i, layer in reversed(list(enumerate(self._layers)))}
         self._roots: dict[str, object] = {f"{i}:": cls for cls, i in classes.items() if not is_known_class(cls)}
         for i, layer in enumerate(self._layers):
-            self._roots |= {f"{i}:{name}": value for name, value in unusual_settings(layer)}
+            settings = unusual_settings(layer)
+            self._roots |= {f"{i}:{name}": value for name, value in settings if not holds_nothing_more(value)}
 
     def look(self, skip: Iterable[object] = ()) -> Look:
         """Look at what can be reached now.

@@ -22,6 +22,7 @@ __all__ = [
     "GLOBALS",
     "all_attributes",
     "held_values",
+    "holds_nothing_more",
     "is_of_library",
     "is_of_this_package",
     "items_in",
@@ -106,7 +107,7 @@ def walk(
             [
                 (path + suffix, inner)
                 for suffix, inner in _held_by(value)
-                if type(inner) not in _LEAF_TYPES and (with_plain or not _is_plain(inner))
+                if type(inner) not in _LEAF_TYPES and (with_plain or not holds_nothing_more(inner))
             ]
         )
 
@@ -219,8 +220,14 @@ def is_of_this_package(value: object) -> bool:
     return str(getattr(value, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
-def _is_plain(value: Any) -> bool:
-    """Check whether a value is a list, tuple, set or dict of values that hold nothing."""
+def holds_nothing_more(value: Any) -> bool:
+    """Whether a value is a list, tuple, set or dict of values that hold nothing.
+
+    Examples
+    --------
+    >>> holds_nothing_more({"table": torch.ones(2)}), holds_nothing_more([[1]])
+    (True, False)
+    """
     if type(value) is OrderedDict and not value:  # as modules have several
         return not vars(value)
     items = value.values() if type(value) is dict else value if type(value) in (list, tuple, set) else None

@@ -332,3 +332,78 @@ def test_the_first_call_may_set_up_a_table():
     for _ in range(4):
         part(ROWS)
     assert counts(parts) == (24, 24)
+
+
+class Tabled(nn.Module):
+    """Remembers something in eval mode until ``train()`` is called, as layers do with a table of position biases."""
+
+    def __init__(self, remember):
+        super().__init__()
+        self.weight, self.table, self.remember = nn.Parameter(torch.randn(4)), {}, remember
+
+    def train(self, mode=True):
+        self.table = {} if mode else self.table
+        self.training = False
+        return self
+
+    def forward(self, x):
+        self.remember(self.table, self.weight, x)
+        return x + self.table["weight"]
+
+
+def set_up(table, weight, x):
+    table.setdefault("weight", weight[[3, 2, 1, 0]])
+
+
+def set_up_anew(table, weight, x):
+    table["weight"] = weight * 1
+
+
+def count_calls(table, weight, x):
+    set_up(table, weight, x)
+    table["n"] = table.get("n", 0) + 1
+
+
+def remember_inputs(table, weight, x):
+    set_up(table, weight, x)
+    table[float(x.sum())] = len(x)
+
+
+def average_inputs(table, weight, x):
+    table["weight"] = 0.9 * table.get("weight", weight) + 0.1 * x.mean(0)
+
+
+def centre_by_the_first(table, weight, x):
+    table.setdefault("weight", weight - x.mean(0))
+
+
+def step(network, rows):
+    """Skorch calls ``train()`` before each step."""
+    assert torch.equal(network.train()(rows), network._call_impl(rows))
+
+
+@pytest.mark.parametrize("remember", [set_up, set_up_anew])
+def test_a_table_that_is_cleared_and_set_up_again_does_not_matter(remember):
+    network = frozen(nn.Sequential(Tabled(remember), nn.Linear(4, 3)))
+    parts, found = cached(network, check=0), []
+    for change in (0, 0, 1):
+        network[0].weight.data += change
+        parts.begin_epoch()
+        for i in range(3):
+            step(network, ROWS[4 * i : 4 * i + 4])
+        parts.settle()
+        found.append(counts(parts))
+    assert list(parts.modules) == [""]
+    assert found == [(0, 12), (8, 4), (0, 12)]
+
+
+@pytest.mark.parametrize("is_one_batch", [False, True])
+@pytest.mark.parametrize("remember", [count_calls, remember_inputs, average_inputs, centre_by_the_first])
+def test_what_a_call_remembers_of_its_input_is_an_effect_though_it_is_cleared(remember, is_one_batch):
+    network = frozen(nn.Sequential(Tabled(remember), nn.Linear(4, 3)))
+    parts = cached(network, "0", check=0)
+    for i in range(3):
+        network.train()(ROWS if is_one_batch else ROWS + i)
+    (message,) = told(parts)
+    assert message.startswith("frozen_cache: not caching '0': a call changes the 'table' of its Tabled")
+    assert not parts.modules

@@ -1,5 +1,6 @@
 """Which rows a resumed run takes from a checkpoint, and what is said of the others before they are lost."""
 
+import copy
 import logging
 import warnings
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mlr3torch_py import select_prefix, t_clbk
 from tests.cache.helpers import ROWS, cached, counts
+from tests.cache.test_admission import Tabled, set_up
 from tests.cache.test_resume import Classifier, wide
 from tests.checkpoint.runs import CrashError, Crashes, checkpoint, final
 from tests.helpers import X, iris_net, y
@@ -352,3 +354,16 @@ def test_rows_of_a_gpu_are_computed_again_where_there_is_none():
     again.recall(packed)
     assert torch.equal(network(ROWS), expected)
     assert counts(again) == (0, 12)
+
+
+def test_rows_of_a_module_that_sets_up_a_table_again_and_again_are_taken():
+    network = nn.Sequential(Tabled(set_up), nn.Linear(4, 3)).requires_grad_(False)
+    fresh = copy.deepcopy(network)
+    parts = cached(network, check=0)
+    for i in range(3):
+        network.train()(ROWS[4 * i : 4 * i + 4])
+    parts.end_epoch()
+    again = cached(fresh, check=0)
+    again.recall(parts.packed())
+    fresh.train()(ROWS[4:8])
+    assert counts(again) == (4, 0)
