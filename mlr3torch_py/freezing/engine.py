@@ -20,6 +20,7 @@ from mlr3torch_py.freezing.memory import complete_momentum, forget_directions
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.freezing.record import Record
 from mlr3torch_py.freezing.released import Released
+from mlr3torch_py.freezing.residues import Residues
 from mlr3torch_py.freezing.roles import Holder, Host
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.evaluation import Pins, frozen_modules, overruled_pins, traced_in_training
@@ -52,8 +53,8 @@ class FreezingEngine(Generic[_Host]):
     """The one place where the flags of a net are decided: a parameter is trainable when no holder holds it.
 
     The host calls `begin` when training begins, `begin_epoch` when an epoch begins, `begin_batch` before a training
-    batch that is `due`, `end_update` after each update, and `end`. When something begins, the engine looks at the
-    parameters, modules and optimizers that the host has then. Calling it twice changes nothing.
+    batch that is `due`, `begin_update` and `end_update` around each update, and `end`. When something begins, the
+    engine looks at the parameters, modules and optimizers that the host has then. Calling it twice changes nothing.
 
     Parameters
     ----------
@@ -107,6 +108,7 @@ class FreezingEngine(Generic[_Host]):
         self._pins_for: object = None  # what these follow from
         # One optimizer may hold the parameters of several networks.
         self._rates: Rates = self.peers[0]._rates if self.peers else Rates(host.record_rate, batch=lambda: self.batch)
+        self._residues = Residues()
         self.place = place
         self.prefix: str = "" if place == "module_" else f"{place}: "
         self._record = Record(host, self.prefix)
@@ -166,8 +168,13 @@ class FreezingEngine(Generic[_Host]):
         is_settled = has_checked and not self._rates.are_watched
         self.due = self._next_row(self.batch) if is_settled else self.batch + 1
 
+    def begin_update(self) -> None:
+        """Look at what is frozen before the update of a training batch."""
+        self._residues.begin_update()
+
     def end_update(self) -> None:
-        """Check, after the update of a training batch, that the factors on learning rates had an effect."""
+        """Check that an update has left what is frozen, and has used the factors on learning rates."""
+        self._residues.end_update(self.host.optimizer, self.prefix)
         self._rates.check(self.host.optimizer)
 
     def check_released(self) -> None:
@@ -181,6 +188,7 @@ class FreezingEngine(Generic[_Host]):
         if self in self.peers:
             self.peers.remove(self)
             self._scale_rates()
+        self._residues.end()
         self._pins.set([])
         self._remember_moved(self._inventory)
         self._restore_flags()
@@ -291,7 +299,10 @@ class FreezingEngine(Generic[_Host]):
         """Apply the plans, and log and record whether that has changed something."""
         before = self.held
         self._apply(written=fresh)
-        self._record.changed(when, before, self.held, fresh, self._inventory.tensors)
+        tensors = self._inventory.tensors
+        if self.batch > self.is_provisional:  # there have been updates
+            self._residues.watch({name: tensors[name] for name in self.held - before - fresh}, self._optimizers())
+        self._record.changed(when, before, self.held, fresh, tensors)
 
     def _scale_rates(self) -> None:
         """Scale the learning rates as the plans of all peers say; the first of several factors for a tensor counts."""

@@ -216,6 +216,10 @@ class FreezingCallback(CallbackSet, ABC):
     def _record_trainable(self, net: Net) -> None:
         net.history.record(key_of("n_trainable", self.module), n_trainable(self.network_of(net)))
 
+    def before_update(self, net: Net) -> None:
+        if self.engine_ is not None and self.engine_.driver is self:
+            self.engine_.begin_update()
+
     def after_update(self, net: Net) -> None:
         if self.engine_ is not None and self.engine_.driver is self:
             self.engine_.end_update()

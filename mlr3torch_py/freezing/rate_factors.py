@@ -16,7 +16,7 @@ from mlr3torch_py.schedule.rates import Factor
 if TYPE_CHECKING:
     from _collections_abc import dict_items, dict_values
 
-__all__ = ["RateFactors", "sample"]
+__all__ = ["RateFactors", "sample", "with_closure"]
 
 # How many values of a tensor are compared to see whether it has been updated.
 _SAMPLE: Final = 256
@@ -130,13 +130,11 @@ class RateFactors:
         if not self._own:  # otherwise a parent class takes its step within this one
             self._asked, self._doubtful, self._unequal = {}, {}, set()
         self._restore()
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._split()
-            return None
         # The closure is the forward and backward pass, in which callbacks may look at the groups.
-        rest = {key: value for key, value in kwargs.items() if key != "closure"}
-        return (optimizer, self._splitting_after(closure), *args[2:]), rest
+        replaced = with_closure(args, kwargs, self._splitting_after)
+        if replaced is None:
+            self._split()
+        return replaced
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         parts = self._parts
@@ -273,7 +271,7 @@ class _Witness:
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         self.tensors = tensors
-        self._smallest = min(tensors, key=lambda tensor: tensor.numel())
+        self._smallest = sorted(tensors, key=lambda tensor: tensor.numel())[0]
         self._before = sample(self._smallest)
 
     @property
@@ -308,6 +306,15 @@ def _are_equal(one: Any, other: Any) -> bool:
 def _label(factor: Factor, batch: int) -> str:
     mult = "" if factor.mult == 1 else f"_x{factor.mult:g}"
     return mult + (f"_warmup{factor.warmup}_from{factor.first}" if factor.is_rising(batch) else "")
+
+
+def with_closure(args: Any, kwargs: Any, wrap: Callable[[Callable[[], Any]], Callable[[], Any]]) -> Any:
+    """Return the arguments of a step with its closure wrapped; None if it has none."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        return None
+    rest = {key: value for key, value in kwargs.items() if key != "closure"}
+    return (args[0], wrap(closure), *args[2:]), rest
 
 
 def sample(tensor: torch.Tensor) -> torch.Tensor:

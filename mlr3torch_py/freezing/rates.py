@@ -65,6 +65,8 @@ class Rates:
         named = {id(optimizer): (name, optimizer) for name, optimizer in optimizers} if factor_of else {}
         if factor_of == self._factor_of and named.keys() == self._scaled.keys():
             return
+        if named.keys() != self._scaled.keys():
+            self._proven.clear()
         self.remove()
         self._factor_of, self._column = factor_of, column
         for key, (name, optimizer) in named.items():

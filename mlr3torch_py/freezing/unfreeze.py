@@ -99,7 +99,8 @@ class CallbackSetUnfreeze(FreezingCallback):
         nothing, and one that selects only some of the parameters that share weights. Also for parameters that will be
         trained although they required no gradient before, for those that no optimizer holds, and for frozen embeddings
         with `max_norm`, whose forward pass changes them. Before a row takes effect, if the best weights of the
-        phase before were not kept, as after a history was loaded without the state of the callback.
+        phase before were not kept, as after a history was loaded without the state of the callback. After a row has
+        frozen something, if the optimizer still moves it, as Lookahead does.
 
     See Also
     --------

@@ -223,8 +223,9 @@ class Run:
             self._outputs.watch()
 
     def end_backward(self) -> None:
-        """Update ``ctx``."""
+        """Update ``ctx``; call what precedes an update."""
         self._outputs.end_backward()
+        self._call("before_update")
 
     def end_batch(self, batch: Any, training: bool | None, y_pred: Any) -> None:
         """Update ``ctx``; call what follows an update, or the stage after a validation batch."""

@@ -250,6 +250,9 @@ class StagedCallback(Callback):
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         """Act before the first ``on_epoch_begin`` of a call of ``fit``."""
 
+    def before_update(self, net: Net) -> None:
+        """Act after the backward pass, before any ``on_grad_computed``."""
+
     def after_update(self, net: Net) -> None:
         """Act after the update of a training batch, before any ``on_batch_end``."""
 

@@ -174,3 +174,86 @@ def test_fused_sgd_trains_what_is_unfrozen_later_as_the_other_kinds_do(table, op
     fused, plain = trained(True), trained(None)
     for one, other in zip(weights(fused).values(), weights(plain).values(), strict=True):
         assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+class Averages(torch.optim.Optimizer):
+    """Lookahead as it is copied most: it has no hooks, and averages every third step."""
+
+    def __init__(self, params, lr):
+        self.inner, self.slow, self.n_steps = torch.optim.Adam(params, lr=lr), {}, 0
+        self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, {}
+
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = self.inner.step(torch.enable_grad()(closure))
+        self.n_steps += 1
+        for tensor in self.param_groups[0]["params"] if self.n_steps % 3 == 0 else ():
+            slow = self.slow.setdefault(tensor, tensor.clone())
+            slow += (tensor - slow) / 2
+            tensor.copy_(slow)
+        return loss
+
+
+class MovesBeforeClosure(torch.optim.SGD):
+    """Computes gradients where it will be, as schedule-free does."""
+
+    def step(self, closure=None):
+        with torch.no_grad():
+            for tensor in self.param_groups[0]["params"]:
+                tensor -= 0.01 * self.state[tensor].setdefault("average", torch.ones_like(tensor))
+        return super().step(closure)
+
+
+class FlatMomentum(torch.optim.SGD):
+    """Has one momentum for all parameters."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss, tensors = torch.enable_grad()(closure)(), self.param_groups[0]["params"]
+        flat = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in tensors])
+        self.momentum = flat + 0.9 * getattr(self, "momentum", torch.zeros_like(flat))
+        for tensor, by in zip(tensors, self.momentum.split([one.numel() for one in tensors]), strict=True):
+            tensor -= 0.01 * by.view_as(tensor)
+        return loss
+
+
+FREEZE = {"batch": [5], "weights": [select_prefix("0", "2")], "action": ["freeze"]}
+
+
+@pytest.mark.parametrize("optimizer", [Averages, MovesBeforeClosure, FlatMomentum])
+def test_an_optimizer_that_moves_what_is_frozen_is_warned_of_once(optimizer):
+    net = iris_net(CallbackSetUnfreeze(select_all(), FREEZE), module=Matrices, optimizer=optimizer, audited=False)
+    with pytest.warns(UserWarning, match=f"moved in an update though frozen: {optimizer.__name__} still") as said:
+        net.fit(X, y)
+    assert len(said) == 1
+
+
+class Rescales(Matrices):
+    def forward(self, x):
+        with torch.no_grad():
+            self[0].weight *= 0.99
+        return super().forward(x)
+
+
+class Writes(Callback):
+    def on_batch_begin(self, net, **kwargs):
+        with torch.no_grad():
+            net.module_[0].weight *= 0.99
+
+    on_batch_end = on_batch_begin
+
+
+@pytest.mark.parametrize("cls", [NeuralNetClassifier, Accumulates])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, LBFGS, torch.optim.Adam])
+def test_what_else_writes_into_frozen_weights_is_not_mistaken_for_the_optimizer(optimizer, cls):
+    if optimizer is LBFGS and cls is Accumulates:
+        pytest.skip("LBFGS needs the closure")
+    net = iris_net(
+        CallbackSetUnfreeze(select_all(), FREEZE), Writes(), module=Rescales, optimizer=optimizer, cls=cls, lr=0.01,
+        audited=False,
+    )  # fmt: skip
+    net.fit(X, y)
+    assert len(net.history) == 4
