@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from torch import nn
@@ -17,6 +19,7 @@ from mlr3torch_py.select.base import Select
 from mlr3torch_py.warn import warn
 
 __all__ = [
+    "advise_on_epochs",
     "advise_on_frozen",
     "advise_on_network",
     "doubts_about",
@@ -27,6 +30,8 @@ __all__ = [
 ]
 
 _AND_SO_ON = 6
+
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
 def advise_on_network(network: nn.Module, plans: Sequence[Plan], prefix: str = "") -> None:
@@ -175,6 +180,35 @@ def doubts_about(plan: Plan, network: nn.Module, starting: Select | None) -> Ite
         for part in select.unmatched(names, network):
             yield f"{place}: {part!r} matches no weight of the network"
         yield from (f"{place}: {sentence}" for sentence in partly_selected(sharing, selected))
+
+
+def advise_on_epochs(plan: Plan, now: int, last_epoch: int, asked_by: str, *, trains_alone: bool) -> None:
+    """Say which rows come after the last epoch of a call of ``fit``, and which one would leave nothing to train.
+
+    Parameters
+    ----------
+    plan : Plan
+    now, last_epoch : int
+        The epoch before the call, and its last one.
+    asked_by : str
+        What has set the last one.
+    trains_alone : bool
+        Whether the net learns nothing else than the parameters of the plan.
+
+    Warns
+    -----
+    UserWarning
+        If a row will certainly leave nothing to train. The log has the rest.
+    """
+    too_late = [step for step in plan.steps if step.row.unit == "epoch" and last_epoch < step.time < math.inf]
+    for step in too_late:
+        logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `%s`", step.row, last_epoch, asked_by)
+    for step in plan.last_steps():
+        if step.row.unit == "epoch" and now < step.time <= last_epoch and trains_alone:
+            warn(f"`unfreeze`: {step.row} leaves nothing trainable, so that `fit` will fail there; freeze less")
+        elif step not in too_late:
+            what = "leaves nothing trainable, so that `fit` fails there unless other modules train"
+            logger.info("`unfreeze`: %s %s", step.row, what)
 
 
 def partly_selected(sharing: Iterable[Collection[str]], selected: Held) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mlr3torch_py.arguments import check_flag, check_names
-from mlr3torch_py.freezing.advice import doubts_about
+from mlr3torch_py.freezing.advice import advise_on_epochs, doubts_about
 from mlr3torch_py.freezing.conditions import Waiting, conditions_of, met_by_now
 from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
@@ -27,7 +26,7 @@ from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.schedule.table import Table, Unit, read_table
-from mlr3torch_py.schedule.value import Schedule
+from mlr3torch_py.schedule.value import Schedule, check_schedule
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
 from mlr3torch_py.training.callback_set import REQUIRED
@@ -36,7 +35,6 @@ from mlr3torch_py.training.kept_weights import KeptWeights
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.training.scoring import warn_of_unknown_direction
 from mlr3torch_py.values import shown
-from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetUnfreeze"]
 
@@ -190,7 +188,9 @@ class CallbackSetUnfreeze(FreezingCallback):
         self.check_common()
         check_flag("restore_best_between", self.restore_best_between)
         self._rule()
-        self._check_schedule()
+        beside = {"starting_weights": REQUIRED, "unfreeze": None}
+        given = [name for name, unset in beside.items() if getattr(self, name) is not unset]
+        check_schedule(self.schedule, self.starting_weights, given)
         if isinstance(self.unfreeze, Schedule):
             raise TypeError(
                 f"`unfreeze` is {self.unfreeze!r}; give a schedule as `schedule`, without `starting_weights`"
@@ -285,15 +285,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         (plan,), ctx = self.declared_, self.ctx
         last_epoch = len(net.history) + net.max_epochs if ctx is None else ctx.total_epochs
         asked_by = "max_epochs" if ctx is None else ctx.asked_by
-        too_late = [s for s in plan.steps if s.row.unit == "epoch" and last_epoch < s.time < math.inf]
-        for step in too_late:
-            logger.info("`unfreeze`: %s is beyond epoch %d, the last one by `%s`", step.row, last_epoch, asked_by)
-        for step in plan.last_steps():
-            if step.row.unit == "epoch" and len(net.history) < step.time <= last_epoch and self._trains_alone(net):
-                warn(f"`unfreeze`: {step.row} leaves nothing trainable, so that `fit` will fail there; freeze less")
-            elif step not in too_late:
-                what = "leaves nothing trainable, so that `fit` fails there unless other modules train"
-                logger.info("`unfreeze`: %s %s", step.row, what)
+        advise_on_epochs(plan, len(net.history), last_epoch, asked_by, trains_alone=self._trains_alone(net))
 
     def _trains_alone(self, net: Net) -> bool:
         """Check whether all that the net learns is in the module that the callback governs."""
@@ -392,21 +384,6 @@ class CallbackSetUnfreeze(FreezingCallback):
         is_restored = restore_best_weights(net, self._rule(), plan, moment, unit, kept)
         if is_restored and self.engine_ is not None:
             forget_directions(one for _, one in self.engine_.host.optimizers())
-
-    def _check_schedule(self) -> None:
-        if isinstance(self.starting_weights, Schedule):
-            schedule = self.starting_weights
-            raise TypeError(f"`starting_weights` is the schedule {schedule!r}; give it as schedule={schedule!r}")
-        if self.schedule is None:
-            return
-        if not isinstance(self.schedule, Schedule):
-            remedy = "give one made without a network, such as gradual_unfreezing(every=2)"
-            if isinstance(self.schedule, Mapping):
-                remedy = f"{remedy}, or pass its parts on by **"
-            raise TypeError(f"`schedule` is {shown(self.schedule)}; {remedy}")
-        for name, unset in (("starting_weights", REQUIRED), ("unfreeze", None)):
-            if getattr(self, name) is not unset:
-                raise ValueError(f"`schedule` and `{name}` are given, but a schedule is both; give only one of the two")
 
     def _plans_with(self, net: Net, met: Mapping[int, int]) -> tuple[Plan, ...]:
         """Turn the conditions that have been met, and a loaded state, into rows of epochs."""

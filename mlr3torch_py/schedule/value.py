@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, ClassVar, Final, NoReturn, get_args
 
@@ -18,8 +18,9 @@ from mlr3torch_py.schedule.blocks import Head, check_head, make_blocks, selector
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
 from mlr3torch_py.select.value import fields_of
+from mlr3torch_py.values import shown
 
-__all__ = ["ANY_NETWORK", "AnyNetwork", "Groups", "Schedule", "UnfreezeArguments"]
+__all__ = ["ANY_NETWORK", "AnyNetwork", "Groups", "Schedule", "UnfreezeArguments", "check_schedule"]
 
 Groups = Sequence[Select] | pd.DataFrame | None
 
@@ -159,6 +160,37 @@ class Schedule(ABC):
 
     def __repr__(self) -> str:
         return f"{self.fn}({', '.join(f'{name}={_code(cell)}' for name, cell in self.given.items())})"
+
+
+def check_schedule(schedule: object, starting_weights: object, given: Sequence[str]) -> None:
+    """Check that a schedule is one, and that what it stands for is not given beside it.
+
+    Parameters
+    ----------
+    schedule : object
+        None without any.
+    starting_weights : object
+        What was given as such.
+    given : sequence of str
+        Which of ``starting_weights`` and ``unfreeze`` were given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none, or stands in the place of `starting_weights`; if both are given.
+    """
+    if isinstance(starting_weights, Schedule):
+        schedule = starting_weights
+        raise TypeError(f"`starting_weights` is the schedule {schedule!r}; give it as schedule={schedule!r}")
+    if schedule is None:
+        return
+    if not isinstance(schedule, Schedule):
+        remedy = "give one made without a network, such as gradual_unfreezing(every=2)"
+        if isinstance(schedule, Mapping):
+            remedy = f"{remedy}, or pass its parts on by **"
+        raise TypeError(f"`schedule` is {shown(schedule)}; {remedy}")
+    for name in given:
+        raise ValueError(f"`schedule` and `{name}` are given, but a schedule is both; give only one of the two")
 
 
 def _given_blocks(groups: object) -> tuple[Select, ...]:

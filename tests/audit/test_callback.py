@@ -162,7 +162,7 @@ class HalfUsed(nn.Module):
 
 def test_a_trainable_weight_that_never_gets_a_gradient_is_warned_of():
     net = audited(table={"epoch": [1], "weights": [select_all()]}, module=HalfUsed, max_epochs=2)
-    with pytest.warns(UserWarning, match=r"^idle.weight, idle.bias never got a gradient in batches 1 to 3, though"):
+    with pytest.warns(UserWarning, match=r"^idle.weight, idle.bias never got a gradient in batches 1 to 6, though"):
         net.fit(X, y)
 
 
