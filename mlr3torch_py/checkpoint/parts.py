@@ -114,6 +114,7 @@ def searched(
     skip = [net, net.history, net.callbacks_, net.callbacks, *tools]
     own = {name: value for name, value in vars(net).items() if name not in ("fit_loop", "get_iterator")}
     later = {f"callbacks_.{name}": callback for name, callback in callbacks.items()}
+    own |= {"class": type(net)}  # whose methods may draw from generators
     return skip, own | {"dataset_train": dataset_train, "loaders": list(loaders)} | later
 
 

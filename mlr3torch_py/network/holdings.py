@@ -298,13 +298,25 @@ def _held_by_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
     yield ".__dict__", function.__dict__
     names = _names_in(function.__code__)
     for name in names:
-        inner = function.__globals__.get(name)
-        if isinstance(inner, ModuleType):
-            for also in names:
-                if also in vars(inner) and not is_of_library(vars(inner)[also]):
-                    yield f".{GLOBALS}.{name}.{also}", vars(inner)[also]
-        elif not isinstance(inner, type) and not is_of_library(inner):
-            yield f".{GLOBALS}.{name}", inner
+        yield from _named(f".{GLOBALS}.{name}", function.__globals__.get(name), names)
+
+
+def _named(path: str, value: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield a global value, or what a module or class holds under the names in the code of a function."""
+    if isinstance(value, ModuleType):
+        for name in names:
+            inner = vars(value).get(name)
+            if isinstance(inner, ModuleType) and inner.__name__ == f"{value.__name__}.{name}":
+                if not _is_library(inner.__name__):
+                    yield from _named(f"{path}.{name}", inner, names)
+            elif name in vars(value) and not is_of_library(inner):
+                yield f"{path}.{name}", inner
+    elif not isinstance(value, type):
+        if not is_of_library(value):
+            yield path, value
+    elif not _is_library(value.__module__):
+        held = ((name, vars(one)[name]) for one in value.__mro__ for name in names if name in vars(one))
+        yield from ((f"{path}.{name}", inner) for name, inner in held if not callable(inner))
 
 
 def _held_by_class(cls: type, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
@@ -315,7 +327,7 @@ def _held_by_class(cls: type, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
     seen = set(own)
     for one in cls.__mro__:
         if _is_library(one.__module__):
-            return
+            continue
         found = [(name, inner) for name, inner in vars(one).items() if name not in seen]
         seen.update(vars(one))
         for name, inner in found:

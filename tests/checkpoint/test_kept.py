@@ -15,6 +15,7 @@ from torch import nn
 
 from mlr3torch_py import t_clbk
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
+from mlr3torch_py.checkpoint.parts import generators_of
 from tests.checkpoint.kept import Accumulates, Criterion, Hidden, PlainCriterion, Scaled, Scaler, TwoOptimizers
 from tests.checkpoint.runs import checkpoint, files, resumed_equals_whole, run
 from tests.helpers import X, iris_net, moved, weights, y
@@ -28,6 +29,9 @@ class Halves(Callback):
         net.set_params(criterion__label_smoothing=net.criterion__label_smoothing + 0.1)
 
 
+RNG = Random(2)
+
+
 class Tempered(NeuralNetClassifier):
     """Changes an argument of its own."""
 
@@ -38,6 +42,16 @@ class Tempered(NeuralNetClassifier):
     def get_loss(self, *args, training=False, **kwargs):
         self.tau *= 0.9 if training else 1
         return super().get_loss(*args, training=training, **kwargs) * self.tau
+
+
+class Scales(NeuralNetClassifier):
+    """Draws from generators of its class and of the module of Python."""
+
+    rng = Random(1)
+
+    def get_loss(self, *args, training=False, **kwargs):
+        factor = self.rng.random() * RNG.random() if training else 1
+        return super().get_loss(*args, training=training, **kwargs) * factor
 
 
 KINDS = {
@@ -64,6 +78,11 @@ def test_it_is_kept(kind, tmp_path):
     first = params.pop("callbacks", [])
     of_linear = {"module__in_features": 4, "module__out_features": 3} if "module" not in params else {}
     assert resumed_equals_whole(tmp_path, net_of)
+
+
+def test_generators_that_a_class_of_net_uses_are_kept():
+    found = generators_of(iris_net(cls=Scales).initialize()).values()
+    assert {id(Scales.rng), id(RNG)} <= set(map(id, found))
 
 
 def test_a_net_that_steps_as_skorch_does_keeps_no_gradients(tmp_path):

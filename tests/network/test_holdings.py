@@ -2,6 +2,7 @@ import random
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import shuffle
 from torch import nn
-from torch.utils.data import BatchSampler, RandomSampler
+from torch.utils.data import BatchSampler, Dataset, RandomSampler
 
 from mlr3torch_py.network.holdings import plain_values, walk
 from mlr3torch_py.network.randomness import generators, unreadable
@@ -53,6 +54,18 @@ class Part(nn.Module):
         self.inner[0].rngs = [{"of": torch.Generator()}]
 
 
+class BehindLibrary(Dataset, UsesGlobal):
+    """Inherits what it uses from behind a class of torch."""
+
+
+class Config:
+    rng = np.random.default_rng(1)
+
+
+package = ModuleType("package")
+package.inner = ModuleType("package.inner")
+package.inner.rng = random.Random(1)
+
 PLACES = {
     "deep": BatchSampler(BatchSampler(RandomSampler(range(3), generator=torch.Generator()), 2, False), 2, False),
     "a list": [[torch.Generator()]],
@@ -65,6 +78,9 @@ PLACES = {
     "a global": UsesGlobal(),
     "a function": helper,
     "a class": OfClass(),
+    "a class behind one of a library": BehindLibrary(),
+    "a class that a function names": lambda: Config.rng.normal(),
+    "a module inside a module": lambda: package.inner.rng.random(),
     "slots": Slotted(),
     "a module": Part(),
     "a wrapped module": nn.DataParallel(Part()),
