@@ -19,7 +19,7 @@ from xxhash import xxh3_128_hexdigest
 from mlr3torch_py.checkpoint.parts import has_state_dict, module_places, optimizers_of, searched
 from mlr3torch_py.checkpoint.portable import to_portable
 from mlr3torch_py.names import is_note
-from mlr3torch_py.network.bits import content_hash
+from mlr3torch_py.network.bits import content_hash, is_freed
 from mlr3torch_py.network.holdings import GLOBALS, is_of_this_package, plain_values, walk
 from mlr3torch_py.network.randomness import is_generator, kept_random_states
 from mlr3torch_py.protocols import Net
@@ -147,6 +147,8 @@ class _Marks:
         return False, found
 
     def _is_kept_elsewhere(self, value: Any) -> bool:
+        if isinstance(value, torch.Tensor) and is_freed(value):
+            return True  # whoever frees it fills it again
         if isinstance(value, type | BuiltinFunctionType) or _is_closed(value) or is_of_this_package(type(value)):
             return True
         return any(_address(tensor) in self._held for tensor in _tensors_in(value))

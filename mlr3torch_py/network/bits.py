@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_digest
 
-__all__ = ["as_bytes", "buffer_hash", "content_hash", "has_bits", "version_of"]
+__all__ = ["as_bytes", "buffer_hash", "content_hash", "has_bits", "is_freed", "version_of"]
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def has_bits(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has values in memory of its own: it is neither lazy nor sparse, and on a real device."""
-    return not is_lazy(tensor) and tensor.layout is torch.strided and not tensor.is_meta
+    """Whether a tensor has values in memory: it is neither lazy nor sparse, on a real device, and was not freed."""
+    return not is_lazy(tensor) and tensor.layout is torch.strided and not tensor.is_meta and not is_freed(tensor)
+
+
+def is_freed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no values at the moment: its storage is too small for it.
+
+    Examples
+    --------
+    >>> tensor = torch.zeros(2)
+    >>> _ = tensor.untyped_storage().resize_(0)
+    >>> is_freed(tensor)
+    True
+    """
+    if is_lazy(tensor) or tensor.layout is not torch.strided or not tensor.numel():
+        return False
+    last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() < (last + 1) * tensor.itemsize
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -29,11 +47,18 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     torch.Tensor
         Of dtype ``uint8``, one-dimensional; a view if the tensor is contiguous.
 
+    Raises
+    ------
+    RuntimeError
+        If it has no values in memory.
+
     Examples
     --------
     >>> as_bytes(torch.tensor([1, 2], dtype=torch.int16))
     tensor([1, 0, 2, 0], dtype=torch.uint8)
     """
+    if is_freed(tensor):
+        raise RuntimeError("the tensor has no values in memory")
     if tensor.is_quantized:
         return torch.cat([as_bytes(tensor.int_repr()), *map(as_bytes, _scales(tensor))])
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
@@ -57,11 +82,24 @@ def content_hash(tensor: torch.Tensor) -> bytes:
     Returns
     -------
     bytes
+
+    Raises
+    ------
+    RuntimeError
+        If it has no values in memory.
     """
     is_usual = type(tensor) in _TENSORS and tensor.dtype is torch.float32 and tensor.device.type == "cpu"
     if is_usual and tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_neg():
-        return xxh3_128_digest(tensor.detach().numpy().data)  # the same, in fewer steps
-    return xxh3_128_digest(as_bytes(tensor).cpu().numpy().data)
+        return _digest(tensor)  # the same, in fewer steps
+    return _digest(as_bytes(tensor).cpu())
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    """Hash the memory of a contiguous tensor in place; one that numpy has seen could not be resized any more."""
+    address = tensor.data_ptr()
+    if tensor.nbytes and (not address or is_freed(tensor)):
+        raise RuntimeError("the tensor has no values in memory")
+    return xxh3_128_digest((ctypes.c_char * tensor.nbytes).from_address(address))
 
 
 def buffer_hash(value: object) -> bytes | None:
