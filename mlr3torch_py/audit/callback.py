@@ -19,7 +19,7 @@ from mlr3torch_py.audit.trainable import TrainableTensors
 from mlr3torch_py.freezing.holder import freezing_callbacks
 from mlr3torch_py.protocols import Net, last_event
 from mlr3torch_py.training.callback_set import CallbackSet
-from mlr3torch_py.training.processes import is_main_process
+from mlr3torch_py.training.processes import check_unsharded, is_main_process
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFreezeAudit"]
@@ -141,6 +141,7 @@ class CallbackSetFreezeAudit(CallbackSet):
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         if not _audited(net):
             self.require_module(net)
+        check_unsharded(net, "freeze_audit")
         self._forget()
         self.report_, self.warned_of_ = AuditReport(), frozenset()
 
@@ -218,7 +219,7 @@ class CallbackSetFreezeAudit(CallbackSet):
             batch=batch,
             sample=None if self.sample is None else int(self.sample),
             # DistributedDataParallel writes the buffers of the main process into those of all others.
-            with_buffers=is_main_process(),
+            with_buffers=is_main_process(net),
         )
 
     def _look(self, net: Net) -> None:

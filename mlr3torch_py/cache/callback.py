@@ -16,7 +16,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.protocols import Net, last_event, pinned_kinds
 from mlr3torch_py.training.callback_set import CallbackSet
-from mlr3torch_py.training.processes import are_several, is_main_process
+from mlr3torch_py.training.processes import are_several, check_unsharded, is_main_process
 from mlr3torch_py.training.stages import LargeState
 from mlr3torch_py.values import shown
 from mlr3torch_py.warn import warn
@@ -210,6 +210,7 @@ class CallbackSetFrozenCache(CallbackSet):
         if any(isinstance(callback, CallbackSetFrozenCache) and callback is not self for _, callback in net.callbacks_):
             raise ValueError("a net has two frozen_cache callbacks; leave out one, as one caches all modules")
         self.require_module(net)
+        check_unsharded(net, "frozen_cache")
         _check_network(net.module_)
         disk = None if self.store is None else opened(check_path("store", self.store), int(self.max_store_bytes))
         self.cached_ = self.make_parts(net.module_, [callback for _, callback in net.callbacks_], disk)
@@ -275,15 +276,15 @@ class CallbackSetFrozenCache(CallbackSet):
             "rounded differently: leave out frozen_cache where every bit matters"
         )
         lost = [] if self.cached_ is None else self.cached_.lost_on_resume
-        return [*lost, of_others] if are_several() else lost
+        return [*lost, of_others] if self.ctx is not None and are_several(self.ctx.net) else lost
 
     def large_state(self) -> LargeState | None:
-        if self.cached_ is None or not is_main_process():
+        if self.cached_ is None or self.ctx is None or not is_main_process(self.ctx.net):
             return None
         return LargeState(self.cached_.version, self.cached_.packed)
 
     def load_large_state(self, state: Mapping[str, Any]) -> None:
-        if self.cached_ is not None and self.ctx is not None and is_main_process():
+        if self.cached_ is not None and self.ctx is not None and is_main_process(self.ctx.net):
             self.cached_.recall(state)
             self.event_ = last_event(self.ctx.net)
 

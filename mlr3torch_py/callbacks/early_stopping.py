@@ -188,7 +188,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         return (self.monitor,)
 
     def _decide(self, net: Net) -> None:
-        if from_main_process(self.read_score(net, self.monitor)) is None:
+        if self.read_score(net, self.monitor) is None:
             return
         self._update(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):
@@ -206,10 +206,12 @@ class CallbackSetEarlyStopping(CallbackSet):
             self.ctx.terminate = True
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        if self.restore_best_weights:
+            self._update(net)  # another callback may have taken the history back at the end
         self._restore(net)
 
     def on_exit(self, net: Net, **kwargs: Any) -> None:
-        self._restore(net)  # unless the stage end has, after an error
+        self._restore(net)  # unless the stage end has, after an error; other processes may still be training
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state.
@@ -268,7 +270,6 @@ class CallbackSetEarlyStopping(CallbackSet):
 
     def _restore(self, net: Net) -> None:
         if self.restore_best_weights and self.best_ is not None and not self.is_restored_:
-            self._update(net)  # another callback may have taken the history back at the end
             self._drop_stale_weights(net)
             if self.best_ is not None:
                 self.best_.restore(net)
@@ -301,7 +302,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         if self.after_schedule:
             counted = stagnation_of(net, self._rule(), since=max(_settled_since(net), default=0))
             found = found._replace(epochs_since=counted.epochs_since)
-        self.found_ = from_main_process(found)
+        self.found_ = from_main_process(net, found)
 
 
 def _settled_since(net: Net) -> list[float]:

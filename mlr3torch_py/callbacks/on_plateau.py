@@ -85,7 +85,7 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
         return super()._can_use_state(net) and own.get("monitor", monitor) == monitor
 
     def _steps_in(self, net: Net, row: Mapping[str, Any]) -> list[tuple[float, ...]]:
-        score = from_main_process(score_of(row, self.monitor) if RATE in row else None)
+        score = from_main_process(net, score_of(row, self.monitor) if RATE in row else None)
         return [] if score is None else [(score,)]
 
     def _more_state(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
         return (self.monitor,)
 
     def _step(self, net: Net) -> None:
-        score = from_main_process(self.read_score(net, self.monitor))
+        score = self.read_score(net, self.monitor)
         if score is not None:
             self._follow(net)
             self.scheduler_.step(score)

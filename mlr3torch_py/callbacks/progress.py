@@ -82,7 +82,7 @@ class CallbackSetProgress(CallbackSet):
         check_flag("plot", self.plot)
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
-        if is_main_process():
+        if is_main_process(net):
             self.display_ = display_for(plot=bool(self.plot))
         self.state_, self.is_open_ = ProgressState(total_epochs=net.max_epochs), False
         printers = [one for _, one in net.callbacks_ if isinstance(one, PrintLog) and one.sink is print]

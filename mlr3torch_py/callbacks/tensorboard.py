@@ -113,10 +113,10 @@ class CallbackSetTB(CallbackSet):
         check_flag("r_tags", self.r_tags)
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        self.folder_ = on_main_process(lambda: self._open(net))
+        self.folder_ = on_main_process(net, lambda: self._open(net))
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        if self.by_epoch_ is None and self.folder_ is not None and is_main_process():
+        if self.by_epoch_ is None and self.folder_ is not None and is_main_process(net):
             # Not in on_train_begin, since LoadInitState may load another history after it.
             self.n_written_ = len(net.history) - 1
             self.by_epoch_ = _writer(self.folder_, purge_step=len(net.history))

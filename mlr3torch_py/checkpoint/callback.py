@@ -24,7 +24,7 @@ from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.output_folder import check_folder, folder_of
-from mlr3torch_py.training.processes import on_main_process
+from mlr3torch_py.training.processes import check_unsharded, is_main_process, on_main_process
 from mlr3torch_py.training.scoring import lower_is_better
 from mlr3torch_py.training.sink import Sink, check_sink, say
 from mlr3torch_py.values import plain, shown
@@ -186,14 +186,16 @@ class CallbackSetCheckpoint(CallbackSet):
         """Open the folder, and let the callbacks see the history of the run that is resumed."""
         self._check_comes_last(net)
         self._check_beside(net)
+        check_unsharded(net, "checkpoint")
         owner = self.owner_
         fits = owner is not None and (owner.fits(net) or (owner.is_behind(net) and not callable(self.path)))
         previous = self.folder_ if fits or not len(net.history) else None
-        self.folder_ = CheckpointFolder(folder_of(net, self.path, None if previous is None else previous.path))
+        before = None if previous is None else previous.path
+        self.folder_ = CheckpointFolder(on_main_process(net, lambda: folder_of(net, self.path, before)))
         ctx = cast(ContextTorch, self.ctx)
         call = self.call_ if previous is not None and fits else None
         place = Place(self.folder_, self.resume, call, ctx.asked_epochs)
-        plan = on_main_process(lambda: place.open(net))
+        plan = on_main_process(net, lambda: place.open(net))
         self.session_ = session = Session(net, ctx, plan, record_of(X, y))
         self.call_ = session.call
         if plan.checkpoint is not None:
@@ -202,14 +204,14 @@ class CallbackSetCheckpoint(CallbackSet):
         return session.begin()
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        to_portable(callback_states(net), "callbacks", {})  # fail now if a state cannot be saved, not after an epoch
+        on_main_process(net, lambda: _check_states(net))
 
     def after_begin(self, net: Net, X: Any, y: Any) -> None:
         """Restore the net, which other callbacks may have changed when training began."""
         session, folder = cast(Session, self.session_), cast(CheckpointFolder, self.folder_)
         run = session.restore()
-        self.ends_ = ends_before(folder, session.call)
-        on_main_process(lambda: folder.write_run(run))
+        self.ends_ = on_main_process(net, lambda: ends_before(folder, session.call))
+        on_main_process(net, lambda: folder.write_run(run))
         ctx = cast(ContextTorch, self.ctx)
         if ctx.is_resumed:
             left = 0 if ctx.terminate else ctx.total_epochs - len(net.history)
@@ -223,22 +225,21 @@ class CallbackSetCheckpoint(CallbackSet):
         cast(Session, self.session_).end_epochs()
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        session = cast(Session, self.session_)
-        is_due = len(net.history) % int(self.freq) == 0
-        session.capture(cast(CheckpointFolder, self.folder_).rows.n_rows, is_due=is_due)
-        if is_due:
-            self._save()
+        cast(Session, self.session_).prepare()
+        on_main_process(net, lambda: self._capture(net))
 
     def epochs_have_ended(self, net: Net) -> None:
         super().epochs_have_ended(net)
-        if self.session_ is not None and self.folder_ is not None:
+        if self.session_ is not None and self.folder_ is not None and is_main_process(net):
             self.session_.capture_unseen(self.folder_.rows.n_rows)  # before on_train_end, which may change the weights
 
+    def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        on_main_process(net, self._save)
+
     def on_exit(self, net: Net, **kwargs: Any) -> None:
-        session = self.session_
         if self.folder_ is not None:
             try:
-                if session is not None:
+                if is_main_process(net):  # after an error; other processes may still be training
                     self._save()
             finally:
                 self.folder_.release()
@@ -247,13 +248,19 @@ class CallbackSetCheckpoint(CallbackSet):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"session_": None}
 
+    def _capture(self, net: Net) -> None:
+        is_due = len(net.history) % int(self.freq) == 0
+        cast(Session, self.session_).capture(cast(CheckpointFolder, self.folder_).rows.n_rows, is_due=is_due)
+        if is_due:
+            self._save()
+
     def _save(self) -> None:
-        session, folder = cast(Session, self.session_), cast(CheckpointFolder, self.folder_)
-        checkpoint = session.unsaved
-        if checkpoint is None:
+        """Write the last complete epoch, unless that is done."""
+        session, folder = self.session_, self.folder_
+        if session is None or folder is None or (checkpoint := session.unsaved) is None:
             return
         try:
-            on_main_process(lambda: self._write(folder, checkpoint, session.net))
+            self._write(folder, checkpoint, session.net)
         except Exception:
             session.unsaved = None  # only after Ctrl-C, which is no Exception, does on_exit try again
             raise
@@ -290,6 +297,11 @@ class CallbackSetCheckpoint(CallbackSet):
                 f"`callbacks`: {listed(map(repr, beside))} are checkpoints of one net, and only one can resume it; "
                 "leave the others out, or give all of them resume=False and folders of their own"
             )
+
+
+def _check_states(net: Net) -> None:
+    """Fail now if the state of a callback cannot be saved, not after an epoch."""
+    to_portable(callback_states(net), "callbacks", {})
 
 
 def best_epoch(history: History, epochs: Sequence[int], monitor: str, *, is_loss: bool) -> set[int]:

@@ -141,7 +141,7 @@ class Session:
         self._attributes.watch(self.net)
         self._name_what_is_lost(dataset_train)
 
-    def restart_workers(self) -> None:
+    def prepare(self) -> None:
         """Restart persistent workers, whose random states nobody can read, so that a resumed run has the same."""
         for loader in self._ctx.loaders:
             if getattr(loader, "_iterator", None) is not None:
@@ -156,7 +156,6 @@ class Session:
     def capture(self, n_rows: int, *, is_due: bool) -> None:
         """Capture the state at the end of an epoch, given the number of rows of the history that are kept."""
         net = self.net
-        self.restart_workers()
         if not self._last_captured:  # since some are made when they are first used
             self._warn_of(self._unreadable(self._ctx.dataset_train))
         self._last_captured = len(net.history)

@@ -10,10 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlr3torch_py.network.internals import check_internals
 from mlr3torch_py.protocols import AcceleratedNet, Net
+from mlr3torch_py.training.processes import sharded_part
 
 __all__ = ["check_wrappers", "reduce_what_trains"]
-
-_FSDP: Final = frozenset({"FullyShardedDataParallel", "FSDPModule"})
 
 # The tensors that a reducer was built for, kept on the wrapper itself, since each wrapper has its own.
 _REDUCED: Final = "_reduced_by_mlr3torch_py"
@@ -29,12 +28,12 @@ def check_wrappers(net: Net) -> None:
     """
     if not _is_distributed():  # these wrappers exist only then
         return
+    if (sharded := sharded_part(net)) is not None:
+        raise ValueError(
+            f"`{sharded}_` is sharded by FSDP, which assumes that the set of trainable parameters never changes; "
+            "use DistributedDataParallel, which follows the schedule"
+        )
     for name, module in _modules(net):
-        if any(parent.__name__ in _FSDP and parent.__module__.startswith("torch.") for parent in type(module).__mro__):
-            raise ValueError(
-                f"`{name}_` is sharded by FSDP, which assumes that the set of trainable parameters never changes; "
-                "use DistributedDataParallel, which follows the schedule"
-            )
         if isinstance(module, DistributedDataParallel):
             check_internals("torch.nn.parallel.DistributedDataParallel", module)
         if isinstance(module, DistributedDataParallel) and (rigid := _rigid(module)):

@@ -76,7 +76,7 @@ def restore_best_weights(
 
 def _best_since(net: Net, rule: Plateau, epoch: int) -> Stagnation:
     """Return the best epoch since another one, by its score."""
-    return from_main_process(stagnation_of(net, rule, since=epoch))
+    return from_main_process(net, stagnation_of(net, rule, since=epoch))
 
 
 def _best_of_ended(net: Net, rule: Plateau, plan: Plan, moment: Moment, unit: Unit) -> Stagnation | None:

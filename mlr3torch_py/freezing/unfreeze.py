@@ -250,7 +250,7 @@ class CallbackSetUnfreeze(FreezingCallback):
         if conditions := self._conditions():
             for monitor in self.monitors if epoch > 1 else ():
                 self.read_score(net, monitor, epoch - 1)
-            met = from_main_process(met_by_now(net, conditions, met))
+            met = from_main_process(net, met_by_now(net, conditions, met))
             waiting, name = self._waiting(net)
             waiting.record(net, name, met, met.keys() - before.keys())
         self.plans_ = self._plans_with(net, met)
@@ -369,7 +369,7 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def _keep_best(self, net: Net) -> None:
         """Keep the weights of an epoch that is the best one of its phase."""
-        if not self.restore_best_between or from_main_process(self.read_score(net, self.monitor)) is None:
+        if not self.restore_best_between or self.read_score(net, self.monitor) is None:
             return
         (plan,) = self.plans_
         if has_best_weights(net, self._rule(), plan):

@@ -17,6 +17,7 @@ __all__ = [
     "all_modules",
     "bare",
     "grouped_names",
+    "is_sharded",
     "modules_of",
     "named_modules",
     "named_parameters",
@@ -34,6 +35,7 @@ _WRAPPED_UNDER = {
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": "_checkpoint_wrapped_module",
 }
+_FSDP = frozenset({"FullyShardedDataParallel", "FSDPModule"})
 
 _OF_PARAMETERS: Final = frozenset({nn.Parameter, type(None)})
 
@@ -71,6 +73,11 @@ def bare(module: nn.Module) -> nn.Module:
     while (attribute := _wrapped_under(type(module))) is not None:  # type: ignore[arg-type]
         module = getattr(module, attribute)
     return module
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP has sharded a module, by its wrapper or by ``fully_shard``."""
+    return any(kind.__name__ in _FSDP and kind.__module__.startswith("torch.") for kind in type(module).__mro__)
 
 
 def modules_of(net: Net) -> dict[str, nn.Module]:

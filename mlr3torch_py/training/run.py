@@ -37,6 +37,7 @@ from mlr3torch_py.training.monitors import check_monitor, warn_of_missing_scores
 from mlr3torch_py.training.order import NamedCallback, by_weight, has, in_skorchs_order
 from mlr3torch_py.training.outputs import OutputRecorder
 from mlr3torch_py.training.printed import restore_table, shorten_table
+from mlr3torch_py.training.processes import is_main_process, on_main_process
 from mlr3torch_py.training.stages import StagedCallback, is_staged
 from mlr3torch_py.training.stand_in import StandIn
 
@@ -253,7 +254,8 @@ class Run:
     def end(self, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_end`` of all callbacks, then exit."""
         self._end_skorchs_loop()
-        warn_of_missing_scores(self.net, self.staged)
+        if is_main_process(self.net):
+            warn_of_missing_scores(self.net, self.staged)
         try:
             for _, callback in self.in_order[1:]:
                 callback.on_train_end(self.net, X=X, y=y, **kwargs)
@@ -312,11 +314,17 @@ class Run:
 
     def _check_monitors(self, has_valid: bool) -> None:
         """Check that the scores that callbacks read can come."""
+        for callback in self.staged:
+            callback.has_warned_of_nan_ = False
+        monitors = [monitor for callback in self.staged for monitor in callback.monitors]
+
+        def check() -> None:
+            for monitor in monitors:
+                check_monitor(self.net, monitor, has_valid=has_valid)
+
         try:
-            for callback in self.staged:
-                callback.has_warned_of_nan_ = False
-                for monitor in callback.monitors:
-                    check_monitor(self.net, monitor, has_valid=has_valid)
+            if monitors:
+                on_main_process(self.net, check)
         except Exception:
             take_back_epoch(self.net)
             raise

@@ -39,5 +39,5 @@ def say(net: Net, sink: Sink, line: str) -> None:
     line : str
     """
     is_shown = any(is_staged(one) and one.shows_progress for _, one in net.callbacks_)
-    if is_main_process() and (sink is not print or (net.verbose and not is_shown)):
+    if is_main_process(net) and (sink is not print or (net.verbose and not is_shown)):
         sink(line)

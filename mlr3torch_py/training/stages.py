@@ -12,6 +12,7 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.belonging import Owner
 from mlr3torch_py.training.clock import row_of, score_of
 from mlr3torch_py.training.context import ContextTorch
+from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.warn import warn
 
 __all__ = ["HOOK_OF_STAGE", "PASSED_TO_HOOK", "LargeState", "StagedCallback", "is_staged"]
@@ -190,11 +191,14 @@ class StagedCallback(Callback):
         return ()
 
     def read_score(self, net: Net, monitor: str, epoch: int = 0) -> float | None:
-        """Return a score of an epoch, by default the last one; None if it was not evaluated, or not yet."""
+        """Return a score of an epoch, by default the last one; None if it was not evaluated, or not yet.
+
+        It is that of the main process, where several train the net.
+        """
         row = row_of(net.history, epoch - 1)
-        self.awaits_score_ = monitor not in row
-        score = score_of(row, monitor)
-        if score is None and row.get(monitor) is not None and not self.has_warned_of_nan_:
+        here = monitor not in row, score_of(row, monitor), row.get(monitor) is not None
+        self.awaits_score_, score, is_evaluated = from_main_process(net, here)
+        if score is None and is_evaluated and not self.has_warned_of_nan_:
             self.has_warned_of_nan_ = True
             at = epoch or len(net.history)
             warn(f"`monitor` is {monitor!r}, which is NaN in epoch {at}; epochs without a score are not counted")

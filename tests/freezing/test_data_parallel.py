@@ -355,6 +355,18 @@ def fully_sharded():
     return own_net(CallbackSetUnfreeze(select_last(1)), cls=ShardedNet)
 
 
+def sharded_beside_checkpoint():
+    return own_net(t_clbk("checkpoint", path="never_written", freq=1), cls=ShardedNet)
+
+
+def sharded_beside_audit():
+    return own_net(t_clbk("freeze_audit"), cls=ShardedNet)
+
+
+def sharded_beside_cache():
+    return own_net(t_clbk("frozen_cache"), cls=ShardedNet)
+
+
 def error_of(make):
     net = make()
     try:
@@ -375,6 +387,14 @@ def test_what_takes_for_granted_what_trains_is_refused_before_the_first_step(mak
     else:
         assert "ValueError: `module_` is wrapped in DistributedDataParallel with static_graph" in message
         assert "; leave that out" in message
+
+
+@pytest.mark.parametrize("make", [sharded_beside_checkpoint, sharded_beside_audit, sharded_beside_cache])
+def test_what_needs_the_whole_network_is_refused_beside_shards(make, tmp_path):
+    (message, n_epochs), other = in_processes(tmp_path, error_of, make)
+    assert (message, n_epochs) == other
+    assert n_epochs == 0
+    assert "ValueError: `module_` is sharded by FSDP, so that no process holds all of it" in message
 
 
 def criterion_without_weights():
