@@ -230,8 +230,9 @@ class CallbackSetCheckpoint(CallbackSet):
 
     def epochs_have_ended(self, net: Net) -> None:
         super().epochs_have_ended(net)
-        if self.session_ is not None and self.folder_ is not None and is_main_process(net):
-            self.session_.capture_unseen(self.folder_.rows.n_rows)  # before on_train_end, which may change the weights
+        session, folder = self.session_, self.folder_
+        if session is not None and folder is not None and session.prepare_unseen() and is_main_process(net):
+            session.capture(folder.rows.n_rows, is_due=True)  # before on_train_end, which may change the weights
 
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         on_main_process(net, self._save)

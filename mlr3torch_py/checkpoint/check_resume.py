@@ -24,6 +24,7 @@ from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.copies import copyable
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
+from mlr3torch_py.training.processes import are_several
 from mlr3torch_py.values import shown
 
 __all__ = ["check_resume"]
@@ -31,6 +32,7 @@ __all__ = ["check_resume"]
 _CHILD: Final = (
     "import sys; sys.path[:] = {path!r}; from mlr3torch_py.checkpoint.rehearsal import main; main(*{argv!r})"
 )
+_ALONE: Final = "check the same net without a wrapper that shares its batches"
 _LOST: Final = "a checkpoint cannot keep "
 
 
@@ -80,6 +82,8 @@ def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeR
         raise TypeError(
             "`net` has an accelerator, which no other process can take over; check the same net without AccelerateMixin"
         )
+    if net.initialized_ and are_several(net):
+        raise TypeError(f"`net` is trained by several processes, of which check_resume starts none; {_ALONE}")
     check_whole("epochs", epochs, "epochs", least=2)
     with kept_random_states(), TemporaryDirectory() as folder:
         job = Path(folder) / "job"
@@ -142,10 +146,8 @@ def _wait(process: subprocess.Popen[str], expected: int) -> None:
     _, errors = process.communicate()
     if process.returncode != expected:
         why = errors.strip().splitlines() or [f"exit code {process.returncode}"]
-        raise RuntimeError(
-            f"`net`: a training of check_resume has failed: {why[-1]}; fit the net itself until it "
-            f"trains\n{errors[-3000:]}"
-        )
+        remedy = _ALONE if "process group" in why[-1] else "fit the net itself until it trains"
+        raise RuntimeError(f"`net`: a training of check_resume has failed: {why[-1]}; {remedy}\n{errors[-3000:]}")
 
 
 def _ending(folder: Path) -> Ending:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from mlr3torch_py.checkpoint.contents import GRADIENTS, LARGE, STATE_TENSORS, Checkpoint
-from mlr3torch_py.checkpoint.parts import modules_of, optimizers_of
+from mlr3torch_py.checkpoint.parts import consolidation_of, modules_of, optimizers_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.context import ContextTorch
@@ -17,6 +17,9 @@ from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.warn import warn
 
 __all__ = ["check_callbacks", "check_fits", "differences", "optimizer_classes", "state_dicts"]
+
+# What older versions wrote for each optimizer that accelerate had wrapped.
+_UNKNOWN: Final = "AcceleratedOptimizer"
 
 
 def check_fits(net: Net, checkpoint: Checkpoint, ctx: ContextTorch) -> None:
@@ -43,8 +46,10 @@ def check_fits(net: Net, checkpoint: Checkpoint, ctx: ContextTorch) -> None:
 def differences(net: Net, checkpoint: Checkpoint) -> list[str]:
     """List what is laid out differently in a net and in a checkpoint."""
     kept = {name: part for name, part in checkpoint.parts.items() if name not in (STATE_TENSORS, GRADIENTS, LARGE)}
-    here = _layout(state_dicts(net), optimizer_classes(net))
-    there = _layout(kept, checkpoint.state["classes"])
+    classes = optimizer_classes(net)
+    here = _layout(_parts_of(net), classes)
+    known = {name: kind for name, kind in checkpoint.state["classes"].items() if kind != _UNKNOWN}
+    there = _layout(kept, classes | known)
     return [
         f"{place} ({here.get(place, 'nothing')} here, {there.get(place, 'nothing')} there)"
         for place in here | there
@@ -86,8 +91,19 @@ def state_dicts(net: Net) -> dict[str, Mapping[str, Any]]:
 
 
 def optimizer_classes(net: Net) -> dict[str, str]:
-    """Return the names of the optimizers' classes."""
-    return {name: type(optimizer).__name__ for name, optimizer in optimizers_of(net).items()}
+    """Return the names of the optimizers' classes, without the wrapper of accelerate."""
+    found = optimizers_of(net)
+    bare = {name: one.optimizer if type(one).__name__ == _UNKNOWN else one for name, one in found.items()}
+    return {name: type(optimizer).__name__ for name, optimizer in bare.items()}
+
+
+def _parts_of(net: Net) -> dict[str, Mapping[str, Any]]:
+    """Return the state dicts of modules, criteria and optimizers, or only the groups of what is spread."""
+    parts = modules_of(net) | optimizers_of(net)
+    return {
+        name: part.state_dict() if consolidation_of(part) is None else {"param_groups": part.param_groups}
+        for name, part in parts.items()
+    }
 
 
 def _layout(parts: Mapping[str, Mapping[str, Any]], classes: Mapping[str, str]) -> dict[str, Any]:

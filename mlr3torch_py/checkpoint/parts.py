@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from mlr3torch_py.training.stages import is_staged
 
 __all__ = [
     "attributes_of_skorch",
+    "consolidation_of",
     "generators_of",
     "gradients",
     "has_state_dict",
@@ -57,6 +58,13 @@ def module_places(net: Net) -> dict[str, nn.Module]:
 def optimizers_of(net: Net) -> dict[str, Any]:
     """Return the optimizers of a net, by name."""
     return {name: getattr(net, f"{name}_") for name in net._optimizers}
+
+
+def consolidation_of(optimizer: Any) -> Callable[[], None] | None:
+    """Return what collects the state of an optimizer that is spread over the processes, such as torch's ZeRO."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    consolidate: Callable[[], None] | None = getattr(inner, "consolidate_state_dict", None)
+    return consolidate
 
 
 def stateful_objects(net: Net) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import sys
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from mlr3torch_py.checkpoint.attributes import Attributes
@@ -21,7 +22,7 @@ from mlr3torch_py.checkpoint.net_state import (
     was_stopped,
 )
 from mlr3torch_py.checkpoint.objects import different_objects, objects_of
-from mlr3torch_py.checkpoint.parts import generators_of, modules_of, searched
+from mlr3torch_py.checkpoint.parts import consolidation_of, generators_of, modules_of, optimizers_of, searched
 from mlr3torch_py.checkpoint.place import Plan
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError
 from mlr3torch_py.checkpoint.settings import check_settings, settings_of
@@ -76,7 +77,8 @@ class Session:
         self._restored: set[int] = set()
         self._named: set[str] = set()
         self._attributes = Attributes()
-        self._last_captured = 0
+        self._last_prepared = 0
+        self._is_first = True
         self._large: tuple[Hashable, Mapping[str, Any]] = (), {}  # versions and states of callbacks
         state = {} if plan.checkpoint is None else plan.checkpoint.state
         records = [state["data"]] if "data" in state else [] if plan.run is None else [plan.run["data"]]
@@ -142,7 +144,13 @@ class Session:
         self._name_what_is_lost(dataset_train)
 
     def prepare(self) -> None:
-        """Restart persistent workers, whose random states nobody can read, so that a resumed run has the same."""
+        """Get ready for the state of an epoch to be captured, in all processes.
+
+        Persistent workers are restarted, whose random states nobody can read, so that a resumed run has the same.
+        """
+        self._last_prepared = len(self.net.history)
+        for consolidate in self._consolidations():
+            consolidate()
         for loader in self._ctx.loaders:
             if getattr(loader, "_iterator", None) is not None:
                 loader._iterator = None
@@ -156,9 +164,9 @@ class Session:
     def capture(self, n_rows: int, *, is_due: bool) -> None:
         """Capture the state at the end of an epoch, given the number of rows of the history that are kept."""
         net = self.net
-        if not self._last_captured:  # since some are made when they are first used
+        if self._is_first:  # since some are made when they are first used
             self._warn_of(self._unreadable(self._ctx.dataset_train))
-        self._last_captured = len(net.history)
+        self._is_first = False
         changed, lost = self._attributes.changed(net)
         self._warn_of([f"{place}, whose kind no file can hold" for place in lost] + self._lost_of_callbacks())
         more = {
@@ -174,10 +182,23 @@ class Session:
         checkpoint = self._with_large(capture(net, more, changed, n_rows))
         self.unsaved = checkpoint if is_due else checkpoint.copied()
 
-    def capture_unseen(self, n_rows: int) -> None:
-        """Capture a complete epoch at whose end another callback has stopped training before the checkpoint's turn."""
-        if self._ctx.ended_epoch == len(self.net.history) > self._last_captured:
-            self.capture(n_rows, is_due=True)
+    def prepare_unseen(self) -> bool:
+        """Prepare for a complete epoch at whose end another callback has stopped training before the checkpoint's turn.
+
+        Returns
+        -------
+        bool
+            Whether there is one.
+        """
+        is_unseen = self._ctx.ended_epoch == len(self.net.history) > self._last_prepared
+        if is_unseen and isinstance(sys.exception(), Exception) and self._consolidations():
+            return False  # an error may be in this process alone, so that no other would help to collect the state
+        if is_unseen:
+            self.prepare()
+        return is_unseen
+
+    def _consolidations(self) -> list[Callable[[], None]]:
+        return [found for one in optimizers_of(self.net).values() if (found := consolidation_of(one)) is not None]
 
     def _restore_parts(self, checkpoint: Checkpoint) -> None:
         restore_parts(self.net, checkpoint)
