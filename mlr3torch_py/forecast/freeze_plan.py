@@ -97,8 +97,8 @@ def freeze_plan(
 
     Steps are taken by the ``train_step`` of a copy of the net, which has prepared itself and the data in its ``fit``,
     on batches from its own iterator. Of its callbacks only those that freeze, `frozen_cache` and skorch's
-    `InputShapeSetter` are at work, so what others take, such as scores and checkpoints, is not counted. Networks,
-    random states and files are left as they are.
+    `InputShapeSetter` are at work, so what others take, such as scores and checkpoints, is not counted. The copy trains
+    alone, also if several processes train the net. Networks, random states and files are left as they are.
 
     Examples
     --------

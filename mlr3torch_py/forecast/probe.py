@@ -13,9 +13,10 @@ from skorch.dataset import get_len
 from torch import nn
 from torch.optim import Optimizer
 
-from mlr3torch_py.forecast.twin import FitData, first_line, learn, shallow_copy, twin_of
+from mlr3torch_py.forecast.twin import FitData, first_line, learn, shallow_copy, twin_of, undistributed
 from mlr3torch_py.freezing.host import check_module
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.processes import are_several
 from mlr3torch_py.values import length_of
 
 __all__ = ["NetProbe", "is_one_of", "rows_in", "split_pipeline", "transformed"]
@@ -47,6 +48,8 @@ class NetProbe:
         Why the net cannot take a step; empty if nothing is known to prevent it.
     unfit : Exception or None
         The same as an error, if the data cannot even be split.
+    is_shared : bool
+        Whether several processes train the net.
     doubts : list of str
         What is not known for certain about the number of batches.
     """
@@ -57,6 +60,7 @@ class NetProbe:
     n_valid: int = 0
     problem: str = "it needs data; give a net with `X` and `y`"
     unfit: Exception | None = None
+    is_shared: bool = False
 
     def __init__(self, net: Net, types: tuple[type, ...]) -> None:
         named = _initialized_callbacks(net, (*types, InputShapeSetter))
@@ -135,6 +139,15 @@ class NetProbe:
             if self.net.initialized_:
                 self.optimizers()
             self._data = learn(self.net, *self._data[:2])
+            self._undistribute()
+
+    def _undistribute(self) -> None:
+        """Let the copy train alone, if several processes train the net."""
+        self.is_shared = are_several(self.net) or (self._given.initialized_ and are_several(self._given))
+        for name in (*self.net._modules, *self.net._criteria):
+            part = getattr(self.net, f"{name}_", None)
+            if isinstance(part, nn.Module):
+                vars(self.net)[f"{name}_"] = undistributed(part)
 
     def _load_batches(self) -> None:
         train, valid = self.datasets

@@ -104,7 +104,7 @@ class Rehearsal:
             return replace(self.plan, notes=(*self.plan.notes, f"{' and '.join(missing)}: {why}"))
         table, notes = self._forecast(spans, said)
         measured = self._measured(costs, validation, table) if self.measure else None
-        total = [] if measured is None else [_total(measured)]
+        total = [] if measured is None else [_total(measured, is_shared=self.probe.is_shared)]
         return replace(self.plan, cache=table, measured=measured, notes=(*self.plan.notes, *total, *notes))
 
     def _run(self) -> tuple[list[Span], list[PhaseCost], list[str]]:
@@ -188,10 +188,11 @@ class Rehearsal:
         return Measurement(tuple(costs), seconds, cached)
 
 
-def _total(measured: Measurement) -> str:
+def _total(measured: Measurement, *, is_shared: bool) -> str:
     cached = measured.seconds_cached
     beside = "" if cached is None else f", {_rounded(cached)} s with frozen_cache, filling included"
-    return f"measured: all batches of the training take about {_rounded(measured.seconds)} s{beside}"
+    alone = ", without communication between processes" if is_shared else ""
+    return f"measured: all batches of the training take about {_rounded(measured.seconds)} s{beside}{alone}"
 
 
 def _rounded(seconds: float) -> str:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from skorch.history import History
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from mlr3torch_py.network.copies import copyable, with_leaves
 from mlr3torch_py.protocols import Net
 
-__all__ = ["FitData", "first_line", "learn", "shallow_copy", "twin_of"]
+__all__ = ["FitData", "first_line", "learn", "shallow_copy", "twin_of", "undistributed"]
 
 # What may be large and is only read; the random generators in it are restored by `kept_random_states`.
 _SHARED = (Dataset, np.ndarray, torch.Tensor, partial)
@@ -73,6 +74,7 @@ def twin_of(net: Net, callbacks: Sequence[tuple[str, Any]]) -> Net:
         made = {f"{name}_" for name in (*net._modules, *net._criteria)}
         params = {name: value for name, value in vars(net).items() if _is_copied(name, net) and name not in made}
         vars(twin).update({name: _own(value, memo) for name, value in params.items()}, initialized_=False)
+    vars(twin).update({name: value for name, value in vars(net).items() if name.startswith("callbacks__")})
     vars(twin).update(callbacks=[], callbacks_=list(callbacks), history_=History(), verbose=0, warm_start=True)
     vars(twin)["initialize_callbacks"] = lambda: twin
     return twin
@@ -86,6 +88,8 @@ def _is_copied(name: str, net: Net) -> bool:
 def _own(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, nn.Module):
         with copyable([value]):
+            for wrapper in filter(_is_distributed, value.modules()):
+                memo[id(wrapper)] = deepcopy(wrapper.module, memo)
             return with_leaves(deepcopy(value, memo))
     if isinstance(value, _SHARED):
         return value
@@ -93,6 +97,20 @@ def _own(value: Any, memo: dict[int, Any]) -> Any:
         return deepcopy(value, memo)
     except Exception:  # whatever a lock, a generator or an open file raises
         return value
+
+
+def undistributed(module: nn.Module) -> nn.Module:
+    """Take a network, and all parts of it, out of DistributedDataParallel, which would wait for other processes."""
+    while _is_distributed(module):
+        module = cast(nn.Module, module.module)
+    for name, child in module._modules.items():
+        if child is not None:
+            module._modules[name] = undistributed(child)
+    return module
+
+
+def _is_distributed(module: nn.Module) -> bool:
+    return isinstance(module, DistributedDataParallel)
 
 
 def learn(twin: Net, X: Any, y: Any) -> FitData:

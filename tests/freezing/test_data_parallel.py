@@ -25,6 +25,7 @@ from mlr3torch_py import (
     CallbackSetUnfreeze,
     Freezer,
     Plateau,
+    freeze_plan,
     select_all,
     select_last,
     select_none,
@@ -494,3 +495,31 @@ def train_replacing(kind, table, path):
 def test_the_gradients_of_a_weight_that_is_replaced_are_reduced_too(path, table, tmp_path):
     main, other = in_processes(tmp_path, train_replacing, "own", table, path)
     check_equal_to_one_process(main, other, train_replacing("alone", table, path))
+
+
+def plan_shared(made, ranks):
+    net = own_net(("unfreeze", CallbackSetUnfreeze(select_last(1), TABLES["unfreeze by epoch"])))
+    net = net.initialize() if made else net
+    before = dict(named_parameters(net.module_)) if made else {}
+    said = " ".join(freeze_plan(net, X, y, measure=True).notes) if distributed.get_rank() in ranks else ""
+    distributed.barrier()
+    return said, all(named_parameters(net.module_)[name] is tensor for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(("made", "ranks"), [(True, (0,)), (False, (0, 1))])
+def test_a_plan_is_measured_without_the_other_processes(made, ranks, tmp_path):
+    (said, is_unchanged), _ = in_processes(tmp_path, plan_shared, made, ranks)
+    assert "measured: all batches of the training take about" in said
+    assert " s, without communication between processes" in said
+    assert is_unchanged
+
+
+def plan_accelerated():
+    net = accelerated_net(("unfreeze", CallbackSetUnfreeze(select_last(1), TABLES["unfreeze by epoch"])))
+    return " ".join(freeze_plan(net, X, y, measure=True).notes)
+
+
+def test_the_plan_of_a_net_with_an_accelerator_is_measured_before_it_is_fitted(tmp_path):
+    (said,) = in_processes(tmp_path, plan_accelerated, n_ranks=1)
+    assert "measured: all batches of the training take about" in said
+    assert "communication" not in said
