@@ -7,16 +7,16 @@ and when training raises it tells no callback. A `Run` adds that, in four steps:
 1. Start. The first CallbackSet whose ``on_train_begin`` skorch calls starts the run. The run empties the list that
    skorch is iterating over, which ends skorch's loop, and calls ``on_train_begin`` of the remaining callbacks itself.
    So it notices when one of them raises.
-2. Training. ``net.callbacks_`` is sorted by weight, between two callbacks of the run. `_First` updates ``ctx`` and
-   calls the stages that skorch lacks. `_Scored`, after all finite weights, lets callbacks read the scores that others
-   have recorded after them. `_Last` stops training if ``ctx.terminate`` is set, and sorts again if somebody
+2. Training. ``net.callbacks_`` is sorted by weight, between two callbacks of the run. `First` updates ``ctx`` and
+   calls the stages that skorch lacks. `Scored`, after all finite weights, lets callbacks read the scores that others
+   have recorded after them. `Last` stops training if ``ctx.terminate`` is set, and sorts again if somebody
    has changed the list. For one call, `Run.fit_loop` stands in for ``net.fit_loop``, to notice when training raises.
-3. End. `_First` lets the run end: it empties skorch's list once more, and calls every ``on_train_end`` itself.
+3. End. `First` lets the run end: it empties skorch's list once more, and calls every ``on_train_end`` itself.
 4. Exit. After the end, or when anything above raises, the run puts ``net.callbacks_`` back in skorch's order, and calls
    the stage ``exit`` of each CallbackSet.
 
 Copies of a net that are made during training are not part of the run: pickle and deepcopy turn these three into a mere
-`_Adaptor`, which starts a run of its own when the copy is trained.
+`Adaptor`, which starts a run of its own when the copy is trained.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from skorch.callbacks import Callback, PrintLog
 from mlr3torch_py.frames import hide_frames, short_traceback
 from mlr3torch_py.network.internals import check_internals
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.adaptors import First, Last, LiveAdaptor, Scored
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.monitors import check_monitor, warn_of_missing_scores
@@ -103,7 +104,7 @@ class Run:
         self._stand_in("fit_loop", self.fit_loop)
 
     def arrange(self) -> None:
-        """Sort the net's callbacks by weight, between `_First` and `_Last`.
+        """Sort the net's callbacks by weight, between `First` and `Last`.
 
         A no-op unless the list has changed: by ``set_params(callbacks__...)``, or since somebody has added or removed
         callbacks. An added CallbackSet takes part in the run from then on.
@@ -112,7 +113,7 @@ class Run:
             return
         callbacks = in_skorchs_order(self.net.callbacks_)
         names = [name for name, _ in callbacks]
-        first, scored, last = _First(self, names), _Scored(self, names), _Last(self, names)
+        first, scored, last = First(self, names), Scored(self, names), Last(self, names)
         finite, infinite = by_weight(callbacks)
         self.in_order = [
             ("context_begin", first),
@@ -340,95 +341,10 @@ class Run:
         iterated.clear()
 
 
-class _Adaptor(Callback):  # type: ignore[misc]
-    """Keep the names of all other callbacks in skorch's order.
-
-    In a copy of a net, and after a run without an end, skorch calls its ``on_train_begin`` first.
-    """
-
-    adapts_a_run = True
-
-    def __init__(self, names: list[str]) -> None:
-        self.names_ = names
-
-    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Start a run."""
-        __tracebackhide__ = True
-        Run(net).start(self, X, y, **kwargs)
-
-
-class _LiveAdaptor(_Adaptor):
-    """Tell a run what skorch does."""
-
-    def __init__(self, run: Run, names: list[str]) -> None:
-        super().__init__(names)
-        self.run_ = run
-
-    def __reduce__(self) -> tuple[type[_Adaptor], tuple[list[str]]]:
-        return _Adaptor, (self.names_,)
-
-
-class _First(_LiveAdaptor):
-    """Stand before all other callbacks."""
-
-    def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self.run_.begin_epoch(dataset_train, dataset_valid)
-
-    def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        self.run_.begin_batch(batch, training)
-
-    def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
-        self.run_.end_backward()
-
-    def on_batch_end(
-        self, net: Net, batch: Any = None, training: bool | None = None, y_pred: Any = None, **kwargs: Any
-    ) -> None:
-        self.run_.end_batch(batch, training, y_pred)
-
-    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self.run_.end_epoch()
-
-    def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        self.run_.end(X, y, **kwargs)
-
-
-class _Scored(_LiveAdaptor):
-    """Stand after all callbacks of finite weight."""
-
-    def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Do nothing: the run has started."""
-
-    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self.run_.find_late_scores()
-
-
-class _Last(_LiveAdaptor):
-    """Stand after all other callbacks."""
-
-    def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self.run_.epoch_has_begun()
-
-    def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if training:
-            self.run_.watch_step()
-
-    def on_grad_computed(self, net: Net, named_parameters: Any = None, **kwargs: Any) -> None:
-        self.run_.watch_step()  # an optimizer such as LBFGS takes the same batch several times
-
-    def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        self.run_.ctx.batch = None
-        self.run_.arrange()
-
-    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self.run_.arrange()
-        if self.run_.ctx.terminate:
-            raise KeyboardInterrupt
-
-
 def must_start_run(net: Net, callback: StagedCallback) -> bool:
     """Check whether a callback is one of the net's but in no run of it."""
     callbacks = [other for _, other in net.callbacks_]
-    contexts = [other.run_.ctx for other in callbacks if isinstance(other, _LiveAdaptor)]
+    contexts = [other.run_.ctx for other in callbacks if isinstance(other, LiveAdaptor)]
     ctx = callback.ctx_
     is_in_run = ctx is not None and ctx.net is net and (ctx.is_starting or has(contexts, ctx))
     return not is_in_run and has(callbacks, callback)
