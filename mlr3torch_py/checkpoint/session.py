@@ -31,6 +31,7 @@ from mlr3torch_py.network.randomness import random_states, set_random_states, un
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.order import own_callbacks
+from mlr3torch_py.training.processes import are_several, in_all_processes
 from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
@@ -261,7 +262,7 @@ class Session:
             )
 
     def _name_what_is_lost(self, dataset_train: Any) -> None:
-        lost = self._unreadable(dataset_train) + self._lost_of_callbacks()
+        lost = self._unreadable(dataset_train) + self._lost_of_callbacks() + self._differing(dataset_train)
         lost += [f"{place}, whose state_dict() no file can hold" for place in object_states(self.net)[1]]
         self._warn_of(lost)
         if any(getattr(one, "persistent_workers", False) and one.num_workers for one in self._ctx.loaders):
@@ -269,6 +270,18 @@ class Session:
                 "the checkpoint restarts persistent workers after each epoch, since it cannot read their random "
                 "states; so the net does not train as without it, but as with persistent_workers=False: give that"
             )
+
+    def _differing(self, dataset_train: Any) -> list[str]:
+        """Name the random states that differ between processes."""
+        if not are_several(self.net):
+            return []
+        states = random_states(self._generators(dataset_train))
+        first, *others = in_all_processes(self.net, states)
+        unseeded = ("numpy", "python", "cuda")  # which begin differently in each process, or belong to one device
+        own = [name for name in first if not name.startswith(unseeded)]
+        different = [name for name in own if any(one.get(name) != first[name] for one in others)]
+        what = "which differ between the processes: when resumed, all have those of the main one"
+        return [f"the random states of {listed(different)}, {what}"] if different else []
 
     def _lost_of_callbacks(self) -> list[str]:
         return [lost for one in own_callbacks(self.net).values() if is_staged(one) for lost in one.lost_on_resume]

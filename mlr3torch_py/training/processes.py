@@ -3,9 +3,9 @@
 They do if the net says so: by a wrapper with a process group, such as DistributedDataParallel, by an accelerator, or by
 skorch's DistributedHistory. Other nets are trained by one process each, also in a script that torchrun has launched.
 
-All processes of a net have to call `on_main_process` and `from_main_process` equally often. So whether they do never
-depends on what differs between them, and nothing calls these in the stage ``exit``, which an error may reach in one
-process alone.
+All processes of a net have to call `on_main_process`, `from_main_process` and `in_all_processes` equally often. So
+whether they do never depends on what differs between them, and nothing calls these in the stage ``exit``, which an
+error may reach in one process alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from torch import distributed, nn
 from mlr3torch_py.network.unwrap import all_modules, is_sharded
 from mlr3torch_py.protocols import Net
 
-__all__ = ["are_several", "check_unsharded", "from_main_process", "is_main_process", "on_main_process", "sharded_part"]
+__all__ = [
+    "are_several",
+    "check_unsharded",
+    "from_main_process",
+    "in_all_processes",
+    "is_main_process",
+    "on_main_process",
+    "sharded_part",
+]
 
 T = TypeVar("T")
 
@@ -50,6 +58,16 @@ def on_main_process(net: Net, function: Callable[[], T]) -> T:
 def from_main_process(net: Net, value: T) -> T:
     """Return the main process's `value` in every process of a net."""
     return on_main_process(net, lambda: value)
+
+
+def in_all_processes(net: Net, value: T) -> list[T]:
+    """Return the values of all processes of a net."""
+    group = _group_of(net)
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(values, value, group=group)
+    return values
 
 
 def is_main_process(net: Net) -> bool:

@@ -84,6 +84,21 @@ def test_a_file_that_names_the_wrapper_of_accelerate_fits_any_optimizer():
     assert differences(net, checkpoint) == ["optimizer (SGD here, Adam there)"]
 
 
+def warnings_of(seeds, folder):
+    net = own_net(t_clbk("checkpoint", path=folder, freq=1)).initialize()
+    torch.manual_seed(seeds[distributed.get_rank()])  # the module has a seed of its own
+    with warnings.catch_warnings(record=True, action="always") as said:
+        net.partial_fit(X, y)
+    return [str(one.message) for one in said]
+
+
+def test_random_states_that_differ_between_processes_are_named(tmp_path):
+    for said in in_processes(tmp_path, warnings_of, [1, 2], tmp_path / "different"):
+        assert len(said) == 1
+        assert "cannot keep the random states of torch, which differ between the processes" in said[0]
+    assert in_processes(tmp_path, warnings_of, [1, 1], tmp_path / "same") == [[], []]
+
+
 def full():
     if distributed.get_rank() == 0:
         raise OSError("disk full")
