@@ -49,10 +49,11 @@ class CallbackSetCheckpoint(CallbackSet):
     freq : int
         The number of epochs between checkpoints, from 1.
     resume : bool, str or os.PathLike
-        If True, a net without history continues from the newest complete checkpoint in `path`, or starts from scratch
-        if there is none. A folder says where to resume from; new checkpoints are written to `path`. ``max_epochs``, or
-        ``epochs`` of ``fit``, then counts all epochs of the run, so that a finished one trains nothing. A later call of
-        ``partial_fit`` in the same script is resumed too.
+        If True, a net without history, or with part of that of the run, as skorch's LoadInitState loads it, continues
+        from the newest complete checkpoint in `path`, or starts from scratch if there is none. A folder says where to
+        resume from; new checkpoints are written to `path`. ``max_epochs``, or ``epochs`` of ``fit``, then counts all
+        epochs of the run, so that a finished one trains nothing. A later call of ``partial_fit`` in the same script is
+        resumed too.
     keep_last : int, optional
         The number of checkpoints to keep, from 1; all by default, or the last one if `keep_best` is True. The ends
         of all calls before are kept as well.

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from mlr3torch_py.arguments import check_path
 from mlr3torch_py.checkpoint.contents import Checkpoint
 from mlr3torch_py.checkpoint.folder import CheckpointFolder, id_of
-from mlr3torch_py.protocols import Net
+from mlr3torch_py.protocols import History, Net
+from mlr3torch_py.training.clock import rows_of
 from mlr3torch_py.values import plain
 from mlr3torch_py.warn import warn
 
@@ -78,10 +79,16 @@ class Place:
             return self._next_call(net, self._before)
         resume = self._resume
         source = self._folder if isinstance(resume, bool) else CheckpointFolder(check_path("resume", resume))
-        if self._resume is False or (n_epochs and not _continues(source, n_epochs)):
+        newest = None if resume is False else source.newest()
+        if resume is False or (n_epochs and not _continues(source, newest, net.history)):
+            if newest is not None:
+                raise FileExistsError(
+                    f"`resume`: {source.path} holds the checkpoints of another run than the history of the net, whose "
+                    f"{n_epochs} epochs LoadInitState or load_params may have loaded; leave these out to resume the "
+                    "run, or give resume=False and an empty folder"
+                )
             self._folder.clear_for_new_run()
             return Plan(_new_id(), {"n": 1, "begin": None})
-        newest = source.newest()
         if source.path != self._folder.path:
             self._folder.clear_for_new_run()
             if newest is None:
@@ -154,10 +161,25 @@ def ends_before(folder: CheckpointFolder, call: Mapping[str, Any]) -> set[int]:
     return ends
 
 
-def _continues(folder: CheckpointFolder, n_epochs: int) -> bool:
-    """Whether the run in a folder was started by a net with as many epochs of history."""
-    run = folder.read_run() if folder.path.is_dir() else None
-    return run is not None and run.get("begin", 0) == n_epochs
+def _continues(folder: CheckpointFolder, newest: int | None, history: History) -> bool:
+    """Whether a history is what the run in a folder began with, or is part of that of its newest checkpoint."""
+    run = folder.read_run()
+    if run is not None and run.get("begin", 0) == len(history):
+        return True
+    if newest is None or newest < len(history):
+        return False
+    kept = folder.read(newest).contents()["history"]
+    return all(map(_is_same_row, kept, rows_of(history)))
+
+
+def _is_same_row(kept: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether two rows of a history are of one epoch, of which one may have been written before all was recorded."""
+    there = _numbers(kept)
+    return all(there.get(key, text) == text for key, text in _numbers(row).items())
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, str]:
+    return {key: repr(plain(value)) for key, value in row.items() if isinstance(plain(value), int | float)}
 
 
 def _new_id() -> str:

@@ -82,6 +82,28 @@ def test_what_load_init_state_loads_over_a_resumed_run_does_not_stay(tmp_path):
     assert not moved(weights(net), weights(whole))
 
 
+def test_a_run_is_resumed_after_load_init_state_has_loaded_part_of_it(tmp_path):
+    def train(folder, *more):
+        keep = SkorchCheckpoint(monitor=None, dirname=tmp_path / folder / "skorch")
+        ours = checkpoint(tmp_path / folder / "ours", resume=True)
+        torch.manual_seed(0)
+        return iris_net(keep, LoadInitState(keep), ours, *more, max_epochs=4, module__p=0.3).fit(X, y)
+
+    whole = train("whole")
+    with pytest.raises(CrashError):
+        train("kept", Crashes(3))
+    assert not moved(weights(train("kept")), weights(whole))
+
+
+def test_a_history_of_another_run_is_named_where_a_run_cannot_be_resumed(tmp_path):
+    keep = SkorchCheckpoint(monitor=None, dirname=tmp_path / "skorch")
+    run(tmp_path / "ours", 3)
+    iris_net(keep, max_epochs=2).fit(X, y)
+    ours = checkpoint(tmp_path / "ours", resume=True)
+    with pytest.raises(FileExistsError, match="another run than the history of the net, whose 2 epochs LoadInitState"):
+        iris_net(LoadInitState(keep), ours, max_epochs=4).fit(X, y)
+
+
 class Weighted(nn.Module):
     def __init__(self):
         super().__init__()
