@@ -51,7 +51,7 @@ def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeR
     X, y : object
         The data, as ``fit`` takes them; a part of it is enough.
     epochs : int
-        The number of epochs to train, at least 2.
+        The number of epochs to train, at least 2; a net may stop early.
 
     Returns
     -------
@@ -89,15 +89,17 @@ def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeR
         job = Path(folder) / "job"
         job.write_bytes(_pickled(net, X, y, epochs))
         with _running(job, Path(folder) / "whole", epochs) as process:
-            for epoch in range(1, epochs + 1):
+            is_stopped, epoch = True, 0
+            while is_stopped:  # until it has trained all epochs, or has ended early
+                epoch += 1
                 with _running(job, Path(folder) / "stopped", epoch) as stopped:
-                    _wait(stopped, STOPPED if epoch < epochs else 0)
-            _wait(process, 0)
+                    is_stopped = _wait(stopped) == STOPPED
+            _wait(process)
         whole, resumed = _ending(Path(folder) / "whole"), _ending(Path(folder) / "stopped")
         if _without_durations(whole) == _without_durations(resumed):
             return _compare(whole, whole, resumed)
         with _running(job, Path(folder) / "again", epochs) as process:
-            _wait(process, 0)
+            _wait(process)
         return _compare(whole, _ending(Path(folder) / "again"), resumed)
 
 
@@ -106,19 +108,19 @@ def _pickled(net: Any, X: Any, y: Any, epochs: int) -> bytes:
         import cloudpickle  # which also pickles the classes of a notebook
     except ImportError:
         from joblib.externals import cloudpickle
-    with copyable(vars(net).values()):
-        copied = clone(net, safe=False)
-    job = Rehearsal(
-        copied,
-        X,
-        y,
-        epochs,
-        random_states(generators()),
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_default_dtype(),
-    )
     try:
+        with copyable(vars(net).values()):
+            copied = clone(net, safe=False)
+        job = Rehearsal(
+            copied,
+            X,
+            y,
+            epochs,
+            random_states(generators()),
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_default_dtype(),
+        )
         return bytes(cloudpickle.dumps(job))
     except Exception as error:
         raise TypeError(
@@ -142,12 +144,14 @@ def _running(job: Path, folder: Path, stop_after: int) -> Iterator[subprocess.Po
             process.kill()
 
 
-def _wait(process: subprocess.Popen[str], expected: int) -> None:
+def _wait(process: subprocess.Popen[str]) -> int:
+    """Wait for a training, and return how its process has ended."""
     _, errors = process.communicate()
-    if process.returncode != expected:
+    if process.returncode not in (0, STOPPED):
         why = errors.strip().splitlines() or [f"exit code {process.returncode}"]
         remedy = _ALONE if "process group" in why[-1] else "fit the net itself until it trains"
         raise RuntimeError(f"`net`: a training of check_resume has failed: {why[-1]}; {remedy}\n{errors[-3000:]}")
+    return process.returncode
 
 
 def _ending(folder: Path) -> Ending:
@@ -187,11 +191,7 @@ def _cause(whole: Ending, again: Ending, stopped: Ending, *, is_repeatable: bool
         return f"{_LOST}{lost[0]}"
     if not is_repeatable:
         return "the training does not repeat itself even without a stop: seed it, or make it deterministic"
-    paths = [
-        path
-        for path, text in whole.elsewhere.items()
-        if again.elsewhere.get(path) == text != stopped.elsewhere.get(path, text) and not _follows(path)
-    ]
+    paths = _lost_paths(whole, again, stopped)
     paths.sort(key=lambda path: (len(whole.elsewhere[path]) >= 32, len(path)))  # numbers before hashes
     if paths:
         values = (
@@ -201,6 +201,15 @@ def _cause(whole: Ending, again: Ending, stopped: Ending, *, is_repeatable: bool
     return "something outside of the net, its callbacks and its data, such as a global variable or a file"
 
 
-def _follows(path: str) -> bool:
-    """Whether a value is one of those that are compared, and so no cause."""
-    return any(part in path for part in ("._parameters[", "._buffers[", "['params'][", "_.state[")) or "_.run_" in path
+def _lost_paths(whole: Ending, again: Ending, stopped: Ending) -> list[str]:
+    """List what differs at the end and differed when the run was resumed, before that could have consequences."""
+    paths = [
+        path
+        for path, text in whole.elsewhere.items()
+        if again.elsewhere.get(path) == text != stopped.elsewhere.get(path, text)
+    ]
+    for epoch, held in sorted(stopped.begun.items()):
+        there, repeated = whole.begun.get(epoch, {}), again.begun.get(epoch, {})
+        if lost := [path for path in paths if repeated.get(path) == there.get(path) != held.get(path)]:
+            return lost
+    return []

@@ -28,6 +28,7 @@ __all__ = ["STOPPED", "Ending", "Rehearsal", "main"]
 
 STOPPED: Final = 77
 _NAME: Final = "rehearsal"
+_OURS: Final = (_NAME, f"{_NAME}_stop")
 
 
 class Rehearsal(NamedTuple):
@@ -66,29 +67,35 @@ class Ending(NamedTuple):
         Of each part that is compared, hashes by name.
     elsewhere : dict
         What else the net, its callbacks and its data hold, as text by path.
+    begun : dict
+        The same at the beginning of each epoch but the first, by its number; of a run that was stopped, right after it
+        was resumed.
     said : list of str
         The warnings.
     """
 
     parts: dict[str, dict[str, str]]
     elsewhere: dict[str, str]
+    begun: dict[int, dict[str, str]]
     said: list[str]
 
 
 class _Stop(Callback):  # type: ignore[misc]
-    """End the process, as a kill does, when the epoch after the last one begins."""
+    """End the process, as a kill does, when the epoch after the last one begins; before it, write down what is held."""
 
     dataset_: Any = None
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: int, folder: Path) -> None:
         self.after = after
+        self.folder = folder
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, **kwargs: Any) -> None:
-        if len(net.history) > self.after:
+        epoch = len(net.history)
+        if epoch > self.after:
             os._exit(STOPPED)
-
-    def on_epoch_end(self, net: Net, dataset_train: Any = None, **kwargs: Any) -> None:
         self.dataset_ = dataset_train
+        if epoch > 1:
+            (self.folder / f"begun{epoch}").write_bytes(pickle.dumps(_elsewhere(net, dataset_train)))
 
 
 def main(rehearsal: str, folder: str, stop_after: str) -> None:
@@ -109,12 +116,13 @@ def main(rehearsal: str, folder: str, stop_after: str) -> None:
     torch.set_default_dtype(job.dtype)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        stop = _Stop(int(stop_after))
+        stop = _Stop(int(stop_after), Path(folder))
         net = _prepared(job, Path(folder), stop)
         set_random_states(generators(), job.random)
         net.fit(job.X, job.y)
         messages = [str(one.message) for one in said]
-        ending = _ending_of(net, stop.dataset_, messages)
+        begun = {int(file.name[5:]): pickle.loads(file.read_bytes()) for file in Path(folder).glob("begun*")}
+        ending = _ending_of(net, stop.dataset_, begun, messages)
     (Path(folder) / "ending").write_bytes(pickle.dumps(ending))
 
 
@@ -130,11 +138,11 @@ def _prepared(job: Rehearsal, folder: Path, stop: Callback) -> Any:
                 if hasattr(callback, name):
                     setattr(callback, name, str(folder / f"{name}{len(kept)}"))
     checkpoint = CallbackSetCheckpoint(folder / "checkpoints", 1, resume=True)
-    net.set_params(callbacks=[*kept, (f"{_NAME}_stop", stop), (_NAME, checkpoint)], max_epochs=job.epochs)
+    net.set_params(callbacks=[(f"{_NAME}_stop", stop), *kept, (_NAME, checkpoint)], max_epochs=job.epochs)
     return net
 
 
-def _ending_of(net: Net, dataset: Any, said: list[str]) -> Ending:
+def _ending_of(net: Net, dataset: Any, begun: dict[int, dict[str, str]], said: list[str]) -> Ending:
     buffers = {
         f"{place}.{name}": module._buffers[name]
         for place, module in module_places(net).items()
@@ -150,22 +158,25 @@ def _ending_of(net: Net, dataset: Any, said: list[str]) -> Ending:
     }
     history = {key: value for key, value in history.items() if not key.endswith(" batches")}
     random = random_states(generators_of(net, dataset))
-    ours = (_NAME, f"{_NAME}_stop")
-    callbacks = {name: state for name, state in callback_states(net).items() if name not in ours}
+    callbacks = {name: state for name, state in callback_states(net).items() if name not in _OURS}
     parts = {"weights": weights | buffers, "optimizer": optimizers, "history": history, "callbacks": dict(callbacks)}
     hashes: dict[str, dict[str, str]] = {
         part: {key: hash_of(value) for key, value in held.items()} for part, held in parts.items()
     }
     hashes["random states"] = {key: hash_of(value) for key, value in random.items()}
+    return Ending(hashes, _elsewhere(net, dataset), begun, said)
+
+
+def _elsewhere(net: Net, dataset: Any) -> dict[str, str]:
+    """Return what the net, its callbacks and its data hold that is not compared, as text by path."""
     skip, roots = searched(net, dataset)
-    roots = {name: root for name, root in roots.items() if not name.endswith(ours)}
+    roots = {name: root for name, root in roots.items() if not name.endswith(_OURS)}
     compared = {
         f"callbacks_.{name}.{attribute}"
         for name, callback in own_callbacks(net).items()
         for attribute in attributes_of_skorch(callback)
     }
-    elsewhere = {path: _text(value) for path, value in plain_values(roots, skip).items() if path not in compared}
-    return Ending(hashes, elsewhere, said)
+    return {path: _text(value) for path, value in plain_values(roots, skip).items() if path not in compared}
 
 
 def _flat(state: Mapping[str, Any]) -> list[tuple[str, Any]]:

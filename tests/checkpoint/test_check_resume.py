@@ -1,13 +1,15 @@
 import os
 import re
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback, EpochScoring
 from torch import nn
 
-from mlr3torch_py import MLP, check_resume
+from mlr3torch_py import MLP, check_resume, t_clbk
 from mlr3torch_py.checkpoint.check_resume import _compare
 from mlr3torch_py.checkpoint.rehearsal import Ending
 from mlr3torch_py.network.randomness import generators, random_states
@@ -77,6 +79,47 @@ def test_a_training_that_fails_is_an_error_with_its_message():
         check_resume(planted.linear(module=nn.Linear(5, 3)), X, y)
 
 
+class Noisy(Callback):
+    """Changes what the network computes by a count that nothing keeps."""
+
+    n_ = 0
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.n_ += 1
+        net.module_.scale = 0.1 * self.n_
+
+
+class Scaled(nn.Linear):
+    scale = 1.0
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+
+
+@pytest.mark.slow
+def test_what_follows_from_a_loss_is_not_named_as_its_cause():
+    callbacks = [Noisy(), EpochScoring("accuracy"), t_clbk("early_stopping", monitor="train_loss", patience=9)]
+    report = check_resume(planted.linear(*callbacks, module=Scaled(4, 3)), X, y, epochs=3)
+    assert "nothing keeps callbacks_.Noisy.n_ (1 resumed, 3 without a stop): give" in str(report)
+
+
+@pytest.mark.slow
+def test_a_net_that_stops_early_can_be_checked():
+    stops = t_clbk("early_stopping", monitor="train_loss", patience=1, min_delta=100.0)
+    report = check_resume(planted.linear(stops), X, y, epochs=5)
+    assert report.ok
+
+
+class Locked(Callback):
+    def __init__(self):
+        self.lock = threading.Lock()
+
+
+def test_a_callback_that_cannot_be_copied_is_an_error():
+    with pytest.raises(TypeError, match="`net`, .* cannot be sent to a new process: cannot pickle '_thread.lock'"):
+        check_resume(planted.linear(Locked()), X, y)
+
+
 def test_one_epoch_is_too_few():
     with pytest.raises(ValueError, match="`epochs` is 1; give a whole number of epochs, at least 2"):
         check_resume(iris_net(), X, y, epochs=1)
@@ -106,7 +149,7 @@ def ending(weight="a", said=(), **elsewhere):
         "weights": {"module.weight": weight, "module.bias": "b"},
         "history": {"epoch 1: dur": str(np.random.rand())},
     }
-    return Ending(parts, elsewhere, list(said))
+    return Ending(parts, elsewhere, {2: elsewhere}, list(said))
 
 
 def test_a_report_is_true_if_all_is_equal_and_prints():
