@@ -1,5 +1,7 @@
 """(b) An event, that is deciding and writing all flags, against a bare loop that writes them."""
 
+from copy import deepcopy
+
 from benchmarks.hook import begin_epoch, net_with
 from benchmarks.rounds import in_turns, per_call, row, table
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_prefix
@@ -16,6 +18,7 @@ def rows_of(n_weights, rounds):
     flips = {"batch": [1, 2], "weights": [select_all() - select_prefix("0")] * 2, "action": ["unfreeze", "freeze"]}
     unfreeze = CallbackSetUnfreeze(select_prefix("0"), flips)
     net = net_with(unfreeze, n_weights)
+    alone = deepcopy(net.module_)
     begin_epoch(net, unfreeze)
 
     def events():
@@ -25,7 +28,7 @@ def rows_of(n_weights, rounds):
 
     def loops():
         for trainable in (True, False):
-            for name, tensor in net.module_.named_parameters():
+            for name, tensor in alone.named_parameters():
                 if not name.startswith("0."):
                     tensor.requires_grad = trainable
                     tensor.grad = None

@@ -31,7 +31,7 @@ from mlr3torch_py.network.randomness import random_states, set_random_states, un
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.order import own_callbacks
-from mlr3torch_py.training.processes import are_several, in_all_processes
+from mlr3torch_py.training.processes import are_several, in_all_processes, on_main_process
 from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
@@ -139,10 +139,14 @@ class Session:
                     "give the same split, or another folder"
                 )
             self._set_random(checkpoint, dataset_train)
-        for name, part in Checkpoint.of(0, state_dicts(self.net), {}).parts.items():
-            check_loadable(name, part, is_early=True)
+        if not self._consolidations():  # before which there is no state to look at
+            on_main_process(self.net, self._check_loadable)
         self._attributes.watch(self.net)
         self._name_what_is_lost(dataset_train)
+
+    def _check_loadable(self) -> None:
+        for name, part in Checkpoint.of(0, state_dicts(self.net), {}).parts.items():
+            check_loadable(name, part, is_early=True)
 
     def prepare(self) -> None:
         """Get ready for the state of an epoch to be captured, in all processes.
@@ -207,15 +211,18 @@ class Session:
             restore_flags(self.net, checkpoint)
         self._restored = set(map(id, modules_of(self.net).values()))
 
+    def _check_settings(self, kept: Mapping[str, Any], *, is_finished: bool) -> None:
+        described = kept.get("described")
+        objects = [] if described is None else different_objects(described, self._described)
+        check_settings(kept["settings"], self._settings, objects, is_finished=is_finished)
+
     def _restore_net(self, checkpoint: Checkpoint) -> None:
         net = self.net
         self._ctx.terminate |= self._plan.is_over or was_stopped(net, checkpoint)
         is_over = self._ctx.terminate or checkpoint.epoch >= self._ctx.total_epochs
         check_fits(net, checkpoint, self._ctx)
-        if "settings" in checkpoint.state:
-            described = checkpoint.state.get("described")
-            objects = [] if described is None else different_objects(described, self._described)
-            check_settings(checkpoint.state["settings"], self._settings, objects, is_finished=is_over)
+        if "settings" in checkpoint.state:  # those of the main process, since samplers have the number of their own
+            on_main_process(net, lambda: self._check_settings(checkpoint.state, is_finished=is_over))
         restore_history(net, checkpoint)
         self._restore_parts(checkpoint)
         missing = restore_rest(net, checkpoint, self._attributes)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch.optim import LBFGS, Optimizer
 
 from mlr3torch_py.names import listed
 from mlr3torch_py.schedule.rates import Factor
-
-if TYPE_CHECKING:
-    from _collections_abc import dict_items, dict_values
 
 __all__ = ["RateFactors", "sample", "with_closure"]
 
@@ -254,11 +251,11 @@ class _Observed(dict[str, Any]):
     def __iter__(self) -> Iterator[str]:  # without it, ``dict(group)`` and ``f(**group)`` ask for nothing
         return super().__iter__()
 
-    def items(self) -> dict_items[str, Any]:
+    def items(self) -> Any:
         self.asked.update(self)
         return super().items()
 
-    def values(self) -> dict_values[str, Any]:
+    def values(self) -> Any:
         self.asked.update(self)
         return super().values()
 

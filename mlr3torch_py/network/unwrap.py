@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
+import torch
 from torch import nn
 
 from mlr3torch_py.protocols import Net
@@ -222,7 +223,8 @@ def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     ['bias']
     """
     parameters = module._parameters
-    if _OF_PARAMETERS.issuperset(map(type, parameters.values())):
+    is_scripted = isinstance(module, torch.jit.ScriptModule)  # whose copies have mere tensors for parameters
+    if is_scripted or _OF_PARAMETERS.issuperset(map(type, parameters.values())):
         return parameters
     return {name: one for name, one in parameters.items() if one is None or isinstance(one, nn.Parameter)}
 
