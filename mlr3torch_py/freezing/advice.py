@@ -133,7 +133,7 @@ def in_no_optimizer(network: nn.Module, names: Held, optimizers: Iterable[Optimi
 
 
 def frozen_again(network: nn.Module, names: Sequence[str]) -> str:
-    """Describe which parameters a step has frozen, although no callback holds them.
+    """Describe which parameters something else has frozen, although no callback holds them.
 
     Parameters
     ----------

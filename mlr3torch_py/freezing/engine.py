@@ -52,9 +52,9 @@ _Host = TypeVar("_Host", bound=Host)
 class FreezingEngine(Generic[_Host]):
     """The one place where the flags of a net are decided: a parameter is trainable when no holder holds it.
 
-    The host calls `begin` when training begins, `begin_epoch` when an epoch begins, `begin_batch` before a training
-    batch that is `due`, `begin_update` and `end_update` around each update, and `end`. When something begins, the
-    engine looks at the parameters, modules and optimizers that the host has then. Calling it twice changes nothing.
+    The host calls `begin` when training begins, `begin_epoch` and `end_epoch` around an epoch, `begin_batch` before a
+    training batch that is `due`, `begin_update` and `end_update` around each update, and `end`. When something begins,
+    the engine looks at the parameters, modules and optimizers that the host has then. Calling it twice changes nothing.
 
     Parameters
     ----------
@@ -176,9 +176,10 @@ class FreezingEngine(Generic[_Host]):
         """Check that an update has left what is frozen, and has used the factors on learning rates."""
         self._residues.end_update(self.host.optimizer, self.prefix)
         self._rates.check(self.host.optimizer)
+        self._released.see_gradients()
 
-    def check_released(self) -> None:
-        """Warn, after the first step since an event, about what it has frozen again, though no callback holds it."""
+    def end_epoch(self) -> None:
+        """Warn about what was released, got no gradient, and is frozen again, though no callback holds it."""
         if names := self._released.frozen_again():
             self._record.correct(self._inventory.tensors)
             warn(f"{self.prefix}{frozen_again(self.network, names)}")

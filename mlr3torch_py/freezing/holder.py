@@ -197,7 +197,6 @@ class FreezingCallback(CallbackSet, ABC):
             ):
                 engine = self._engine_now(net)
             if engine.driver is self:
-                engine.check_released()
                 engine.batch += 1
             if engine.batch >= engine.due or not engine.seems_current:
                 has_begun = engine.moment.epoch == len(net.history)
@@ -210,7 +209,7 @@ class FreezingCallback(CallbackSet, ABC):
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.engine_ is None or self.engine_.driver is self:
             if self.engine_ is not None:
-                self.engine_.check_released()
+                self.engine_.end_epoch()
             self._record_trainable(net)
 
     def _record_trainable(self, net: Net) -> None:

@@ -10,13 +10,14 @@ __all__ = ["Released"]
 
 
 class Released:
-    """The parameters that were released at the last event, until a step was taken.
+    """The parameters that were released at the last event and have had no gradient since, until the epoch ends.
 
     Examples
     --------
     >>> linear, released = nn.Linear(2, 1), Released()
     >>> released.watch(1, dict(linear.named_parameters()), held=set())
     >>> linear.weight.requires_grad = False
+    >>> released.see_gradients()
     >>> released.frozen_again(), released.frozen_again()
     (['weight'], [])
     """
@@ -41,7 +42,12 @@ class Released:
             self._event = event
             self._tensors = {name: one for name, one in tensors.items() if name not in held and one.requires_grad}
 
+    def see_gradients(self) -> None:
+        """Forget what has a gradient, after an update: others may freeze it in turns, as those who train GANs do."""
+        if self._tensors:
+            self._tensors = {name: one for name, one in self._tensors.items() if one.grad is None}
+
     def frozen_again(self) -> list[str]:
-        """Forget what is watched, and return what is frozen and has not been trained by the step."""
+        """Forget what is watched, and return what of it is frozen."""
         watched, self._tensors = self._tensors, {}
-        return [name for name, one in watched.items() if not one.requires_grad and one.grad is None]
+        return [name for name, one in watched.items() if not one.requires_grad]

@@ -45,3 +45,22 @@ def test_the_audit_names_the_cause():
         pytest.warns(UserWarning, match=r"0.weight, 0.bias did not .* something has frozen it again"),
     ):
         net.fit(X, y)
+
+
+class Turns(nn.Sequential):
+    """Trains its parts in turns, one in each batch, as the steps of a GAN do."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+        self.n = 0
+
+    def forward(self, x):
+        if self.training:
+            self.n += 1
+            for part, flag in ((self[0], self.n % 2 == 0), (self[2], self.n % 2 == 1)):
+                part.requires_grad_(flag)
+        return super().forward(x)
+
+
+def test_what_others_train_in_turns_is_none():
+    iris_net(CallbackSetUnfreeze(select_all()), module=Turns, batch_size=50, train_split=None, audited=False).fit(X, y)
