@@ -19,6 +19,7 @@ __all__ = ["code_order"]
 # What runs first in a node of the syntax tree, whatever comes first in the text.
 _FIRST: Final = ("test", "generators", "value")
 
+# Functions that ask something about a module, and compute nothing by it.
 _ASK: Final = frozenset({"bool", "getattr", "hasattr", "id", "isinstance", "len", "type"})
 
 
@@ -175,9 +176,9 @@ def _is_super(node: ast.AST) -> bool:
 
 
 def _definition_of(function: FunctionType) -> ast.FunctionDef | None:
-    """Parse the source of a function; None if there is none."""
+    """Parse the source of a function; None if there is none that can be read."""
     try:
         (statement,) = ast.parse(dedent(inspect.getsource(function))).body
-    except (OSError, SyntaxError, TypeError, ValueError):
+    except Exception:  # of whatever kind: the file may have changed since, or be no Python
         return None
     return statement if isinstance(statement, ast.FunctionDef) else None
