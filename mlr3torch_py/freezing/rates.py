@@ -1,4 +1,4 @@
-"""Learning rates of single parameters, as factors on the rates of the own groups of all optimizers of a net."""
+"""Learning rates of single parameters, as factors on the rates of the param groups of a net."""
 
 from __future__ import annotations
 

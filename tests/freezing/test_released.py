@@ -1,6 +1,7 @@
 """What a row releases and something else freezes again is warned of, and the history does not say that it trained."""
 
 import pytest
+import torch
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, select_all, select_last, trained_when
@@ -63,4 +64,8 @@ class Turns(nn.Sequential):
 
 
 def test_what_others_train_in_turns_is_none():
-    iris_net(CallbackSetUnfreeze(select_all()), module=Turns, batch_size=50, train_split=None, audited=False).fit(X, y)
+    net = iris_net(CallbackSetUnfreeze(select_all()), module=Turns, batch_size=50, train_split=None, audited=False)
+    net.initialize()
+    before = net.module_[2].weight.detach().clone()
+    net.partial_fit(X, y)  # in which a warning would be an error
+    assert not torch.equal(net.module_[2].weight, before)

@@ -92,7 +92,8 @@ def test_a_flag_that_code_records_is_no_score():
 def test_a_number_that_a_callback_records_may_be_monitored(monitor):
     freezer, stopping = t_clbk("freezer", names="0.bias"), t_clbk("early_stopping", monitor=monitor, patience=9)
     for rates in (t_clbk("lr_step", step_size=1), LRScheduler("StepLR", step_size=1)):
-        iris_net(freezer, rates, stopping, callbacks__early_stopping__lower_is_better=True, max_epochs=1).fit(X, y)
+        net = iris_net(freezer, rates, stopping, callbacks__early_stopping__lower_is_better=True, max_epochs=1)
+        assert monitor in net.fit(X, y).history[-1]
 
 
 @every_one
