@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from operator import is_
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from itertools import chain
+from operator import attrgetter, is_
+from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
 from typing import Any, Final
 
 import torch
@@ -13,6 +14,8 @@ import torch
 __all__ = ["Snapshot"]
 
 _MISSING: Final = object()
+_PARTS: Final = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+_CONTENTS: Final = attrgetter("cell_contents")
 # What cannot be modified in place, or is looked at itself.
 _LASTING: Final = (
     *(type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device),
@@ -40,7 +43,10 @@ class Snapshot:
     def __init__(self) -> None:
         self.is_lasting: bool = True
         self._entries: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
-        self._functions: dict[int, tuple[FunctionType, tuple[Any, ...]]] = {}
+        self._functions: dict[int, FunctionType] = {}
+        self._parts: list[Any] = []  # of the functions
+        self._cells: list[CellType] = []  # of their closures
+        self._contents: list[Any] = []
         self._classes: dict[type, tuple[tuple[type, ...], list[str], list[Any]]] = {}
 
     @property
@@ -48,7 +54,8 @@ class Snapshot:
         """Whether nothing has changed."""
         return (
             all(scope.get(name, _MISSING) is value for scope, name, value in self._entries.values())
-            and all(all(map(is_, _state(one), state)) for one, state in self._functions.values())
+            and all(map(is_, chain.from_iterable(map(_PARTS, self._functions.values())), self._parts))
+            and all(map(is_, map(_CONTENTS, self._cells), self._contents))
             and all(
                 cls.__bases__ == bases and list(vars(cls)) == names and all(map(is_, vars(cls).values(), values))
                 for cls, (bases, names, values) in self._classes.items()
@@ -61,7 +68,12 @@ class Snapshot:
 
     def add_function(self, function: FunctionType, contents: object) -> None:
         """Note a function, and the values that are part of it."""
-        self._functions[id(function)] = function, _state(function)
+        if id(function) not in self._functions:
+            self._functions[id(function)] = function
+            self._parts += _PARTS(function)
+            cells = function.__closure__ or ()
+            self._cells += cells
+            self._contents += map(_CONTENTS, cells)
         self.add_value(contents)
 
     def add_class(self, cls: type) -> None:
@@ -76,8 +88,3 @@ class Snapshot:
                 self.add_value(one)
         else:
             self.is_lasting &= isinstance(value, _LASTING)
-
-
-def _state(function: FunctionType) -> tuple[Any, ...]:
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return function.__code__, function.__defaults__, function.__kwdefaults__, *cells

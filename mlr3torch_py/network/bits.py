@@ -31,8 +31,9 @@ def is_freed(tensor: torch.Tensor) -> bool:
     """
     if is_lazy(tensor) or tensor.layout is not torch.strided or not tensor.numel():
         return False
-    last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.untyped_storage().nbytes() < (last + 1) * tensor.itemsize
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    span = tensor.numel() if tensor.is_contiguous() else 1 + sum((n - 1) * step for n, step in steps)
+    return tensor.untyped_storage().nbytes() < (tensor.storage_offset() + span) * tensor.itemsize
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -223,8 +223,8 @@ def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     ['bias']
     """
     parameters = module._parameters
-    is_scripted = isinstance(module, torch.jit.ScriptModule)  # whose copies have mere tensors for parameters
-    if is_scripted or _OF_PARAMETERS.issuperset(map(type, parameters.values())):
+    is_usual = _OF_PARAMETERS.issuperset(map(type, parameters.values()))
+    if is_usual or isinstance(module, torch.jit.ScriptModule):  # whose copies have mere tensors for parameters
         return parameters
     return {name: one for name, one in parameters.items() if one is None or isinstance(one, nn.Parameter)}
 
@@ -269,7 +269,7 @@ class Places:
                 if children := one._modules:
                     modules += children.values()
                     names += children.keys()
-                if parameters := own_parameters(one):
+                if one._parameters and (parameters := own_parameters(one)):
                     tensors += parameters.values()
                     names += parameters.keys()
                 names.append(len(modules))  # which tells whose names these are
