@@ -20,8 +20,8 @@ from xxhash import xxh3_128_digest
 from benchmarks.cache import Bert, Seconds, trained
 from benchmarks.rounds import Stopwatch, row, table
 from mlr3torch_py import select_prefix, t_clbk
-from mlr3torch_py.cache.answer import Answer
 from mlr3torch_py.cache.parts import CachedParts
+from mlr3torch_py.cache.passes.answer import Answer
 
 BATCH, CLASSES = 16, 10
 LIMITS = {"3 heads and hashing": 1, "plain, when it is filled": 1.5, "the features, in bytes": 1.2}

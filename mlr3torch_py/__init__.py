@@ -18,7 +18,7 @@ Examples in docstrings use the iris data as ``X`` and ``y``, and a small net for
 
 from mlr3torch_py.audit.callback import CallbackSetFreezeAudit
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
-from mlr3torch_py.cache.stored import FrozenStore, frozen_store
+from mlr3torch_py.cache.storage.stored import FrozenStore, frozen_store
 from mlr3torch_py.callbacks.early_stopping import CallbackSetEarlyStopping
 from mlr3torch_py.callbacks.history import CallbackSetHistory
 from mlr3torch_py.callbacks.lr_scheduler import CallbackSetLRScheduler

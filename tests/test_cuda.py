@@ -14,11 +14,11 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, freeze_plan, select_all, select_prefix, t_clbk
-from mlr3torch_py.cache.device_hash import hash_rows, hash_tensors
-from mlr3torch_py.cache.memory import Memory
-from mlr3torch_py.cache.output import OutputSpec
-from mlr3torch_py.cache.rows import Call
-from mlr3torch_py.cache.stopwatch import Pace, Stopwatch
+from mlr3torch_py.cache.passes.stopwatch import Pace, Stopwatch
+from mlr3torch_py.cache.rows.call import Call
+from mlr3torch_py.cache.rows.output import OutputSpec
+from mlr3torch_py.cache.storage.memory import Memory
+from mlr3torch_py.network.device_hash import hash_rows, hash_tensors
 from tests.helpers import X, iris_net, moved, weights, y
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from mlr3torch_py.arguments import check_choice, check_flag, check_names, check_path, check_whole
-from mlr3torch_py.cache.disk import Disk, opened
 from mlr3torch_py.cache.parts import CachedParts
+from mlr3torch_py.cache.storage.disk import Disk, opened
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.protocols import Net, last_event, pinned_kinds

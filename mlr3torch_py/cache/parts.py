@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlr3torch_py.cache.admission import NEEDS_GRADIENT
-from mlr3torch_py.cache.disk import Disk
+from mlr3torch_py.cache.errors import NotCacheableError
 from mlr3torch_py.cache.frozen import check_cacheable, frozen_parts, has_lazy, is_callable, links
-from mlr3torch_py.cache.module import CachedModule
+from mlr3torch_py.cache.passes.module import CachedModule
 from mlr3torch_py.cache.rejections import Rejection, Rejections, mode_remedy
-from mlr3torch_py.cache.rows import NotCacheableError
-from mlr3torch_py.cache.shelf import Shelf
 from mlr3torch_py.cache.stages import Stages
-from mlr3torch_py.cache.store import Budget
-from mlr3torch_py.cache.tally import Tally
+from mlr3torch_py.cache.storage.disk import Disk
+from mlr3torch_py.cache.storage.shelf import Shelf
+from mlr3torch_py.cache.storage.store import Budget
+from mlr3torch_py.cache.storage.tally import Tally
+from mlr3torch_py.cache.trials.admission import NEEDS_GRADIENT
 from mlr3torch_py.names import ancestors
 from mlr3torch_py.network.parameters import can_train, has_parameters, trainable_names
 from mlr3torch_py.network.unwrap import Structure, bare, named_parameters

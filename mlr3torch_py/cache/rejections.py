@@ -9,7 +9,7 @@ from typing import Final
 
 from torch import nn
 
-from mlr3torch_py.cache.rows import NotCacheableError
+from mlr3torch_py.cache.errors import NotCacheableError
 from mlr3torch_py.names import ancestors, listed
 from mlr3torch_py.warn import warn
 

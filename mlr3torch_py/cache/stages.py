@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from mlr3torch_py.cache.boundary import Boundary
-from mlr3torch_py.cache.doors import guard, unguard
+from mlr3torch_py.cache.errors import NotCacheableError
 from mlr3torch_py.cache.frozen import is_callable
-from mlr3torch_py.cache.module import CachedModule
-from mlr3torch_py.cache.operations import Operations
-from mlr3torch_py.cache.packing import Keeper, packed, recalled
-from mlr3torch_py.cache.placeholder import Passes
-from mlr3torch_py.cache.portable import NotPortableError
+from mlr3torch_py.cache.identity.portable import NotPortableError
+from mlr3torch_py.cache.passes.boundary import Boundary
+from mlr3torch_py.cache.passes.doors import guard, unguard
+from mlr3torch_py.cache.passes.module import CachedModule
+from mlr3torch_py.cache.passes.operations import Operations
+from mlr3torch_py.cache.passes.placeholder import Passes
 from mlr3torch_py.cache.rejections import quoted
-from mlr3torch_py.cache.rows import NotCacheableError
-from mlr3torch_py.cache.store import Budget, Table
+from mlr3torch_py.cache.storage.packing import Keeper, packed, recalled
+from mlr3torch_py.cache.storage.store import Budget, Table
 
 __all__ = ["Reject", "Stages"]
 

@@ -11,9 +11,9 @@ from typing import TypeAlias
 
 import pandas as pd
 
-from mlr3torch_py.cache.layout import N_TRIALS
 from mlr3torch_py.cache.parts import CachedParts
-from mlr3torch_py.cache.tally import Tally
+from mlr3torch_py.cache.storage.layout import N_TRIALS
+from mlr3torch_py.cache.storage.tally import Tally
 
 __all__ = ["Cost", "Span", "estimate_epochs", "measure_span"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from mlr3torch_py.cache.admission import NEEDS_GRADIENT
+from mlr3torch_py.cache.trials.admission import NEEDS_GRADIENT
 from tests.cache.helpers import ROWS, Pair, Part, cached, counts, frozen, told
 from tests.helpers import KEEPS_INSTANCE_NORM
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from mlr3torch_py.cache.code import Code
-from mlr3torch_py.cache.portable import NotPortableError
+from mlr3torch_py.cache.identity.code import Code
+from mlr3torch_py.cache.identity.portable import NotPortableError
 
 PARTS = {
     "scale": "2.0",
@@ -159,7 +159,7 @@ def test_the_next_process_finds_the_same_code(tmp_path):
     program = textwrap.dedent("""
         import sys; sys.path.insert(0, sys.argv[1])
         from a_file import Net
-        from mlr3torch_py.cache.code import Code
+        from mlr3torch_py.cache.identity.code import Code
         print(Code.of(Net()).digest)
     """)
     run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)

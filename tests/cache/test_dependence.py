@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlr3torch_py.cache import trials
+from mlr3torch_py.cache.trials import trial
 from tests.cache.helpers import Part, cached, frozen
 
 WIDTH = 4
@@ -102,7 +102,7 @@ def test_rows_that_depend_on_each_other_are_as_without_the_cache(kind, n_batches
 @pytest.fixture
 def costly(monkeypatch):
     """Makes functions take so long for few rows, too, that trials are spread over more batches."""
-    monkeypatch.setattr(trials, "_CHEAP", 0.005)
+    monkeypatch.setattr(trial, "_CHEAP", 0.005)
 
     def slowed(compute, seconds=0.006):
         def compute_slowly(f, x):

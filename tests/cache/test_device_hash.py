@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mlr3torch_py.cache import device_hash
-from mlr3torch_py.cache.device_hash import hash_rows, hash_tensors
+from mlr3torch_py.network import device_hash
+from mlr3torch_py.network.device_hash import hash_rows, hash_tensors
 
 MODULUS = 2**64
 MAX_WORDS, N_LEVELS, N_FUNCTIONS = 2**15, 3, 4

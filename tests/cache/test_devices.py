@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from mlr3torch_py.cache.admission import Request
-from mlr3torch_py.cache.code import Code
-from mlr3torch_py.cache.layout import Layout
-from mlr3torch_py.cache.output import OutputSpec
-from mlr3torch_py.cache.portable import portable_hash
-from mlr3torch_py.cache.rows import Call
+from mlr3torch_py.cache.identity.code import Code
+from mlr3torch_py.cache.identity.portable import portable_hash
+from mlr3torch_py.cache.rows.call import Call
+from mlr3torch_py.cache.rows.output import OutputSpec
+from mlr3torch_py.cache.storage.layout import Layout
+from mlr3torch_py.cache.trials.admission import Request
 
 CPU, ONE, OTHER = map(torch.device, ("cpu", "cuda:0", "cuda:1"))
 
@@ -21,8 +21,8 @@ CPU, ONE, OTHER = map(torch.device, ("cpu", "cuda:0", "cuda:1"))
 def key_of(tmp_path, *inputs, weights=None, **settings):
     """The key of the rows of a layer, for rows on some devices, and its own weights on one."""
     pytest.importorskip("lmdb")
-    from mlr3torch_py.cache.disk import opened
-    from mlr3torch_py.cache.shelf import Shelf
+    from mlr3torch_py.cache.storage.disk import opened
+    from mlr3torch_py.cache.storage.shelf import Shelf
 
     with FakeTensorMode():
         module = nn.ReLU()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlr3torch_py.cache import disk as module
-from mlr3torch_py.cache.disk import Disk, opened
+from mlr3torch_py.cache.storage import disk as module
+from mlr3torch_py.cache.storage.disk import Disk, opened
 
 pytest.importorskip("lmdb")
 
@@ -20,10 +20,11 @@ FILL = """
 import hashlib, resource, sys, types
 from pathlib import Path
 room = Path(sys.argv[1]).parent
-for name, folder in {"mlr3torch_py": room.parent, "mlr3torch_py.cache": room}.items():
+rooms = {"mlr3torch_py": room.parents[1], "mlr3torch_py.cache": room.parent, "mlr3torch_py.cache.storage": room}
+for name, folder in rooms.items():
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [str(folder)]
-from mlr3torch_py.cache import disk
+from mlr3torch_py.cache.storage import disk
 assert "torch" not in sys.modules
 if int(sys.argv[3]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mlr3torch_py.cache.placeholder import Placeholder
+from mlr3torch_py.cache.passes.placeholder import Placeholder
 from tests.cache.helpers import ROWS, cached, counts, frozen
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mlr3torch_py import CallbackSetUnfreeze, select_last, t_clbk
-from mlr3torch_py.cache.draws import draws_itself
+from mlr3torch_py.cache.trials.draws import draws_itself
 from mlr3torch_py.network.randomness import generators, random_states
 from tests.cache.helpers import ROWS, Part, cached, counts, frozen, told
 from tests.helpers import X, iris_net, y

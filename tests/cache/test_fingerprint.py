@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlr3torch_py.cache.fingerprint import Fingerprint
+from mlr3torch_py.cache.identity.fingerprint import Fingerprint
 from mlr3torch_py.network.bits import content_hash
 from tests.cache.helpers import CHANGES, ROWS, UNSEEN, Part, cached, counts, frozen, normed, told
 from tests.helpers import X, iris_net, y

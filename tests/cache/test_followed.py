@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mlr3torch_py.cache.code import Code
+from mlr3torch_py.cache.identity.code import Code
 from tests.cache.helpers import ROWS, cached, frozen
 
 own = ModuleType("a_module_without_a_version")

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from mlr3torch_py.cache.keys import Keys, packed_keys, unpacked_keys
+from mlr3torch_py.cache.rows.keys import Keys, packed_keys, unpacked_keys
 
 
 def key(number):

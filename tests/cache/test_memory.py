@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mlr3torch_py.cache.memory import Memory, index_on
-from mlr3torch_py.cache.output import RowSpec
+from mlr3torch_py.cache.rows.output import RowSpec
+from mlr3torch_py.cache.storage.memory import Memory, index_on
 
 ROWS = torch.arange(24.0).reshape(4, 3, 2)
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import forward_ad
 
-from mlr3torch_py.cache.check import HitCheck
-from mlr3torch_py.cache.layout import N_TRIALS
 from mlr3torch_py.cache.parts import CachedParts
-from mlr3torch_py.cache.tally import Tally
+from mlr3torch_py.cache.storage.layout import N_TRIALS
+from mlr3torch_py.cache.storage.tally import Tally
+from mlr3torch_py.cache.trials.check import HitCheck
 from tests.cache.helpers import CHANGES, COMPUTED, ROWS, UNSEEN, Part, cached, counts, frozen, normed, note
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mlr3torch_py.cache import disk, mounts
-from mlr3torch_py.cache.disk import opened
-from mlr3torch_py.cache.mounts import network_file_system
+from mlr3torch_py.cache.storage import disk, mounts
+from mlr3torch_py.cache.storage.disk import opened
+from mlr3torch_py.cache.storage.mounts import network_file_system
 
 MOUNTS = r"""overlay / overlay rw,relatime,lowerdir=/a:/b 0 0
 proc /proc proc rw 0 0

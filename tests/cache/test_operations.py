@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mlr3torch_py.cache.functions import split
-from mlr3torch_py.cache.keys import BYTES_PER_KEY
+from mlr3torch_py.cache.passes.functions import split
+from mlr3torch_py.cache.rows.keys import BYTES_PER_KEY
 from mlr3torch_py.network.evaluation import Pins
 from tests.cache.helpers import cached, counts, frozen
 

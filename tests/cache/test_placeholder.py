@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mlr3torch_py.cache.parts import CachedParts
-from mlr3torch_py.cache.placeholder import Placeholder
+from mlr3torch_py.cache.passes.placeholder import Placeholder
 from tests.cache.helpers import ROWS, cached, counts, frozen
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mlr3torch_py.cache.fingerprint import Fingerprint
-from mlr3torch_py.cache.portable import NotPortableError, portable_hash
+from mlr3torch_py.cache.identity.fingerprint import Fingerprint
+from mlr3torch_py.cache.identity.portable import NotPortableError, portable_hash
 
 SCRIPT = """
 import torch
 from functools import partial
 from torch import nn
-from mlr3torch_py.cache.fingerprint import Fingerprint
+from mlr3torch_py.cache.identity.fingerprint import Fingerprint
 
 class Setting:
     def __init__(self):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from mlr3torch_py import CallbackSetUnfreeze, select_prefix, t_clbk
-from mlr3torch_py.cache.disk import opened
+from mlr3torch_py.cache.storage.disk import opened
 from tests.cache.helpers import COMPUTED, note
 from tests.helpers import X, iris_net, y
 

@@ -2,7 +2,7 @@
 
 import math
 
-from mlr3torch_py.cache.stopwatch import Pace
+from mlr3torch_py.cache.passes.stopwatch import Pace
 
 
 class Queued:

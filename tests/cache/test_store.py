@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from mlr3torch_py.cache.keys import BYTES_PER_KEY
-from mlr3torch_py.cache.output import OutputSpec
-from mlr3torch_py.cache.store import Budget, Table
+from mlr3torch_py.cache.rows.keys import BYTES_PER_KEY
+from mlr3torch_py.cache.rows.output import OutputSpec
+from mlr3torch_py.cache.storage.store import Budget, Table
 from tests.cache.helpers import ROWS, cached, counts, frozen
 
 ROW = 256 * 4 + BYTES_PER_KEY  # the bytes of a row of 256 numbers, and of its key

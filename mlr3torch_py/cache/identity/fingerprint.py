@@ -1,0 +1,314 @@
+"""Fingerprints of modules: everything that an output depends on besides the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, repeat
+from logging import Logger
+from operator import attrgetter, is_
+from types import FunctionType, ModuleType
+from typing import Any, Final, NamedTuple
+from weakref import ReferenceType
+
+import torch
+from torch import nn
+
+from mlr3torch_py.cache.errors import NotCacheableError
+from mlr3torch_py.cache.identity.classes import is_aside
+from mlr3torch_py.cache.identity.portable import NotPortableError, portable_hash
+from mlr3torch_py.names import is_note
+from mlr3torch_py.network.bits import buffer_hash, content_hash, version_of
+from mlr3torch_py.network.device_hash import hash_tensors
+from mlr3torch_py.network.holdings import all_attributes, items_in
+
+__all__ = ["Fingerprint", "is_setting"]
+
+# What every module has, hooks among it, is looked at elsewhere, or may differ.
+_NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
+_NUMBERS: Final = frozenset({bool, int, float})
+_PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
+_BY_VALUE: Final = frozenset({*_PLAIN, bytes, frozenset})
+_WITH_VALUE: Final = (bool, int, float, str, bytes, frozenset)
+_EXACTLY: Final = frozenset({list, tuple, dict, set})  # which have no attributes
+_LOOKED_AT_ELSEWHERE: Final = (type, FunctionType, ModuleType, Logger)
+
+
+def is_setting(name: str) -> bool:
+    """Whether an attribute may affect what a module gives, and is not looked at elsewhere."""
+    return name not in _NOT_SETTINGS and not is_note(name)
+
+
+class _Contents(NamedTuple):
+    """The contents of a container, tensor, array or object."""
+
+    leaves: Sequence[Any]
+    structure: type | tuple[Any, ...] | None = None
+
+
+_MEMBERS: Final[Callable[..., Iterable[Any]]] = dict.values
+_ADDRESS: Final[Callable[..., int]] = torch.Tensor.data_ptr
+_REQUIRES_GRAD: Final = attrgetter("requires_grad")
+_VERSION: Final = attrgetter("_version")
+_EMPTY: Final = _Contents(())
+
+
+_Form = tuple[torch.Size, torch.dtype, torch.device]
+
+
+class _Seen(NamedTuple):
+    """A parameter or buffer as it was when the fingerprint was taken."""
+
+    owner: dict[str, Any]
+    name: str
+    tensor: torch.Tensor
+    address: int
+    version: int | None
+    form: _Form
+    hash: bytes
+
+
+class Fingerprint:
+    """The state of a module at one time: parameters, buffers, children and all other attributes.
+
+    Parameters and buffers are compared by value and identity; other attributes by value if they are tensors, arrays or
+    plain, item by item if they are containers, and otherwise by identity and by what they hold at any depth, as a
+    configuration does. Of modules elsewhere in the network that it refers to, attributes count, and neither parameters
+    nor buffers.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    before : Fingerprint, optional
+        An earlier fingerprint; its hashes are reused for tensors whose version counter has not moved since.
+
+    Raises
+    ------
+    NotCacheableError
+        If a tensor of the module cannot be read.
+
+    Examples
+    --------
+    >>> linear = nn.Linear(2, 1).requires_grad_(False)
+    >>> before = Fingerprint(linear)
+    >>> linear.bias.data += 1
+    >>> before.seems_current
+    True
+    >>> before.difference(Fingerprint(linear))
+    "the 'bias' of its Linear"
+    """
+
+    def __init__(self, module: nn.Module, before: Fingerprint | None = None) -> None:
+        known: dict[int, _Seen] = {} if before is None else {id(seen.tensor): seen for seen in before._tensors}
+        self._layers = [(layer, type(layer)) for layer in module.modules()]
+        try:
+            self._tensors: list[_Seen] = _see(
+                (
+                    (owner, name, tensor)
+                    for layer, _ in self._layers
+                    for owner in (layer._parameters, layer._buffers)
+                    for name, tensor in owner.items()
+                    if tensor is not None
+                ),
+                known,
+            )
+            memo: dict[int, tuple[Any, Any]] = {id(layer): (layer, layer) for layer, _ in self._layers}
+            self._settings = [_settings(layer, memo) for layer, _ in self._layers]
+            self._prepare_glance()
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise NotCacheableError(f"its attributes cannot be read: {error}") from error
+        self._digest = ""
+
+    @property
+    def _is_lasting(self) -> bool:
+        """Whether all settings were compared by value."""
+        return all(_has_value(value) for settings in self._settings for value in settings.values())
+
+    @property
+    def seems_current(self) -> bool:
+        """Whether nothing was replaced or is trainable, and no version counter has moved.
+
+        This misses writes through ``.data`` and numpy, statistics of BatchNorm, and attributes other than tensors and
+        children.
+        """
+        members = list(chain.from_iterable(map(_MEMBERS, self._owners)))
+        return (
+            len(members) == len(self._members)
+            and all(map(is_, members, self._members))
+            and not any(map(_REQUIRES_GRAD, self._watched))
+            and list(map(_ADDRESS, self._watched)) == self._addresses
+            and list(map(_VERSION, self._versioned)) == self._versions
+        )
+
+    def _prepare_glance(self) -> None:
+        """List what `seems_current` looks at, which is done at every call, in columns, which is fast."""
+        owners = [(layer._parameters, layer._buffers, layer._modules) for layer, _ in self._layers]
+        self._owners: list[dict[str, Any]] = [owner for of_layer in owners for owner in of_layer if owner]
+        self._members = list(chain.from_iterable(map(_MEMBERS, self._owners)))
+        self._watched, self._addresses = ([seen[i] for seen in self._tensors] for i in (2, 3))
+        versioned = [(seen.tensor, seen.version) for seen in self._tensors if seen.version is not None]
+        self._versioned, self._versions = ([pair[i] for pair in versioned] for i in range(2))
+
+    @property
+    def parameter_hashes(self) -> list[bytes]:
+        """The hashes of all parameters."""
+        return [seen.hash for seen in self._tensors if isinstance(seen.tensor, nn.Parameter)]
+
+    @property
+    def digest(self) -> str:
+        """A hash of the state, which is the same in other processes.
+
+        Raises
+        ------
+        NotPortableError
+            If an attribute has no name there, such as a lambda; the message names the attribute.
+        """
+        if self._digest:
+            return self._digest
+        places = {id(layer): i for i, (layer, _) in enumerate(self._layers)}
+        tensors: dict[int, list[Any]] = {}
+        for seen in self._tensors:
+            tensors.setdefault(id(seen.owner), []).append((seen.name, seen.tensor.shape, seen.tensor.dtype, seen.hash))
+        hashes, described = [], []
+        for (layer, cls), settings in zip(self._layers, self._settings, strict=True):
+            own = [tensors.get(id(owner)) for owner in (layer._parameters, layer._buffers)]
+            children = [(name, places.get(id(child))) for name, child in layer._modules.items()]
+            plain = {name: value for name, value in settings.items() if _is_plain(value)}
+            others = sorted(settings.keys() - plain.keys())
+            described.append((cls, repr((own, children, sorted(plain.items()), others))))
+            for name in others:
+                try:
+                    hashes.append(portable_hash(settings[name], places))
+                except NotPortableError as error:
+                    raise NotPortableError(f"the {name!r} of its {cls.__name__}") from error
+        digest = portable_hash((described, hashes), {})
+        if self._is_lasting:
+            self._digest = digest
+        return digest
+
+    def take_digest(self, other: Fingerprint) -> None:
+        """Take the digest of an equal fingerprint, if equal ones have the same."""
+        if self._is_lasting:
+            self._digest = other._digest
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """Name something that differs; None if nothing does."""
+        if len(self._layers) != len(other._layers) or len(self._tensors) != len(other._tensors):
+            return "its layers"
+        pairs = zip(self._layers, other._layers, strict=True)
+        if any(layer is not other_layer or cls is not other_cls for (layer, cls), (other_layer, other_cls) in pairs):
+            return "its layers"
+        return self._changed_tensor(other) or self._changed_setting(other)
+
+    def _changed_tensor(self, other: Fingerprint) -> str | None:
+        for before, now in zip(self._tensors, other._tensors, strict=True):
+            if before.tensor is not now.tensor or (before.form, before.hash) != (now.form, now.hash):
+                owners = {
+                    id(owner): cls for layer, cls in self._layers for owner in (layer._parameters, layer._buffers)
+                }
+                return f"the {before.name!r} of its {owners[id(before.owner)].__name__}"
+        return None
+
+    def _changed_setting(self, other: Fingerprint) -> str | None:
+        known = set[tuple[int, int]]()
+        for (_, cls), before, now in zip(self._layers, self._settings, other._settings, strict=True):
+            if before.keys() != now.keys():
+                return f"the {min(before.keys() ^ now.keys())!r} of its {cls.__name__}"
+            for name, value in before.items():
+                if not _are_same(value, now[name], known):
+                    return f"the {name!r} of its {cls.__name__}"
+        return None
+
+
+def _see(found: Iterable[tuple[dict[str, Any], str, torch.Tensor]], known: Mapping[int, _Seen]) -> list[_Seen]:
+    """Look at tensors, with the dicts that they are in and their names; hash those that are not known."""
+    seen: list[tuple[dict[str, Any], str, torch.Tensor, int, int | None, _Form]] = []
+    hashes: list[bytes | None] = []
+    for owner, name, tensor in found:
+        address, version, form = tensor.data_ptr(), version_of(tensor), (tensor.shape, tensor.dtype, tensor.device)
+        before = known.get(id(tensor))
+        is_known = before is not None and version is not None and before[3:6] == (address, version, form)
+        seen.append((owner, name, tensor, address, version, form))
+        hashes.append(before.hash if before is not None and is_known else None)
+    fresh = iter(hash_tensors([one[2] for one, value in zip(seen, hashes, strict=True) if value is None]))
+    return [_Seen(*one, next(fresh) if value is None else value) for one, value in zip(seen, hashes, strict=True)]
+
+
+def _settings(layer: nn.Module, memo: dict[int, tuple[Any, Any]]) -> dict[str, Any]:
+    """Copy the attributes of a layer, with the contents of containers and tensors in place of these.
+
+    The memo keeps the contents of what was seen, with that itself, so that nothing else gets its id.
+    """
+    own = vars(layer)
+    return {
+        name: value if type(value := own[name]) in _PLAIN else _contents(value, memo)
+        for name in filter(is_setting, sorted(own.keys() - _NOT_SETTINGS))  # of which few are left
+    }
+
+
+def _contents(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
+    """Return what is compared in place of a value: that itself, or its contents at any depth."""
+    kind = type(value)
+    if kind is tuple and _NUMBERS.issuperset(map(type, value)):  # such as the size of a kernel
+        return _Contents(value, tuple) if value else _EMPTY
+    if kind in _BY_VALUE or issubclass(kind, _LOOKED_AT_ELSEWHERE) or is_aside(value):
+        return value  # as it is, also a placeholder
+    if id(value) not in memo:
+        memo[id(value)] = value, value  # for what leads back to it
+        memo[id(value)] = value, _contents_of(value, memo)
+    return memo[id(value)][1]
+
+
+def _contents_of(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
+    kind = type(value)
+    if issubclass(kind, torch.Tensor):
+        return _Contents((content_hash(value),), (value.shape, value.dtype))
+    if issubclass(kind, ReferenceType):
+        return _Contents((value, _contents(value(), memo)))
+    if issubclass(kind, nn.Module):  # of another part of the network, such as the one around
+        settings = _settings(value, memo)
+        return _Contents((value, *settings.values()), tuple(settings))
+    if (written := buffer_hash(value)) is not None:
+        view = memoryview(value)
+        return _Contents((written,), (kind, view.format, view.shape))
+    if kind in _EXACTLY and not value:
+        return _EMPTY
+    return _contents_of_object(value, memo)
+
+
+def _contents_of_object(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
+    kind, items = type(value), items_in(value)
+    attributes = {} if kind in _EXACTLY else all_attributes(value)
+    if items is None and not attributes:
+        return value
+    inner = [_contents(one, memo) for one in (*(items or ()), *attributes.values())]
+    if items is None:
+        return _Contents([value, *inner], tuple(attributes))
+    return _Contents(inner, (kind, len(items), *attributes))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the same values, and no others, print the same in each process."""
+    if isinstance(value, _Contents):
+        return value is _EMPTY or value.structure is tuple
+    return type(value) in _PLAIN
+
+
+def _has_value(value: Any) -> bool:
+    """Whether a setting is compared by value, and not by identity."""
+    if isinstance(value, _Contents):
+        return all(map(_has_value, value.leaves))
+    return _BY_VALUE.issuperset(map(type, value)) if type(value) is frozenset else type(value) in _BY_VALUE
+
+
+def _are_same(one: Any, other: Any, known: set[tuple[int, int]]) -> bool:
+    """Compare what settings hold; of contents that are held in many places, the known ones are the same."""
+    if one is other or (id(one), id(other)) in known:
+        return True
+    if isinstance(one, _Contents) and isinstance(other, _Contents):
+        if one.structure != other.structure or len(one.leaves) != len(other.leaves):
+            return False
+        if all(map(_are_same, one.leaves, other.leaves, repeat(known))):
+            known.add((id(one), id(other)))
+            return True
+        return False
+    return type(one) is type(other) and isinstance(one, _WITH_VALUE) and bool(one == other)
