@@ -196,12 +196,12 @@ class CallbackSetCheckpoint(CallbackSet):
         ctx = cast(ContextTorch, self.ctx)
         call = self.call_ if previous is not None and fits else None
         place = Place(self.folder_, self.resume, call, ctx.asked_epochs)
-        plan = on_main_process(net, lambda: place.open(net))
-        self.session_ = session = Session(net, ctx, plan, record_of(X, y))
+        start = on_main_process(net, lambda: place.open(net))
+        self.session_ = session = Session(net, ctx, start, record_of(X, y))
         self.call_ = session.call
-        if plan.checkpoint is not None:
-            last = plan.epochs_before + ctx.asked_epochs
-            logger.info("resuming %s after epoch %d of %d", self.folder_.path, plan.checkpoint.epoch, last)
+        if start.checkpoint is not None:
+            last = start.epochs_before + ctx.asked_epochs
+            logger.info("resuming %s after epoch %d of %d", self.folder_.path, start.checkpoint.epoch, last)
         return session.begin()
 
     def on_train_begin(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from xxhash import xxh3_64_hexdigest
 
-from mlr3torch_py.checkpoint.settings import has_no_repr, own_settings, plain, settings_by_name
+from mlr3torch_py.checkpoint.settings import as_data, has_no_repr, own_settings, settings_by_name
 from mlr3torch_py.network.holdings import is_of_library, own_attributes
 from mlr3torch_py.network.unwrap import named_modules
 from mlr3torch_py.protocols import Net
@@ -46,7 +46,7 @@ def objects_of(net: Net) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"classes": {}, "values": {}, "code": {}}
     for name, value in own_settings(net).items():
         if _is_plain(value):
-            found["values"][name] = _short(plain(value))
+            found["values"][name] = _short(as_data(value))
     for name, value in (settings_by_name(net) | own_settings(net)).items():
         _describe(name, value, found, ())
     return found
@@ -136,7 +136,7 @@ def _arguments(value: Any) -> dict[str, Any]:
 
 
 def _plain_ones(place: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{place}.{name}": _short(plain(value)) for name, value in values.items() if _is_plain(value)}
+    return {f"{place}.{name}": _short(as_data(value)) for name, value in values.items() if _is_plain(value)}
 
 
 def _short(value: Any) -> Any:

@@ -15,10 +15,10 @@ from mlr3torch_py.training.clock import rows_of
 from mlr3torch_py.values import plain
 from mlr3torch_py.warn import warn
 
-__all__ = ["Place", "Plan", "ends_before"]
+__all__ = ["Place", "Start", "ends_before"]
 
 
-class Plan(NamedTuple):
+class Start(NamedTuple):
     """What a call of ``fit`` starts from.
 
     Parameters
@@ -71,7 +71,7 @@ class Place:
         self._before = before
         self._epochs = epochs
 
-    def open(self, net: Net) -> Plan:
+    def open(self, net: Net) -> Start:
         """Lock the folder, and find what to continue."""
         self._folder.files.lock()
         n_epochs = len(net.history)
@@ -88,7 +88,7 @@ class Place:
                     "run, or give resume=False and an empty folder"
                 )
             self._folder.clear_for_new_run()
-            return Plan(_new_id(), {"n": 1, "begin": None})
+            return Start(_new_id(), {"n": 1, "begin": None})
         if source.path != self._folder.path:
             self._folder.clear_for_new_run()
             if newest is None:
@@ -103,22 +103,22 @@ class Place:
             )
         return self._first_call(net, source, newest, run)
 
-    def _first_call(self, net: Net, source: CheckpointFolder, newest: int | None, run: Any) -> Plan:
+    def _first_call(self, net: Net, source: CheckpointFolder, newest: int | None, run: Any) -> Start:
         run_id = _new_id() if run is None else id_of(run)
         begin = None if run is None else run.get("begin", 0)
         if newest is None:
-            return Plan(run_id, {"n": 1, "begin": begin}, run, epochs_before=begin or 0)
+            return Start(run_id, {"n": 1, "begin": begin}, run, epochs_before=begin or 0)
         end = _end_of_call(source, newest, 1)
         call = None if end is None else source.call_of(end)
         is_replayed = end != newest and call is not None and call.get("until") == call["begin"] + self._epochs
         checkpoint = self._read(source, end if is_replayed and end is not None else newest)
         if run is None:
             run_id = checkpoint.state.get("run", run_id)
-        return Plan(
+        return Start(
             run_id, checkpoint.state.get("call", {"n": 1, "begin": 0}), run, checkpoint, begin or 0, is_replayed
         )
 
-    def _next_call(self, net: Net, before: Mapping[str, Any]) -> Plan:
+    def _next_call(self, net: Net, before: Mapping[str, Any]) -> Start:
         begin = len(net.history)
         call = {"n": before["n"] + 1, "begin": begin}
         run = self._folder.read_run()
@@ -126,15 +126,15 @@ class Place:
         newest = None if self._resume is False else self._folder.newest()
         if newest is None or newest <= begin:
             self._folder.check_none_after(begin)
-            return Plan(run_id, call)
+            return Start(run_id, call)
         end = _end_of_call(self._folder, newest, call["n"])
         kept = None if end is None else self._folder.call_of(end)
         if end is None or kept is None or (kept["n"], kept["begin"]) != (call["n"], begin):
             self._folder.check_none_after(begin)
-            return Plan(run_id, call)
+            return Start(run_id, call)
         checkpoint = self._read(self._folder, end)
         is_over = end != newest and kept.get("until") == begin + self._epochs
-        return Plan(run_id, kept, run, checkpoint, begin, is_over)
+        return Start(run_id, kept, run, checkpoint, begin, is_over)
 
     def _read(self, source: CheckpointFolder, epoch: int) -> Checkpoint:
         checkpoint = source.read(epoch)

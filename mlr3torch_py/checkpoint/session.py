@@ -23,7 +23,7 @@ from mlr3torch_py.checkpoint.net_state import (
 )
 from mlr3torch_py.checkpoint.objects import different_objects, objects_of
 from mlr3torch_py.checkpoint.parts import consolidation_of, generators_of, modules_of, optimizers_of, searched
-from mlr3torch_py.checkpoint.place import Plan
+from mlr3torch_py.checkpoint.place import Start
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError
 from mlr3torch_py.checkpoint.settings import check_settings, settings_of
 from mlr3torch_py.names import listed
@@ -45,7 +45,7 @@ class Session:
     ----------
     net : skorch.NeuralNet
     ctx : ContextTorch
-    plan : Plan
+    start : Start
         Where it starts.
     data : mapping
         What `record_of` returned.
@@ -63,26 +63,26 @@ class Session:
         If the run was started with other data.
     """
 
-    def __init__(self, net: Net, ctx: ContextTorch, plan: Plan, data: Mapping[str, Any]) -> None:
+    def __init__(self, net: Net, ctx: ContextTorch, start: Start, data: Mapping[str, Any]) -> None:
         self.net = net
         self.unsaved: Checkpoint | None = None
-        self.call: dict[str, Any] = dict(plan.call)
+        self.call: dict[str, Any] = dict(start.call)
         self._ctx = ctx
-        self._plan = plan
+        self._start = start
         self._data = data
         self._split: Any = None
         self._settings: dict[str, Any] = {}
         self._described: dict[str, dict[str, Any]] = {}
         self._states_of_call: Mapping[str, Any] | None = None
-        self._pending = plan.checkpoint
+        self._pending = start.checkpoint
         self._restored: set[int] = set()
         self._named: set[str] = set()
         self._attributes = Attributes()
         self._last_prepared = 0
         self._is_first = True
         self._large: tuple[Hashable, Mapping[str, Any]] = (), {}  # versions and states of callbacks
-        state = {} if plan.checkpoint is None else plan.checkpoint.state
-        records = [state["data"]] if "data" in state else [] if plan.run is None else [plan.run["data"]]
+        state = {} if start.checkpoint is None else start.checkpoint.state
+        records = [state["data"]] if "data" in state else [] if start.run is None else [start.run["data"]]
         if not all(same_data(record, data) for record in records):
             raise ValueError(
                 "`path`: the run in it was started with other data; give each training its own folder, for example by "
@@ -92,9 +92,9 @@ class Session:
     def begin(self) -> bool:
         """Let callbacks see the history that is resumed when they begin; return whether there is one."""
         net, checkpoint = self.net, self._pending
-        if checkpoint is not None or self._plan.run is not None:
-            self._ctx.is_resumed, self._ctx.epochs_before = True, self._plan.epochs_before
-            self._ctx.total_epochs = self._plan.epochs_before + self._ctx.asked_epochs
+        if checkpoint is not None or self._start.run is not None:
+            self._ctx.is_resumed, self._ctx.epochs_before = True, self._start.epochs_before
+            self._ctx.total_epochs = self._start.epochs_before + self._ctx.asked_epochs
         if checkpoint is None:
             return False
         check_callbacks(net, checkpoint)
@@ -106,7 +106,7 @@ class Session:
 
     def restore(self) -> dict[str, Any]:
         """Restore the net once all callbacks have begun, and return the facts of the run."""
-        net, checkpoint, plan = self.net, self._pending, self._plan
+        net, checkpoint, start = self.net, self._pending, self._start
         self._settings, self._described = settings_of(net), objects_of(net)
         if checkpoint is not None:
             self._restore_net(checkpoint)
@@ -115,12 +115,14 @@ class Session:
         if checkpoint is None and self.call["n"] > 1:
             self._states_of_call = random_states(here)
         self.call["begin"] = len(net.history) if self.call["begin"] is None else self.call["begin"]
-        self.call["until"] = (self.call["begin"] if checkpoint is None else plan.epochs_before) + self._ctx.asked_epochs
-        first = self._states_of_call or (plan.run and plan.run["random"])
+        self.call["until"] = (
+            self.call["begin"] if checkpoint is None else start.epochs_before
+        ) + self._ctx.asked_epochs
+        first = self._states_of_call or (start.run and start.run["random"])
         if first is not None:
             set_random_states(here, first)
         return {
-            "id": plan.run_id,
+            "id": start.run_id,
             "begin": self.call["begin"],
             "random": first or random_states(here),
             "data": self._data,
@@ -130,7 +132,7 @@ class Session:
         """Restore the random states, and name what cannot be kept, before the first epoch."""
         self._split = split_of(dataset_train, dataset_valid)
         checkpoint, self._pending = self._pending, None
-        self._plan = self._plan._replace(checkpoint=None)  # which is as large as the net
+        self._start = self._start._replace(checkpoint=None)  # which is as large as the net
         if checkpoint is not None:
             kept = checkpoint.state.get("split")
             if kept is not None and kept != self._split:
@@ -177,7 +179,7 @@ class Session:
         more = {
             "random": random_states(self._generators(self._ctx.dataset_train)),
             "random_of_call": self._states_of_call,
-            "run": self._plan.run_id,
+            "run": self._start.run_id,
             "call": self.call,
             "data": self._data,
             "split": self._split,
@@ -218,7 +220,7 @@ class Session:
 
     def _restore_net(self, checkpoint: Checkpoint) -> None:
         net = self.net
-        self._ctx.terminate |= self._plan.is_over or was_stopped(net, checkpoint)
+        self._ctx.terminate |= self._start.is_over or was_stopped(net, checkpoint)
         is_over = self._ctx.terminate or checkpoint.epoch >= self._ctx.total_epochs
         check_fits(net, checkpoint, self._ctx)
         if "settings" in checkpoint.state:  # those of the main process, since samplers have the number of their own

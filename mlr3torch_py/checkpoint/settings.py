@@ -19,7 +19,7 @@ from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
-__all__ = ["check_settings", "has_no_repr", "own_settings", "plain", "settings_by_name", "settings_of"]
+__all__ = ["as_data", "check_settings", "has_no_repr", "own_settings", "settings_by_name", "settings_of"]
 
 _WHAT: Final = ("batch_size", "lr", "module", "criterion", "optimizer", "iterator_train", "iterator_valid")
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -34,7 +34,7 @@ def settings_of(net: Net) -> dict[str, Any]:
         Batch size, learning rate, classes and arguments of modules, criteria, optimizers and loaders by the names of
         the net's parameters, and the arguments of callbacks as ``callbacks__<name>__<argument>``.
     """
-    return {name: plain(value) for name, value in settings_by_name(net).items()}
+    return {name: as_data(value) for name, value in settings_by_name(net).items()}
 
 
 def settings_by_name(net: Net) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _fate(name: str) -> str:
 _NOTHING: Final = object()
 
 
-def plain(value: Any) -> Any:
+def as_data(value: Any) -> Any:
     """Return a value as plain data that is equal for equal settings, in any process."""
     if value is None or isinstance(value, bool | int | float | str):
         is_plain = type(value) in (bool, int, float, str, type(None)) and value == value  # NaN equals nothing
@@ -113,21 +113,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return f"tensor {tuple(value.shape)} {content_hash(value).hex()}"
     if isinstance(value, np.ndarray | np.generic):
-        return plain(torch.from_numpy(np.array(value))) if np.asarray(value).dtype.kind in "biufc" else str(value)
+        return as_data(torch.from_numpy(np.array(value))) if np.asarray(value).dtype.kind in "biufc" else str(value)
     if isinstance(value, pd.DataFrame):
-        return plain(value.to_dict("list"))
+        return as_data(value.to_dict("list"))
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): as_data(item) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return [plain(item) for item in value]
+        return [as_data(item) for item in value]
     if isinstance(value, Set):
-        return sorted(repr(plain(item)) for item in value)
+        return sorted(repr(as_data(item)) for item in value)
     return _name(value)
 
 
 def _name(value: Any) -> str:
     if isinstance(value, partial):
-        return f"partial({plain(value.func)}, {plain(value.args)}, {plain(value.keywords)})"
+        return f"partial({as_data(value.func)}, {as_data(value.args)}, {as_data(value.keywords)})"
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, torch.nn.Module) or has_no_repr(value):

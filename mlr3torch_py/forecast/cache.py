@@ -15,7 +15,7 @@ from mlr3torch_py.cache.parts import CachedParts
 from mlr3torch_py.cache.storage.layout import N_TRIALS
 from mlr3torch_py.cache.storage.tally import Tally
 
-__all__ = ["Cost", "Span", "estimate_epochs", "measure_span"]
+__all__ = ["CachedSpan", "Cost", "estimate_epochs", "measure_span"]
 
 
 # A tally, and the share of the rows that were known.
@@ -54,7 +54,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class CachedSpan:
     """A range of batches in which the same modules are cached.
 
     Parameters
@@ -72,7 +72,7 @@ class Span:
     lost: float = 0.0
 
 
-def measure_span(batch: int, parts: CachedParts, run: Callable[[], object], n_rows: int) -> Span:
+def measure_span(batch: int, parts: CachedParts, run: Callable[[], object], n_rows: int) -> CachedSpan:
     """Run a batch through a network until it is answered from memory.
 
     Parameters
@@ -88,7 +88,7 @@ def measure_span(batch: int, parts: CachedParts, run: Callable[[], object], n_ro
 
     Returns
     -------
-    Span
+    CachedSpan
 
     Warns
     -----
@@ -113,7 +113,7 @@ def measure_span(batch: int, parts: CachedParts, run: Callable[[], object], n_ro
     }
     lost = sum(one.tally.saved for one in parts.stages.values()) - parts.end_epoch().saved
     parts.close()
-    return Span(batch, costs, max(0.0, lost))
+    return CachedSpan(batch, costs, max(0.0, lost))
 
 
 def _run_once(parts: CachedParts, run: Callable[[], object]) -> tuple[Seen, bool]:
@@ -143,7 +143,7 @@ def _cost(filling: Counted, proving: Counted, answering: Counted, n_bytes: int, 
 
 
 def estimate_epochs(
-    spans: Sequence[Span],
+    spans: Sequence[CachedSpan],
     *,
     n_train: int,
     n_valid: int,
@@ -158,7 +158,7 @@ def estimate_epochs(
 
     Parameters
     ----------
-    spans : sequence of Span
+    spans : sequence of CachedSpan
         In chronological order; the first one starts at batch 1.
     n_train, n_valid : int
         The numbers of training and validation rows.
@@ -175,7 +175,7 @@ def estimate_epochs(
 
     Examples
     --------
-    >>> spans = [Span(1, {"encoder": Cost(rows=1, n_bytes=100, seconds=0.001, trial=0.004)}), Span(5, {})]
+    >>> spans = [CachedSpan(1, {"encoder": Cost(rows=1, n_bytes=100, seconds=0.001, trial=0.004)}), CachedSpan(5, {})]
     >>> estimate_epochs(spans, n_train=80, n_valid=20, per_epoch=2, max_epochs=3, max_bytes=5_000)
        epoch  cache_hits  cache_misses  cache_bytes  cache_saved
     0      1           0           100         5000       -0.012

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
-from mlr3torch_py.forecast.cache import Span, estimate_epochs, measure_span
+from mlr3torch_py.forecast.cache import CachedSpan, estimate_epochs, measure_span
 from mlr3torch_py.forecast.measure import Measurement, PhaseCost, measure_phase, measure_validation
 from mlr3torch_py.forecast.probe import NetProbe, rows_in
 from mlr3torch_py.forecast.report import FreezePlan, Phase
@@ -107,7 +107,7 @@ class Rehearsal:
         total = [] if measured is None else [_total(measured, is_shared=self.probe.is_shared)]
         return replace(self.plan, cache=table, measured=measured, notes=(*self.plan.notes, *total, *notes))
 
-    def _run(self) -> tuple[list[Span], list[PhaseCost], list[str]]:
+    def _run(self) -> tuple[list[CachedSpan], list[PhaseCost], list[str]]:
         spans, costs, pins, module = [], [], Pins(), bare(self.probe.module)
         with warnings.catch_warnings(record=True, action="always") as said:
             self.probe.begin()
@@ -133,7 +133,7 @@ class Rehearsal:
         per_epoch = self.plan.batches_per_epoch or 1
         return Moment(phase.epoch, phase.batch, tuple(1 + per_epoch * i for i in range(phase.epoch)))
 
-    def _span(self, phase: Phase, cache: CallbackSetFrozenCache) -> Span:
+    def _span(self, phase: Phase, cache: CallbackSetFrozenCache) -> CachedSpan:
         boundless = CallbackSetFrozenCache(cache.modules, max_bytes=sys.maxsize, check=cache.check)
         parts = boundless.make_parts(self.probe.module, self.freezing)
         batch = self.probe.first_batch
@@ -144,7 +144,7 @@ class Rehearsal:
         finally:
             parts.close()
 
-    def _forecast(self, spans: list[Span], said: list[str]) -> tuple[pd.DataFrame | None, list[str]]:
+    def _forecast(self, spans: list[CachedSpan], said: list[str]) -> tuple[pd.DataFrame | None, list[str]]:
         """Extrapolate from the first batch to all epochs."""
         if self.cache is None:
             return None, []

@@ -13,7 +13,7 @@ from torch import nn
 
 from mlr3torch_py import t_clbk
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
-from mlr3torch_py.checkpoint.settings import plain
+from mlr3torch_py.checkpoint.settings import as_data
 from mlr3torch_py.network.randomness import generators, random_states
 from tests.checkpoint.runs import CrashError, Crashes, checkpoint, files, run
 from tests.helpers import Stops, X, iris_net, moved, weights, y
@@ -151,8 +151,8 @@ class Tagged(Callback):
 def test_equal_settings_are_equal_in_any_process():
     """NaN equals nothing, and the order of a set differs from process to process."""
     table = pd.DataFrame({"epoch": [2, 3], "lr_mult": [0.1, float("nan")]})
-    assert plain(table) == plain(table.copy())
-    assert plain({"d", "a", "c"}) == plain({"c", "d", "a"}) != plain({"a"})
+    assert as_data(table) == as_data(table.copy())
+    assert as_data({"d", "a", "c"}) == as_data({"c", "d", "a"}) != as_data({"a"})
 
 
 def test_a_finished_run_with_nan_in_a_setting_can_be_started_again(tmp_path):

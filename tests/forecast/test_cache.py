@@ -8,7 +8,7 @@ import torch
 from skorch.dataset import ValidSplit
 
 from mlr3torch_py import CallbackSetUnfreeze, freeze_plan, select_all, select_prefix, t_clbk
-from mlr3torch_py.forecast.cache import Cost, Span, estimate_epochs
+from mlr3torch_py.forecast.cache import CachedSpan, Cost, estimate_epochs
 from tests.cache.helpers import AGAIN, BOTH, CNN, X, hits
 from tests.helpers import Nested, iris_net, y
 from tests.network.test_evaluation import EVAL, Normed
@@ -50,7 +50,7 @@ def test_events_in_the_middle_of_an_epoch_are_forecast():
 def test_few_batches_are_compared_when_they_first_come_from_memory():
     chain = {"first": Cost(rows=0, n_bytes=0, seconds=0.001), "last": Cost(rows=1, n_bytes=8, seconds=0, proof=0.01)}
     sizes = {"n_train": 80, "n_valid": 20, "max_epochs": 3, "max_bytes": 10**6}
-    few, many = (estimate_epochs([Span(1, chain)], per_epoch=n, **sizes) for n in (2, 4))
+    few, many = (estimate_epochs([CachedSpan(1, chain)], per_epoch=n, **sizes) for n in (2, 4))
     assert few["cache_saved"].tolist() == pytest.approx([0, 0.1 - 2 * 0.01, 0.1])  # of training and of validation
     assert many["cache_saved"].tolist() == pytest.approx([0, 0.1 - 0.01, 0.1])
     assert few["cache_hits"].tolist() == [0, 100, 100]
