@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from mlr3torch_py.checkpoint.contents import GRADIENTS, LARGE, STATE_TENSORS, Checkpoint
-from mlr3torch_py.checkpoint.parts import consolidation_of, modules_of, optimizers_of
+from mlr3torch_py.checkpoint.parts import consolidation_of, module_places, modules_of, optimizers_of
 from mlr3torch_py.names import listed
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.order import own_callbacks
 from mlr3torch_py.warn import warn
 
-__all__ = ["check_callbacks", "check_fits", "differences", "optimizer_classes", "state_dicts"]
+__all__ = [
+    "RESTRUCTURED",
+    "check_callbacks",
+    "check_fits",
+    "differences",
+    "optimizer_classes",
+    "restructured",
+    "state_dicts",
+    "structure_of",
+]
 
 # What older versions wrote for each optimizer that accelerate had wrapped.
 _UNKNOWN: Final = "AcceleratedOptimizer"
+# The key under which a checkpoint holds what changed in the structure of the net while it trained.
+RESTRUCTURED: Final = "restructured"
+_CLASS_OF: Final = "class of "
 
 
 def check_fits(net: Net, checkpoint: Checkpoint, ctx: ContextTorch) -> None:
@@ -37,24 +50,56 @@ def check_fits(net: Net, checkpoint: Checkpoint, ctx: ContextTorch) -> None:
             "all of its epochs; raise it"
         )
     if different := differences(net, checkpoint):
+        was_changed = (
+            ", or change the network before training, not while it trains: no checkpoint can repeat that"
+            if RESTRUCTURED in checkpoint.state
+            else ""
+        )
         raise ValueError(
             f"`path`: the checkpoint of epoch {epoch} is of another network or optimizer, with a different "
-            f"{listed(different, most=3)}; give another folder"
+            f"{listed(different, most=3)}; give another folder{was_changed}"
         )
 
 
 def differences(net: Net, checkpoint: Checkpoint) -> list[str]:
     """List what is laid out differently in a net and in a checkpoint."""
-    kept = {name: part for name, part in checkpoint.parts.items() if name not in (STATE_TENSORS, GRADIENTS, LARGE)}
     classes = optimizer_classes(net)
     here = _layout(_parts_of(net), classes)
     known = {name: kind for name, kind in checkpoint.state["classes"].items() if kind != _UNKNOWN}
-    there = _layout(kept, classes | known)
+    there = _layout(_of_net(checkpoint.parts), classes | known)
+    if replaced := {place: kind for place, kind in checkpoint.state.get(RESTRUCTURED, {}).items() if kind}:
+        here, there = here | _classes_of(net, replaced), there | replaced
     return [
         f"{place} ({here.get(place, 'nothing')} here, {there.get(place, 'nothing')} there)"
         for place in here | there
         if here.get(place, 0) not in (None, there.get(place, 0)) and _is_first(place, here, there)
     ]
+
+
+def structure_of(net: Net, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the layout of a net's state dicts, and the classes of its modules; None for what its first batch decides.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+    parts : mapping
+        Its state dicts, by name.
+    """
+    return _layout(_of_net(parts), optimizer_classes(net)) | _classes_of(net)
+
+
+def restructured(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return what has changed in the structure of a net while it trains, for modules with the class that they have now.
+
+    What is first made in a forward pass, and has no tensors, a new net makes as well.
+    """
+    return {
+        place: now.get(place) if place.startswith(_CLASS_OF) else None
+        for place in {**before, **now}
+        if (place in before or not place.startswith(_CLASS_OF))
+        and before.get(place, 0) not in (None, now.get(place, 0))
+        and _is_first(place, before, now)
+    }
 
 
 def check_callbacks(net: Net, checkpoint: Checkpoint) -> None:
@@ -106,6 +151,11 @@ def _parts_of(net: Net) -> dict[str, Mapping[str, Any]]:
     }
 
 
+def _of_net(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Leave out what a checkpoint holds beside state dicts."""
+    return {name: part for name, part in parts.items() if name not in (STATE_TENSORS, GRADIENTS, LARGE)}
+
+
 def _layout(parts: Mapping[str, Mapping[str, Any]], classes: Mapping[str, str]) -> dict[str, Any]:
     """Return the classes and group sizes of optimizers, and the shapes and dtypes of tensors."""
     layout: dict[str, Any] = dict(classes)
@@ -119,6 +169,16 @@ def _layout(parts: Mapping[str, Mapping[str, Any]], classes: Mapping[str, str]) 
                 layout[f"{name}.{key}"] = None if is_lazy else tuple(value.shape)
                 dtypes[f"dtype of {name}.{key}"] = None if is_lazy else str(value.dtype).removeprefix("torch.")
     return layout | dtypes
+
+
+def _classes_of(net: Net, among: Container[str] | None = None) -> dict[str, str | None]:
+    """Return the classes of the modules of a net, or of some of them; None for those that become another."""
+    return {
+        name: None if isinstance(module, LazyModuleMixin) else type(module).__qualname__
+        for place, module in module_places(net).items()
+        for name in [f"{_CLASS_OF}{place}"]
+        if among is None or name in among
+    }
 
 
 def _is_first(place: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:

@@ -9,7 +9,15 @@ from typing import Any
 from mlr3torch_py.checkpoint.attributes import Attributes
 from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
-from mlr3torch_py.checkpoint.layout import check_callbacks, check_fits, differences, state_dicts
+from mlr3torch_py.checkpoint.layout import (
+    RESTRUCTURED,
+    check_callbacks,
+    check_fits,
+    differences,
+    restructured,
+    state_dicts,
+    structure_of,
+)
 from mlr3torch_py.checkpoint.loadable import check_loadable
 from mlr3torch_py.checkpoint.net_state import (
     capture,
@@ -78,6 +86,7 @@ class Session:
         self._restored: set[int] = set()
         self._named: set[str] = set()
         self._attributes = Attributes()
+        self._structure: dict[str, Any] = {}  # when training began
         self._last_prepared = 0
         self._is_first = True
         self._large: tuple[Hashable, Mapping[str, Any]] = (), {}  # versions and states of callbacks
@@ -142,13 +151,11 @@ class Session:
                 )
             self._set_random(checkpoint, dataset_train)
         if not self._consolidations():  # before which there is no state to look at
-            on_main_process(self.net, self._check_loadable)
+            parts = state_dicts(self.net)
+            on_main_process(self.net, lambda: _check_loadable(parts))
+            self._structure = structure_of(self.net, parts)
         self._attributes.watch(self.net)
         self._name_what_is_lost(dataset_train)
-
-    def _check_loadable(self) -> None:
-        for name, part in Checkpoint.of(0, state_dicts(self.net), {}).parts.items():
-            check_loadable(name, part, is_early=True)
 
     def prepare(self) -> None:
         """Get ready for the state of an epoch to be captured, in all processes.
@@ -186,7 +193,7 @@ class Session:
             "settings": self._settings,
             "described": self._described,
         }
-        checkpoint = self._with_large(capture(net, more, changed, n_rows))
+        checkpoint = self._with_structure(self._with_large(capture(net, more, changed, n_rows)))
         self.unsaved = checkpoint if is_due else checkpoint.copied()
 
     def prepare_unseen(self) -> bool:
@@ -243,6 +250,19 @@ class Session:
         if versions != self._large[0]:
             self._large = versions, {name: state.read() for name, state in states.items()}
         return checkpoint._replace(parts={**checkpoint.parts, LARGE: self._large[1]}) if states else checkpoint
+
+    def _with_structure(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Add what has changed in the structure of the net since training began, and warn of what is new."""
+        changed = restructured(self._structure, structure_of(self.net, checkpoint.parts)) if self._structure else {}
+        new = [place for place in changed if place not in self._named]
+        self._named.update(new)
+        if new:
+            warn(
+                f"the structure of the net has changed while it trains: its {listed(new, most=3)}; a new net lacks "
+                "that, so it cannot be resumed from this checkpoint or later ones; change the network "
+                "before training, or train in one go"
+            )
+        return checkpoint._replace(state={**checkpoint.state, RESTRUCTURED: changed}) if changed else checkpoint
 
     def _restore_large(self, checkpoint: Checkpoint) -> None:
         callbacks = own_callbacks(self.net)
@@ -311,3 +331,8 @@ class Session:
                 f"a resumed run will differ from one that never stopped, since a checkpoint cannot keep {listed(new)}; "
                 "let a state_dict() of plain values and tensors hold it, or train in one go"
             )
+
+
+def _check_loadable(parts: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, part in Checkpoint.of(0, parts, {}).parts.items():
+        check_loadable(name, part, is_early=True)

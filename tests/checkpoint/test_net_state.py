@@ -10,6 +10,7 @@ from skorch.callbacks import Checkpoint as SkorchCheckpoint
 from skorch.callbacks import Freezer as SkorchFreezer
 from skorch.history import DistributedHistory
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 from torch.utils.data import Dataset as TorchDataset
 
 from mlr3torch_py import CallbackSetHistory, CallbackSetUnfreeze, select_all, select_last, t_clbk
@@ -52,6 +53,57 @@ def test_a_checkpoint_of_another_network_is_an_error(params, differs, tmp_path):
         net.partial_fit(X, y)
     assert re.search(differs, str(error.value))
     assert not moved(before, weights(net))
+
+
+class InEpoch2(Callback):
+    """Changes the network when the second epoch begins."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def on_epoch_begin(self, net, **kwargs):
+        if len(net.history) == 2:
+            self.change(net)
+
+
+def replaces_activation(net):
+    net.module_[1] = nn.Tanh()
+
+
+def prunes(net):
+    l1_unstructured(net.module_[0], "weight", amount=0.5)
+
+
+def adds_group(net):
+    net.optimizer_.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+
+
+@pytest.mark.parametrize(
+    ("change", "warned_of", "differs"),
+    [
+        (replaces_activation, "its class of module.1", r"class of module.1 \(ReLU here, Tanh there\)"),
+        (prunes, "its module.0.weight, module.0.weight_orig, ", r"module.0.weight_mask \(nothing here, "),
+        (adds_group, "its optimizer.group 1", r"optimizer.group 1 \(nothing here, 1 there\)"),
+    ],
+)
+def test_a_network_that_changes_its_structure_in_training_cannot_be_resumed(change, warned_of, differs, tmp_path):
+    change = InEpoch2(change)
+    with (
+        pytest.warns(UserWarning, match=f"structure of the net has changed while it trains: {warned_of}") as warned,
+        pytest.raises(CrashError),
+    ):
+        run(tmp_path, 4, Crashes(4), ("change", change))
+    assert sum("structure of the net" in str(one.message) for one in warned) == 1
+    with pytest.raises(ValueError, match=f"{differs}.*or change the network before training"):
+        run(tmp_path, 4, ("change", change), resume=True)
+
+
+def test_a_network_with_its_new_structure_is_resumed(tmp_path):
+    with pytest.warns(UserWarning, match="structure of the net has changed"):
+        run(tmp_path, 2, ("change", InEpoch2(replaces_activation)))
+    net = iris_net(checkpoint(tmp_path, resume=True), max_epochs=3, batch_size=150).initialize()
+    replaces_activation(net)
+    assert len(net.partial_fit(X, y).history) == 3
 
 
 class Refuses(Callback):
