@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -19,7 +19,8 @@ _N_FUNCTIONS: Final = 4  # of 32 bits each
 _N_LEVELS: Final = 3  # enough for 2 TiB
 _MAX_WORDS: Final = 2**15  # of a block
 _BYTES_OF_BLOCK: Final = 4 * _MAX_WORDS
-_MAX_BYTES: Final = 2**27  # of the products that are in memory at a time
+_BYTES_OF_HASH: Final = 4 * _N_FUNCTIONS
+_MAX_BYTES: Final = 2**27  # of products, and of copies, that are in memory at a time
 _LARGE: Final = 2**20  # below, copying takes no longer than starting the kernels
 
 
@@ -96,21 +97,40 @@ def hash_tensors(tensors: Sequence[torch.Tensor]) -> list[bytes]:
     hashes: list[bytes] = [b"" if tensor.is_cuda else content_hash(tensor) for tensor in tensors]
     for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
         there = [i for i, tensor in enumerate(tensors) if tensor.device == device]
-        parts = [_in_few_bytes(tensors[i]) for i in there]
-        crossed, end = torch.cat(parts).cpu().numpy(), 0
-        for i, part in zip(there, parts, strict=True):
-            start, end = end, end + len(part)
-            hashes[i] = xxh3_128_digest(crossed[start:end].data)
+        for i, found in zip(there, _hashes_there([as_bytes(tensors[i]) for i in there]), strict=True):
+            hashes[i] = found
     return hashes
 
 
-def _in_few_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bytes of a small tensor; of a large one the hashes of its blocks, and the bytes that are left over."""
-    table = as_bytes(tensor)
-    if len(table) < _LARGE:
-        return table
-    end = len(table) // _BYTES_OF_BLOCK * _BYTES_OF_BLOCK
-    return torch.cat([hash_rows(table[:end].reshape(-1, _BYTES_OF_BLOCK)).reshape(-1), table[end:]])
+def _hashes_there(tables: Sequence[torch.Tensor]) -> Iterator[bytes]:
+    """Yield a hash of all bytes of each table; of a large one, of the hashes of its blocks and of what is left over."""
+    sizes = [len(table) // _BYTES_OF_BLOCK * _BYTES_OF_BLOCK if len(table) >= _LARGE else 0 for table in tables]
+    hashed = _hash_together([table[:size] for table, size in zip(tables, sizes, strict=True) if size])
+    rest = torch.cat([table[size:] for table, size in zip(tables, sizes, strict=True)])
+    crossed = torch.cat([*hashed, rest]).cpu().numpy().tobytes()
+    of_blocks, of_rest = 0, len(crossed) - len(rest)
+    for table, size in zip(tables, sizes, strict=True):
+        blocks_end = of_blocks + size // _BYTES_OF_BLOCK * _BYTES_OF_HASH
+        rest_end = of_rest + len(table) - size
+        yield xxh3_128_digest(crossed[of_blocks:blocks_end] + crossed[of_rest:rest_end])
+        of_blocks, of_rest = blocks_end, rest_end
+
+
+def _hash_together(tables: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield the hashes of the blocks of tables, of as many at once as may be copied."""
+    waiting: list[torch.Tensor] = []
+    for table in tables:
+        if waiting and sum(map(len, waiting)) + len(table) > _MAX_BYTES:
+            yield _hash_of_blocks(waiting)
+            waiting = []
+        waiting.append(table)
+    if waiting:
+        yield _hash_of_blocks(waiting)
+
+
+def _hash_of_blocks(tables: Sequence[torch.Tensor]) -> torch.Tensor:
+    together = torch.cat(list(tables)) if len(tables) > 1 else tables[0]
+    return hash_rows(together.reshape(-1, _BYTES_OF_BLOCK)).reshape(-1)
 
 
 def _padded(table: torch.Tensor, size: int) -> torch.Tensor:

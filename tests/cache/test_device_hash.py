@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mlr3torch_py.network import device_hash
+from mlr3torch_py.network.bits import as_bytes, content_hash
 from mlr3torch_py.network.device_hash import hash_rows, hash_tensors
 
 MODULUS = 2**64
@@ -136,13 +137,15 @@ def test_a_tensor_has_a_hash_as_a_whole():
     assert one == again != other
 
 
-def test_a_large_tensor_is_known_by_all_of_its_bytes():
-    def bytes_of(tensor):
-        return device_hash._in_few_bytes(tensor).numpy().tobytes()
-
-    large = torch.randn(2**18 + 5)
+@pytest.mark.parametrize("max_bytes", [2**18, 2**27])
+def test_a_large_tensor_is_known_by_all_of_its_bytes(max_bytes, monkeypatch):
+    monkeypatch.setattr(device_hash, "_MAX_BYTES", max_bytes)
+    large, small = torch.randn(2**18 + 5), torch.randn(7)
     others = [large.clone().index_fill_(0, torch.tensor(i), 7.0) for i in (0, 2**17, 2**18 + 4)]
     others += [large[1:], large[:-1], torch.cat([large, torch.zeros(3)]), torch.cat([large, torch.zeros(30_000)])]
-    assert len(bytes_of(large)) < large.nbytes / 1000
-    assert bytes_of(large) == bytes_of(large.clone())
-    assert len({bytes_of(large), *map(bytes_of, others)}) == 1 + len(others)
+    tables = [as_bytes(tensor) for tensor in (large, small, *others, large.clone())]
+    hashes = list(device_hash._hashes_there(tables))
+    assert hashes[0] == hashes[-1]
+    assert hashes[1] == content_hash(small)
+    assert len({*hashes[:-1]}) == len(tables) - 1
+    assert hashes == [one for table in tables for one in device_hash._hashes_there([table])]
