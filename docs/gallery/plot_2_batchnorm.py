@@ -27,16 +27,15 @@ def network():
 
 
 # %%
-# Only the head trains. The callback `watch` is made of a function, and notes the statistics of the first layer.
+# Only the head trains. After each epoch the statistics of the first layer are noted.
 def train(frozen_mode):
     means = []
-    watch = t_clbk("history")
     net = NeuralNetClassifier(
         network(),
         criterion=nn.CrossEntropyLoss,
         max_epochs=1,
         verbose=0,
-        callbacks=[t_clbk("unfreeze", starting_weights=select_last(1), frozen_mode=frozen_mode), watch],
+        callbacks=[t_clbk("unfreeze", starting_weights=select_last(1), frozen_mode=frozen_mode)],
     )
     for _ in range(6):
         net.partial_fit(X, y)

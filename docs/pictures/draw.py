@@ -45,12 +45,13 @@ def main():
         MLP,
         module__d_in=4,
         module__d_out=3,
-        module__neurons=(1, 1, 1),
+        module__neurons=(32, 32, 32),
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
-        lr=0.05,
+        lr=0.02,
         max_epochs=12,
-        batch_size=150,
+        batch_size=8,
+        iterator_train__shuffle=True,
         verbose=0,
         callbacks=[
             t_clbk(

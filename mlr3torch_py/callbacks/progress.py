@@ -32,7 +32,8 @@ class CallbackSetProgress(CallbackSet):
     Parameters
     ----------
     digits : int, optional
-        The number of significant digits of a score, at least 1. By default, four decimals, as skorch prints them.
+        The number of significant digits of a score, at least 1. By default, four decimals, as skorch prints
+        them, or four significant digits of what is below 0.001.
     plot : bool
         Whether to draw the losses beneath the table, in a notebook.
 

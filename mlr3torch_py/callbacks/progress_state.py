@@ -128,7 +128,7 @@ def seconds_text(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> str:
 
 
 def number_text(value: float, digits: int | None) -> str:
-    """Write a score with some significant digits; without `digits`, with four decimals, as skorch does.
+    """Write a score with some significant digits; without `digits`, with four decimals, or four digits if it is small.
 
     Examples
     --------

@@ -102,7 +102,7 @@ def test_the_pretrained_example_of_the_readme_plans_six_phases(no_download, caps
 
 
 @pytest.mark.real_networks
-@pytest.mark.skipif(not find_spec("timm"), reason="needs timm")
+@pytest.mark.skipif(not (find_spec("timm") and find_spec("transformers")), reason="needs timm and transformers")
 def test_the_page_on_pretrained_networks_prints_the_plan_that_it_shows(no_download, capsys):
     page = DOCS / "start" / "pretrained.md"
     run(blocks(page))
@@ -202,9 +202,9 @@ def test_the_messages_of_the_troubleshooting_page_are_ours(piece):
     assert piece in messages()
 
 
-def test_the_troubleshooting_page_has_twenty_symptoms():
+def test_the_troubleshooting_page_numbers_its_symptoms():
     numbers = re.findall(r"^### (\d+)\.", text_of(DOCS / "troubleshooting.md"), flags=re.MULTILINE)
-    assert numbers == [str(i) for i in range(1, 21)]
+    assert numbers == [str(i) for i in range(1, 22)]
 
 
 def test_every_public_object_has_a_page():
