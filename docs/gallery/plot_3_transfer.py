@@ -58,7 +58,7 @@ rest = [i for i in range(len(y)) if not low[i]][50:]
 schedules = {
     "the head alone": head_first(epochs=30),
     "the head, then all": head_first(epochs=15),
-    "gradual, smaller rates below": gradual_unfreezing(every=6, lr_decay=2.6),
+    "gradual, falling rates": gradual_unfreezing(every=6, lr_decay=2.6),
 }
 
 
@@ -84,5 +84,5 @@ print(scores.groupby("schedule", sort=False)["accuracy"].agg(["mean", "min", "ma
 
 # %%
 # The plan of the last one.
-net = transfer(schedules["gradual, smaller rates below"], 0)
+net = transfer(schedules["gradual, falling rates"], 0)
 _ = freeze_plan(net, X[few], y[few]).plot()

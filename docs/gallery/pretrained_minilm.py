@@ -139,7 +139,8 @@ print(f"the weights differ by at most {apart:g}")
 # %%
 # Then three ways to train, each at the rate that did best of some: 0.003 and 0.01 for the head, 0.0001 and 0.0003 for
 # gradual unfreezing, and 0.00003 and 0.0001 for everything at once. Gradual unfreezing trains the head for three
-# epochs, then another group every epoch, each at a smaller rate than what lies above.
+# epochs, then another group every epoch, each at a smaller rate than what lies nearer to
+# the head.
 gradual = gradual_unfreezing(every=1, start=3, lr_decay=2.6, n_groups=4)
 ways = {
     "the head alone": (0.01, freezing(head_first(epochs=EPOCHS)), t_clbk("frozen_cache")),

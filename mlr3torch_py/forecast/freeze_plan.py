@@ -58,8 +58,8 @@ def freeze_plan(
     net : skorch.NeuralNet, torch.nn.Module or sklearn.pipeline.Pipeline
         A net, initialized or not, a network, or a pipeline that ends in a net. It is not modified.
     X, y : array-like, optional
-        The training data, as ``fit`` takes them; a pipeline transforms them as in training. They determine the number
-        of batches in an epoch, and what frozen_cache will save.
+        The training data of a net, as ``fit`` takes them; a pipeline transforms them as in training. They determine the
+        number of batches in an epoch, and what frozen_cache will save.
     max_epochs : int, optional
         The number of epochs. By default that of the net, and for a network up to the last row of a table.
     batches_per_epoch : int, optional
@@ -82,7 +82,8 @@ def freeze_plan(
     Raises
     ------
     TypeError, ValueError
-        If an argument, or an argument of a callback, is wrong; if rows count batches and their number is unknown.
+        If an argument, or an argument of a callback, is wrong, as data beside a network; if rows count batches and
+        their number is unknown.
 
     See Also
     --------
@@ -119,12 +120,29 @@ def freeze_plan(
     if batches_per_epoch is not None:
         batches_per_epoch = check_whole("batches_per_epoch", batches_per_epoch, "batches")
     measure, clones = check_flag("measure", measure), _clones(callbacks)
+    _check_kind(net, X, y, clones)
     if isinstance(net, nn.Module):
         return _completed(_Subject(bare(net), clones, max_epochs, batches_per_epoch, _planned(clones, module)), measure)
-    if clones:
-        raise TypeError("`callbacks` are given beside a net, which has its own; give only one of the two")
     with kept_random_states(net=net, X=X, y=y):
         return _completed(_subject_of(net, X, y, max_epochs, batches_per_epoch, module), measure)
+
+
+def _check_kind(net: object, X: Any, y: Any, callbacks: Sequence[Any]) -> None:
+    """Reject what is no net or network, and arguments that only the other of the two has."""
+    if isinstance(net, type):
+        raise TypeError(_no_net(net))
+    if not isinstance(net, nn.Module):
+        if callbacks:
+            raise TypeError("`callbacks` are given beside a net, which has its own; give only one of the two")
+        return
+    for name, data in {"X": X, "y": y}.items():
+        if data is not None:
+            remedy = "give the callbacks as `callbacks=[...]`, or a net with the data"
+            raise TypeError(f"`{name}` is {shown(data)}, but a network alone needs no data; {remedy}")
+
+
+def _no_net(net: object) -> str:
+    return f"`net` is {shown(net)}; give a net of skorch, or a torch.nn.Module and `callbacks`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +191,8 @@ def _subject_of(
     net: Any, X: Any, y: Any, max_epochs: int | None, batches_per_epoch: int | None, module: str | None
 ) -> _Subject:
     steps, net = split_pipeline(net)
-    if isinstance(net, type) or not hasattr(net, "initialized_"):
-        raise TypeError(f"`net` is {shown(net)}; give a net of skorch, or a torch.nn.Module and `callbacks`")
+    if not hasattr(net, "initialized_"):
+        raise TypeError(_no_net(net))
     probe = NetProbe(net, _KINDS)
     probe.name = _planned(probe.callbacks, module)
     if X is not None:

@@ -229,9 +229,11 @@ class FreezePlan:
         for i in range(1, len(self.phases) + 1):
             below, passed = self._passed(i)
             if n_weights(self, passed) > max(n_weights(self, self._skipped(i)), n_weights(self, below)):
+                verb, it = "trains" if len(below) == 1 else "train", "it" if len(passed) == 1 else "them"
+                frozen = f"{counted(len(passed), 'frozen tensor')} ({counted(n_weights(self, passed), 'weight')})"
                 found.append(
-                    f"phase {i}: {listed(below)} trains below {counted(len(passed), 'frozen tensor')} "
-                    f"({counted(n_weights(self, passed), 'weight')}), so that the backward pass goes through them"
+                    f"phase {i}: {listed(below)} {verb} nearer to the input than {frozen}, so "
+                    f"the backward pass has to go through {it}"
                 )
         return found
 
@@ -274,7 +276,7 @@ class FreezePlan:
         return [name for name in self.sizes if name not in done]
 
     def _passed(self, i: int) -> tuple[list[str], list[str]]:
-        """Return what trains below frozen tensors, and those that the backward pass goes through for it."""
+        """Return what trains near the input, and the frozen tensors that the backward pass goes through for it."""
         trainable = self.phases[i - 1].trainable
         if self.measured is not None:
             cost = self.measured.phases[i - 1]

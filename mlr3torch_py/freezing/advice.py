@@ -15,6 +15,8 @@ from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
 from mlr3torch_py.patterns import cover
 from mlr3torch_py.schedule.plan import Held, Plan
+from mlr3torch_py.schedule.rates import scaled_early
+from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.warn import warn
 
@@ -151,20 +153,25 @@ def frozen_again(network: nn.Module, names: Sequence[str]) -> str:
     )
 
 
-def doubts_about(plan: Plan, network: nn.Module, starting: Select | None) -> Iterator[str]:
-    """Yield what is probably a mistake in a plan: rows without an effect, and selectors that match nothing.
+def doubts_about(plan: Plan, network: nn.Module, given: Select | Schedule) -> Iterator[str]:
+    """Yield what is probably a mistake in a plan: rows without an effect or with one too early, and empty selectors.
 
     Parameters
     ----------
     plan : Plan
     network : torch.nn.Module
-    starting : Select or None
-        What the user has selected to train from the start, if anything.
+    given : Select or Schedule
+        What the user has selected to train from the start, or the schedule that says it.
 
     Yields
     ------
     str
     """
+    if isinstance(given, Schedule) and given.may_have_rows and not plan.steps:
+        yield (
+            f"`schedule`: {given!r} freezes nothing, since the network has one block, which trains from the start; "
+            "give `groups`, or look at network_blocks(network)"
+        )
     sharing = sharing_names(named_parameters(network))
     for what, steps in {
         "{} never takes effect, since epochs and batches count from 1": [s for s in plan.steps if s.time == 0],
@@ -173,7 +180,13 @@ def doubts_about(plan: Plan, network: nn.Module, starting: Select | None) -> Ite
     }.items():
         if steps:
             yield f"`unfreeze`: {what.format(listed((step.row for step in steps), most=3))}"
-    selections = [] if starting is None else [("`starting_weights`", starting, plan.starting)]
+    for step, names in scaled_early(plan):
+        early = _by_module(network, [name for name in plan.names if name in names])
+        yield (
+            f"`unfreeze`: {step.row} has the lr_mult {step.row.lr_mult:g}, which from the first step on also holds for "
+            f"{early}, trained before; leave that out of its `weights`, or write 'row' in a column `lr_mult_from`"
+        )
+    selections = [] if isinstance(given, Schedule) else [("`starting_weights`", given, plan.starting)]
     selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]
     names = dict.fromkeys(plan.names).keys()
     for place, select, selected in selections:

@@ -278,7 +278,7 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     def doubts(self, network: nn.Module, plans: Sequence[Plan]) -> Iterator[str]:
         (plan,) = plans
-        return doubts_about(plan, network, self.starting_weights if self.schedule is None else None)
+        return doubts_about(plan, network, self.starting_weights if self.schedule is None else self.schedule)
 
     def advise(self, net: Net) -> None:
         super().advise(net)

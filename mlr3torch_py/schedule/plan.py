@@ -314,7 +314,7 @@ class Plan:
         """
         tensor_of = {name: i for i, names in enumerate(sharing) for name in names}
         no_ops, before = [], {tensor_of.get(name, name) for name in self.starting}
-        for step, trainable in self._in_turn():
+        for step, trainable in self.in_turn():
             after = {tensor_of.get(name, name) for name in trainable}
             if step.names and after == before and step.row.lr_mult is None:
                 no_ops.append(step)
@@ -330,10 +330,10 @@ class Plan:
         -------
         list of Step
         """
-        left = {step.time: (step, bool(trainable)) for step, trainable in self._in_turn()}
+        left = {step.time: (step, bool(trainable)) for step, trainable in self.in_turn()}
         return [step for step, is_left in left.values() if not is_left and step.time and step.row.action == "freeze"]
 
-    def _in_turn(self) -> Iterator[tuple[Step, Held]]:
+    def in_turn(self) -> Iterator[tuple[Step, Held]]:
         """Yield the steps with what is trainable after each; nothing if their order depends on the training."""
         if (self._by_epoch and self._by_batch) or self.conditions:
             return

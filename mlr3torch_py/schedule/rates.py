@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Generic, TypeVar
 
-from mlr3torch_py.schedule.plan import Plan
+from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.steps import Act, Moment, Step
 
-__all__ = ["Factor", "factors_at"]
+__all__ = ["Factor", "factors_at", "scaled_early"]
 
 _Tensor = TypeVar("_Tensor", bound=Hashable)
 
@@ -97,6 +97,38 @@ def factors_at(plans: Iterable[Plan], moment: Moment, tensor_of: Mapping[str, _T
             factors[tensor] = Factor(factors.get(tensor, Factor()).mult, warmup, batch)
     ever = set[_Tensor]().union(*(_tensors(step, tensor_of) for plan in plans for step in plan.scaling))
     return {tensor: factors.get(tensor, Factor()).since(moment.batch) for tensor in ever}
+
+
+def scaled_early(plan: Plan) -> Iterator[tuple[Step, Held]]:
+    """Yield the rows whose factor also holds for what trains before them, with the names of that.
+
+    Left out are rows that release nothing: setting a factor is all that they do.
+
+    Parameters
+    ----------
+    plan : Plan
+
+    Yields
+    ------
+    (Step, set of str)
+
+    Examples
+    --------
+    >>> from mlr3torch_py import select_all, select_name
+    >>> from mlr3torch_py.schedule.table import read_table
+    >>> table = {"epoch": [3], "weights": [select_all()], "lr_mult": [0.1]}
+    >>> plan = Plan.resolve(select_name("weight"), read_table(table), ["weight", "bias"])
+    >>> [sorted(names) for _, names in scaled_early(plan)]
+    [['weight']]
+    """
+    before, has_factor = plan.starting, frozenset[str]()
+    for step, trainable in plan.in_turn():
+        early = (step.names & before) - has_factor
+        if step.row.lr_mult is not None and step.row.lr_mult_from == "start":
+            has_factor |= step.names
+            if early and trainable - before and step.scales and step.row.lr_mult != 1 and step.time > 1:
+                yield step, early
+        before = frozenset(trainable)
 
 
 class _Holds(Generic[_Tensor]):

@@ -64,7 +64,7 @@ def gradual_unfreezing(
 ) -> Schedule | UnfreezeArguments:
     """Unfreeze block after block, from the head to the input.
 
-    The head, which is the last block, is trainable from the start. The block below it joins at ``start + every``, the
+    The head, which is the last block, is trainable from the start. The block before it joins at ``start + every``, the
     next one at ``start + 2 * every``, and so on, until all are trainable.
 
     Parameters
@@ -82,7 +82,7 @@ def gradual_unfreezing(
         The blocks, from the input to the head, in place of those of the module tree. A table of `network_blocks` is
         taken by its column `holds`.
     lr_decay : float
-        The divisor of a block's learning rate for each block above it, such as 2.6.
+        The divisor of a block's learning rate for each block between it and the output, such as 2.6.
     among : Select, optional
         What may be trained at all, such as `select_trainable`; blocks without any of it are left out.
     head : str, list of str, or Select, optional
@@ -129,7 +129,7 @@ def gradual_unfreezing(
     CallbackSetUnfreeze(schedule=gradual_unfreezing(every=2, lr_decay=2.6))
     """
     schedule = GradualUnfreezing(every, start, unit, groups, lr_decay, among, head, n_groups, level, warmup)
-    return schedule if isinstance(network, AnyNetwork) else schedule.resolve(network)
+    return schedule.for_network(network, first="every")
 
 
 @overload
@@ -220,7 +220,7 @@ def chain_thaw(
     2      3  select_prefix('3')  unfreeze
     """
     schedule = ChainThaw(every, start, unit, groups, among, head, n_groups, level)
-    return schedule if isinstance(network, AnyNetwork) else schedule.resolve(network)
+    return schedule.for_network(network, first="every")
 
 
 @overload
@@ -277,7 +277,7 @@ def head_first(
     lr_mult : float
         A factor on the learning rate of all blocks, the head as well, once the whole network is trained.
     warmup : int
-        The number of batches in which the learning rate of the blocks below the head then rises from zero.
+        The number of batches in which the learning rate of the blocks before the head then rises from zero.
 
     Returns
     -------
@@ -312,4 +312,4 @@ def head_first(
     0      6  select_prefix('0', '3', '6')      0.1          row
     """
     schedule = HeadFirst(epochs, groups, among, head, n_groups, level, lr_mult, warmup)
-    return schedule if isinstance(network, AnyNetwork) else schedule.resolve(network)
+    return schedule.for_network(network, first="epochs")

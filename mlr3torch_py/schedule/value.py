@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from numbers import Real
 from typing import Any, ClassVar, Final, NoReturn, get_args
 
 import pandas as pd
@@ -122,6 +123,19 @@ class Schedule(ABC):
             If the schedule does not fit the network.
         """
         return self._arguments(self._blocks(network))
+
+    @property
+    def may_have_rows(self) -> bool:
+        """Whether a network with enough blocks gets a table with rows."""
+        return self.n_groups != 1 and (self.groups is None or len(self.groups) > 1)
+
+    def for_network(self, network: nn.Module | NetOfUser | AnyNetwork, *, first: str) -> Schedule | UnfreezeArguments:
+        """Return the arguments for a network, or the schedule itself without one; a number was meant as `first`."""
+        if isinstance(network, AnyNetwork):
+            return self
+        if isinstance(network, Real):
+            raise TypeError(f"`network` is {shown(network)}; write `{first}={network}`, since the network comes first")
+        return self.resolve(network)
 
     @abstractmethod
     def _arguments(self, blocks: list[Select]) -> UnfreezeArguments:

@@ -23,6 +23,7 @@ from mlr3torch_py import (
     Plateau,
     freeze_plan,
     gradual_unfreezing,
+    head_first,
     select_all,
     select_last,
     select_name,
@@ -189,12 +190,16 @@ def test_one_trainable_weight_that_undoes_the_saving_is_named():
     assert plan.warnings() == []
     plan = freeze_plan(Nested(4), callbacks=[CallbackSetUnfreeze(select_name("embed.bias") | select_last(1))])
     (warning,) = plan.warnings()
-    assert warning.startswith("phase 1: embed.bias trains below 24 frozen tensors (192 weights)")
+    assert warning.startswith("phase 1: embed.bias trains nearer to the input than 24 frozen tensors (192 weights)")
     assert warning in " ".join(str(plan).split())
     assert warning in plan._repr_html_()
     assert freeze_plan(Nested(4), callbacks=[CallbackSetUnfreeze(select_last(1))]).warnings() == []
     layer = freeze_plan(Nested(4), callbacks=[CallbackSetUnfreeze(select_prefix("embed") | select_last(1))])
-    assert layer.warnings()[0].startswith("phase 1: embed.weight, embed.bias trains below 24 frozen tensors")
+    (warning,) = layer.warnings()
+    assert warning.startswith("phase 1: embed.weight, embed.bias train nearer to the input than 24 frozen tensors")
+    network = nn.Sequential(nn.Linear(1, 1), nn.Linear(3, 3, bias=False), nn.Linear(3, 1))
+    (warning,) = freeze_plan(network, callbacks=[CallbackSetUnfreeze(~select_name("1.weight"))]).warnings()
+    assert "1 frozen tensor (9 weights), so the backward pass has to go through it" in warning
 
 
 def test_tied_weights_count_once_and_hand_frozen_ones_stay():
@@ -216,12 +221,20 @@ def test_lazy_parameters_have_no_size_yet():
     ("net", "message"),
     [
         (3, "`net` is 3"),
+        (MLP, "`net` is .*MLP.*; give a net of skorch, or a torch.nn.Module"),
         (iris_net(unfreeze()), "`callbacks` are given beside a net"),
     ],
 )
 def test_a_wrong_net_is_named(net, message):
     with pytest.raises(TypeError, match=message):
         freeze_plan(net, callbacks=[unfreeze()] if net != 3 else ())
+
+
+@pytest.mark.parametrize("data", [{"X": unfreeze()}, {"X": head_first()}, {"X": X}, {"y": y}])
+def test_data_beside_a_network_are_refused(data):
+    (name,) = data
+    with pytest.raises(TypeError, match=f"`{name}` is .*, but a network alone needs no data; give the callbacks as"):
+        freeze_plan(NETWORK, **data, callbacks=[unfreeze()])
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_a_warning_names_what_trains_below():
     net.set_params(callbacks=[t_clbk("unfreeze", starting_weights=select_name("body.bias"))])
     assert freeze_plan(net, X, y).warnings() == []
     (warning,) = freeze_plan(net, X, y, measure=True).warnings()
-    assert warning.startswith("phase 1: body.bias trains below 7 frozen tensors")
+    assert warning.startswith("phase 1: body.bias trains nearer to the input than 7 frozen tensors")
 
 
 def test_parametrized_weights_are_passed_as_the_modules_that_use_them():

@@ -13,12 +13,19 @@ from mlr3torch_py import (
     CallbackSetUnfreeze,
     Freezer,
     Plateau,
+    chain_thaw,
+    freeze_plan,
+    gradual_unfreezing,
+    head_first,
     select_all,
+    select_first,
     select_glob,
     select_last,
     select_name,
+    select_none,
     select_prefix,
     select_trainable,
+    t_clbk,
 )
 from tests.freezing.test_freezer import Criterion
 from tests.helpers import Trace, X, iris_net, y
@@ -329,3 +336,36 @@ def test_an_epoch_at_which_nothing_will_train_is_warned_of_when_training_begins(
         iris_net(callback, max_epochs=3).fit(X, y)
     assert len(iris_net(callback, max_epochs=2).fit(X, y).history) == 2
     assert len(iris_net(callback, max_epochs=3).set_params(criterion=Criterion).fit(X, y).history) == 3
+
+
+def test_a_factor_that_also_slows_what_trains_before_its_row_is_warned_of():
+    table = {"epoch": [2, 3], "weights": [select_last(2), select_all()], "lr_mult": [0.3, 0.1]}
+    sentence = r"row 0 \(.*\) has the lr_mult 0.3, which from the first step on also holds for 6, trained before"
+    with pytest.warns(UserWarning, match=sentence) as warned:
+        iris_net(CallbackSetUnfreeze(select_last(1), table), max_epochs=3).fit(X, y)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    ("starting_weights", "table"),
+    [
+        (select_last(1), {"epoch": [2], "weights": [select_all()], "lr_mult": [0.1], "lr_mult_from": ["row"]}),
+        (select_last(1), {"epoch": [1], "weights": [select_all()], "lr_mult": [0.1]}),
+        (select_none(), {"epoch": [1, 2], "weights": [select_last(1), select_all()], "lr_mult": [1, 0.1]}),
+        (select_all(), {"epoch": [2], "weights": [select_first(1)], "lr_mult": [0.1]}),
+    ],
+)
+def test_a_factor_that_is_meant_so_is_not_warned_of(starting_weights, table):
+    assert freeze_plan(iris_net(CallbackSetUnfreeze(starting_weights, table))).notes == ()
+
+
+@pytest.mark.parametrize("schedule", [gradual_unfreezing(every=2), chain_thaw(), head_first(epochs=2)])
+def test_a_schedule_that_finds_one_block_is_warned_of(schedule):
+    net = iris_net(t_clbk("unfreeze", schedule=schedule), module=MLP(4, 3))
+    with pytest.warns(UserWarning, match=r"`schedule`: .* freezes nothing, since the network has one block"):
+        net.fit(X, y)
+
+
+@pytest.mark.parametrize("schedule", [gradual_unfreezing(n_groups=1), gradual_unfreezing(groups=[select_all()])])
+def test_a_schedule_of_which_one_block_is_asked_is_not_warned_of(schedule):
+    assert freeze_plan(iris_net(t_clbk("unfreeze", schedule=schedule), module=MLP(4, 3))).notes == ()

@@ -176,7 +176,7 @@ class Mixed(NeuralNetClassifier):
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_mixed_precision_freezes_as_ever(dtype, table):
     trace = Trace()
-    table = table | {"lr_mult": [0.5, None]}
+    table = table | {"lr_mult": [0.5, None], "lr_mult_from": ["row", None]}
     net = iris_net(
         CallbackSetUnfreeze(select_last(1), table), trace, module=Nested, cls=Mixed, dtype=dtype, max_epochs=3
     )

@@ -213,7 +213,7 @@ def test_groups_of_the_user_take_the_place_of_blocks(make):
         ({"groups": ["0"]}, "`groups`: entry 0 is '0'"),
         ({"groups": []}, "`groups` is empty"),
         ({"network": nn.ReLU()}, "`network` has no parameters"),
-        ({"network": 3}, "`network` is 3"),
+        ({"network": 3}, "`network` is 3; write `(every|epochs)=3`, since the network comes first"),
         ({"network": None}, "`network` is None; give a torch.nn.Module, or a net after net.initialize()"),
         ({"groups": select_last(1)}, r"`groups` is select_last\(1\); give a list of selectors"),
         ({"groups": "0"}, "`groups` is '0'; give a list"),
