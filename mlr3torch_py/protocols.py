@@ -18,6 +18,7 @@ __all__ = [
     "PipelineOfUser",
     "last_event",
     "pinned_kinds",
+    "rates_in_use",
 ]
 
 
@@ -100,16 +101,28 @@ class EventCounter(Protocol):
     def event(self) -> int:
         """The number of the last event; every event of every net has its own."""
 
+    @property
+    def rates_in_use(self) -> set[str]:
+        """The names under which the history has the rates of trainable parameters; empty if none is scaled."""
+
 
 def last_event(net: Net, module: str = "module") -> int | None:
     """Return the number of the last event in a module of a net; None without any."""
+    return next((engine.event for name, engine in _engines(net) if name == module), None)
+
+
+def rates_in_use(net: Net) -> set[str]:
+    """Return the names under which the history has the rates of what is trainable; empty if none is scaled."""
+    return {name for _, engine in _engines(net) for name in engine.rates_in_use}
+
+
+def _engines(net: Net) -> Iterator[tuple[str, EventCounter]]:
+    """Yield the engines of a net with the modules that they govern."""
     for _, callback in net.callbacks_:
         # Not by getattr, since an object such as a Mock may answer every attribute.
         attributes = getattr(callback, "__dict__", {})
-        engine: EventCounter | None = attributes.get("engine_")
-        if engine is not None and attributes.get("module", "module") == module:
-            return engine.event
-    return None
+        if (engine := attributes.get("engine_")) is not None:
+            yield attributes.get("module", "module"), engine
 
 
 def pinned_kinds(callbacks: Iterable[Any]) -> tuple[bool, bool]:

@@ -11,7 +11,7 @@ from mlr3torch_py.arguments import check_flag, check_whole
 from mlr3torch_py.callbacks.progress_display import Display, display_for
 from mlr3torch_py.callbacks.progress_state import Epoch, ProgressState, seconds_text
 from mlr3torch_py.names import counted
-from mlr3torch_py.protocols import Net
+from mlr3torch_py.protocols import Net, rates_in_use
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import row_of, rows_of
 from mlr3torch_py.training.processes import is_main_process
@@ -99,8 +99,8 @@ class CallbackSetProgress(CallbackSet):
         if self.ctx is not None:
             state.total_epochs = self.ctx.total_epochs
         if not state.number and len(net.history) > 1:
-            before = len(net.history) - 1
-            self._say(f"Training: resumed after epoch {before}, {state.total_epochs - before} left")
+            how = "resumed" if self.ctx is not None and self.ctx.is_resumed else "continued"
+            self._say(f"Training: {how} after epoch {len(net.history) - 1}")
         state.number, self.is_open_ = len(net.history), True
         self._begin_part(net, dataset_train, "train")
 
@@ -108,7 +108,8 @@ class CallbackSetProgress(CallbackSet):
         if training:
             optimizers = (getattr(net, f"{name}_", None) for name in net._optimizers)
             groups = (group for one in optimizers for group in getattr(one, "param_groups", ()))
-            self.rates_ = [float(group["lr"]) for group in groups if "lr" in group]
+            trained = (group for group in groups if any(tensor.requires_grad for tensor in group["params"]))
+            self.rates_ = [float(group["lr"]) for group in trained if "lr" in group]
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if self.state_ is not None and self.display_ is not None:
@@ -130,7 +131,7 @@ class CallbackSetProgress(CallbackSet):
         self.is_open_ = False
         governed = [getattr(net, f"{name}_") for name in governed_modules(row)]
         n_weights = sum(one.numel() for module in governed for one in module.parameters() if not is_lazy(one))
-        state.epochs.append(Epoch.of(row, len(net.history), [*self.rates_], n_weights, self.digits))
+        state.epochs.append(Epoch.of(row, len(net.history), [*self.rates_], n_weights, self.digits, rates_in_use(net)))
         state.losses.append((len(net.history), row.get("train_loss"), row.get("valid_loss")))
         if self.display_ is not None:
             self.display_.epoch_ended(state)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
 
 from mlr3torch_py.names import percent
 from mlr3torch_py.training.context import scores_of
-from mlr3torch_py.training.trained import EVENT, RATE, governed_modules, key_of
+from mlr3torch_py.training.trained import EVENT, governed_modules, key_of
 from mlr3torch_py.values import is_number
 
 __all__ = ["Epoch", "ProgressState", "scores_in", "seconds_text"]
@@ -51,7 +51,15 @@ class Epoch:
         return f"{', '.join(cells)} ({self.seconds})" + (f"; {self.changes}" if self.changes else "")
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], number: int, rates: list[float], n_weights: int, digits: int | None) -> Epoch:
+    def of(
+        cls,
+        row: Mapping[str, Any],
+        number: int,
+        rates: list[float],
+        n_weights: int,
+        digits: int | None,
+        in_use: Collection[str] = (),
+    ) -> Epoch:
         """Read an epoch from its row of the history.
 
         Parameters
@@ -59,16 +67,20 @@ class Epoch:
         row : mapping
         number : int
         rates : list of float
-            The learning rates of the param groups at its last batch.
+            The learning rates of the param groups with trainable parameters at its last batch.
         n_weights : int
             The number of all weights of the modules that are governed.
         digits : int or None
+        in_use : collection of str
+            The names of the rates of trainable parts in the history; empty if there are no parts with factors.
         """
         scores = {name: number_text(value, digits) for name, value in scores_in(row)}
         n_trainable = sum(row[key_of("n_trainable", module)] for module in governed_modules(row))
         share = percent(n_trainable / n_weights) if n_weights else ""
         changes = "; ".join(_changes(row))
-        return cls(number, scores, _rates_text([*_rates_of_parts(row)] or rates), share, seconds_text([row]), changes)
+        return cls(
+            number, scores, _rates_text([*_rates_of_parts(row, in_use)] or rates), share, seconds_text([row]), changes
+        )
 
 
 def _changes(row: Mapping[str, Any]) -> Iterator[str]:
@@ -151,10 +163,10 @@ def scores_in(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, float(value)
 
 
-def _rates_of_parts(row: Mapping[str, Any]) -> Iterator[float]:
-    """Yield the rates of param groups, and of their parts with factors, at the last batch that has them."""
+def _rates_of_parts(row: Mapping[str, Any], in_use: Collection[str]) -> Iterator[float]:
+    """Yield the rates of trainable parts of param groups at the last batch that has them."""
     for entry in reversed(row.get("batches", ())):
-        rates = [float(value) for key, value in entry.items() if RATE.fullmatch(key)]
+        rates = [float(value) for key, value in entry.items() if key in in_use]
         if rates:
             yield from rates
             return

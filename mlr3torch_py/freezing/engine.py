@@ -121,6 +121,11 @@ class FreezingEngine(Generic[_Host]):
         return self._inventory.seems_current
 
     @property
+    def rates_in_use(self) -> set[str]:
+        """The names under which the history has the rates of trainable parameters; empty if none is scaled."""
+        return self._rates.in_use
+
+    @property
     def is_provisional(self) -> bool:
         """Whether no step has been taken since training began."""
         return self._flags_before is not None

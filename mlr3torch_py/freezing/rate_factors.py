@@ -117,6 +117,13 @@ class RateFactors:
         """Whether the optimizer is in the middle of its step, or was when the step raised."""
         return bool(self._own)
 
+    def in_use(self) -> Iterator[str]:
+        """Yield the names under which the rates of trainable parameters are recorded."""
+        for i, group in enumerate(self.optimizer.param_groups):
+            for part in self._parts_of(i, group):
+                if any(tensor.requires_grad for tensor in part.tensors):
+                    yield part.name
+
     def remove(self) -> None:
         """Restore the optimizer."""
         self._restore()

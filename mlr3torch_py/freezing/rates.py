@@ -41,6 +41,11 @@ class Rates:
         """Whether there are factors on trainable tensors of which no step is known to use them."""
         return bool(self._watched)
 
+    @property
+    def in_use(self) -> set[str]:
+        """The names under which the rates of trainable parameters are recorded; empty if none is scaled."""
+        return {name for factors in self._scaled.values() for name in factors.in_use()}
+
     def scale(
         self, factor_of: Mapping[int, Factor], optimizers: Iterable[tuple[str, Optimizer]], column: str = "lr_mult"
     ) -> None:

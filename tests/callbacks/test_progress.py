@@ -55,6 +55,18 @@ def test_the_line_of_an_epoch_names_what_was_unfrozen_and_frozen(capfd):
     assert second.endswith(" s); unfroze 0.weight, 0.bias, froze 3.weight, 3.bias")
 
 
+def test_the_learning_rates_of_an_epoch_are_those_of_what_trains(capfd):
+    table = {"epoch": [2, 3], "weights": [select_prefix("3"), select_prefix("0")], "lr_mult": [0.5, 0.1]}
+    net = iris_net(t_clbk("progress"), CallbackSetUnfreeze(select_prefix("6"), table), max_epochs=3).fit(X, y)
+    out = capfd.readouterr().out
+    assert re.findall(r"lr (.+?),", out) == ["0.1", "0.05 to 0.1", "0.01 to 0.1"]
+    assert net.history[0, "batches", 0, "lr_0_x0.1"] == pytest.approx(0.01)
+    groups = [("0.*", {"lr": 0.3}), ("3.*", {"lr": 0.2})]
+    head = CallbackSetUnfreeze(select_prefix("3", "6"))
+    iris_net(t_clbk("progress"), head, max_epochs=1, optimizer__param_groups=groups).fit(X, y)
+    assert "lr 0.1 to 0.2," in capfd.readouterr().out
+
+
 @pytest.mark.slow
 def test_in_a_terminal_bars_go_over_the_batches_of_training_and_validation():
     """A pseudo-terminal shows what a user's terminal would."""
@@ -101,13 +113,15 @@ def test_the_time_and_the_epochs_are_those_of_all_calls(capfd, tmp_path):
     capfd.readouterr()
     net = net_of(4).fit(X, y)
     resumed, *lines = capfd.readouterr().out.splitlines()
-    assert resumed == "Training: resumed after epoch 2, 2 left"
+    assert resumed == "Training: resumed after epoch 2"
     assert matches(lines_of(4, first=3), "\n".join(lines))
     for row in net.history:
         row["dur"] = 10.0
     net.set_params(max_epochs=1)
     net.partial_fit(X, y)
-    assert "Trained for 5 epochs (40." in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "Trained for 5 epochs (40." in out
+    assert "Training: continued after epoch 4\n" in out
 
 
 @pytest.mark.parametrize(("digits", "shown"), [(1, "0.1"), (2, "0.12"), (4, "0.1235"), (None, "0.1235")])

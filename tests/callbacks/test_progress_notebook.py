@@ -74,7 +74,7 @@ def test_the_table_has_a_row_for_each_epoch_with_what_was_unfrozen_by_block(cell
 
 def test_it_says_where_it_was_resumed(cells):
     words = words_of(cells[2].outputs[0].data["text/html"])
-    assert "Training: resumed after epoch 3, 4 left" in words
+    assert "Training: continued after epoch 3" in words
 
 
 def test_the_losses_are_drawn_beneath(cells):
