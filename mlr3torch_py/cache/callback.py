@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
@@ -16,12 +17,15 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.protocols import Net, last_event, pinned_kinds
 from mlr3torch_py.training.callback_set import CallbackSet
+from mlr3torch_py.training.clock import rows_of
 from mlr3torch_py.training.processes import are_several, check_unsharded, is_main_process
 from mlr3torch_py.training.stages import LargeState
 from mlr3torch_py.values import shown
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetFrozenCache"]
+
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 _DEVICES: Final = {None: None, "cpu": torch.device("cpu")}
 _DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -247,6 +251,11 @@ class CallbackSetFrozenCache(CallbackSet):
         cached, self.cached_ = self.cached_, None
         if cached is None:
             return
+        if _fills_in_vain(rows_of(net.history)):
+            logger.info(
+                "frozen_cache: hardly any row was used again, since every epoch began with an event, which empties the "
+                "cache; leave two epochs or more between events"
+            )
         if self.keep:
             cached.keep()
             self.kept_ = cached
@@ -301,6 +310,13 @@ class CallbackSetFrozenCache(CallbackSet):
         if self.cached_ is not None:
             self.cached_.close()
         self.cached_, self.event_ = None, None
+
+
+def _fills_in_vain(history: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether few rows were used again, since each epoch with something to cache began with an event."""
+    rows = [row for row in history if row.get("cache_misses") or row.get("cache_hits")]
+    has_hits = 10 * sum(row["cache_hits"] for row in rows) > sum(row["cache_misses"] for row in rows)
+    return len(rows) > 1 and not has_hits and all(row.get("event_unfreeze") for row in rows[1:])
 
 
 def _check_modules(modules: object) -> None:

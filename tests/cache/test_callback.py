@@ -1,6 +1,7 @@
 """CallbackSetFrozenCache: the same weights as without it, and less computing."""
 
 import copy
+import logging
 import re
 import warnings
 
@@ -16,6 +17,7 @@ from mlr3torch_py import (
     CallbackSetFrozenCache,
     CallbackSetUnfreeze,
     Freezer,
+    gradual_unfreezing,
     select_all,
     select_prefix,
     t_clbk,
@@ -397,3 +399,12 @@ def test_two_caches_in_one_net_are_refused():
     )
     with pytest.raises(ValueError, match="a net has two frozen_cache callbacks"):
         net.fit(X, y)
+
+
+@pytest.mark.parametrize(("every", "is_said"), [(1, True), (2, False)])
+def test_the_log_says_if_events_leave_no_epoch_to_use_what_was_cached(every, is_said, caplog):
+    caplog.set_level(logging.INFO, logger="mlr3torch_py")
+    freezing = t_clbk("unfreeze", schedule=gradual_unfreezing(every=every), frozen_mode="eval")
+    net = iris_net(freezing, t_clbk("frozen_cache"), module=Nested, max_epochs=6).fit(X, y)
+    assert (sum(hits(net)[:4]) < 10) is is_said
+    assert any("hardly any row was used again" in message for message in caplog.messages) is is_said
