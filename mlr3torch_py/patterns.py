@@ -89,7 +89,7 @@ def expanded(pattern: str) -> list[str]:
     Raises
     ------
     ValueError
-        If there are more than a hundred thousand.
+        If there are more than a hundred thousand, or a range is none.
 
     Examples
     --------
@@ -141,12 +141,14 @@ _MOST_PATHS: Final = 10**5
 def _alternatives(text: str) -> list[str]:
     """Return what one entry in braces stands for."""
     numbers = _RANGE.fullmatch(text)
-    if numbers is None:
+    if numbers is None and ".." not in text:
         return [text]
-    first, last = int(numbers[1]), int(numbers[2])
+    first, last = (int(numbers[1]), int(numbers[2])) if numbers else (1, 0)
+    if last < first:
+        raise ValueError(f"{text!r} is no range; give two whole numbers, the lower one first, as in '0..11'")
     if last - first > _MOST_PATHS:
         raise ValueError(f"{text!r} stands for more than {_MOST_PATHS:,} paths; give a shorter range")
-    return [str(number) for number in range(first, last + 1)] or [text]
+    return [str(number) for number in range(first, last + 1)]
 
 
 def _differ_only_at(position: int, one: Sequence[tuple[str, ...]], other: Sequence[tuple[str, ...]]) -> bool:

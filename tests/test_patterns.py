@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,14 @@ def test_a_selector_of_many_paths_prints_by_their_pattern():
     assert repr(select_prefix("a", "b", "c")) == "select_prefix('a', 'b', 'c')"
     with pytest.raises(ValueError, match="`prefixes`: .* more than 100,000 paths"):
         select_prefix("{0..99999999}")
+
+
+@pytest.mark.parametrize("entry", ["5..0", "0..", "..5", "a..c"])
+def test_what_is_no_range_is_refused(entry):
+    with pytest.raises(ValueError, match=f"`prefixes`: '{re.escape(entry)}' is no range; give two whole numbers"):
+        select_prefix(f"layer.{{{entry}}}")
+    with pytest.raises(ValueError, match="is no range"):
+        select_prefix(f"layer.{{a,{entry}}}")
 
 
 @pytest.mark.slow

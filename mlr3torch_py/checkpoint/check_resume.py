@@ -73,7 +73,7 @@ def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeR
     --------
     >>> check_resume(iris_net(), X, y)  # doctest: +SKIP
     A run that is stopped after each epoch and resumed equals one that never stops.
-    * weights: 2 values are equal, bit for bit
+    * weights: 2 of 2 equal, bit for bit
     ...
     """
     if not isinstance(net, NeuralNet):

@@ -16,7 +16,7 @@ class ResumeReport:
     Attributes
     ----------
     table : pandas.DataFrame
-        One row per part of the training: `part`, how many values were `compared`, whether all are `equal`, the names
+        One row per part of the training: `part`, how many entries were `compared`, whether all are `equal`, the names
         of the `different` ones, and the `likely_cause`.
     ok : bool
         Whether everything is equal. The report itself is true if it is.
@@ -39,7 +39,7 @@ class ResumeReport:
         lines = [self._verdict()]
         for row in self.table.to_dict("records"):
             if row["equal"]:
-                lines.append(f"* {row['part']}: {row['compared']} values are equal, bit for bit")
+                lines.append(f"* {row['part']}: {row['compared']} of {row['compared']} equal, bit for bit")
             else:
                 lines.append(f"* {row['part']}: different in {row['different']}")
                 lines += [f"  likely cause: {row['likely_cause']}"] if row["likely_cause"] else []

@@ -21,6 +21,7 @@ _LONG: Final = 1700
 _FEWER: Final = (10, 7, 5, 4, 3)
 _MOST_WARNINGS: Final = 3
 _LEAST_WIDTH: Final = 40
+_HEADER: Final = 2
 
 
 def plan_text(plan: FreezePlan) -> str:
@@ -48,6 +49,8 @@ def plan_text(plan: FreezePlan) -> str:
 def _of_phases(frame: pd.DataFrame, told: Sequence[Sequence[str]], shown: Sequence[int], width: int) -> list[str]:
     """Write some phases: the table, and what they change."""
     lines = _table(frame.iloc[list(shown)], width)
+    if len(shown) < len(told) and len(lines) == _HEADER + len(shown):
+        lines.insert(_HEADER + len(shown) // 2, "...")
     for i, following in zip(shown, [*shown[1:], len(told)], strict=True):
         lines += [line for text in told[i] for line in _wrapped(f"{i + 1} {text}", width)]
         if following > i + 1:

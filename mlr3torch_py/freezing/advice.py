@@ -18,6 +18,7 @@ from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.rates import scaled_early
 from mlr3torch_py.schedule.value import Schedule
 from mlr3torch_py.select.base import Select
+from mlr3torch_py.select.nodes import Glob
 from mlr3torch_py.warn import warn
 
 __all__ = [
@@ -172,10 +173,12 @@ def doubts_about(plan: Plan, network: nn.Module, given: Select | Schedule) -> It
             f"`schedule`: {given!r} freezes nothing, since the network has one block, which trains from the start; "
             "give `groups`, or look at network_blocks(network)"
         )
-    sharing = sharing_names(named_parameters(network))
+    names = dict.fromkeys(plan.names).keys()
+    sharing, empty = sharing_names(named_parameters(network)), [step for step in plan.steps if not step.names]
+    braces = _on_braces(part for step in empty for part in step.row.weights.unmatched(names, network))
     for what, steps in {
         "{} never takes effect, since epochs and batches count from 1": [s for s in plan.steps if s.time == 0],
-        "{} matches no weight of the network": [step for step in plan.steps if not step.names],
+        f"{{}} matches no weight of the network{braces}": empty,
         "{} changes nothing: its weights are already trainable (or already frozen)": plan.no_ops(sharing),
     }.items():
         if steps:
@@ -188,10 +191,9 @@ def doubts_about(plan: Plan, network: nn.Module, given: Select | Schedule) -> It
         )
     selections = [] if isinstance(given, Schedule) else [("`starting_weights`", given, plan.starting)]
     selections += [(f"`unfreeze`: {step.row}", step.row.weights, step.names) for step in plan.steps if step.names]
-    names = dict.fromkeys(plan.names).keys()
     for place, select, selected in selections:
         for part in select.unmatched(names, network):
-            yield f"{place}: {part!r} matches no weight of the network"
+            yield f"{place}: {part!r} matches no weight of the network{_on_braces([part])}"
         yield from (f"{place}: {sentence}" for sentence in partly_selected(sharing, selected))
 
 
@@ -244,6 +246,12 @@ def partly_selected(sharing: Iterable[Collection[str]], selected: Held) -> Itera
                 f"{listed(map(repr, ours))} and {listed(map(repr, others))} share weights, which are trainable "
                 "as long as one of these names is; select all tied names, or none"
             )
+
+
+def _on_braces(parts: Iterable[Select]) -> str:
+    """Say who reads braces, if a shell pattern has some."""
+    are_meant = any(isinstance(part, Glob) and set("{}") <= set(part.pattern) for part in parts)
+    return "; of braces only select_prefix makes alternatives" if are_meant else ""
 
 
 def _by_module(network: nn.Module, names: Sequence[str]) -> str:

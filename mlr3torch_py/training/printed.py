@@ -21,6 +21,8 @@ _TOKEN: Final = re.compile(rf"{_COLOUR.pattern}|.")
 _GAP: Final = "..."
 _ROOM: Final = 16
 """The characters that the names of what was unfrozen need beside the header of their column."""
+_WHOLE: Final = 32
+"""Those that they need if nothing of them is left out."""
 
 
 def shorten_table(printer: PrintLog, net: Net) -> None:
@@ -87,6 +89,7 @@ class _NarrowTable:
         self._printer, self._net = printer, net
         self._is_squeezed = False
         self._room: int | None = None
+        self._widest = _WIDEST
 
     def __call__(self, row: Mapping[str, Any]) -> str:
         """Return the row as a table with a header, as skorch does; empty lines if nobody will see them."""
@@ -101,7 +104,7 @@ class _NarrowTable:
         row = {names.get(key, key): value for key, value in row.items()}
         text = self._table(row)
         for name in names.values():
-            excess = _width(text) - _WIDEST
+            excess = _width(text) - self._widest
             if excess > 0 and row[name]:
                 width = max(len(row[name]) - excess, len(name.removeprefix(_PREFIX)))
                 row = {**row, name: shortened(row[name], width)}
@@ -113,7 +116,10 @@ class _NarrowTable:
         if left < _ROOM:
             self._is_squeezed = True
             left = _WIDEST - _width(self._table(row))
-        self._room = max(0, min(_ROOM, left // n_columns))
+        self._room = min(_ROOM, left // n_columns)
+        if left < 0:  # scores alone take more than fits
+            self._room = _WHOLE
+            self._widest += n_columns * _WHOLE - left
 
     def _table(self, row: Mapping[str, Any]) -> str:
         text: str = type(self._printer).table(self._printer, row)

@@ -156,7 +156,7 @@ def test_a_report_is_true_if_all_is_equal_and_prints():
     report = _compare(ending(), ending(), ending())
     assert report
     assert str(report) == repr(report)
-    assert "weights: 2 values are equal, bit for bit" in str(report)
+    assert "weights: 2 of 2 equal, bit for bit" in str(report)
     assert "<table" in report._repr_html_()
 
 

@@ -81,6 +81,7 @@ def test_a_long_plan_prints_its_first_and_last_phases(schedule):
     numbers = [int(line.split()[0]) for line in text.splitlines() if line[0].isdigit() and "%" in line]
     assert {1, 2, 3, len(plan.phases)} <= {*numbers}
     assert f"... {len(plan.phases) - len(numbers)} more phases" in text
+    assert text.splitlines()[2 + len(numbers) // 2] == "..."
 
 
 @pytest.mark.parametrize("columns", [50, 80, 120])

@@ -241,6 +241,10 @@ def test_the_log_says_what_trains_at_the_start_and_what_each_row_unfreezes(caplo
             {"epoch": [2], "weights": [select_glob("nope.*")]},
             r"row 0 \(epoch 2: select_glob\('nope.\*'\)\) matches no weight",
         ),
+        (
+            {"epoch": [2], "weights": [select_glob("{0,3}.*")]},
+            "row 0 .* matches no weight of the network; of braces only select_prefix makes alternatives",
+        ),
         ({"epoch": [2], "weights": [select_name("6.bias")]}, r"row 0 .* changes nothing: its weights are already"),
         (
             {"epoch": [2], "weights": [select_prefix("3")], "action": ["freeze"]},

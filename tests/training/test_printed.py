@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import LRScheduler, PrintLog
+from skorch.callbacks import EpochScoring, LRScheduler, PrintLog
 from torch import nn
 
 from mlr3torch_py import gradual_unfreezing, t_clbk
@@ -96,6 +96,16 @@ def test_every_row_fits_and_is_aligned_whatever_the_names_are(network, capsys):
     assert len(told) >= 2
     assert not any("..." in text for text in told)
     assert max(map(len, told)) > 16
+
+
+def test_names_are_whole_where_the_scores_alone_do_not_fit(capsys):
+    scores = [(name, EpochScoring("accuracy", name=f"{name}_of_the_validation_data")) for name in ("one", "other")]
+    net = trained(ResNetLike, max_epochs=6, callbacks=[t_clbk("unfreeze", schedule=gradual_unfreezing()), *scores])
+    lines = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out).splitlines()
+    (width,) = {*map(len, lines)}
+    assert width > 100
+    told = [text for text in net.history[:, "event_unfrozen"] if text]
+    assert all(any(text in line for line in lines) for text in told)
 
 
 def test_after_training_and_in_copies_skorchs_printer_is_as_it_was(capsys):
