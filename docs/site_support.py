@@ -11,11 +11,21 @@ from sphinx.addnodes import pending_xref
 from sphinx.transforms import SphinxTransform
 
 import mlr3torch_py
+from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.training.stages import StagedCallback, machinery_of
 
 HEADER = (
     b"# Sphinx inventory version 2\n# Project: %s\n# Version: \n"
     b"# The remainder of this file is compressed using zlib.\n"
 )
+INTERNALS = {
+    "CallbackSetFrozenCache.make_parts",
+    "ContextTorch.asked_by",
+    "ContextTorch.epochs_left",
+    "Schedule.for_network",
+    "Schedule.may_have_rows",
+    "Schedule.set_params",
+}
 NAME = re.compile(r"(?:mlr3torch_py\.)?(\w+)(?:\(.*\))?", flags=re.DOTALL)
 
 
@@ -83,6 +93,17 @@ def linkcode_resolve_at(repository):
     return linkcode_resolve
 
 
+def leave_out_internals(app, what, name, member, skip, options):  # noqa: ARG001
+    """Leave out of a page what `dir` of a callback leaves out; None lets autodoc decide."""
+    function = getattr(member, "fget", member)
+    place, _, name = getattr(function, "__qualname__", "").rpartition(".")
+    cls = getattr(sys.modules.get(getattr(function, "__module__", None)), place, None)
+    is_of_callback = isinstance(cls, type) and issubclass(cls, StagedCallback)
+    is_internal = f"{place}.{name}" in INTERNALS or (is_of_callback and name in machinery_of(FreezingCallback))
+    return True if is_internal else None
+
+
 def setup(app):
     app.add_transform(NamesOfCode)
+    app.connect("autodoc-skip-member", leave_out_internals)
     return {"parallel_read_safe": True}

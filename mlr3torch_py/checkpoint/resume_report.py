@@ -24,6 +24,13 @@ class ResumeReport:
     See Also
     --------
     check_resume
+
+    Examples
+    --------
+    >>> columns = {"part": ["weights"], "compared": [2], "equal": [True], "different": [""], "likely_cause": [""]}
+    >>> ResumeReport(pd.DataFrame(columns))
+    A run that is stopped after each epoch and resumed equals one that never stops.
+    * weights: 2 of 2 equal, bit for bit
     """
 
     table: pd.DataFrame

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn
@@ -110,8 +111,9 @@ class TorchCallback(NamedTuple, Generic[C]):
         )
 
     def help(self) -> None:
-        """Show the documentation of the callback."""
-        help(type(self.callback))
+        """Show the documentation of the callback, without its methods."""
+        kind = type(self.callback)
+        pydoc.pager(f"{kind.__name__}{inspect.signature(kind)}\n\n{inspect.getdoc(kind)}")
 
     def __radd__(self, callbacks: Any) -> Any:
         """Join a list, so that a net takes ``callbacks=t_clbk(...)`` for ``callbacks=[t_clbk(...)]``."""

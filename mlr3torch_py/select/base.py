@@ -29,7 +29,8 @@ class Select(ABC):
     """A selector of parameters, as every ``select_…`` function returns it.
 
     Selectors are immutable, hashable, comparable and picklable, and print as the code that makes them. They combine
-    by ``~a``, ``a | b``, ``a & b``, ``a - b`` and ``a ^ b``. `mlr3torch_py.select` shows how to write another one.
+    by ``~a``, ``a | b``, ``a & b``, ``a - b`` and ``a ^ b``. How to write another one is shown in
+    :doc:`Extend </guide/extend>`.
 
     Attributes
     ----------
@@ -318,6 +319,18 @@ def selector(cls: _SelectClass) -> _SelectClass:
     ValueError
         If ``fn`` is that of a selector of this package. Of other classes with one ``fn``, the last one replaces those
         before, as when a cell of a notebook runs again.
+
+    Examples
+    --------
+    >>> from mlr3torch_py.select import Select, selector
+    >>> @selector
+    ... class Ending(Select):
+    ...     text: str
+    ...
+    ...     def matches(self, names, module=None):
+    ...         return {name for name in names if name.endswith(self.text)}
+    >>> Ending("bias")(["0.weight", "0.bias"])
+    ['0.bias']
     """
     made = value(cls)
     made.fn = cls.__dict__.get("fn", cls.__name__)

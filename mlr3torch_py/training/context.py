@@ -46,8 +46,6 @@ class ContextTorch:
         The training batch over the whole life of the net, from 1; 0 before the first.
     is_resumed : bool
         Whether this call continues a run from its files; the epochs it asks for include the earlier ones of that run.
-    is_starting : bool
-        Whether ``on_train_begin`` of the callbacks is being called.
     asked_epochs : int
         The number of epochs that the call asks for: ``epochs`` if it is given, else ``max_epochs`` of the net.
     total_epochs : int

@@ -15,7 +15,7 @@ from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.processes import from_main_process
 from mlr3torch_py.warn import warn
 
-__all__ = ["HOOK_OF_STAGE", "PASSED_TO_HOOK", "LargeState", "StagedCallback", "is_staged"]
+__all__ = ["HOOK_OF_STAGE", "PASSED_TO_HOOK", "LargeState", "StagedCallback", "is_staged", "machinery_of"]
 
 if TYPE_CHECKING:
 
@@ -68,7 +68,7 @@ PASSED_TO_HOOK: Final = {
 }
 """What is passed to each hook by keyword, after the net."""
 
-_OF_USERS: Final = frozenset({"ctx", "weight", "keeps_outputs", *HOOK_OF_STAGE.values()})
+_OF_USERS: Final = frozenset({"ctx", "weight", "keeps_outputs", "after_begin", "belongs_to", *HOOK_OF_STAGE.values()})
 
 
 class LargeState(NamedTuple):
@@ -280,9 +280,7 @@ class StagedCallback(Callback):
 
     def __dir__(self) -> list[str]:
         """Leave out what is no user's business: the machinery, and state that no docstring explains."""
-        classes = type(self).__mro__
-        machinery = {name for cls in classes if "_is_machinery" in vars(cls) for name in vars(cls)} - _OF_USERS
-        texts = [cls.__doc__ or "" for cls in classes]
+        machinery, texts = machinery_of(type(self)), [cls.__doc__ or "" for cls in type(self).__mro__]
         return [
             name
             for name in super().__dir__()
@@ -293,6 +291,18 @@ class StagedCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         owner = self.owner_ if self.ctx_ is None else Owner(self.ctx_.net)
         return self.__dict__ | {"ctx_": None, "owner_": owner}
+
+
+def machinery_of(cls: type) -> set[str]:
+    """Return the attributes of a class of callbacks that serve this package, and no user of it.
+
+    Examples
+    --------
+    >>> machinery = machinery_of(StagedCallback)
+    >>> "run_state" in machinery, "on_exit" in machinery
+    (True, False)
+    """
+    return {name for one in cls.__mro__ if "_is_machinery" in vars(one) for name in vars(one)} - _OF_USERS
 
 
 def is_staged(callback: object) -> TypeGuard[StagedCallback]:

@@ -19,7 +19,10 @@ def test_callbacks_are_described_for_people(capsys):
         "* patience: 3",
     ]
     made.help()
-    assert "Stop training when a score has not improved" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith("CallbackSetEarlyStopping(patience")
+    assert "Stop training when a score has not improved" in shown
+    assert "run_state" not in shown
 
 
 def test_a_custom_callback_says_what_it_needs_and_where_it_is_documented():
