@@ -183,8 +183,8 @@ def doubts_about(plan: Plan, network: nn.Module, given: Select | Schedule) -> It
     }.items():
         if steps:
             yield f"`unfreeze`: {what.format(listed((step.row for step in steps), most=3))}"
-    for step, names in scaled_early(plan):
-        early = _by_module(network, [name for name in plan.names if name in names])
+    for step, slowed in scaled_early(plan):
+        early = _by_module(network, [name for name in plan.names if name in slowed])
         yield (
             f"`unfreeze`: {step.row} has the lr_mult {step.row.lr_mult:g}, which from the first step on also holds for "
             f"{early}, trained before; leave that out of its `weights`, or write 'row' in a column `lr_mult_from`"
