@@ -121,7 +121,8 @@ def _engines(net: Net) -> Iterator[tuple[str, EventCounter]]:
     for _, callback in net.callbacks_:
         # Not by getattr, since an object such as a Mock may answer every attribute.
         attributes = getattr(callback, "__dict__", {})
-        if (engine := attributes.get("engine_")) is not None:
+        engine: Any = attributes.get("engine_")
+        if hasattr(type(engine), "rates_in_use"):
             yield attributes.get("module", "module"), engine
 
 
