@@ -269,7 +269,7 @@ def test_a_plan_is_not_lost_when_it_cannot_be_measured(net, data, why, measure):
 
 def test_a_network_alone_is_not_measured():
     callbacks = [t_clbk("unfreeze", starting_weights=select_prefix("head"))]
-    plan = freeze_plan(Net(), X, y, callbacks=callbacks, measure=True)
+    plan = freeze_plan(Net(), callbacks=callbacks, measure=True)
     assert plan.notes == ("not measured: a network alone takes no steps; give a net with `X` and `y`",)
 
 
