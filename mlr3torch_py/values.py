@@ -64,7 +64,7 @@ def length_of(data: Any) -> int | None:
 
 
 def plain(value: Any) -> Any:
-    """Turn a scalar of numpy, or an array without dimensions, into the Python object.
+    """Turn a scalar of numpy, an array without dimensions, or a member of an enum of strings into the Python object.
 
     Examples
     --------
@@ -72,4 +72,6 @@ def plain(value: Any) -> Any:
     >>> plain(np.uint8(3)), plain(np.array(0.5)), plain("a")
     (3, 0.5, 'a')
     """
+    if isinstance(value, str):
+        return str.__str__(value)  # str() of a member of an enum is its name
     return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value

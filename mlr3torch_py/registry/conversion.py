@@ -155,8 +155,7 @@ def as_torch_callback(x: Any, *, id: str | None = None, clone: bool = False) -> 
     """
     made = _as_torch_callback(x)
     if id is not None:
-        check_id("id", id)
-        made = TorchCallback(id, made.callback)
+        made = TorchCallback(check_id("id", id), made.callback)
     return TorchCallback(made.id, made.generate()) if check_flag("clone", clone) else made
 
 
