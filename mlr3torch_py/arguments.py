@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from mlr3torch_py.values import plain, shown
+from mlr3torch_py.values import is_run_by_call, plain, shown
 
 __all__ = [
     "check_callable",
@@ -328,6 +328,8 @@ def check_callable(argument: str, value: object, *takes: str) -> Callable[..., A
     arguments = " and ".join(takes) or "no arguments"
     if not callable(value):
         raise TypeError(f"`{argument}` is {shown(value)}; give a function that takes {arguments}")
+    if not is_run_by_call(value):
+        raise TypeError(f"`{argument}` is {shown(value)}, whose body a call does not run; leave out `yield` or `async`")
     try:
         signature(value).bind(*takes)
     except TypeError as error:

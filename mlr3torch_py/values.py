@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from collections.abc import Sequence
 from numbers import Real
@@ -9,7 +10,7 @@ from typing import Any, Final, TypeGuard
 
 import numpy as np
 
-__all__ = ["is_list", "is_number", "length_of", "plain", "shown"]
+__all__ = ["is_list", "is_number", "is_run_by_call", "length_of", "plain", "shown"]
 
 _MOST_LETTERS: Final = 120
 
@@ -53,6 +54,22 @@ def is_number(value: object) -> bool:
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:
     """Whether a value is a sequence, and not a text."""
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def is_run_by_call(function: object) -> bool:
+    """Whether a call runs the body of a function, and not somebody who iterates over what it returns, or awaits it.
+
+    Examples
+    --------
+    >>> def generate(net):
+    ...     yield net
+    >>> is_run_by_call(generate), is_run_by_call(print)
+    (False, True)
+    """
+    return not any(
+        inspect.isgeneratorfunction(one) or inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one)
+        for one in (function, type(function).__call__)
+    )
 
 
 def length_of(data: Any) -> int | None:
