@@ -256,7 +256,7 @@ def scores_of(row: Mapping[str, Any], part: str, parts: Mapping[str, str]) -> di
     Returns
     -------
     dict
-        Without the prefix, which not all keys have.
+        Without the prefix, which not all keys have; with it, where another key is what is left of it.
 
     Examples
     --------
@@ -266,4 +266,5 @@ def scores_of(row: Mapping[str, Any], part: str, parts: Mapping[str, str]) -> di
     scores = {key: value for key, value in row.items() if not key.endswith(("_best", "_batch_count"))}
     unprefixed = {key: value for key, value in scores.items() if parts.get(key) == part and not key.startswith(_PARTS)}
     prefix = f"{part}_"
-    return unprefixed | {key.removeprefix(prefix): value for key, value in scores.items() if key.startswith(prefix)}
+    prefixed = {key.removeprefix(prefix): key for key in scores if key.startswith(prefix)}
+    return unprefixed | {key if name in unprefixed else name: scores[key] for name, key in prefixed.items()}
