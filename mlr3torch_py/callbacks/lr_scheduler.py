@@ -30,6 +30,7 @@ from mlr3torch_py.callbacks.lr_state import (
     failure_of,
     merged,
     n_updates,
+    simulated_rates,
     take_step,
     unmarked_row,
     was_step_left_out,
@@ -165,14 +166,7 @@ class CallbackSetLRScheduler(CallbackSet):
         arguments = self._arguments_for(steps)
         self._try(optimizer, arguments)
         scores = list(self._trial_scores) if step_args is None else check_scores(step_args)
-        scheduler, rates = self.build(optimizer, arguments), [optimizer.rates[0]]
-        for step in range(steps - 1):
-            optimizer.step()
-            own = [scores[step % len(scores)]] if scores else []
-            if (error := failure_of(scheduler, own)) is not None:
-                raise error_of_step(error, self.scheduler_class, f"after {step + 1} of {steps} steps", arguments)
-            rates.append(optimizer.rates[0])
-        return np.array(rates)
+        return simulated_rates(self.build(optimizer, arguments), steps, scores, self.scheduler_class, arguments)
 
     def _arguments_for(self, n_steps: int) -> dict[str, Any]:
         """Complete the arguments for a number of steps."""
@@ -391,9 +385,14 @@ class CallbackSetLRScheduler(CallbackSet):
         ----------
         state : dict or None
             As `state_dict` returns it.
+
+        Raises
+        ------
+        TypeError
+            If it has another form.
         """
         if state is not None:
-            check_state(state)
+            check_state(state, *(["last_epoch"] if is_of_torch(self.scheduler_class) else []))
         self.state_, self.owner_ = state, None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any, Final
 
+import numpy as np
+
 from mlr3torch_py.callbacks.lr_arguments import described, is_rate, name_of
 from mlr3torch_py.callbacks.lr_groups import kept_rates, rates_of, set_rates
 from mlr3torch_py.protocols import Net
@@ -20,6 +22,7 @@ __all__ = [
     "failure_of",
     "merged",
     "n_updates",
+    "simulated_rates",
     "take_step",
     "unmarked_row",
     "was_step_left_out",
@@ -99,6 +102,20 @@ def error_of_step(error: Exception, made_by: Any, when: str, arguments: Mapping[
     why = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error
     what = f"{name_of(made_by)} fails {when} with {described(arguments)}"
     return kind(f"{what}: {why}; give it a rate for every step, or take fewer")
+
+
+def simulated_rates(
+    scheduler: Any, n_steps: int, scores: Sequence[float], made_by: Any, arguments: Mapping[str, Any]
+) -> np.ndarray[Any, Any]:
+    """Return the rates of some steps, before each; the scores, if there are any, repeat."""
+    optimizer = scheduler.optimizer
+    rates = [optimizer.rates[0]]
+    for step in range(1, n_steps):
+        optimizer.step()
+        if (error := failure_of(scheduler, [scores[(step - 1) % len(scores)]] if scores else [])) is not None:
+            raise error_of_step(error, made_by, f"after {step} of {n_steps} steps", arguments) from error
+        rates.append(optimizer.rates[0])
+    return np.array(rates)
 
 
 def was_step_left_out(net: Net) -> bool:
