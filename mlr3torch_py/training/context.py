@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -106,6 +107,11 @@ class ContextTorch:
         self.epoch_outputs: list[Any] = []
         self._worked_out: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in vars(self) and name != "terminate" and get_close_matches(name, ["terminate"], cutoff=0.75):
+            raise AttributeError(f"`ctx` has no `{name}`, so nothing would read it; did you mean `terminate`?")
+        super().__setattr__(name, value)
 
     if not TYPE_CHECKING:  # which would take it for any attribute
 
