@@ -163,7 +163,7 @@ def _as_torch_callback(x: Any) -> TorchCallback:
     if isinstance(x, TorchCallback):
         return x
     if isinstance(x, str):
-        if x not in mlr3torch_callbacks:
+        if mlr3torch_callbacks._without_number(x) not in mlr3torch_callbacks:
             raise KeyError(f"`x` is {shown(x)}, which is no key; {nearest([x], mlr3torch_callbacks)}")
         return t_clbk(x)
     if isinstance(x, type) and issubclass(x, CallbackSet) and not isabstract(x):
