@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from mlr3torch_py.values import plain, shown
+from mlr3torch_py.values import is_run_by_call, plain, shown
 
 __all__ = [
     "check_callable",
@@ -209,7 +209,7 @@ def check_text(argument: str, value: object, what: str = "a string") -> str:
     """
     if not isinstance(value, str):
         raise TypeError(f"`{argument}` is {shown(value)}; give {what}")
-    return str(value)
+    return str(plain(value))
 
 
 def check_names(argument: str, value: object, *, again: bool = False) -> tuple[str, ...]:
@@ -236,7 +236,7 @@ def check_names(argument: str, value: object, *, again: bool = False) -> tuple[s
     names = [value] if isinstance(value, str) else check_list(argument, value, "a name or a list of names", again=again)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"`{argument}` is {shown(value)}; give a name or a list of names")
-    return tuple(map(str, names))
+    return tuple(map(plain, names))
 
 
 def check_list(argument: str, value: object, what: str, *, again: bool = False) -> list[Any]:
@@ -328,6 +328,8 @@ def check_callable(argument: str, value: object, *takes: str) -> Callable[..., A
     arguments = " and ".join(takes) or "no arguments"
     if not callable(value):
         raise TypeError(f"`{argument}` is {shown(value)}; give a function that takes {arguments}")
+    if not is_run_by_call(value):
+        raise TypeError(f"`{argument}` is {shown(value)}, whose body a call does not run; leave out `yield` or `async`")
     try:
         signature(value).bind(*takes)
     except TypeError as error:

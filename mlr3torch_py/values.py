@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from collections.abc import Sequence
 from numbers import Real
@@ -9,7 +10,7 @@ from typing import Any, Final, TypeGuard
 
 import numpy as np
 
-__all__ = ["is_list", "is_number", "length_of", "plain", "shown"]
+__all__ = ["is_list", "is_number", "is_run_by_call", "length_of", "plain", "shown"]
 
 _MOST_LETTERS: Final = 120
 
@@ -55,6 +56,22 @@ def is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
+def is_run_by_call(function: object) -> bool:
+    """Whether a call runs the body of a function, and not somebody who iterates over what it returns, or awaits it.
+
+    Examples
+    --------
+    >>> def generate(net):
+    ...     yield net
+    >>> is_run_by_call(generate), is_run_by_call(print)
+    (False, True)
+    """
+    return not any(
+        inspect.isgeneratorfunction(one) or inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one)
+        for one in (function, type(function).__call__)
+    )
+
+
 def length_of(data: Any) -> int | None:
     """Return a length; None if there is none, as of an iterable dataset or its loader."""
     try:
@@ -64,7 +81,7 @@ def length_of(data: Any) -> int | None:
 
 
 def plain(value: Any) -> Any:
-    """Turn a scalar of numpy, or an array without dimensions, into the Python object.
+    """Turn a scalar of numpy, an array without dimensions, or a member of an enum of strings into the Python object.
 
     Examples
     --------
@@ -72,4 +89,6 @@ def plain(value: Any) -> Any:
     >>> plain(np.uint8(3)), plain(np.array(0.5)), plain("a")
     (3, 0.5, 'a')
     """
+    if isinstance(value, str):
+        return str.__str__(value)  # str() of a member of an enum is its name
     return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value

@@ -13,6 +13,7 @@ from mlr3torch_py.training.callback_set import CallbackSet, check_state
 from mlr3torch_py.training.clock import row_of, rows_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.scoring import parts_of_scores
+from mlr3torch_py.values import plain
 
 __all__ = ["CallbackSetHistory"]
 
@@ -106,7 +107,7 @@ def _scores(net: Net, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float
     parts = parts_of_scores(net)
     return [
         {"epoch": row["epoch"]}
-        | {f"{part}.{name}": value for part in _PARTS for name, value in scores_of(row, part, parts).items()}
+        | {f"{part}.{name}": plain(value) for part in _PARTS for name, value in scores_of(row, part, parts).items()}
         for row in rows
         if "train_batch_count" in row
     ]

@@ -20,12 +20,22 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mlr3torch_py.arguments import check_choice, check_flag, check_number, check_text, check_whole
+from mlr3torch_py.arguments import check_choice, check_flag, check_list, check_number, check_text, check_whole
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.schedule.plateau import as_whole
-from mlr3torch_py.values import plain, shown
+from mlr3torch_py.values import is_number, plain, shown
 
-__all__ = ["ThrowAway", "Trial", "check_arguments", "copied", "is_of_torch", "name_of", "with_attributes"]
+__all__ = [
+    "ThrowAway",
+    "Trial",
+    "check_arguments",
+    "copied",
+    "described",
+    "is_of_torch",
+    "is_rate",
+    "name_of",
+    "with_attributes",
+]
 
 _LISTS: Final = (list, tuple, Sequence, Iterable, typing.Iterable)
 _IMPORTED_FOR_TYPES: Final = {"Callable": Callable, "Iterable": Iterable, "Sequence": Sequence}
@@ -184,8 +194,7 @@ class Trial:
             if (name := self._culprit(error, arguments, defaults)) is not None:
                 value = shown(arguments[name])
                 raise kind(f"`{name}` is {value}, with which {what} fails: {error}; give another one") from error
-        given = ", ".join(f"`{name}`={shown(value)}" for name, value in arguments.items()) or "no arguments"
-        raise kind(f"{what} fails with {given}: {error}") from error
+        raise kind(f"{what} fails with {described(arguments)}: {error}") from error
 
     def _culprit(self, error: Exception, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
         """Return the argument with another value of which there is no failure."""
@@ -203,7 +212,7 @@ class Trial:
     def _failure(self, arguments: Mapping[str, Any]) -> Exception | None:
         """Return the error of making a scheduler, or of a step."""
         optimizer = ThrowAway(self.optimizer.param_groups, getattr(self.optimizer, "defaults", {}))
-        was_fine = all(map(_is_rate, optimizer.rates))
+        was_fine = all(map(is_rate, optimizer.rates))
         try:
             scheduler = self.make(optimizer, copied(arguments))
             if not callable(getattr(scheduler, "step", None)) or not hasattr(scheduler, "state_dict"):
@@ -216,7 +225,7 @@ class Trial:
                 optimizer.step()
                 scheduler.step(*scores)
                 matters = was_fine and not (self.is_whole and step == len(self.steps))
-                if matters and not all(map(_is_rate, optimizer.rates)):
+                if matters and not all(map(is_rate, optimizer.rates)):
                     return ValueError(f"it sets the learning rates {optimizer.rates}")
             scheduler.state_dict()
         except Exception as error:
@@ -224,8 +233,35 @@ class Trial:
         return None
 
 
-def _is_rate(rate: float) -> bool:
+def is_rate(rate: float) -> bool:
+    """Check whether a learning rate is one with which an optimizer can train."""
     return 0 <= rate <= _LARGEST
+
+
+def check_scores(scores: object) -> list[float]:
+    """Return the scores of the steps of a simulation; one number stands for all of them.
+
+    Examples
+    --------
+    >>> check_scores(0.5), check_scores([1, 0.5])
+    ([0.5], [1.0, 0.5])
+    """
+    what = "a number, or a list of numbers"
+    values = [scores] if is_number(plain(scores)) else check_list("step_args", scores, what)
+    if not values:
+        raise ValueError(f"`step_args` is {shown(scores)}; give {what}")
+    return [check_number("step_args", value, what, finite=False) for value in values]
+
+
+def described(arguments: Mapping[str, Any]) -> str:
+    """Return the arguments of a scheduler as a message shows them.
+
+    Examples
+    --------
+    >>> described({"step_size": 2, "gamma": 0.5})
+    '`step_size`=2, `gamma`=0.5'
+    """
+    return ", ".join(f"`{name}`={shown(value)}" for name, value in arguments.items()) or "no arguments"
 
 
 def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,6 +270,19 @@ def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
         return deepcopy(dict(arguments))
     except Exception:
         return dict(arguments)
+
+
+def first_state_of(
+    make: Callable[[Optimizer, dict[str, Any]], Any], optimizer: Any, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the state in which a scheduler with some arguments starts."""
+    groups = [group | {"lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
+    for group in groups:
+        group.pop("initial_lr", None)
+    with kept_random_states():
+        scheduler = make(ThrowAway(groups, getattr(optimizer, "defaults", {})), copied(arguments))
+        state: dict[str, Any] = scheduler.state_dict()
+        return state
 
 
 def with_attributes(value: Any) -> Any:

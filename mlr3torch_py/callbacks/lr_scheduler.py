@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
@@ -16,14 +16,25 @@ from mlr3torch_py.callbacks.lr_arguments import (
     ThrowAway,
     Trial,
     check_arguments,
-    copied,
+    check_scores,
+    first_state_of,
     is_of_torch,
     name_of,
     with_attributes,
 )
 from mlr3torch_py.callbacks.lr_groups import continue_group, kept_rates, point_at, rates_of, reset_rates, set_rates
-from mlr3torch_py.callbacks.lr_state import RATE, Progress, merged, n_updates, unmarked_row
-from mlr3torch_py.network.randomness import kept_random_states
+from mlr3torch_py.callbacks.lr_state import (
+    RATE,
+    Progress,
+    error_of_step,
+    failure_of,
+    merged,
+    n_updates,
+    simulated_rates,
+    take_step,
+    unmarked_row,
+    was_step_left_out,
+)
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet, check_state
 from mlr3torch_py.training.clock import row_of, rows_of, take_back_epoch
@@ -47,7 +58,8 @@ class CallbackSetLRScheduler(CallbackSet):
     Raises
     ------
     TypeError, ValueError
-        When training begins, if a parameter is wrong. The scheduler is tried out on a copy of the optimizer's groups.
+        When training begins, if a parameter is wrong: the scheduler is tried out on a copy of the optimizer's groups.
+        Later, if it has no possible rate for an epoch or a batch that is to be trained.
 
     Warns
     -----
@@ -82,6 +94,7 @@ class CallbackSetLRScheduler(CallbackSet):
     scheduler_class: ClassVar[Any] = lr_scheduler.LRScheduler
     step_on_epoch: ClassVar[bool] = True
     gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({"verbose": "torch's schedulers no longer have it"})
+    _trial_scores: ClassVar[tuple[float, ...]] = ()
     scheduler_: Any = None
     state_: dict[str, Any] | None = None
     first_state_: Any = None
@@ -91,6 +104,7 @@ class CallbackSetLRScheduler(CallbackSet):
     is_stale_: bool = False
     is_in_history_: bool = False
     is_alone_: bool = True
+    owed_: Sequence[float] | None = None  # the scores of a step that has failed
 
     def __init__(self, **params: Any) -> None:
         bound = inspect.signature(type(self)).bind(**params)
@@ -144,22 +158,15 @@ class CallbackSetLRScheduler(CallbackSet):
         >>> t_clbk("lr_step", step_size=2).callback.simulate(5, initial_lr=1.0).round(3)
         array([1.  , 1.  , 0.1 , 0.1 , 0.01])
         """
-        check_whole("steps", steps, "steps", most=10**7)
+        steps = check_whole("steps", steps, "steps", most=10**7)
         rate = check_number("initial_lr", initial_lr, "a learning rate, at least 0", least=0)
         self.require_params()
         group = {"lr": rate, "momentum": 0.9, "betas": (0.9, 0.999)}
         optimizer = ThrowAway([group], group)
-        arguments = self._arguments_for(int(steps))
+        arguments = self._arguments_for(steps)
         self._try(optimizer, arguments)
-        scheduler, rates = self.build(optimizer, arguments), []
-        for step in range(int(steps)):
-            rates.append(optimizer.rates[0])
-            optimizer.step()
-            scores = np.ravel(step_args) if step_args is not None else ()
-            scheduler.step(*([float(scores[step % len(scores)])] if len(scores) else self._trial_scores))
-        return np.array(rates)
-
-    _trial_scores: ClassVar[tuple[float, ...]] = ()
+        scores = list(self._trial_scores) if step_args is None else check_scores(step_args)
+        return simulated_rates(self.build(optimizer, arguments), steps, scores, self.scheduler_class, arguments)
 
     def _arguments_for(self, n_steps: int) -> dict[str, Any]:
         """Complete the arguments for a number of steps."""
@@ -212,7 +219,12 @@ class CallbackSetLRScheduler(CallbackSet):
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         if self.scheduler_ is not None:
             self._follow(net)
-            return
+        else:
+            self._set_up(net, dataset_train)
+        self._make_up(net)
+
+    def _set_up(self, net: Net, dataset_train: Any) -> None:
+        """Make the scheduler, at the point that the training has reached."""
         if self.state_ is None:
             is_scheduled = self.is_in_history_ and self.has_rates_
             self.rates_ = rates_of(net, "initial_lr" if is_scheduled else "lr")
@@ -221,23 +233,13 @@ class CallbackSetLRScheduler(CallbackSet):
         except ValueError:
             take_back_epoch(net)
             raise
-        self.first_state_ = self._first_state(net.optimizer_, arguments)
+        self.first_state_, self.owed_ = first_state_of(self.build, net.optimizer_, arguments), None
         if self.state_ is not None:
             self._continue(self.state_, net.optimizer_, arguments)
         elif self.is_in_history_:
             self._work_out(net, arguments)
         else:
             self._start(net, arguments)
-
-    def _first_state(self, optimizer: Any, arguments: dict[str, Any]) -> Any:
-        """Return the state in which a scheduler with these arguments starts."""
-        groups = [group | {"lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
-        for group in groups:
-            group.pop("initial_lr", None)
-        with kept_random_states():
-            scheduler = self.build(ThrowAway(groups, getattr(optimizer, "defaults", {})), copied(arguments))
-            state: dict[str, Any] = scheduler.state_dict()
-            return state
 
     def _start(self, net: Net, arguments: dict[str, Any], why: str = "") -> None:
         """Start the schedule."""
@@ -251,6 +253,7 @@ class CallbackSetLRScheduler(CallbackSet):
     def _continue(self, state: dict[str, Any], optimizer: Any, arguments: dict[str, Any]) -> None:
         """Continue from a state, with the arguments and the rates of now."""
         kept = {key: value for key, value in state.items() if key != _OWN}
+        self.owed_ = state.get(_OWN, {}).get("owed")
         loaded = merged(kept, state.get(_OWN, {}).get("first_state"), self.first_state_, arguments)
         current = kept_rates(optimizer)
         if loaded is not kept:  # other arguments may say where the rates begin
@@ -297,21 +300,32 @@ class CallbackSetLRScheduler(CallbackSet):
         return [()] * (int(RATE in row) if self.step_on_epoch else n_updates(net, row))
 
     def on_batch_begin(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
-        if training and self.scheduler_.optimizer is not net.optimizer_:
+        if training:
             self._follow(net)
+        if training and not self.step_on_epoch:
+            self._make_up(net)
 
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and not self.step_on_epoch:
             net.history.record_batch(RATE, rates_of(net)[0])
-            if not _was_step_left_out(net):
-                self._follow(net)
-                self.scheduler_.step()
+            if not was_step_left_out(net):
+                self._step(net)
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._record(net)
         if self.step_on_epoch:
-            self._follow(net)
-            self.scheduler_.step()
+            self._step(net)
+
+    def _step(self, net: Net, *scores: float) -> None:
+        """Step; a step that fails matters only if training continues."""
+        self._follow(net)
+        self.owed_ = scores if take_step(self.scheduler_, scores) is not None else None
+
+    def _make_up(self, net: Net) -> None:
+        """Take the step that has failed, and check the rates, which are needed now."""
+        if (error := failure_of(self.scheduler_, self.owed_)) is not None:
+            raise error_of_step(error, self.scheduler_class, f"in epoch {len(net.history)}", self.arguments) from error
+        self.owed_ = None
 
     def epochs_have_ended(self, net: Net) -> None:
         if self.scheduler_ is not None:  # otherwise no epoch has begun
@@ -356,7 +370,8 @@ class CallbackSetLRScheduler(CallbackSet):
         """
         if self.scheduler_ is None:
             return self.state_
-        return {**self.scheduler_.state_dict(), _OWN: {"first_state": self.first_state_, **self._more_state()}}
+        own = {"first_state": self.first_state_, "owed": self.owed_, **self._more_state()}
+        return {**self.scheduler_.state_dict(), _OWN: own}
 
     def _more_state(self) -> dict[str, Any]:
         return {}
@@ -370,19 +385,16 @@ class CallbackSetLRScheduler(CallbackSet):
         ----------
         state : dict or None
             As `state_dict` returns it.
+
+        Raises
+        ------
+        TypeError
+            If it has another form.
         """
         if state is not None:
-            check_state(state)
+            check_state(state, *(["last_epoch"] if is_of_torch(self.scheduler_class) else []))
         self.state_, self.owner_ = state, None
 
     def __getstate__(self) -> dict[str, Any]:
         left = self.left_ if self.ctx is None else rates_of(self.ctx.net)
         return super().__getstate__() | {"scheduler_": None, "state_": self.state_dict(), "left_": left}
-
-
-def _was_step_left_out(net: Net) -> bool:
-    """Check whether accelerate has left out the optimizer's last step."""
-    accelerator = getattr(net, "accelerator", None)
-    return accelerator is not None and (
-        bool(accelerator.optimizer_step_was_skipped) or getattr(accelerator, "sync_gradients", True) is False
-    )

@@ -8,10 +8,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any, Final
 
-from mlr3torch_py.callbacks.lr_groups import rates_of
+import numpy as np
+
+from mlr3torch_py.callbacks.lr_arguments import described, is_rate, name_of
+from mlr3torch_py.callbacks.lr_groups import kept_rates, rates_of, set_rates
 from mlr3torch_py.protocols import Net
 
-__all__ = ["RATE", "Progress", "accumulation", "merged", "n_updates", "unmarked_row"]
+__all__ = [
+    "RATE",
+    "Progress",
+    "accumulation",
+    "error_of_step",
+    "failure_of",
+    "merged",
+    "n_updates",
+    "simulated_rates",
+    "take_step",
+    "unmarked_row",
+    "was_step_left_out",
+]
 
 RATE: Final = "event_lr"
 
@@ -55,6 +70,60 @@ class Progress:
         if RATE in row:
             self.epoch, self.recorded = self._n_seen, float(row[RATE])
             self.rate = before if is_by_epoch else rates_of(self._net)[0]
+
+
+def take_step(scheduler: Any, scores: Iterable[float] = ()) -> Exception | None:
+    """Step a scheduler; if it fails or sets no numbers, undo the step and return the error."""
+    optimizer = scheduler.optimizer
+    state, before = scheduler.state_dict(), kept_rates(optimizer)
+    try:
+        scheduler.step(*scores)
+        for group in optimizer.param_groups:
+            float(group["lr"])
+    except Exception as error:
+        scheduler.load_state_dict(state)
+        set_rates(optimizer, before)
+        return error
+    return None
+
+
+def failure_of(scheduler: Any, scores: Iterable[float] | None) -> Exception | None:
+    """Step a scheduler, unless `scores` is None; return why one cannot train with its rates."""
+    error = None if scores is None else take_step(scheduler, scores)
+    rates = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
+    if error is None and not all(map(is_rate, rates)):
+        error = ValueError(f"it sets the learning rates {rates}")
+    return error
+
+
+def error_of_step(error: Exception, made_by: Any, when: str, arguments: Mapping[str, Any]) -> Exception:
+    """Return an error of a step with what made the scheduler, the time and the arguments in its message."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    why = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error
+    what = f"{name_of(made_by)} fails {when} with {described(arguments)}"
+    return kind(f"{what}: {why}; give it a rate for every step, or take fewer")
+
+
+def simulated_rates(
+    scheduler: Any, n_steps: int, scores: Sequence[float], made_by: Any, arguments: Mapping[str, Any]
+) -> np.ndarray[Any, Any]:
+    """Return the rates of some steps, before each; the scores, if there are any, repeat."""
+    optimizer = scheduler.optimizer
+    rates = [optimizer.rates[0]]
+    for step in range(1, n_steps):
+        optimizer.step()
+        if (error := failure_of(scheduler, [scores[(step - 1) % len(scores)]] if scores else [])) is not None:
+            raise error_of_step(error, made_by, f"after {step} of {n_steps} steps", arguments) from error
+        rates.append(optimizer.rates[0])
+    return np.array(rates)
+
+
+def was_step_left_out(net: Net) -> bool:
+    """Check whether accelerate has left out the optimizer's last step."""
+    accelerator = getattr(net, "accelerator", None)
+    return accelerator is not None and (
+        bool(accelerator.optimizer_step_was_skipped) or getattr(accelerator, "sync_gradients", True) is False
+    )
 
 
 def unmarked_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -93,18 +93,17 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._record(net)
-        self._step(net)
+        self._step_by_score(net)
 
     def find_late_score(self, net: Net) -> None:
         if self.awaits_score_:
-            self._step(net)
+            self._step_by_score(net)
 
     @property
     def monitors(self) -> tuple[str, ...]:
         return (self.monitor,)
 
-    def _step(self, net: Net) -> None:
+    def _step_by_score(self, net: Net) -> None:
         score = self.read_score(net, self.monitor)
         if score is not None:
-            self._follow(net)
-            self.scheduler_.step(score)
+            self._step(net, score)

@@ -25,7 +25,7 @@ from mlr3torch_py.training.clock import scores_by_epoch
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.output_folder import check_folder, folder_of
 from mlr3torch_py.training.processes import check_unsharded, is_main_process, on_main_process
-from mlr3torch_py.training.scoring import lower_is_better
+from mlr3torch_py.training.scoring import lower_is_better, warn_of_unknown_direction
 from mlr3torch_py.training.sink import Sink, check_sink, say
 from mlr3torch_py.values import plain, shown
 
@@ -62,7 +62,8 @@ class CallbackSetCheckpoint(CallbackSet):
     monitor : str, optional
         The key of that score in a row of ``net.history``.
     lower_is_better : bool, optional
-        Whether a smaller score is better. By default, the callback that records the score says it.
+        Whether a smaller score is better. By default, the callback that records the score says it; a score that no
+        callback knows is minimised.
     sink : callable
         What is given the line that says after which epoch a run is resumed, or that it is finished. `print` is used
         only if the net is verbose, and no ``t_clbk("progress")`` of the net says it.
@@ -90,7 +91,8 @@ class CallbackSetCheckpoint(CallbackSet):
     -----
     UserWarning
         When training begins, for an incomplete checkpoint, one that another version of this package wrote, a state
-        whose callback is missing, other settings than those of the run, and what a checkpoint cannot keep.
+        whose callback is missing, other settings than those of the run, a score of unknown direction, and what a
+        checkpoint cannot keep.
 
     See Also
     --------
@@ -220,6 +222,8 @@ class CallbackSetCheckpoint(CallbackSet):
             say(net, self.sink, f"Resumed {folder.path} after epoch {len(net.history)}, {what}.")
 
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
+        if self.monitor is not None and self.lower_is_better is None:
+            warn_of_unknown_direction(net, self.monitor, "`lower_is_better`")
         cast(Session, self.session_).begin_epochs(dataset_train, dataset_valid)
 
     def after_last_epoch(self, net: Net) -> None:

@@ -38,6 +38,7 @@ class FreezingCallback(CallbackSet, ABC):
     """
 
     _is_machinery: ClassVar[bool] = True
+    own_state: ClassVar[tuple[str, ...]] = ("engine_", "declared_", "plans_", "held_", "missing_", "frozen_before_")
     module: str = "module"  # also of callbacks that earlier versions have pickled
 
     frozen_mode: Mode
@@ -160,7 +161,10 @@ class FreezingCallback(CallbackSet, ABC):
         return self
 
     def renew(self) -> None:
-        """Keep everything: it is set when training begins, and a loaded state is used up by the next fit."""
+        """Undo what a subclass has set; `own_state` is set when training begins, or used up then."""
+        kept = {name: value for name, value in vars(self).items() if name in self.own_state}
+        super().renew()
+        vars(self).update(kept)
 
     def before_begin(self, net: Net, X: Any, y: Any) -> bool:
         self._drop_engine()

@@ -156,6 +156,7 @@ class CallbackSetUnfreeze(FreezingCallback):
     """
 
     label = "Unfreeze"
+    own_state = (*FreezingCallback.own_state, "loaded_", "best_")
     loaded_: LoadedState | None = None
     best_: KeptWeights | None = None
 

@@ -155,8 +155,7 @@ def as_torch_callback(x: Any, *, id: str | None = None, clone: bool = False) -> 
     """
     made = _as_torch_callback(x)
     if id is not None:
-        check_id("id", id)
-        made = TorchCallback(id, made.callback)
+        made = TorchCallback(check_id("id", id), made.callback)
     return TorchCallback(made.id, made.generate()) if check_flag("clone", clone) else made
 
 
@@ -164,7 +163,7 @@ def _as_torch_callback(x: Any) -> TorchCallback:
     if isinstance(x, TorchCallback):
         return x
     if isinstance(x, str):
-        if x not in mlr3torch_callbacks:
+        if mlr3torch_callbacks._without_number(x) not in mlr3torch_callbacks:
             raise KeyError(f"`x` is {shown(x)}, which is no key; {nearest([x], mlr3torch_callbacks)}")
         return t_clbk(x)
     if isinstance(x, type) and issubclass(x, CallbackSet) and not isabstract(x):

@@ -70,7 +70,7 @@ class CallbackDictionary:
             If `key` is not a valid name or `generator` not such a class, or if it has a parameter `key` or `id`, which
             `t_clbk` has itself.
         """
-        check_id("key", key)
+        key = check_id("key", key)
         if not (isinstance(generator, type) and issubclass(generator, CallbackSet)):
             raise TypeError(f"`generator` is {shown(generator)}; give a subclass of CallbackSet")
         if taken := [name for name in parameters_of(generator) if name in ("key", "id")]:
@@ -111,7 +111,7 @@ class CallbackDictionary:
         if generator is None:
             near = nearest([key] if isinstance(key, str) else [], self._generators)
             raise KeyError(f"`key` is {shown(key)}, which no callback has; {near}")
-        check_id("id", name)
+        name = check_id("id", name)
         known = parameters_of(generator)
         unknown = [name for name in params if name not in known]
         if unknown:

@@ -15,7 +15,7 @@ from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.training.callback_html import callback_html, code, given
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet
 from mlr3torch_py.training.from_functions import callback_set
-from mlr3torch_py.values import shown
+from mlr3torch_py.values import plain, shown
 
 __all__ = ["TorchCallback", "check_id", "parameters_of", "torch_callback"]
 
@@ -209,19 +209,20 @@ def torch_callback(
     * Label: Says the epoch
     * Generator: CallbackSetSay
     """
-    check_id("id", id)
+    key = check_id("id", id)
     inherited = getattr(description.get("inherit", CallbackSet), "packages", ())
     public = check_mapping("public", description.pop("public", None), "names to attributes and methods")
     for argument, text in (("label", label), ("man", man)):
         if text is not None:
             public[argument] = check_text(argument, text)
     public["packages"] = (*inherited, *check_names("packages", packages))
-    name = "CallbackSet" + "".join(word.capitalize() for word in id.split("_")) if classname is None else classname
+    name = "CallbackSet" + "".join(word.capitalize() for word in key.split("_")) if classname is None else classname
     generator = callback_set(name, public=public, **description)
-    return TorchCallback(id, generator.with_params(parameters_of(generator)))
+    return TorchCallback(key, generator.with_params(parameters_of(generator)))
 
 
-def check_id(argument: str, value: object) -> None:
-    """Check that a name is valid within ``callbacks__<name>__<parameter>``."""
+def check_id(argument: str, value: object) -> str:
+    """Return a name; raise if it is not valid within ``callbacks__<name>__<parameter>``."""
     if not isinstance(value, str) or not value.isidentifier() or "__" in value:
         raise TypeError(f"`{argument}` is {shown(value)}; give a name that fits into callbacks__<name>__<parameter>")
+    return str(plain(value))

@@ -142,7 +142,7 @@ def check_head(head: object) -> str | tuple[str, ...] | Select | None:
     paths = check_names("head", head)
     if not paths or not all(path.strip(".") for path in paths):
         raise ValueError(f"`head` is {shown(head)}; give the paths of its modules, such as 'classifier', or a selector")
-    return str(head) if isinstance(head, str) else paths
+    return paths[0] if isinstance(head, str) else paths
 
 
 def make_blocks(

@@ -56,7 +56,8 @@ class Plateau:
     no_later_than: int | None = None
 
     def __post_init__(self) -> None:
-        check_text("monitor", self.monitor, "the name of a score in the history")
+        monitor = check_text("monitor", self.monitor, "the name of a score in the history")
+        object.__setattr__(self, "monitor", monitor)
         object.__setattr__(self, "patience", check_whole("patience", as_whole(self.patience), "epochs"))
         if self.no_later_than is not None:
             latest = check_whole("no_later_than", as_whole(self.no_later_than), "epochs")

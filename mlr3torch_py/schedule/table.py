@@ -205,6 +205,10 @@ def _as_frame(table: object) -> pd.DataFrame:
     if isinstance(table, Mapping):
         if "starting_weights" in table:
             raise TypeError("`unfreeze` is a whole schedule; give its parts: t_clbk('unfreeze', **schedule)")
+        for name, column in table.items():
+            if isinstance(column, Iterator):
+                place = f"`unfreeze`: the column {name!r}"
+                raise TypeError(f"{place} is {shown(column)}, which can be read only once; give a list: list(...)")
         data = {name: list(column) if isinstance(column, Sequence) else column for name, column in table.items()}
     elif is_list(table) and all(isinstance(record, Mapping) for record in table):
         data = [dict(record) for record in table]

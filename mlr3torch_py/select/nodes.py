@@ -97,7 +97,7 @@ class Grep(Select):
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        check_text("pattern", self.pattern)
+        object.__setattr__(self, "pattern", check_text("pattern", self.pattern))
         for flag in ("ignore_case", "perl", "fixed"):
             object.__setattr__(self, flag, check_flag(flag, getattr(self, flag)))
         if self.fixed and self.ignore_case:
@@ -133,7 +133,7 @@ class Glob(Select):
     pattern: str
 
     def __post_init__(self) -> None:
-        check_text("pattern", self.pattern)
+        object.__setattr__(self, "pattern", check_text("pattern", self.pattern))
 
     def matches(self, names: Set[str], module: nn.Module | None = None) -> Set[str]:
         return {name for name in names if fnmatch.fnmatchcase(name, self.pattern)}

@@ -20,7 +20,7 @@ from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_html import callback_html, code, given
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, PASSED_TO_HOOK, StagedCallback
-from mlr3torch_py.values import shown
+from mlr3torch_py.values import is_run_by_call, shown
 
 __all__ = ["REQUIRED", "CallbackSet", "check_state"]
 
@@ -345,6 +345,8 @@ def _check_signatures(cls: type) -> None:
     """Check that the stages of a class take what they are called with."""
     for hook, names in PASSED_TO_HOOK.items():
         function = inspect.getattr_static(cls, hook)
+        if not is_run_by_call(function):
+            raise TypeError(f"a call of `{hook}` of {cls.__name__} does not run its body; leave out `yield` or `async`")
         if inspect.isfunction(function):
             try:
                 inspect.signature(function, follow_wrapped=False).bind("self", "net", **dict.fromkeys(names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -104,6 +105,11 @@ class ContextTorch:
         self.epoch_outputs: list[Any] = []
         self._worked_out: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in vars(self) and name != "terminate" and get_close_matches(name, ["terminate"], cutoff=0.75):
+            raise AttributeError(f"`ctx` has no `{name}`, so nothing would read it; did you mean `terminate`?")
+        super().__setattr__(name, value)
 
     if not TYPE_CHECKING:  # which would take it for any attribute
 
@@ -254,7 +260,7 @@ def scores_of(row: Mapping[str, Any], part: str, parts: Mapping[str, str]) -> di
     Returns
     -------
     dict
-        Without the prefix, which not all keys have.
+        Without the prefix, which not all keys have; with it, where another key is what is left of it.
 
     Examples
     --------
@@ -264,4 +270,5 @@ def scores_of(row: Mapping[str, Any], part: str, parts: Mapping[str, str]) -> di
     scores = {key: value for key, value in row.items() if not key.endswith(("_best", "_batch_count"))}
     unprefixed = {key: value for key, value in scores.items() if parts.get(key) == part and not key.startswith(_PARTS)}
     prefix = f"{part}_"
-    return unprefixed | {key.removeprefix(prefix): value for key, value in scores.items() if key.startswith(prefix)}
+    prefixed = {key.removeprefix(prefix): key for key in scores if key.startswith(prefix)}
+    return unprefixed | {key if name in unprefixed else name: scores[key] for name, key in prefixed.items()}

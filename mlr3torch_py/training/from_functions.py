@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, MutableSet
+from copy import deepcopy
 from functools import partial
 from typing import Any
+
+import numpy as np
+import torch
 
 from mlr3torch_py.arguments import check_callable, check_mapping, check_number, check_text
 from mlr3torch_py.frames import short_traceback
@@ -47,7 +51,8 @@ def callback_set(
     weight : float, optional
         Where the callback runs among the others, see `CallbackSet`; as `inherit` by default.
     public : mapping, optional
-        Further attributes and methods.
+        Further attributes and methods. Each callback has its own copy of a container, an array or a tensor, which a
+        later ``fit`` from scratch makes again.
     inherit : type
         The class to derive from, `CallbackSet` or a subclass. The functions replace its methods.
     **stages : callable
@@ -96,8 +101,28 @@ def callback_set(
     hooks = {HOOK_OF_STAGE[name.removeprefix("on_")]: _hook(name, function) for name, function in stages.items()}
     given: dict[str, Any] = {"weight": weight, "public": public, "inherit": inherit, **states, **stages}
     given["initialize"] = initialize
-    namespace = {"default_weight": weight, **public, **constructor, **methods, **hooks}
+    copied = {name: _OwnValue(value) for name, value in public.items() if _can_be_modified(value)}
+    own = {"default_weight": weight, "own_values": (*inherit.own_values, *copied)}
+    namespace = {**own, **public, **copied, **constructor, **methods, **hooks}
     return recipe_class(classname, inherit, namespace, partial(callback_set, classname, **given))
+
+
+class _OwnValue:
+    """An attribute of a class of which each instance gets a copy when it asks for it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self.value if instance is None else vars(instance).setdefault(self.name, deepcopy(self.value))
+
+
+def _can_be_modified(value: object) -> bool:
+    """Check whether a value is a container, an array or a tensor, whose content may change."""
+    return isinstance(value, (MutableSequence, MutableMapping, MutableSet, np.ndarray, torch.Tensor))
 
 
 def _takes_callback(initialize: Any) -> bool:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from skorch.callbacks import PrintLog
 
+from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.stages import is_staged
 
-__all__ = ["NamedCallback", "by_weight", "has", "in_skorchs_order", "is_of_run", "own_callbacks"]
+__all__ = [
+    "NamedCallback",
+    "by_weight",
+    "check_names_of_callbacks",
+    "has",
+    "in_skorchs_order",
+    "is_of_run",
+    "own_callbacks",
+]
 
+_PREFIX: Final = "callbacks__"
 NamedCallback: TypeAlias = tuple[str, Any]
 
 
@@ -24,6 +34,24 @@ def is_of_run(callback: object) -> bool:
 def own_callbacks(net: Net) -> dict[str, Any]:
     """Return the callbacks of a net by name, without those of a run."""
     return {name: callback for name, callback in net.callbacks_ if not is_of_run(callback)}
+
+
+def check_names_of_callbacks(net: Net) -> None:
+    """Check that ``callbacks__...`` among the attributes of a net names callbacks that it has; skorch ignores others.
+
+    Raises
+    ------
+    ValueError
+        If one does not; the message names the nearest.
+    """
+    own = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
+    known = dict.fromkeys(name for name, _ in (*own, *net.callbacks_))
+    for argument in (name for name in vars(net) if name.startswith(_PREFIX)):
+        name = argument.removeprefix(_PREFIX).partition("__")[0]
+        if name not in known:
+            raise ValueError(
+                f"`{argument}` names {name!r}, which no callback of the net is called; {nearest([name], known)}"
+            )
 
 
 def in_skorchs_order(callbacks: list[NamedCallback]) -> list[NamedCallback]:

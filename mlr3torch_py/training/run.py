@@ -35,7 +35,7 @@ from mlr3torch_py.training.adaptors import First, Last, LiveAdaptor, Scored
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.monitors import check_monitor, warn_of_missing_scores
-from mlr3torch_py.training.order import NamedCallback, by_weight, has, in_skorchs_order
+from mlr3torch_py.training.order import NamedCallback, by_weight, check_names_of_callbacks, has, in_skorchs_order
 from mlr3torch_py.training.outputs import OutputRecorder
 from mlr3torch_py.training.printed import restore_table, shorten_table
 from mlr3torch_py.training.processes import is_main_process, on_main_process
@@ -78,6 +78,7 @@ class Run:
     @short_traceback
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
         """Call ``on_train_begin`` of `caller` and of all callbacks after it."""
+        check_names_of_callbacks(self.net)
         for name, callback in self.net.callbacks_:
             if is_staged(callback):
                 callback.require_params(name)

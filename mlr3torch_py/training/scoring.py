@@ -6,6 +6,7 @@ import math
 from copy import copy
 from typing import Any
 
+from sklearn.metrics import make_scorer
 from skorch.callbacks import BatchScoring, EpochScoring, PassthroughScoring
 from skorch.history import History
 
@@ -35,8 +36,7 @@ def lower_is_better(net: Net, monitor: str) -> bool:
     >>> lower_is_better(net, "valid_loss"), lower_is_better(net, "valid_acc")
     (True, False)
     """
-    said = _said_by_callbacks(net, monitor)
-    return True if said is None else said
+    return getattr(_recorder(net, monitor), "lower_is_better", True)
 
 
 def parts_of_scores(net: Net) -> dict[str, str]:
@@ -66,6 +66,9 @@ def stagnation_of(net: Net, rule: Plateau, *, since: float = 1, before: float = 
 def warn_of_unknown_direction(net: Net, monitor: str, remedy: str) -> None:
     """Warn of a score that is minimised although neither a callback nor its name says so.
 
+    Of scikit-learn's scorers higher is better, and skorch's default says the opposite: a callback with such a scorer
+    says nothing by it, whatever the score is called.
+
     Parameters
     ----------
     net : skorch.NeuralNet
@@ -77,7 +80,9 @@ def warn_of_unknown_direction(net: Net, monitor: str, remedy: str) -> None:
     -----
     UserWarning
     """
-    if _said_by_callbacks(net, monitor) is None and not monitor.endswith("_loss"):
+    recorder = _recorder(net, monitor)
+    is_known = monitor.endswith("_loss") if recorder is None else not _has_scorer(recorder)
+    if lower_is_better(net, monitor) and not is_known:
         warn(
             f"`monitor` is {monitor!r}, which is minimised, since no callback of the net says that higher is better; "
             f"give {remedy}"
@@ -130,10 +135,13 @@ def _name_of(callback: object) -> Any:
     return getattr(callback, "name_", getattr(callback, "name", None))
 
 
-def _said_by_callbacks(net: Net, monitor: str) -> bool | None:
-    for _, callback in net.callbacks_:
-        said = getattr(callback, "lower_is_better", None)
-        if _name_of(callback) == monitor and isinstance(said, bool):
-            # Of scikit-learn's scorers, which are given by name, higher is better; True is only skorch's default.
-            return None if said and isinstance(getattr(callback, "scoring", None), str) else said
-    return None
+def _recorder(net: Net, monitor: str) -> Any:
+    """Return the callback that records a score and has a direction; None if there is none."""
+    recorders = (callback for _, callback in net.callbacks_ if _name_of(callback) == monitor)
+    return next((one for one in recorders if isinstance(getattr(one, "lower_is_better", None), bool)), None)
+
+
+def _has_scorer(recorder: object) -> bool:
+    """Check whether a callback scores by one of scikit-learn's scorers: by name, as an object, or that of the net."""
+    scoring = getattr(recorder, "scoring", False)
+    return scoring is None or isinstance(scoring, str | type(make_scorer(max)))

@@ -98,6 +98,7 @@ class StagedCallback(Callback):
     has_settings: ClassVar[bool] = True  # by its arguments, which a checkpoint compares with those of the run
     gone_params: ClassVar[Mapping[str, str]] = MappingProxyType({})
     tools: ClassVar[tuple[str, ...]] = ("ctx",)  # attributes in which no state of the user's can be
+    own_values: ClassVar[tuple[str, ...]] = ()  # attributes of the class of which each callback has a copy
     weight_: float | None = None
     awaits_score_: bool = False
     has_warned_of_nan_: bool = False
@@ -135,6 +136,8 @@ class StagedCallback(Callback):
                 attributes[name] = value[0]
             else:
                 attributes.pop(name, None)
+        for name in self.own_values:
+            attributes.pop(name, None)
         parameters = inspect.signature(type(self)).parameters
         if all(name in attributes and p.kind is not p.VAR_KEYWORD for name, p in parameters.items()):
             made = type(self)(**{name: attributes[name] for name in parameters})

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import get_scorer
 from skorch.callbacks import Callback, EpochScoring
 from skorch.dataset import ValidSplit
 from torch import nn
@@ -152,10 +153,19 @@ def test_a_score_of_unknown_direction_is_minimised_with_a_warning():
     assert (len(net.history), stopping.best_epoch, len(said)) == (3, 1, 1)
 
 
-def test_skorchs_default_direction_of_a_scorer_by_name_is_not_believed():
-    scoring = EpochScoring("accuracy", on_train=True, name="train_accuracy")
-    with pytest.warns(UserWarning, match="`monitor` is 'train_accuracy', which is minimised"):
-        iris_net(scoring, CallbackSetEarlyStopping(monitor="train_accuracy"), max_epochs=1).fit(X, y)
+@pytest.mark.parametrize(
+    ("scoring", "monitor"),
+    [
+        ("accuracy", "train_accuracy"),
+        ("neg_log_loss", "train_log_loss"),
+        (get_scorer("accuracy"), "acc"),
+        (None, "acc"),
+    ],
+)
+def test_skorchs_default_direction_of_a_scorer_is_not_believed(scoring, monitor):
+    scoring = EpochScoring(scoring, on_train=True, name=monitor)
+    with pytest.warns(UserWarning, match=f"`monitor` is '{monitor}', which is minimised"):
+        iris_net(scoring, CallbackSetEarlyStopping(monitor=monitor), max_epochs=1).fit(X, y)
 
 
 def test_without_patience_training_never_stops():

@@ -79,3 +79,19 @@ def test_scores_without_a_prefix_belong_to_the_part_that_their_callback_says():
 def test_a_state_of_another_form_is_refused(state):
     with pytest.raises(TypeError, match=r"state` is .*; give what state_dict\(\) has returned"):
         CallbackSetHistory().load_state_dict(state)
+
+
+def test_a_score_that_is_called_as_another_without_its_prefix_hides_none():
+    seen = []
+    watcher = torch_callback("spy", on_epoch_end=lambda self: seen.append(self.ctx.last_scores_valid))
+    own = EpochScoring(lambda *_: 42.0, name="loss")
+    net = iris_net(own, t_clbk("history"), watcher, max_epochs=1, train_split=ValidSplit(3)).fit(X, y)
+    (row,) = dict(net.callbacks_)["history"].history.to_dict("records")
+    assert row["valid.loss"] == seen[0]["loss"] == 42.0
+    assert row["valid.valid_loss"] == seen[0]["valid_loss"] == net.history[-1, "valid_loss"]
+
+
+def test_its_state_holds_plain_numbers():
+    net = iris_net(t_clbk("history"), max_epochs=1, train_split=ValidSplit(3)).fit(X, y)
+    (row,) = dict(net.callbacks_)["history"].state_dict()["rows"]
+    assert {type(value) for value in row.values()} == {int, float}

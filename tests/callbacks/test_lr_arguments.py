@@ -1,5 +1,6 @@
 """Arguments of schedulers are checked before the first step, and named."""
 
+import copy
 import math
 import pickle
 
@@ -141,3 +142,34 @@ def test_a_scheduler_that_monitors_a_score_is_one_for_as_lr_scheduler_too():
 def test_a_rate_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="`lr_lambda` is .* with which LambdaLR fails: it sets the learning rates"):
         iris_net(as_lr_scheduler(LambdaLR, lr_lambda=lambda epoch: 1.0 if epoch == 0 else -1.0)).fit(X, y)
+
+
+@pytest.mark.parametrize("function", [lambda epoch: 1 - epoch / 2, {0: 1, 1: 0.5, 2: 0}.__getitem__])
+@pytest.mark.parametrize("unit", ["epoch", "batch"])
+def test_a_rate_that_becomes_impossible_is_refused_when_it_is_needed(function, unit):
+    def trained(n_steps):
+        rates = as_lr_scheduler(LambdaLR, step_on_epoch=unit == "epoch", lr_lambda=function)
+        size = {"batch_size": 150, "max_epochs": n_steps} if unit == "epoch" else {"max_epochs": 1}
+        rows = 50 * n_steps if unit == "batch" else 150
+        return iris_net(rates, **{"batch_size": 50} | size, train_split=None).fit(X[:rows], y[:rows])
+
+    net = trained(3)  # which needs no fourth rate
+    for one in (net, copy.deepcopy(net)):
+        with pytest.raises(
+            ValueError, match="LambdaLR fails in epoch .* with `lr_lambda`=.*; give it a rate for every"
+        ):
+            one.partial_fit(X, y)
+
+
+def test_a_table_of_rates_may_be_extended_when_it_is_at_its_end():
+    net = iris_net(t_clbk("lr_lambda", lr_lambda=[1, 0.5].__getitem__), max_epochs=2, lr=1.0).fit(X, y)
+    net.set_params(callbacks__lr_lambda__lr_lambda=[1, 0.5, 0.25, 0.125].__getitem__).partial_fit(X, y)
+    assert net.history[:, "event_lr"] == [1, 0.5, 0.25, 0.125]
+
+
+def test_a_simulation_names_what_it_cannot_take():
+    with pytest.raises(ValueError, match="OneCycleLR fails after 4 of 5 steps with `max_lr`=0.1"):
+        t_clbk("lr_one_cycle", max_lr=0.1, total_steps=3).callback.simulate(5)
+    for wrong in ("x", {}, [None], (), iter(())):
+        with pytest.raises((TypeError, ValueError), match="`step_args` is .*; give a number, or a list of numbers"):
+            t_clbk("lr_reduce_on_plateau").callback.simulate(3, step_args=wrong)

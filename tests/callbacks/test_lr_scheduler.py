@@ -352,6 +352,7 @@ def test_an_optimizer_with_other_groups_is_refused_by_a_scheduler():
         iris_net(t_clbk("lr_step", step_size=1), NewOptimizer("on_epoch_end", 2)).fit(X, y)
 
 
-def test_a_state_that_is_no_mapping_is_refused():
-    with pytest.raises(TypeError, match=r"`state` is 'x'; give what state_dict\(\) has returned"):
-        t_clbk("lr_step", step_size=1).callback.load_state_dict("x")
+@pytest.mark.parametrize("state", ["x", {}, {"lr_step": {"last_epoch": 3}}])
+def test_a_state_of_something_else_is_refused(state):
+    with pytest.raises(TypeError, match=r"`state` is .*; give what state_dict\(\) has returned"):
+        t_clbk("lr_step", step_size=1).callback.load_state_dict(state)

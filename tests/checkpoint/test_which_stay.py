@@ -1,7 +1,7 @@
 """Which checkpoints stay."""
 
 import pytest
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EpochScoring
 
 from mlr3torch_py import t_clbk
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
@@ -11,6 +11,9 @@ from tests.helpers import X, iris_net, moved, weights, y
 
 class Score(Callback):
     """A score that is best at epoch 2."""
+
+    name = "score"
+    lower_is_better = True
 
     def on_epoch_end(self, net, **kwargs):
         net.history.record("score", abs(len(net.history) - 2.0))
@@ -33,6 +36,13 @@ def test_the_last_and_the_best_stay(tmp_path):
     assert stay(tmp_path / "worst", keep_best=True, monitor="score", lower_is_better=False) == [6]
     assert stay(tmp_path / "rare", freq=4, keep_last=1, keep_best=True, monitor="score") == [6, 4]
     assert [name for name in files(tmp_path / "last") if "4" in name] == []
+
+
+def test_the_best_by_a_score_of_unknown_direction_is_warned_of(tmp_path):
+    scoring = EpochScoring("neg_log_loss", on_train=True, name="train_log_loss")
+    best = checkpoint(tmp_path, keep_best=True, monitor="train_log_loss")
+    with pytest.warns(UserWarning, match="`monitor` is 'train_log_loss', which is minimised"):
+        iris_net(scoring, best, max_epochs=1).fit(X, y)
 
 
 def test_the_last_ones_can_be_resumed(tmp_path):
@@ -94,7 +104,7 @@ class NamedScore(Score):
 
 
 def test_a_score_that_no_epoch_has_is_named(tmp_path):
-    kept = checkpoint(tmp_path, keep_best=True, monitor="scores")
+    kept = checkpoint(tmp_path, keep_best=True, monitor="scores", lower_is_better=True)
     with pytest.warns(UserWarning, match="`monitor` is 'scores', which no epoch has recorded; did you mean 'score'"):
         iris_net(NamedScore("score"), kept, max_epochs=2).fit(X, y)
 

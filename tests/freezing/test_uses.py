@@ -12,7 +12,16 @@ from skorch.dataset import ValidSplit
 from torch import nn
 from torch.nn.utils import prune
 
-from mlr3torch_py import CallbackSetUnfreeze, select_all, select_none, select_prefix, t_clbk, trainable_names
+from mlr3torch_py import (
+    CallbackSetUnfreeze,
+    Freezer,
+    select_all,
+    select_last,
+    select_none,
+    select_prefix,
+    t_clbk,
+    trainable_names,
+)
 from mlr3torch_py.network.evaluation import pinned_modules
 from tests.freezing.modes import BATCH, KINDS, Probe, buffers, modes, scripted
 from tests.freezing.modes import Network as OfModes
@@ -289,3 +298,34 @@ def test_what_a_forward_pass_puts_among_the_parameters_is_none(train_split):
     assert net.history[:, "n_trainable"] == [35, 15, 15, 35]
     report = dict(net.callbacks_)["freeze_audit"].report().query("name == 'raw'")
     assert (report["frozen_from"].min(), report["frozen_to"].max(), report["moved"].any()) == (2, 3, False)
+
+
+class LastBlocks(CallbackSetUnfreeze):
+    def __init__(self, k=1):
+        super().__init__(select_last(k))
+        self.k = k
+        self.seen = []
+
+    def on_epoch_end(self, net, **kwargs):
+        super().on_epoch_end(net, **kwargs)
+        self.seen.append(net.history[-1, "n_trainable"])
+
+
+class FirstBlocks(Freezer):
+    def __init__(self, k=1):
+        super().__init__(name_starts_with=[f"{3 * i}." for i in range(k)])
+        self.k = k
+        self.seen = []
+
+    def on_epoch_end(self, net, **kwargs):
+        super().on_epoch_end(net, **kwargs)
+        self.seen.append(net.history[-1, "n_trainable"])
+
+
+@pytest.mark.parametrize("kind", [LastBlocks, FirstBlocks])
+def test_a_subclass_follows_its_own_parameter_and_is_renewed_by_a_fit(kind):
+    expected = iris_net(kind(2), max_epochs=1).fit(X, y).history[-1, "n_trainable"]
+    net = iris_net(("blocks", kind(1)), max_epochs=1).fit(X, y)
+    assert net.history[-1, "n_trainable"] != expected
+    net.set_params(callbacks__blocks__k=2).fit(X, y).fit(X, y)
+    assert dict(net.callbacks_)["blocks"].seen == [expected]

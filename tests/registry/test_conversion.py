@@ -63,3 +63,9 @@ def test_callbacks_of_one_name_are_numbered_and_all_act():
 def test_a_number_that_is_taken_is_skipped():
     made = as_torch_callbacks(["history", t_clbk("history_1"), "history", "progress"])
     assert [one.id for one in made] == ["history_2", "history_1", "history_3", "progress"]
+
+
+def test_keys_may_be_numbered_as_in_t_clbks():
+    assert [one.id for one in as_torch_callbacks(["unfreeze_1", "unfreeze_2"])] == ["unfreeze_1", "unfreeze_2"]
+    with pytest.raises(KeyError, match="`x` is 'unfreze_1', which is no key; did you mean 'unfreeze'"):
+        as_torch_callbacks(["unfreze_1"])

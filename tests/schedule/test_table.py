@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlr3torch_py import Plateau, select_all, select_none
+from mlr3torch_py import Plateau, select_all, select_none, select_prefix
 from mlr3torch_py.schedule.table import read_table
 from mlr3torch_py.select.check import check_select
 
@@ -34,6 +34,8 @@ from mlr3torch_py.select.check import check_select
         ({"epoch": [1], "weights": [None]}, "must be a selector: such as"),
         ({"epoch": 1, "weights": select_all()}, "give every column a list of the same length"),
         ({"epoch": [1, 2], "weights": [select_all()]}, "give every column a list of the same length"),
+        ({"epoch": iter([1]), "weights": [select_all()]}, "the column 'epoch' is .* read only once; give a list"),
+        ({"epoch": [1], "weights": map(select_prefix, "a")}, "the column 'weights' is <map .* read only once"),
         ({"epoch": [10**400], "weights": [select_all()]}, "row 0 has epoch 1000.*; give a whole number"),
         (
             {"epoch": [1], "weights": [select_all()], "action": ["freze"]},

@@ -125,6 +125,14 @@ def takes_batch(self, net, batch):
     pass
 
 
+def generate(self, net, **kwargs):
+    yield net
+
+
+async def wait(self, net, **kwargs):
+    pass
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
@@ -137,6 +145,8 @@ def takes_batch(self, net, batch):
             {"on_batch_end": takes_batch},
             "is called with the net, batch=, training=, loss=, y_pred=, but",
         ),
+        ({"on_epoch_end": generate}, "a call of `on_epoch_end` of Mine does not run its body; leave out `yield`"),
+        ({"on_exit": wait}, "a call of `on_exit` of Mine does not run its body"),
         ({"weight": "1"}, "`weight` of Mine is '1'; give a number"),
         ({"default_weight": None}, "`default_weight` of Mine is None; give a number"),
         ({"packages": 3}, "`packages` is 3; give a name or a list of names"),

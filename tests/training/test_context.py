@@ -126,3 +126,10 @@ def test_a_name_of_r_is_answered_with_the_one_of_here():
     unknown = torch_callback("unknown", on_begin=lambda self: self.ctx.learners)
     with pytest.raises(AttributeError, match="'ContextTorch' object has no attribute 'learners'"):
         iris_net(unknown).fit(X, y)
+
+
+@pytest.mark.parametrize("name", ["terminated", "terminat", "Terminate"])
+def test_a_misspelt_terminate_is_refused(name):
+    stops = torch_callback("stops", on_epoch_end=lambda self: setattr(self.ctx, name, True))
+    with pytest.raises(AttributeError, match=f"`ctx` has no `{name}`, .*; did you mean `terminate`"):
+        iris_net(stops).fit(X, y)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 from sklearn.base import clone
@@ -110,12 +111,22 @@ def test_a_class_may_derive_from_another():
             callback_set("A", inherit=wrong)
 
 
+def generate(self):
+    yield self.ctx.epoch
+
+
+async def wait(seconds, self):
+    pass
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"on_epoch_edn": print}, "no stage 'on_epoch_edn'; did you mean 'on_epoch_end'"),
         ({"on_begin": 3}, "`on_begin` is 3; give a function that takes the callback"),
         ({"on_begin": lambda: None}, "`on_begin` must be a function that takes the callback"),
+        ({"on_epoch_end": generate}, "`on_epoch_end` is .*, whose body a call does not run; leave out `yield`"),
+        ({"on_epoch_end": partial(wait, 1)}, "`on_epoch_end` is .*, whose body a call does not run"),
         ({"state_dict": total_of}, "`state_dict` is given without `load_state_dict`; give both"),
         ({"load_state_dict": restore_total}, "`load_state_dict` is given without `state_dict`; give both"),
         (

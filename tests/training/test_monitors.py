@@ -101,7 +101,7 @@ def test_a_score_of_the_user_is_not_refused(monitoring):
     recorders = [
         Score([0.5] * 2, "valid_loss"),
         torch_callback("mine", on_epoch_end=lambda self: self.ctx.net.history.record("valid_loss", 0.5)),
-        EpochScoring("accuracy", on_train=True, name="valid_loss"),
+        EpochScoring("accuracy", on_train=True, name="valid_loss", lower_is_better=False),
     ]
     for recorder in recorders:
         net = iris_net(("recorder", recorder) if isinstance(recorder, Callback) else recorder, monitoring("valid_loss"))

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+import torch
 from sklearn.base import clone
 
 from mlr3torch_py import CallbackSet, callback_set, t_clbk, torch_callback
@@ -155,3 +156,26 @@ def test_the_history_and_early_stopping_of_a_second_fit_are_those_of_the_second(
     net.set_params(max_epochs=2).fit(X, y)
     assert history.callback.history["epoch"].tolist() == [1, 2]
     assert stopping.callback.best_epoch <= 2
+
+
+@pytest.mark.parametrize("kept", [[], {}, torch.zeros(3)])
+def test_each_callback_and_fit_has_its_own_value_of_what_is_public(kept):
+    def keep(self):
+        self.kept[self.ctx.epoch - 1 : self.ctx.epoch] = [1] if isinstance(self.kept, list) else torch.ones(1)
+
+    def keep_by_key(self):
+        self.kept[self.ctx.epoch] = 1
+
+    seen = []
+    hooks = {
+        "on_epoch_end": keep_by_key if isinstance(kept, dict) else keep,
+        "on_end": lambda self: seen.append(float(sum(self.kept.values() if isinstance(kept, dict) else self.kept))),
+    }
+    keeps = torch_callback("keeps", public={"kept": kept}, **hooks)
+    net = iris_net(keeps, max_epochs=2, audited=False)
+    for one in (net, net, clone(net), copy.deepcopy(net).set_params(max_epochs=1)):
+        one.fit(X, y)
+    net.set_params(max_epochs=1).partial_fit(X, y)
+    assert seen == [2, 2, 2, 1, 3]
+    assert len(kept) in (0, 3)
+    assert not any(kept)

@@ -436,3 +436,19 @@ def test_methods_of_the_users_own_on_the_net_are_called_and_stay():
     assert calls.count("fit_loop") == 1
     assert "get_iterator" in calls
     assert {name: vars(net)[name] for name in mine} == mine
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        ("callbacks__unfreze__unfreeze", "did you mean 'unfreeze'?"),
+        ("callbacks__unfreeze_unfreeze", "did you mean 'unfreeze'?"),
+        ("callbacks__printlog", "did you mean 'print_log'?"),
+    ],
+)
+def test_a_misspelt_name_of_a_callback_is_refused(argument, remedy):
+    net = iris_net(t_clbk("unfreeze", starting_weights=select_last(1)), **{argument: None}, audited=False)
+    with pytest.raises(ValueError, match=f"`{argument}` names .*, which no callback of the net is called; {remedy}"):
+        net.fit(X, y)
+    left_out = {"callbacks__print_log": None, "callbacks__valid_acc": None, "callbacks__unfreeze__unfreeze": None}
+    assert iris_net(t_clbk("unfreeze", starting_weights=select_last(1)), **left_out, max_epochs=1).fit(X, y).history
