@@ -13,13 +13,15 @@ from skorch.dataset import get_len
 from torch import nn
 from torch.optim import Optimizer
 
+from mlr3torch_py.arguments import check_network, check_text
 from mlr3torch_py.forecast.twin import FitData, first_line, learn, shallow_copy, twin_of, undistributed
 from mlr3torch_py.freezing.host import check_module
+from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.processes import are_several
 from mlr3torch_py.values import length_of
 
-__all__ = ["NetProbe", "is_one_of", "rows_in", "split_pipeline", "transformed"]
+__all__ = ["NetProbe", "is_one_of", "network_of", "rows_in", "split_pipeline", "transformed"]
 
 
 class NetProbe:
@@ -216,6 +218,23 @@ def _initialized_callbacks(net: Net, types: tuple[type, ...]) -> list[tuple[str,
     vars(probe)["get_default_callbacks"] = list  # those that are chosen are among the others now
     probe.initialize_callbacks()
     return [(name, one) for name, one in probe.callbacks_ if isinstance(one, types)]
+
+
+def network_of(net: Any, module: str) -> nn.Module:
+    """Return a module of an initialized net, or a network that is given itself, without its wrappers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the net lacks the module, or a network is given together with the name of one.
+    """
+    if check_text("module", module, "the name of a module of the net") == "module":
+        return bare(check_network("net", net))
+    if isinstance(net, nn.Module):
+        raise ValueError(f"`module` is {module!r}, but `net` is a network, not a net of skorch; leave `module` out")
+    check_module(net, module, "a callback")
+    network: nn.Module = getattr(net, f"{module}_")
+    return bare(network)
 
 
 def split_pipeline(net: Any) -> tuple[Any, Any]:
