@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_flag, check_text, check_whole
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
-from mlr3torch_py.forecast.probe import NetProbe, is_one_of, split_pipeline, transformed
+from mlr3torch_py.forecast.probe import NetProbe, cloned, is_one_of, split_pipeline, transformed
 from mlr3torch_py.forecast.rehearsal import Rehearsal
 from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
 from mlr3torch_py.frames import short_traceback
@@ -91,10 +90,10 @@ def freeze_plan(
 
     Notes
     -----
-    The plan is that of a training from the start. Conditions are assumed to be met at their `no_later_than`, or never.
-    Unless it is measured, the parameters are assumed to be in the order from the input to the head. What frozen_cache
-    saves is measured on the first batch and extrapolated, on the assumption that all rows of the data differ and are
-    the same in each epoch.
+    The plan is that of a training from the start, with the states that were loaded into callbacks. Conditions are
+    assumed to be met at their `no_later_than`, or never. Unless it is measured, the parameters are assumed to be in the
+    order from the input to the head. What frozen_cache saves is measured on the first batch and extrapolated, on the
+    assumption that all rows of the data differ and are the same in each epoch.
 
     Steps are taken by the ``train_step`` of a copy of the net, which has prepared itself and the data in its ``fit``,
     on batches from its own iterator. Of its callbacks only those that freeze, `frozen_cache` and skorch's
@@ -255,9 +254,7 @@ def _make_plans(subject: _Subject) -> list[tuple[Plan, ...]]:
     declared = []
     for callback in subject.freezing:
         callback.require_params()
-        plans = callback.plans_for(subject.module)
-        declared.append(plans)
-        callback.plans_ = tuple(plan.resolved(_latest(plan)) for plan in plans)
+        declared.append(callback.plan_from_start(subject.module))
     return declared
 
 
@@ -346,12 +343,6 @@ def _pending(subject: _Subject, steps: Sequence[Step]) -> Iterator[Pending]:
             yield Pending(step.names, freezes, f"{step.row.unit} {time}", is_condition=False)
 
 
-def _latest(plan: Plan) -> dict[int, int]:
-    """Return the epochs at which conditions are met at the latest, as `Plan.resolved` takes them."""
-    times = ((step.row.position, step.row.time) for step in plan.conditions)
-    return {at: time.no_later_than for at, time in times if isinstance(time, Plateau) and time.no_later_than}
-
-
 def _clones(callbacks: Sequence[Any]) -> list[Any]:
     remedy = "give a list of freezing callbacks, as t_clbk('unfreeze') makes them"
     if not is_list(callbacks):
@@ -359,4 +350,4 @@ def _clones(callbacks: Sequence[Any]) -> list[Any]:
     for item in callbacks:
         if not is_one_of(item, _KINDS):
             raise TypeError(f"`callbacks` holds {shown(item)}; {remedy}")
-    return [clone(item[1] if isinstance(item, tuple) else item) for item in callbacks]
+    return [cloned(item[1] if isinstance(item, tuple) else item) for item in callbacks]

@@ -13,7 +13,7 @@ from torch import nn
 from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.module_rows import ModuleRow, module_rows
-from mlr3torch_py.forecast.probe import network_of, split_pipeline, transformed
+from mlr3torch_py.forecast.probe import cloned, network_of, split_pipeline, transformed
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.engine import modules_to_pin
@@ -197,9 +197,9 @@ def _first_batch(net: Any, X: Any) -> Any:
 
 def _pinned_at_the_start(module: nn.Module, callbacks: Sequence[Any], plan: FreezePlan) -> set[int]:
     """Return the ids of the modules that callbacks pin in eval mode in the first epoch."""
-    clones = [clone(callback) for callback in callbacks]
+    clones = [cloned(callback) for callback in callbacks]
     for one in clones:
-        one.plans_ = one.plans_for(module)
+        one.plan_from_start(module)
     held = [(one, one.held(Moment(1, 1, (1,)))) for one in clones]
     flags, gradients = Flags.of(module), [(tensor, tensor.grad) for tensor in module.parameters()]
     try:

@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 
 from mlr3torch_py.arguments import check_network, check_text
 from mlr3torch_py.forecast.twin import FitData, first_line, learn, shallow_copy, twin_of, undistributed
+from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.freezing.host import check_module
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.processes import are_several
 from mlr3torch_py.values import length_of
 
-__all__ = ["NetProbe", "is_one_of", "network_of", "rows_in", "split_pipeline", "transformed"]
+__all__ = ["NetProbe", "cloned", "is_one_of", "network_of", "rows_in", "split_pipeline", "transformed"]
 
 
 class NetProbe:
@@ -66,7 +67,7 @@ class NetProbe:
 
     def __init__(self, net: Net, types: tuple[type, ...]) -> None:
         named = _initialized_callbacks(net, (*types, InputShapeSetter))
-        self.callbacks: list[Any] = [clone(callback) for _, callback in named if isinstance(callback, types)]
+        self.callbacks: list[Any] = [cloned(callback) for _, callback in named if isinstance(callback, types)]
         self._shapers = [(name, callback) for name, callback in named if isinstance(callback, InputShapeSetter)]
         self._given = net
         self.net: Net = net if net.initialized_ else shallow_copy(net)
@@ -208,16 +209,21 @@ def rows_in(batch: Any) -> int:
 def _initialized_callbacks(net: Net, types: tuple[type, ...]) -> list[tuple[str, Any]]:
     """Return copies of some callbacks, with the parameters that the net sets, by name."""
     if net.initialized_:
-        return [(name, clone(one, safe=False)) for name, one in net.callbacks_ if isinstance(one, types)]
+        return [(name, cloned(one)) for name, one in net.callbacks_ if isinstance(one, types)]
     probe = shallow_copy(net)
     named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
     chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
-    probe.callbacks = [(name, clone(one, safe=False)) for name, one in chosen if is_one_of(one, types)]
+    probe.callbacks = [(name, cloned(one)) for name, one in chosen if is_one_of(one, types)]
     for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
         delattr(probe, name)
     vars(probe)["get_default_callbacks"] = list  # those that are chosen are among the others now
     probe.initialize_callbacks()
     return [(name, one) for name, one in probe.callbacks_ if isinstance(one, types)]
+
+
+def cloned(callback: Any) -> Any:
+    """Clone a callback, with a loaded state that the next fit will adopt."""
+    return callback.clone_to_plan() if isinstance(callback, FreezingCallback) else clone(callback, safe=False)
 
 
 def network_of(net: Any, module: str) -> nn.Module:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Final, get_args
+from typing import Any, ClassVar, Final, Self, get_args
 
+from sklearn.base import clone
 from torch import nn
 
 from mlr3torch_py.arguments import check_choice, check_text
 from mlr3torch_py.freezing.advice import advise_on_frozen, advise_on_network
 from mlr3torch_py.freezing.compilation import warn_of_recompilation
+from mlr3torch_py.freezing.conditions import met_at_latest
 from mlr3torch_py.freezing.engine import FreezingEngine
 from mlr3torch_py.freezing.host import SkorchHost, check_module
+from mlr3torch_py.freezing.loaded import LoadedState
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.network.parameters import can_train, frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import bare, named_parameters
@@ -46,6 +49,7 @@ class FreezingCallback(CallbackSet, ABC):
     engine_: FreezingEngine[SkorchHost] | None = None
     declared_: tuple[Plan, ...] = ()
     plans_: tuple[Plan, ...] = ()
+    loaded_: LoadedState | None = None
     held_: Held = frozenset()
     missing_: Held = frozenset()
     frozen_before_: Held | None = None  # by others, when the last call ended
@@ -108,6 +112,20 @@ class FreezingCallback(CallbackSet, ABC):
         module = bare(network)
         fixed = frozenset(name for name, tensor in named_parameters(module).items() if not can_train(tensor))
         return tuple(plan.without(fixed) for plan in self.make_plans(module))
+
+    def clone_to_plan(self) -> Self:
+        """Return a clone, with a loaded state that the next fit will adopt."""
+        cloned: Self = clone(self)
+        if self.loaded_ is not None and self.loaded_.epoch is None:
+            cloned.loaded_ = self.loaded_
+        return cloned
+
+    def plan_from_start(self, network: nn.Module) -> tuple[Plan, ...]:
+        """Make the plans of a fit from scratch, with conditions met at their latest; return them as declared."""
+        declared = self.plans_for(network)
+        loaded = None if self.loaded_ is None else (1, frozenset(self.loaded_.names))
+        self.plans_ = tuple(plan.resolved(met_at_latest(plan), loaded) for plan in declared)
+        return declared
 
     def resolve(self, network: nn.Module, known: Held = frozenset(), renamed: Mapping[str, str] | None = None) -> None:
         """Make the plans for a network; for names that are `known` or `renamed`, those from before still hold.

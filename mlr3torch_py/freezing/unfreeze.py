@@ -156,7 +156,6 @@ class CallbackSetUnfreeze(FreezingCallback):
     """
 
     label = "Unfreeze"
-    loaded_: LoadedState | None = None
     best_: KeptWeights | None = None
 
     def __init__(

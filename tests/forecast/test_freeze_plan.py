@@ -24,6 +24,7 @@ from mlr3torch_py import (
     freeze_plan,
     gradual_unfreezing,
     head_first,
+    network_summary,
     select_all,
     select_last,
     select_name,
@@ -31,6 +32,7 @@ from mlr3torch_py import (
     select_prefix,
     t_clbk,
     trainable_names,
+    trained_when,
 )
 from tests.helpers import Nested, Trace, X, iris_net, y
 
@@ -144,6 +146,18 @@ def test_what_an_earlier_fit_froze_counts_as_free():
 def test_a_callback_that_was_put_in_the_place_of_another_is_asked():
     net = iris_net(("one", Trace())).set_params(callbacks__one=Freezer(names="0.bias"))
     assert len(freeze_plan(net).phases[0].trainable) == 5
+
+
+def test_a_loaded_state_is_planned_until_a_fit_has_used_it_up():
+    callback = CallbackSetUnfreeze(select_last(1), {"epoch": [2], "weights": [select_prefix("3")]}, frozen_mode="eval")
+    callback.load_state_dict({"trainable": ["0.weight", "0.bias"]})
+    net = iris_net(callback, max_epochs=2)
+    said = [["0.weight", "0.bias", *HEAD], ALL]
+    for plan in (freeze_plan(net), freeze_plan(net.initialize()), freeze_plan(net.module_, callbacks=[callback])):
+        assert [sorted(phase.trainable) for phase in plan.phases] == list(map(sorted, said))
+    assert not network_summary(net).to_frame().set_index("path").pinned["0"]
+    assert trained_when(net.fit(X, y))[1].tolist() == [name in said[0] for name in ALL]
+    assert freeze_plan(net).phases[0].trainable == set(HEAD)
 
 
 def test_a_random_state_of_the_split_is_left_as_it_is():
