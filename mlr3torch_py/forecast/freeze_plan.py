@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -244,7 +245,7 @@ def _plan(subject: _Subject) -> FreezePlan:
         max_epochs=subject.max_epochs or last_epoch,
         batches_per_epoch=subject.batches_per_epoch,
         notes=tuple(_notes(subject, declared, phases)),
-        pending=tuple(_pending(subject, steps)),
+        pending=tuple(_pending(subject, steps, phases[-1])),
         blocks=tuple((name_of(block, list(tensors)), block.names) for block in find_blocks(subject.module)),
     )
 
@@ -300,12 +301,9 @@ def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequ
     for callback, plans in zip(subject.freezing, declared, strict=True):
         yield from callback.doubts(subject.module, plans)
     yield from _idle(subject, phases)
-    last_epoch = subject.max_epochs
-    for step in (step for plans in declared for plan in plans for step in plan.steps):
-        if isinstance(step.row.time, Plateau):
-            yield f"{step.row} depends on the training; here it takes effect at its `no_later_than`, or never"
-        elif _is_too_late(step, subject):
-            yield f"{step.row} has no effect, since epoch {last_epoch} is the last one by `max_epochs`"
+    is_late, end = partial(_is_too_late, subject=subject), f"epoch {subject.max_epochs} is the last one by `max_epochs`"
+    for callback, plans in zip(subject.freezing, declared, strict=True):
+        yield from callback.open_ends(plans, is_late, end)
     if subject.probe is not None and subject.batches_per_epoch == subject.probe.n_batches:
         yield from subject.probe.doubts
     optimizers = [] if subject.probe is None else subject.probe.optimizers()
@@ -332,15 +330,17 @@ def _is_too_late(step: Step, subject: _Subject) -> bool:
     return subject.max_epochs is not None and step.time > subject.max_epochs * per_epoch
 
 
-def _pending(subject: _Subject, steps: Sequence[Step]) -> Iterator[Pending]:
-    """Yield the rows that wait for a condition, or come after the last epoch."""
+def _pending(subject: _Subject, steps: Sequence[Step], last: Phase) -> Iterator[Pending]:
+    """Yield the rows that wait for a condition, or would change something after the last epoch."""
     for step in steps:
         time, freezes = step.row.time, step.row.action == "freeze"
         if isinstance(time, Plateau):
             until = time.no_later_than or math.inf
             yield Pending(step.names, freezes, f"a plateau of {time.monitor}", is_condition=True, until=until)
         elif _is_too_late(step, subject):
-            yield Pending(step.names, freezes, f"{step.row.unit} {time}", is_condition=False)
+            changed = step.names & last.trainable if freezes else step.names - last.trainable
+            if changed:
+                yield Pending(changed, freezes, f"{step.row.unit} {time}", is_condition=False)
 
 
 def _clones(callbacks: Sequence[Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, Self, get_args
 
@@ -22,7 +22,7 @@ from mlr3torch_py.network.parameters import can_train, frozen_before_us, n_train
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Held, Plan
-from mlr3torch_py.schedule.steps import Moment
+from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.trained import key_of
@@ -65,6 +65,10 @@ class FreezingCallback(CallbackSet, ABC):
     @abstractmethod
     def opening(self) -> str:
         """Describe, for the log, what training begins with."""
+
+    @abstractmethod
+    def open_ends(self, plans: Sequence[Plan], is_late: Callable[[Step], bool], end: str) -> Iterator[str]:
+        """Yield what a forecast says of rows that depend on the training, or come after its `end`."""
 
     @property
     def unprinted(self) -> tuple[str, ...]:

@@ -195,7 +195,7 @@ def test_conditions_come_at_their_latest_and_are_noted():
     table = {"when": [Plateau(no_later_than=3), Plateau()], "weights": [select_prefix("3"), select_all()]}
     plan = freeze_plan(iris_net(unfreeze(table)))
     assert [(phase.epoch, len(phase.trainable)) for phase in plan.phases] == [(1, 2), (3, 4)]
-    assert [note.split(" depends")[0][:5] for note in plan.notes] == ["row 0", "row 1"]
+    assert [note[:17] for note in plan.notes] == ["`unfreeze`: row 0", "`unfreeze`: row 1"]
     assert "row 1" in str(plan)
 
 
@@ -364,10 +364,24 @@ def test_rows_after_the_last_epoch_are_said():
     ]
     plan = freeze_plan(iris_net(unfreeze(tables)), X, y)
     assert plan.notes == (
-        "row 1 (epoch 5: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
-        "row 2 (batch 13: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
+        "`unfreeze`: row 1 (epoch 5: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
+        "`unfreeze`: row 2 (batch 13: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
     )
     assert freeze_plan(iris_net(unfreeze(tables), max_epochs=5), X, y).notes == ()
+    (note,) = freeze_plan(iris_net(unfreeze({"epoch": [9], "weights": [select_all()], "lr_mult": [0.1]})), X, y).notes
+    assert "has no effect but its `lr_mult`, which holds from the start, since epoch 4" in note
+
+
+def test_what_a_freezer_holds_to_the_end_is_said():
+    held, end = "Freezer holds 0.weight, 0.bias until after", "since epoch 4 is the last one by `max_epochs`"
+    for until, said in (
+        ({"until_epoch": 8}, "epoch 8"),
+        ({"until_epoch": 8, "until_step": 99}, "epoch 8 or batch 99"),
+        ({"until_epoch": 8, "until_step": 5}, None),
+    ):
+        plan = freeze_plan(iris_net(Freezer(name_starts_with="0.", **until)), X, y)
+        assert plan.notes == ((f"{held} {said}, so to the end, {end}",) if said else ())
+        assert bool(plan.pending) == bool(said)
 
 
 class HeadIsOptimized(NeuralNetClassifier):
