@@ -17,8 +17,9 @@ from mlr3torch_py.forecast.probe import NetProbe, cloned, is_one_of, split_pipel
 from mlr3torch_py.forecast.rehearsal import Rehearsal
 from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
 from mlr3torch_py.frames import short_traceback
-from mlr3torch_py.freezing.advice import in_no_optimizer
+from mlr3torch_py.freezing.advice import doubts_about_network, in_no_optimizer, shared_by
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.rate_factors import unscalable
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.blocks import find_blocks
 from mlr3torch_py.network.parameters import can_train, frozen_by_us, trainable_names
@@ -29,7 +30,7 @@ from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.schedule.blocks import name_of
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.rates import Factor, factors_at
+from mlr3torch_py.schedule.rates import Factor, factors_at, scaling_column
 from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.schedule.timeline import timeline
 from mlr3torch_py.values import is_list, shown
@@ -173,6 +174,13 @@ class _Subject:
     def freezing(self) -> list[FreezingCallback]:
         return [one for one in self.callbacks if isinstance(one, FreezingCallback) and one.module == self.name]
 
+    @property
+    def others(self) -> dict[str, nn.Module]:
+        """The other modules of the net that callbacks govern, as far as they exist."""
+        governed = {one.module for one in self.callbacks if isinstance(one, FreezingCallback)} - {self.name}
+        modules = {name: getattr(self.probe and self.probe.net, f"{name}_", None) for name in sorted(governed)}
+        return {name: one for name, one in modules.items() if isinstance(one, nn.Module)}
+
 
 def _planned(callbacks: Sequence[Any], module: str | None) -> str:
     """Return the name of the module that a plan is about: the one asked for, or the only one that is governed."""
@@ -306,10 +314,25 @@ def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequ
         yield from callback.open_ends(plans, is_late, end)
     if subject.probe is not None and subject.batches_per_epoch == subject.probe.n_batches:
         yield from subject.probe.doubts
-    optimizers = [] if subject.probe is None else subject.probe.optimizers()
-    will_train = frozenset[str]().union(*(p.ever_trainable for cb in subject.freezing for p in cb.plans_))
+    yield from _unsuitable(subject)
+
+
+def _unsuitable(subject: _Subject) -> Iterator[str]:
+    """Yield what training would warn of, or refuse, in the network and the optimizers."""
+    plans = [plan for callback in subject.freezing for plan in callback.plans_]
+    yield from doubts_about_network(subject.module, plans)
+    if subject.probe is None:
+        return
+    optimizers, tensors = subject.probe.optimizers(), named_parameters(subject.module)
+    will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
     if missing := in_no_optimizer(subject.module, will_train, optimizers):
         yield missing
+    steps = [step for plan in plans for step in plan.scaling]
+    scaled = {id(tensors[name]) for step in steps for name in step.names}
+    refusals = [unscalable(one, scaled, scaling_column(steps)) for one in optimizers if steps]
+    for name, other in subject.others.items():
+        refusals.append(shared_by(tensors, f"{subject.name}_", named_parameters(other), f"{name}_"))
+    yield from (f"training will be refused: {why}" for why in refusals if why)
 
 
 def _idle(subject: _Subject, phases: Sequence[Phase]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from mlr3torch_py.arguments import check_network, check_text
 from mlr3torch_py.forecast.twin import FitData, first_line, learn, shallow_copy, twin_of, undistributed
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.freezing.host import check_module
+from mlr3torch_py.freezing.host import check_module, optimizers_of
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.processes import are_several
@@ -111,7 +111,7 @@ class NetProbe:
             except Exception as error:  # whatever it is, it is for fit() to raise, and no reason to lose a plan
                 self.problem = self.problem or f"the net cannot make its optimizers: {first_line(error)}"
                 return []
-        return [getattr(self.net, f"{name}_") for name in self.net._optimizers]
+        return [optimizer for _, optimizer in optimizers_of(self.net)]
 
     def load(self, X: Any, y: Any) -> None:
         """Let a copy of the net prepare and split the data as ``fit`` does; see `problem` and `unfit`."""

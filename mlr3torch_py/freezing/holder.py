@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, Self, get_args
 
@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import nn
 
 from mlr3torch_py.arguments import check_choice, check_text
-from mlr3torch_py.freezing.advice import advise_on_frozen, advise_on_network
+from mlr3torch_py.freezing.advice import doubts_about_frozen, doubts_about_network
 from mlr3torch_py.freezing.compilation import warn_of_recompilation
 from mlr3torch_py.freezing.conditions import met_at_latest
 from mlr3torch_py.freezing.engine import FreezingEngine
@@ -280,11 +280,14 @@ class FreezingCallback(CallbackSet, ABC):
                 callback.resolve(engine.network)
             for callback in callbacks:
                 callback.advise(net)
+            doubts: Iterable[str] = ()
             if moment.epoch == 0:
-                advise_on_network(engine.network, [*engine.plans], engine.prefix)
+                doubts = doubts_about_network(engine.network, [*engine.plans])
                 engine.driver.missing_ = frozenset()
             elif (known := callbacks[0].frozen_before_) is not None:
-                advise_on_frozen(engine.network, engine.plans, engine.prefix, known)
+                doubts = doubts_about_frozen(engine.network, engine.plans, known)
+            for doubt in doubts:
+                warn(f"{engine.prefix}{doubt}")
             engine.warn_of_missing()
             engine.begin()
         except Exception:

@@ -1,0 +1,93 @@
+"""What a plan says of the network and the net: what training warns of, and why training is refused."""
+
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from mlr3torch_py import freeze_plan, select_all, select_last, t_clbk
+from tests.helpers import X, iris_net, y
+
+HEAD = t_clbk("unfreeze", starting_weights=select_last(1))
+SLOWER = t_clbk(
+    "unfreeze", starting_weights=select_last(1), unfreeze={"epoch": [2], "weights": [select_all()], "lr_mult": [0.1]}
+)
+
+
+class Adapted(nn.Module):
+    """A base that is not to be trained, and something that is added to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(4, 3).requires_grad_(False)
+        self.added = nn.Linear(4, 3)
+
+    def forward(self, X):
+        return self.base(X) + self.added(X)
+
+
+class Embedded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 4, max_norm=0.5)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, X):
+        return self.head(self.table(X.long()).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (
+            lambda: iris_net(t_clbk("unfreeze", starting_weights=select_all()), module=Adapted),
+            "parameters that required no gradient before training will be trained by the schedule: base;",
+        ),
+        (lambda: iris_net(HEAD, module=Embedded, audited=False), "table.weight will be frozen, but the Embedding has"),
+    ],
+)
+def test_what_training_warns_of_in_the_network_is_said(net, said):
+    (note,) = freeze_plan(net(), X, y).notes
+    with pytest.warns(UserWarning, match=said) as caught:
+        net().fit(X, y)
+    assert [str(one.message) for one in caught] == [note]
+
+
+class SharesALayer(NeuralNetClassifier):
+    def initialize_module(self):
+        super().initialize_module()
+        self.other_ = nn.Sequential(self.module_[-1])
+        return self
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "params", "why"),
+    [
+        ([SLOWER], {"optimizer": torch.optim.LBFGS}, "`unfreeze` has a column `lr_mult`, but LBFGS has"),
+        ([HEAD, t_clbk("freezer", names="0.bias", module="other")], {"cls": SharesALayer}, "are also in"),
+    ],
+)
+def test_why_training_will_be_refused_is_said(callbacks, params, why):
+    net = iris_net(*callbacks, **params)
+    (note,) = freeze_plan(net, X, y, module="module").notes
+    assert note.startswith("training will be refused: `")
+    assert why in note
+    with pytest.raises(ValueError, match=why):
+        net.fit(X, y)
+
+
+def test_an_optimizer_that_is_none_of_torch_is_not_said_to_be_refused():
+    class Own(NeuralNetClassifier):
+        def initialize_optimizer(self, *args, **kwargs):
+            super().initialize_optimizer(*args, **kwargs)
+            self.optimizer_ = Wrapped(self.optimizer_)
+            return self
+
+    assert freeze_plan(iris_net(SLOWER, cls=Own), X, y).notes == ()
+
+
+class Wrapped:
+    """An optimizer in a wrapper, as accelerate has it."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
