@@ -27,6 +27,7 @@ from mlr3torch_py.network.internals import tree_leaves
 from mlr3torch_py.network.parameters import Flags
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.schedule.steps import Moment
+from mlr3torch_py.values import length_of
 
 __all__ = ["Rehearsal"]
 
@@ -152,6 +153,7 @@ class Rehearsal:
         table = estimate_epochs(
             spans,
             n_train=per_epoch * rows_in(self.probe.first_batch) if n_train is None else n_train,
+            n_drawn=length_of(getattr(self.probe.batches, "sampler", None)),
             n_valid=self.probe.n_valid,
             per_epoch=per_epoch,
             valid_per_epoch=self.probe.n_valid_batches,
