@@ -78,7 +78,8 @@ def plot_plan(
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 1.6 + 0.24 * max(len(rows), 4)), layout="constrained")
     edges = [*begins, max_epochs + 1]
-    ax.pcolormesh(edges, np.arange(len(rows) + 1), shares.reshape(len(rows), -1), cmap=share_colours(), vmin=0, vmax=1)
+    if rows:  # a network may have no parameters
+        ax.pcolormesh(edges, np.arange(len(rows) + 1), shares, cmap=share_colours(), vmin=0, vmax=1)
     ax.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color=INK, linewidth=0.5)
     if len(begins) <= MOST_ROWS:
         ax.vlines(begins[1:], 0, len(rows), color=INK, linewidth=0.5)

@@ -87,7 +87,7 @@ def _rows(plan: FreezePlan) -> list[_Row]:
         blocks = [_Row(name, (name,)) for name in known]
     split = [row for block in blocks for row in ([block] if _is_whole(plan, block) else _by_name(block))]
     rows = split if len(split) <= _MOST_ROWS else blocks
-    n = -(-len(rows) // _MOST_ROWS)
+    n = max(1, -(-len(rows) // _MOST_ROWS))
     return [_joined(rows[i : i + n], known) for i in range(0, len(rows), n)]
 
 

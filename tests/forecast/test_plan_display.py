@@ -4,7 +4,9 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import matplotlib as mpl
 import pytest
+from matplotlib import pyplot
 from torch import nn
 
 from mlr3torch_py import (
@@ -23,6 +25,7 @@ from mlr3torch_py import (
 )
 from tests.helpers import Nested, X, iris_net, y
 
+mpl.use("agg")
 NETWORK = MLP(4, 3, neurons=(8, 8))
 
 
@@ -167,6 +170,13 @@ def test_a_strip_of_a_deep_network_stays_small():
     page = shown(plan_of(Nested(100), schedule=gradual_unfreezing()))
     assert "encoder.{2..4}" in page.words
     assert len(page.tips) < 400
+
+
+def test_a_network_without_parameters_is_shown_and_drawn():
+    plan = plan_of(nn.Sequential(nn.ReLU()), starting_weights=select_all())
+    assert shown(plan).tips == []
+    assert plan.plot().get_yticklabels() == []
+    pyplot.close("all")
 
 
 def test_everything_in_a_notebook_is_escaped():
