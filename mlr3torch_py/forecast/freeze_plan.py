@@ -62,7 +62,8 @@ def freeze_plan(
         The training data of a net, as ``fit`` takes them; a pipeline transforms them as in training. They determine the
         number of batches in an epoch, and what frozen_cache will save.
     max_epochs : int, optional
-        The number of epochs. By default that of the net, and for a network up to the last row of a table.
+        The number of epochs. By default that of the net, or of its ``fit`` if this sets another and data are given, and
+        for a network up to the last row of a table.
     batches_per_epoch : int, optional
         The number of batches in an epoch, where the data are not given or do not tell it.
     callbacks : sequence of callbacks
@@ -161,6 +162,8 @@ class _Subject:
         What the net calls the network.
     probe : NetProbe, optional
         The net, if there is one.
+    asked_by : str
+        The argument that sets the number of epochs.
     """
 
     module: nn.Module
@@ -169,6 +172,7 @@ class _Subject:
     batches_per_epoch: int | None
     name: str = "module"
     probe: NetProbe | None = None
+    asked_by: str = "max_epochs"
 
     @property
     def freezing(self) -> list[FreezingCallback]:
@@ -206,8 +210,9 @@ def _subject_of(
     if X is not None:
         probe.load(X if steps is None else transformed(steps, X, y), y)
         batches_per_epoch = batches_per_epoch or _batches_of(probe)
-    epochs = net.max_epochs if max_epochs is None else max_epochs
-    return _Subject(bare(probe.module), probe.callbacks, epochs, batches_per_epoch, probe.name, probe)
+    asked_by = "max_epochs" if probe.epochs is None or max_epochs is not None else "epochs"
+    epochs = next(n for n in (max_epochs, probe.epochs, net.max_epochs) if n is not None)
+    return _Subject(bare(probe.module), probe.callbacks, epochs, batches_per_epoch, probe.name, probe, asked_by)
 
 
 def _batches_of(probe: NetProbe) -> int | None:
@@ -309,7 +314,8 @@ def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequ
     for callback, plans in zip(subject.freezing, declared, strict=True):
         yield from callback.doubts(subject.module, plans)
     yield from _idle(subject, phases)
-    is_late, end = partial(_is_too_late, subject=subject), f"epoch {subject.max_epochs} is the last one by `max_epochs`"
+    is_late = partial(_is_too_late, subject=subject)
+    end = f"epoch {subject.max_epochs} is the last one by `{subject.asked_by}`"
     for callback, plans in zip(subject.freezing, declared, strict=True):
         yield from callback.open_ends(plans, is_late, end)
     if subject.probe is not None and subject.batches_per_epoch == subject.probe.n_batches:

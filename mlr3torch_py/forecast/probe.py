@@ -101,6 +101,11 @@ class NetProbe:
         """What ``fit`` raised before the first epoch."""
         return self._data.error
 
+    @property
+    def epochs(self) -> int | None:
+        """The number of epochs that ``fit`` sets, if it does."""
+        return self._data.epochs
+
     def optimizers(self) -> list[Optimizer]:
         """Return the optimizers of the net, or new ones if it has none yet; none if they cannot be made."""
         if not all(hasattr(self.net, f"{name}_") for name in self.net._optimizers):

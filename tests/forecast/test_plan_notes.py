@@ -86,6 +86,21 @@ def test_an_optimizer_that_is_none_of_torch_is_not_said_to_be_refused():
     assert freeze_plan(iris_net(SLOWER, cls=Own), X, y).notes == ()
 
 
+class FitsForFive(NeuralNetClassifier):
+    def fit(self, X, y=None, **fit_params):
+        return super().fit(X, y, epochs=5, **fit_params)
+
+
+def test_the_epochs_are_those_that_fit_asks_for():
+    rows = {"epoch": [5, 7], "weights": [select_last(2), select_all()]}
+    net = iris_net(t_clbk("unfreeze", starting_weights=select_last(1), unfreeze=rows), cls=FitsForFive, max_epochs=3)
+    plan = freeze_plan(net, X, y)
+    assert (plan.max_epochs, [phase.epoch for phase in plan.phases]) == (len(net.fit(X, y).history), [1, 5])
+    (note,) = plan.notes
+    assert note.endswith("has no effect, since epoch 5 is the last one by `epochs`")
+    assert freeze_plan(net, X, y, max_epochs=8).max_epochs == 8
+
+
 class Wrapped:
     """An optimizer in a wrapper, as accelerate has it."""
 
