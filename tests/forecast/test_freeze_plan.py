@@ -323,6 +323,22 @@ def test_the_picture_gives_sizes_and_the_last_epoch_and_rates_that_can_be_read()
     assert texts["weights"] != "white"
 
 
+def test_the_picture_says_where_a_factor_ends():
+    table = {"epoch": [2, 4], "weights": [select_prefix("3")] * 2, "lr_mult": [0.1, 1.0], "lr_mult_from": ["row"] * 2}
+    ax = freeze_plan(iris_net(unfreeze(table))).plot()
+    texts = [(text.get_text().strip(), text.get_position()) for text in ax.texts if text.get_text().startswith(" x")]
+    assert texts == [("x0.1", (2, 2.5)), ("x1", (4, 2.5)), ("x0.1", (2, 3.5)), ("x1", (4, 3.5))]
+
+
+def test_the_picture_draws_a_warm_up_until_its_weights_are_frozen_again():
+    rows = [{"epoch": [2], "weights": [select_prefix("0", "3")], "warmup": [8]}]
+    rows += [{"epoch": [3], "weights": [select_prefix("0")], "action": ["freeze"]}]
+    plan = freeze_plan(iris_net(unfreeze(rows), max_epochs=6), batches_per_epoch=4)
+    lines = plan.plot().lines[:4]
+    assert [tuple(line.get_xdata()) for line in lines] == [(2, 3), (2, 3), (2, 4), (2, 4)]
+    assert [tuple(line.get_ydata()) for line in lines] == [(1, 0.5), (2, 1.5), (3, 2), (4, 3)]
+
+
 def test_phases_of_batches_begin_inside_epochs():
     plan = freeze_plan(iris_net(unfreeze({"batch": [5], "weights": [select_all()]})), batches_per_epoch=4, max_epochs=3)
     assert plan.plot().collections[0].get_coordinates()[0, :, 0].tolist() == [1, 2, 4]

@@ -144,6 +144,19 @@ def test_a_phase_that_begins_in_an_epoch_says_at_which_batch():
     assert any("warmup over 25 batches" in tip for tip in shown(plan).tips)
 
 
+def test_a_strip_says_that_a_warm_up_goes_on_in_a_later_phase_and_draws_it_whole():
+    table = {"epoch": [2, 3], "weights": [select_prefix("3")] * 2, "warmup": [40, 0], "lr_mult": [0.5, 0.25]}
+    table |= {"lr_mult_from": ["row", "row"]}
+    plan = plan_of(starting_weights=select_last(1), unfreeze=table, max_epochs=8, batches_per_epoch=10)
+    tips = [tip.splitlines()[0::3] for tip in shown(plan).tips if "warmup" in tip]
+    over = "warmup over 40 batches"
+    assert tips == [["3, epoch 2", over], ["3, epoch 3 to 8", f"{over} since batch 11"]]
+    html = plan._repr_html_()
+    ((width, height),) = re.findall(r'l([\d.]+) ([-\d.]+)" stroke="#fff"', html)
+    epoch = re.search(r'<title>3, epoch 2\n.*?<rect x=\S+ y=\S+ width="([\d.]+)"', html, re.DOTALL)
+    assert (float(width), float(height)) == (pytest.approx(4 * (float(epoch[1]) + 1), abs=0.3), -16)
+
+
 def test_rows_that_wait_and_rows_that_never_come_are_marked():
     table = {
         "when": [Plateau("valid_loss", no_later_than=3), Plateau("valid_acc")],
