@@ -221,12 +221,10 @@ def _batches_of(probe: NetProbe) -> int | None:
     Raises
     ------
     TypeError, ValueError
-        If the data cannot even be split, or have no length.
+        If the data cannot even be split.
     """
     if probe.unfit is not None:
         raise probe.unfit
-    if probe.n_batches is None and not probe.problem:
-        raise ValueError("the training iterator does not know its length; pass `batches_per_epoch` as well")
     return probe.n_batches
 
 
@@ -245,9 +243,10 @@ def _plan(subject: _Subject) -> FreezePlan:
     """Plan all freezing callbacks together."""
     declared = _make_plans(subject)
     steps = [step for plans in declared for plan in plans for step in plan.steps]
+    doubts = [] if subject.probe is None else subject.probe.doubts
     if subject.batches_per_epoch is None and any(step.row.unit == "batch" and step.time > 0 for step in steps):
-        doubts = [] if subject.probe is None else subject.probe.doubts
-        message = "the plan counts batches, whose number in an epoch is not known: pass `X` or `batches_per_epoch`"
+        remedy = "pass `batches_per_epoch`" if doubts else "pass `X` and `y`, or `batches_per_epoch`"
+        message = f"the plan counts batches, whose number in an epoch is not known: {remedy}"
         raise ValueError("; ".join([message, *doubts]))
     tensors, tied = named_parameters(subject.module), names_by_tensor(subject.module)
     phases, last_epoch = _phases(subject, tied)
@@ -318,9 +317,17 @@ def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequ
     end = f"epoch {subject.max_epochs} is the last one by `{subject.asked_by}`"
     for callback, plans in zip(subject.freezing, declared, strict=True):
         yield from callback.open_ends(plans, is_late, end)
-    if subject.probe is not None and subject.batches_per_epoch == subject.probe.n_batches:
-        yield from subject.probe.doubts
+    if subject.probe is not None:
+        yield from _doubtful_length(subject.batches_per_epoch, subject.probe)
     yield from _unsuitable(subject)
+
+
+def _doubtful_length(per_epoch: int | None, probe: NetProbe) -> Iterator[str]:
+    """Yield what is not certain about the number of batches in an epoch."""
+    if per_epoch == probe.n_batches:
+        yield from probe.doubts
+    elif probe.n_batches is not None and not probe.doubts:
+        yield f"`batches_per_epoch` is {per_epoch}, but an epoch of the data has {probe.n_batches} batches"
 
 
 def _unsuitable(subject: _Subject) -> Iterator[str]:

@@ -163,7 +163,9 @@ class NetProbe:
         self.batches: Any = self.net.get_iterator(train, training=True)
         self.valid_batches: Any = None if valid is None else self.net.get_iterator(valid, training=False)
         self.n_batches = length_of(self.batches)
-        if self.n_batches is None and self.n_train is not None:
+        if self.n_batches is None and self.n_train is None:
+            self.doubts.append("the training iterator does not know its length, so that of an epoch is not known")
+        elif self.n_batches is None and self.n_train is not None:
             n_rows = rows_in(self.first_batch)
             self.n_batches = -(-self.n_train // n_rows)
             self.doubts.append(

@@ -79,6 +79,8 @@ class Rehearsal:
             raise RehearsalError("a network alone takes no steps; give a net with `X` and `y`")
         if self.given.problem:
             raise RehearsalError(self.given.problem)
+        if self.plan.batches_per_epoch is None:
+            raise RehearsalError("the number of batches in an epoch is not known; pass `batches_per_epoch`")
         return self.given
 
     def complete(self) -> FreezePlan:

@@ -181,7 +181,7 @@ def test_a_network_is_asked_with_its_callbacks():
 
 def test_batches_need_the_length_of_an_epoch():
     table = {"batch": [5], "weights": [select_all()]}
-    with pytest.raises(ValueError, match="pass `X` or `batches_per_epoch`"):
+    with pytest.raises(ValueError, match="pass `X` and `y`, or `batches_per_epoch`"):
         freeze_plan(iris_net(unfreeze(table)))
     assert [(phase.epoch, phase.batch) for phase in freeze_plan(iris_net(unfreeze(table)), X, y).phases] == [
         (1, 1),
@@ -272,8 +272,13 @@ class Endless(torch.utils.data.IterableDataset):
 
 
 def test_an_iterator_without_a_length_is_explained():
-    with pytest.raises(ValueError, match="does not know its length; pass `batches_per_epoch`"):
-        freeze_plan(iris_net(unfreeze()), Endless())
+    plan = freeze_plan(iris_net(unfreeze()), Endless(), measure=True)
+    assert [phase.epoch for phase in plan.phases] == [1, 2, 4]
+    explained, unmeasured = plan.notes
+    assert explained.startswith("the training iterator does not know its length, so")
+    assert unmeasured.startswith("not measured: the number of batches in an epoch is not known")
+    with pytest.raises(ValueError, match="counts batches, .*: pass `batches_per_epoch`; the training iterator"):
+        freeze_plan(iris_net(unfreeze({"batch": [5], "weights": [select_all()]})), Endless())
 
 
 def drawn(ax):
@@ -386,18 +391,6 @@ def test_rows_after_the_last_epoch_are_said():
     assert freeze_plan(iris_net(unfreeze(tables), max_epochs=5), X, y).notes == ()
     (note,) = freeze_plan(iris_net(unfreeze({"epoch": [9], "weights": [select_all()], "lr_mult": [0.1]})), X, y).notes
     assert "has no effect but its `lr_mult`, which holds from the start, since epoch 4" in note
-
-
-def test_what_a_freezer_holds_to_the_end_is_said():
-    held, end = "Freezer holds 0.weight, 0.bias until after", "since epoch 4 is the last one by `max_epochs`"
-    for until, said in (
-        ({"until_epoch": 8}, "epoch 8"),
-        ({"until_epoch": 8, "until_step": 99}, "epoch 8 or batch 99"),
-        ({"until_epoch": 8, "until_step": 5}, None),
-    ):
-        plan = freeze_plan(iris_net(Freezer(name_starts_with="0.", **until)), X, y)
-        assert plan.notes == ((f"{held} {said}, so to the end, {end}",) if said else ())
-        assert bool(plan.pending) == bool(said)
 
 
 class HeadIsOptimized(NeuralNetClassifier):

@@ -62,7 +62,7 @@ def test_an_epoch_is_drawn_by_the_plan():
 def test_an_epoch_of_a_schedule_in_batches_needs_their_number():
     net = iris_net(t_clbk("unfreeze", schedule=gradual_unfreezing(every=2, unit="batch")), module=Nested)
     assert not drawn(plot_network(net))["encoder: Sequential"][1]
-    with pytest.raises(ValueError, match="pass `X` or `batches_per_epoch`"):
+    with pytest.raises(ValueError, match="pass `X` and `y`, or `batches_per_epoch`"):
         plot_network(net, epoch=1)
     assert drawn(plot_network(net, epoch=1, batches_per_epoch=9))["encoder: Sequential"][1]
 

@@ -5,7 +5,7 @@ import torch
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from mlr3torch_py import freeze_plan, select_all, select_last, t_clbk
+from mlr3torch_py import Freezer, freeze_plan, select_all, select_last, t_clbk
 from tests.helpers import X, iris_net, y
 
 HEAD = t_clbk("unfreeze", starting_weights=select_last(1))
@@ -84,6 +84,23 @@ def test_an_optimizer_that_is_none_of_torch_is_not_said_to_be_refused():
             return self
 
     assert freeze_plan(iris_net(SLOWER, cls=Own), X, y).notes == ()
+
+
+def test_another_number_of_batches_than_the_data_have_is_said():
+    notes = freeze_plan(iris_net(HEAD), X, y, batches_per_epoch=2).notes
+    assert notes == ("`batches_per_epoch` is 2, but an epoch of the data has 3 batches",)
+
+
+def test_what_a_freezer_holds_to_the_end_is_said():
+    held, end = "Freezer holds 0.weight, 0.bias until after", "since epoch 4 is the last one by `max_epochs`"
+    for until, said in (
+        ({"until_epoch": 8}, "epoch 8"),
+        ({"until_epoch": 8, "until_step": 99}, "epoch 8 or batch 99"),
+        ({"until_epoch": 8, "until_step": 5}, None),
+    ):
+        plan = freeze_plan(iris_net(Freezer(name_starts_with="0.", **until)), X, y)
+        assert plan.notes == ((f"{held} {said}, so to the end, {end}",) if said else ())
+        assert bool(plan.pending) == bool(said)
 
 
 class FitsForFive(NeuralNetClassifier):
