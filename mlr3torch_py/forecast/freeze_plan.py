@@ -319,6 +319,11 @@ def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequ
         yield from callback.open_ends(plans, is_late, end)
     if subject.probe is not None:
         yield from _doubtful_length(subject.batches_per_epoch, subject.probe)
+        if others := subject.probe.others_that_freeze:
+            yield (
+                f"{listed(map(repr, others))} of skorch may freeze or unfreeze parameters beside the plan, which does "
+                "not show it; use t_clbk('freezer')"
+            )
     yield from _unsuitable(subject)
 
 

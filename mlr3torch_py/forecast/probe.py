@@ -8,7 +8,7 @@ from typing import Any
 
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from skorch.callbacks import InputShapeSetter
+from skorch.callbacks import Initializer, InputShapeSetter, ParamMapper
 from skorch.dataset import get_len
 from torch import nn
 from torch.optim import Optimizer
@@ -55,6 +55,8 @@ class NetProbe:
         Whether several processes train the net.
     doubts : list of str
         What is not known for certain about the number of batches.
+    others_that_freeze : list of str
+        The names of callbacks of skorch that may freeze or unfreeze parameters.
     """
 
     name: str = "module"
@@ -73,6 +75,11 @@ class NetProbe:
         self.net: Net = net if net.initialized_ else shallow_copy(net)
         self._data = FitData(None, None, {})
         self.doubts: list[str] = []
+        self.others_that_freeze: list[str] = [
+            name
+            for name, callback in _named_callbacks(net)
+            if is_one_of(callback, (ParamMapper,)) and not is_one_of(callback, (Initializer,))
+        ]
 
     @property
     def module(self) -> nn.Module:
@@ -216,16 +223,22 @@ def rows_in(batch: Any) -> int:
 def _initialized_callbacks(net: Net, types: tuple[type, ...]) -> list[tuple[str, Any]]:
     """Return copies of some callbacks, with the parameters that the net sets, by name."""
     if net.initialized_:
-        return [(name, cloned(one)) for name, one in net.callbacks_ if isinstance(one, types)]
+        return [(name, cloned(one)) for name, one in _named_callbacks(net) if isinstance(one, types)]
     probe = shallow_copy(net)
-    named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
-    chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
-    probe.callbacks = [(name, cloned(one)) for name, one in chosen if is_one_of(one, types)]
+    probe.callbacks = [(name, cloned(one)) for name, one in _named_callbacks(net) if is_one_of(one, types)]
     for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
         delattr(probe, name)
     vars(probe)["get_default_callbacks"] = list  # those that are chosen are among the others now
     probe.initialize_callbacks()
     return [(name, one) for name, one in probe.callbacks_ if isinstance(one, types)]
+
+
+def _named_callbacks(net: Net) -> list[tuple[str, Any]]:
+    """Return the callbacks of a net by name; of one that is not initialized they may be classes."""
+    if net.initialized_:
+        return net.callbacks_
+    named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
+    return [(name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named]
 
 
 def cloned(callback: Any) -> Any:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from skorch import NeuralNetClassifier
+from skorch import callbacks as callbacks_of_skorch
 from torch import nn
 
 from mlr3torch_py import Freezer, freeze_plan, select_all, select_last, t_clbk
@@ -101,6 +102,15 @@ def test_what_a_freezer_holds_to_the_end_is_said():
         plan = freeze_plan(iris_net(Freezer(name_starts_with="0.", **until)), X, y)
         assert plan.notes == ((f"{held} {said}, so to the end, {end}",) if said else ())
         assert bool(plan.pending) == bool(said)
+
+
+@pytest.mark.parametrize("is_initialized", [False, True])
+def test_callbacks_of_skorch_that_freeze_are_named(is_initialized):
+    callbacks = callbacks_of_skorch.Freezer("0.*"), ("later", callbacks_of_skorch.Unfreezer("0.*", at=3))
+    callbacks += (callbacks_of_skorch.Initializer("6.*", fn=nn.init.normal_),)
+    net = iris_net(HEAD, *callbacks)
+    (note,) = freeze_plan(net.initialize() if is_initialized else net, X, y).notes
+    assert note.startswith("'Freezer', 'later' of skorch may freeze or unfreeze parameters beside the plan")
 
 
 class FitsForFive(NeuralNetClassifier):
