@@ -19,7 +19,7 @@ from mlr3torch_py.forecast.measure import Measurement, PhaseCost, measure_phase,
 from mlr3torch_py.forecast.probe import NetProbe, rows_in
 from mlr3torch_py.forecast.report import FreezePlan, Phase
 from mlr3torch_py.forecast.twin import first_line
-from mlr3torch_py.freezing.engine import modules_to_pin
+from mlr3torch_py.freezing.engine import check_pins, modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.network.evaluation import Pins
@@ -121,6 +121,7 @@ class Rehearsal:
                     tensor.grad = None
                 pins.set(modules_to_pin(module.train(), held_by))
                 try:
+                    check_pins(module)
                     if self.measure:
                         costs.append(measure_phase(self.probe))
                     if self.cache is not None:

@@ -39,7 +39,7 @@ from mlr3torch_py.schedule.rates import Factor, factors_at, scaling_column
 from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.warn import warn
 
-__all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
+__all__ = ["FreezingEngine", "check_pins", "in_order", "modules_to_pin"]
 
 logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
@@ -295,7 +295,7 @@ class FreezingEngine(Generic[_Host]):
             self._pins_for, self._to_pin = reason, list(modules_to_pin(self.network, held_by))
         has_other_pins = self._pins.set(self._to_pin)
         if has_other_pins:
-            _check_pins(self.network)
+            check_pins(self.network)
         if has_other_pins or self.held != before:
             self.event = next(_EVENTS)
         self._scale_rates()
@@ -369,7 +369,14 @@ def modules_to_pin(network: nn.Module, held_by: Iterable[tuple[Holder, Held]]) -
                     yield module
 
 
-def _check_pins(network: nn.Module) -> None:
+def check_pins(network: nn.Module) -> None:
+    """Check that the modules of a network that are pinned stay in eval mode.
+
+    Raises
+    ------
+    ValueError
+        If a ``train`` method overrules a pin, or a traced module is in training mode whatever its pin says.
+    """
     if overruled := overruled_pins(network):
         raise ValueError(
             f"{listed(map(repr, overruled))} cannot be kept in eval mode, since the `train` method of a module around "

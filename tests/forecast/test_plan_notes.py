@@ -6,7 +6,7 @@ from skorch import NeuralNetClassifier
 from skorch import callbacks as callbacks_of_skorch
 from torch import nn
 
-from mlr3torch_py import Freezer, freeze_plan, select_all, select_last, t_clbk
+from mlr3torch_py import CallbackSetUnfreeze, Freezer, freeze_plan, select_all, select_last, t_clbk
 from tests.helpers import X, iris_net, y
 
 HEAD = t_clbk("unfreeze", starting_weights=select_last(1))
@@ -111,6 +111,27 @@ def test_callbacks_of_skorch_that_freeze_are_named(is_initialized):
     net = iris_net(HEAD, *callbacks)
     (note,) = freeze_plan(net.initialize() if is_initialized else net, X, y).notes
     assert note.startswith("'Freezer', 'later' of skorch may freeze or unfreeze parameters beside the plan")
+
+
+class Overrules(nn.Sequential):
+    """A network whose ``train`` sets the mode of a norm directly."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].training = mode
+        return self
+
+
+def test_a_measured_plan_says_that_a_pin_would_be_overruled():
+    rows = {"epoch": [3], "weights": [~select_last(1)], "action": ["freeze"]}
+    net = iris_net(CallbackSetUnfreeze(select_all(), rows, frozen_mode="eval"), module=Overrules, audited=False)
+    *_, note = freeze_plan(net, X, y, measure=True).notes
+    assert "phase 2 cannot be trained on a copy of the net: ValueError: '1' cannot be kept in eval mode" in note
+    with pytest.raises(ValueError, match="'1' cannot be kept in eval mode"):
+        net.fit(X, y)
 
 
 class FitsForFive(NeuralNetClassifier):
