@@ -314,7 +314,7 @@ def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequ
         yield from callback.doubts(subject.module, plans)
     yield from _idle(subject, phases)
     is_late = partial(_is_too_late, subject=subject)
-    end = f"epoch {subject.max_epochs} is the last one by `{subject.asked_by}`"
+    end = f"{subject.max_epochs} is the last one by `{subject.asked_by}`"
     for callback, plans in zip(subject.freezing, declared, strict=True):
         yield from callback.open_ends(plans, is_late, end)
     if subject.probe is not None:

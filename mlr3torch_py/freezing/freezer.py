@@ -185,7 +185,8 @@ class Freezer(FreezingCallback):
     def open_ends(self, plans: Sequence[Plan], is_late: Callable[[Step], bool], end: str) -> Iterator[str]:
         for plan in plans:
             if plan.steps and all(map(is_late, plan.steps)):
-                yield f"Freezer holds {listed(plan.names, most=4)} {_until(plan.steps)}, so to the end, since {end}"
+                names, until = listed(plan.names, most=4), _until(plan.steps)
+                yield f"Freezer holds {names} {until}, so to the end, since epoch {end}"
 
     def doubts(self, network: nn.Module, plans: Sequence[Plan]) -> Iterator[str]:
         governed = frozenset().union(*(plan.names for plan in plans))

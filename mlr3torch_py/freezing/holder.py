@@ -68,7 +68,10 @@ class FreezingCallback(CallbackSet, ABC):
 
     @abstractmethod
     def open_ends(self, plans: Sequence[Plan], is_late: Callable[[Step], bool], end: str) -> Iterator[str]:
-        """Yield what a forecast says of rows that depend on the training, or come after its `end`."""
+        """Yield what a forecast says of rows that depend on the training, or come after its last epoch.
+
+        `end` names that epoch, and says why it is the last one.
+        """
 
     @property
     def unprinted(self) -> tuple[str, ...]:

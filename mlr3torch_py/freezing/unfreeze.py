@@ -239,9 +239,10 @@ class CallbackSetUnfreeze(FreezingCallback):
             if isinstance(row.time, Plateau):
                 yield f"`unfreeze`: {row} depends on the training; here it acts at its `no_later_than`, or never"
             elif is_late(step):
-                acts = row.lr_mult is not None and row.lr_mult_from == "start"
-                but = " but its `lr_mult`, which holds from the start" if acts else ""
-                yield f"`unfreeze`: {row} has no effect{but}, since {end}"
+                what = "has no effect, since epoch"
+                if row.lr_mult is not None and row.lr_mult_from == "start":
+                    what = "has no effect but its `lr_mult`, which holds from the start, since epoch"
+                yield f"`unfreeze`: {row} {what} {end}"
 
     def recall(self, net: Net) -> None:
         if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and len(net.history) == 0:
