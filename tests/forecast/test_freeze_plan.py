@@ -378,21 +378,6 @@ def test_drawing_says_how_to_install_what_is_missing(monkeypatch):
         freeze_plan(NETWORK, callbacks=[CallbackSetUnfreeze(select_none())]).plot()
 
 
-def test_rows_after_the_last_epoch_are_said():
-    tables = [
-        {"epoch": [2, 5], "weights": [select_prefix("3"), select_all()]},
-        {"batch": [13], "weights": [select_all()]},
-    ]
-    plan = freeze_plan(iris_net(unfreeze(tables)), X, y)
-    assert plan.notes == (
-        "`unfreeze`: row 1 (epoch 5: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
-        "`unfreeze`: row 2 (batch 13: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
-    )
-    assert freeze_plan(iris_net(unfreeze(tables), max_epochs=5), X, y).notes == ()
-    (note,) = freeze_plan(iris_net(unfreeze({"epoch": [9], "weights": [select_all()], "lr_mult": [0.1]})), X, y).notes
-    assert "has no effect but its `lr_mult`, which holds from the start, since epoch 4" in note
-
-
 class HeadIsOptimized(NeuralNetClassifier):
     def initialize_optimizer(self, *args, **kwargs):
         self.optimizer_ = torch.optim.SGD(self.module_[-1].parameters(), lr=0.1)

@@ -6,13 +6,16 @@ from skorch import NeuralNetClassifier
 from skorch import callbacks as callbacks_of_skorch
 from torch import nn
 
-from mlr3torch_py import CallbackSetUnfreeze, Freezer, freeze_plan, select_all, select_last, t_clbk
+from mlr3torch_py import CallbackSetUnfreeze, Freezer, freeze_plan, select_all, select_last, select_prefix, t_clbk
 from tests.helpers import X, iris_net, y
 
-HEAD = t_clbk("unfreeze", starting_weights=select_last(1))
-SLOWER = t_clbk(
-    "unfreeze", starting_weights=select_last(1), unfreeze={"epoch": [2], "weights": [select_all()], "lr_mult": [0.1]}
-)
+
+def unfreeze(table=None):
+    return t_clbk("unfreeze", starting_weights=select_last(1), unfreeze=table)
+
+
+HEAD = unfreeze()
+SLOWER = unfreeze({"epoch": [2], "weights": [~select_last(1)], "lr_mult": [0.1]})
 
 
 class Adapted(nn.Module):
@@ -90,6 +93,22 @@ def test_an_optimizer_that_is_none_of_torch_is_not_said_to_be_refused():
 def test_another_number_of_batches_than_the_data_have_is_said():
     notes = freeze_plan(iris_net(HEAD), X, y, batches_per_epoch=2).notes
     assert notes == ("`batches_per_epoch` is 2, but an epoch of the data has 3 batches",)
+
+
+def test_rows_after_the_last_epoch_are_said():
+    tables = [
+        {"epoch": [2, 5], "weights": [select_prefix("3"), select_all()]},
+        {"batch": [13], "weights": [select_all()]},
+    ]
+    plan = freeze_plan(iris_net(unfreeze(tables)), X, y)
+    assert plan.notes == (
+        "`unfreeze`: row 1 (epoch 5: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
+        "`unfreeze`: row 2 (batch 13: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
+    )
+    assert freeze_plan(iris_net(unfreeze(tables), max_epochs=5), X, y).notes == ()
+    slower = {"epoch": [9], "weights": [~select_last(1)], "lr_mult": [0.1]}
+    (note,) = freeze_plan(iris_net(unfreeze(slower)), X, y).notes
+    assert "has no effect but its `lr_mult`, which holds from the start, since epoch 4" in note
 
 
 def test_what_a_freezer_holds_to_the_end_is_said():
