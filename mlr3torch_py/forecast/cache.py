@@ -151,10 +151,12 @@ def estimate_epochs(
     max_epochs: int,
     max_bytes: int,
     valid_per_epoch: int = 1,
+    n_drawn: int | None = None,
 ) -> pd.DataFrame:
     """Estimate the cache statistics of each epoch.
 
-    All rows of the data are assumed to be distinct, and to appear unchanged once per epoch.
+    All rows of the data are assumed to be distinct, and to appear unchanged once per epoch; if a sampler draws more or
+    fewer, any of them.
 
     Parameters
     ----------
@@ -167,6 +169,8 @@ def estimate_epochs(
     max_epochs : int
     max_bytes : int
         The limit of the cache.
+    n_drawn : int, optional
+        How many rows a sampler draws for training in an epoch, if not all of them once.
 
     Returns
     -------
@@ -182,9 +186,9 @@ def estimate_epochs(
     1      2          50            50         5000        0.050
     2      3           0             0            0        0.000
     """
-    n_rows = n_train + n_valid
+    n_drawn = n_train if n_drawn is None else n_drawn
     ends = [*(span.batch for span in spans[1:]), sys.maxsize]
-    kept: dict[str, float] = {}
+    kept: dict[str, dict[str, float]] = {}
     trials = _Trials()
     asked: set[str] = set()
     table = []
@@ -195,30 +199,41 @@ def estimate_epochs(
             n_batches, validates = min(end, next_first) - max(span.batch, first), end >= next_first
             if n_batches <= 0:
                 continue
-            requested = n_train * n_batches / per_epoch + (n_valid if validates else 0)
+            requests = {"train": (n_drawn * n_batches / per_epoch, n_train), "valid": (n_valid * validates, n_valid)}
+            requested = sum(n for n, _ in requests.values())
             capacity = max_bytes // max(1.0, sum(cost.n_bytes for cost in span.costs.values()))
             # Rows are kept where they are asked for, which may have been elsewhere before.
             kept = {
-                path: kept.get(path, 0.0) if path in asked or not cost.rows else 0.0
+                path: (kept.get(path) if path in asked or not cost.rows else None) or dict.fromkeys(requests, 0.0)
                 for path, cost in span.costs.items()
             }
             asked = {path for path, cost in span.costs.items() if cost.rows}
             trials.keep(span.costs)
             saved -= span.lost if span.batch >= first else 0
             for path, cost in span.costs.items():
-                if not kept[path]:
+                if not any(kept[path].values()):
                     n_trials = trials.add(path, n_batches, valid_per_epoch if validates and n_valid else 0)
                     saved -= n_trials * cost.trial
                 else:
                     saved -= trials.prove(path) * cost.proof
-                known = requested * kept[path] / n_rows
-                kept[path] = min(kept[path] + requested - known, capacity)
+                known = requested - _keep(kept[path], requests, capacity)
                 answered = known + (requested - known) * cost.again
                 hits, misses = hits + answered * cost.rows, misses + (requested - answered) * cost.rows
                 saved += answered * cost.seconds
-            n_bytes = sum(kept[path] * cost.n_bytes for path, cost in span.costs.items())
+            n_bytes = sum(sum(kept[path].values()) * cost.n_bytes for path, cost in span.costs.items())
         table.append((epoch, round(hits), round(misses), round(n_bytes), saved))
     return pd.DataFrame(table, columns=["epoch", "cache_hits", "cache_misses", "cache_bytes", "cache_saved"])
+
+
+def _keep(kept: dict[str, float], requests: Mapping[str, tuple[float, int]], capacity: float) -> float:
+    """Keep rows, given how many are requested of how many; return the number of those that were not known."""
+    n_new = 0.0
+    for part, (n, n_rows) in requests.items():
+        new = min(n * (1 - kept[part] / n_rows), n_rows - kept[part]) if n_rows else 0.0
+        n_new += new
+        others = sum(kept.values()) - kept[part]
+        kept[part] = max(0.0, min(kept[part] + new, capacity - others))
+    return n_new
 
 
 class _Trials:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from sklearn.base import clone
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mlr3torch_py.arguments import check_flag, check_text, check_whole
 from mlr3torch_py.cache.callback import CallbackSetFrozenCache
-from mlr3torch_py.forecast.probe import NetProbe, is_one_of, split_pipeline, transformed
+from mlr3torch_py.forecast.probe import NetProbe, cloned, is_one_of, split_pipeline, transformed
 from mlr3torch_py.forecast.rehearsal import Rehearsal
 from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
 from mlr3torch_py.frames import short_traceback
-from mlr3torch_py.freezing.advice import in_no_optimizer
+from mlr3torch_py.freezing.advice import doubts_about_network, in_no_optimizer, shared_by
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.rate_factors import unscalable
 from mlr3torch_py.names import listed
 from mlr3torch_py.network.blocks import find_blocks
 from mlr3torch_py.network.parameters import can_train, frozen_by_us, trainable_names
@@ -29,7 +30,7 @@ from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.schedule.blocks import name_of
 from mlr3torch_py.schedule.plan import Plan
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.rates import Factor, factors_at
+from mlr3torch_py.schedule.rates import Factor, factors_at, scaling_column
 from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.schedule.timeline import timeline
 from mlr3torch_py.values import is_list, shown
@@ -61,7 +62,8 @@ def freeze_plan(
         The training data of a net, as ``fit`` takes them; a pipeline transforms them as in training. They determine the
         number of batches in an epoch, and what frozen_cache will save.
     max_epochs : int, optional
-        The number of epochs. By default that of the net, and for a network up to the last row of a table.
+        The number of epochs. By default that of the net, or of its ``fit`` if this sets another and data are given, and
+        for a network up to the last row of a table.
     batches_per_epoch : int, optional
         The number of batches in an epoch, where the data are not given or do not tell it.
     callbacks : sequence of callbacks
@@ -91,10 +93,10 @@ def freeze_plan(
 
     Notes
     -----
-    The plan is that of a training from the start. Conditions are assumed to be met at their `no_later_than`, or never.
-    Unless it is measured, the parameters are assumed to be in the order from the input to the head. What frozen_cache
-    saves is measured on the first batch and extrapolated, on the assumption that all rows of the data differ and are
-    the same in each epoch.
+    The plan is that of a training from the start, with the states that were loaded into callbacks. Conditions are
+    assumed to be met at their `no_later_than`, or never. Unless it is measured, the parameters are assumed to be in the
+    order from the input to the head. What frozen_cache saves is measured on the first batch and extrapolated, on the
+    assumption that all rows of the data differ and are the same in each epoch.
 
     Steps are taken by the ``train_step`` of a copy of the net, which has prepared itself and the data in its ``fit``,
     on batches from its own iterator. Of its callbacks only those that freeze, `frozen_cache` and skorch's
@@ -160,6 +162,8 @@ class _Subject:
         What the net calls the network.
     probe : NetProbe, optional
         The net, if there is one.
+    asked_by : str
+        The argument that sets the number of epochs.
     """
 
     module: nn.Module
@@ -168,10 +172,18 @@ class _Subject:
     batches_per_epoch: int | None
     name: str = "module"
     probe: NetProbe | None = None
+    asked_by: str = "max_epochs"
 
     @property
     def freezing(self) -> list[FreezingCallback]:
         return [one for one in self.callbacks if isinstance(one, FreezingCallback) and one.module == self.name]
+
+    @property
+    def others(self) -> dict[str, nn.Module]:
+        """The other modules of the net that callbacks govern, as far as they exist."""
+        governed = {one.module for one in self.callbacks if isinstance(one, FreezingCallback)} - {self.name}
+        modules = {name: getattr(self.probe and self.probe.net, f"{name}_", None) for name in sorted(governed)}
+        return {name: one for name, one in modules.items() if isinstance(one, nn.Module)}
 
 
 def _planned(callbacks: Sequence[Any], module: str | None) -> str:
@@ -198,8 +210,9 @@ def _subject_of(
     if X is not None:
         probe.load(X if steps is None else transformed(steps, X, y), y)
         batches_per_epoch = batches_per_epoch or _batches_of(probe)
-    epochs = net.max_epochs if max_epochs is None else max_epochs
-    return _Subject(bare(probe.module), probe.callbacks, epochs, batches_per_epoch, probe.name, probe)
+    asked_by = "max_epochs" if probe.epochs is None or max_epochs is not None else "epochs"
+    epochs = next(n for n in (max_epochs, probe.epochs, net.max_epochs) if n is not None)
+    return _Subject(bare(probe.module), probe.callbacks, epochs, batches_per_epoch, probe.name, probe, asked_by)
 
 
 def _batches_of(probe: NetProbe) -> int | None:
@@ -208,12 +221,10 @@ def _batches_of(probe: NetProbe) -> int | None:
     Raises
     ------
     TypeError, ValueError
-        If the data cannot even be split, or have no length.
+        If the data cannot even be split.
     """
     if probe.unfit is not None:
         raise probe.unfit
-    if probe.n_batches is None and not probe.problem:
-        raise ValueError("the training iterator does not know its length; pass `batches_per_epoch` as well")
     return probe.n_batches
 
 
@@ -232,9 +243,10 @@ def _plan(subject: _Subject) -> FreezePlan:
     """Plan all freezing callbacks together."""
     declared = _make_plans(subject)
     steps = [step for plans in declared for plan in plans for step in plan.steps]
+    doubts = [] if subject.probe is None else subject.probe.doubts
     if subject.batches_per_epoch is None and any(step.row.unit == "batch" and step.time > 0 for step in steps):
-        doubts = [] if subject.probe is None else subject.probe.doubts
-        message = "the plan counts batches, whose number in an epoch is not known: pass `X` or `batches_per_epoch`"
+        remedy = "pass `batches_per_epoch`" if doubts else "pass `X` and `y`, or `batches_per_epoch`"
+        message = f"the plan counts batches, whose number in an epoch is not known: {remedy}"
         raise ValueError("; ".join([message, *doubts]))
     tensors, tied = named_parameters(subject.module), names_by_tensor(subject.module)
     phases, last_epoch = _phases(subject, tied)
@@ -245,7 +257,7 @@ def _plan(subject: _Subject) -> FreezePlan:
         max_epochs=subject.max_epochs or last_epoch,
         batches_per_epoch=subject.batches_per_epoch,
         notes=tuple(_notes(subject, declared, phases)),
-        pending=tuple(_pending(subject, steps)),
+        pending=tuple(_pending(subject, steps, phases[-1])),
         blocks=tuple((name_of(block, list(tensors)), block.names) for block in find_blocks(subject.module)),
     )
 
@@ -255,9 +267,7 @@ def _make_plans(subject: _Subject) -> list[tuple[Plan, ...]]:
     declared = []
     for callback in subject.freezing:
         callback.require_params()
-        plans = callback.plans_for(subject.module)
-        declared.append(plans)
-        callback.plans_ = tuple(plan.resolved(_latest(plan)) for plan in plans)
+        declared.append(callback.plan_from_start(subject.module))
     return declared
 
 
@@ -303,18 +313,44 @@ def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequ
     for callback, plans in zip(subject.freezing, declared, strict=True):
         yield from callback.doubts(subject.module, plans)
     yield from _idle(subject, phases)
-    last_epoch = subject.max_epochs
-    for step in (step for plans in declared for plan in plans for step in plan.steps):
-        if isinstance(step.row.time, Plateau):
-            yield f"{step.row} depends on the training; here it takes effect at its `no_later_than`, or never"
-        elif _is_too_late(step, subject):
-            yield f"{step.row} has no effect, since epoch {last_epoch} is the last one by `max_epochs`"
-    if subject.probe is not None and subject.batches_per_epoch == subject.probe.n_batches:
-        yield from subject.probe.doubts
-    optimizers = [] if subject.probe is None else subject.probe.optimizers()
-    will_train = frozenset[str]().union(*(p.ever_trainable for cb in subject.freezing for p in cb.plans_))
+    is_late = partial(_is_too_late, subject=subject)
+    end = f"{subject.max_epochs} is the last one by `{subject.asked_by}`"
+    for callback, plans in zip(subject.freezing, declared, strict=True):
+        yield from callback.open_ends(plans, is_late, end)
+    if subject.probe is not None:
+        yield from _doubtful_length(subject.batches_per_epoch, subject.probe)
+        if others := subject.probe.others_that_freeze:
+            yield (
+                f"{listed(map(repr, others))} of skorch may freeze or unfreeze parameters beside the plan, which does "
+                "not show it; use t_clbk('freezer')"
+            )
+    yield from _unsuitable(subject)
+
+
+def _doubtful_length(per_epoch: int | None, probe: NetProbe) -> Iterator[str]:
+    """Yield what is not certain about the number of batches in an epoch."""
+    if per_epoch == probe.n_batches:
+        yield from probe.doubts
+    elif probe.n_batches is not None and not probe.doubts:
+        yield f"`batches_per_epoch` is {per_epoch}, but an epoch of the data has {probe.n_batches} batches"
+
+
+def _unsuitable(subject: _Subject) -> Iterator[str]:
+    """Yield what training would warn of, or refuse, in the network and the optimizers."""
+    plans = [plan for callback in subject.freezing for plan in callback.plans_]
+    yield from doubts_about_network(subject.module, plans)
+    if subject.probe is None:
+        return
+    optimizers, tensors = subject.probe.optimizers(), named_parameters(subject.module)
+    will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
     if missing := in_no_optimizer(subject.module, will_train, optimizers):
         yield missing
+    steps = [step for plan in plans for step in plan.scaling]
+    scaled = {id(tensors[name]) for step in steps for name in step.names}
+    refusals = [unscalable(one, scaled, scaling_column(steps)) for one in optimizers if steps]
+    for name, other in subject.others.items():
+        refusals.append(shared_by(tensors, f"{subject.name}_", named_parameters(other), f"{name}_"))
+    yield from (f"training will be refused: {why}" for why in refusals if why)
 
 
 def _idle(subject: _Subject, phases: Sequence[Phase]) -> Iterator[str]:
@@ -335,21 +371,17 @@ def _is_too_late(step: Step, subject: _Subject) -> bool:
     return subject.max_epochs is not None and step.time > subject.max_epochs * per_epoch
 
 
-def _pending(subject: _Subject, steps: Sequence[Step]) -> Iterator[Pending]:
-    """Yield the rows that wait for a condition, or come after the last epoch."""
+def _pending(subject: _Subject, steps: Sequence[Step], last: Phase) -> Iterator[Pending]:
+    """Yield the rows that wait for a condition, or would change something after the last epoch."""
     for step in steps:
         time, freezes = step.row.time, step.row.action == "freeze"
         if isinstance(time, Plateau):
             until = time.no_later_than or math.inf
             yield Pending(step.names, freezes, f"a plateau of {time.monitor}", is_condition=True, until=until)
         elif _is_too_late(step, subject):
-            yield Pending(step.names, freezes, f"{step.row.unit} {time}", is_condition=False)
-
-
-def _latest(plan: Plan) -> dict[int, int]:
-    """Return the epochs at which conditions are met at the latest, as `Plan.resolved` takes them."""
-    times = ((step.row.position, step.row.time) for step in plan.conditions)
-    return {at: time.no_later_than for at, time in times if isinstance(time, Plateau) and time.no_later_than}
+            changed = step.names & last.trainable if freezes else step.names - last.trainable
+            if changed:
+                yield Pending(changed, freezes, f"{step.row.unit} {time}", is_condition=False)
 
 
 def _clones(callbacks: Sequence[Any]) -> list[Any]:
@@ -359,4 +391,4 @@ def _clones(callbacks: Sequence[Any]) -> list[Any]:
     for item in callbacks:
         if not is_one_of(item, _KINDS):
             raise TypeError(f"`callbacks` holds {shown(item)}; {remedy}")
-    return [clone(item[1] if isinstance(item, tuple) else item) for item in callbacks]
+    return [cloned(item[1] if isinstance(item, tuple) else item) for item in callbacks]

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 from sklearn.base import clone
 from torch import nn
 
-from mlr3torch_py.arguments import check_network, check_whole
+from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.ink import FROZEN, INK, TRAINABLE, for_any_theme
 from mlr3torch_py.forecast.module_rows import ModuleRow, module_rows
 from mlr3torch_py.forecast.picture import MOST_ROWS, check_axes, pyplot, share_colours, share_legend
-from mlr3torch_py.forecast.probe import split_pipeline
+from mlr3torch_py.forecast.probe import network_of, split_pipeline
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.holder import freezing_callbacks
 from mlr3torch_py.names import percent
 from mlr3torch_py.network.parameters import trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
-from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.values import shown
 
@@ -38,6 +37,7 @@ def plot_network(
     epoch: int | None = None,
     batches_per_epoch: int | None = None,
     depth: int | None = None,
+    module: str = "module",
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the tree of a network, with the size of each module and what is frozen in grey.
@@ -58,6 +58,9 @@ def plot_network(
         The number of batches in an epoch, in place of the data.
     depth : int, optional
         How many levels of modules to draw, from 1; by default as many as fit into 40 rows.
+    module : str
+        The module of the net that is drawn, such as "discriminator" for its attribute ``discriminator_``, by the plan
+        of the callbacks that govern it.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure if missing.
 
@@ -95,19 +98,20 @@ def plot_network(
     if isinstance(given, nn.Module):
         if epoch is not None:
             raise ValueError("`epoch` is given for a network, which has no schedule; give a net with its callbacks")
-        return _draw(_nodes(bare(given), frozenset(trainable_names(given)), depth), ax)
+        return _draw(_nodes(network_of(given, module), frozenset(trainable_names(given)), depth), ax)
     if isinstance(given, type) or not hasattr(given, "initialized_"):
         raise TypeError(f"`net` is {shown(given)}; give a net of skorch, or a torch.nn.Module")
     with kept_random_states():
         ready: Any = given if given.initialized_ else clone(given).initialize()
-    module = bare(check_network("net", ready))
-    trainable = frozenset(trainable_names(module))
+    network = network_of(ready, module)
+    trainable = frozenset(trainable_names(network))
     if epoch is not None:
-        plan = freeze_plan(net, X, y, max(epoch, ready.max_epochs), batches_per_epoch)
+        plan = freeze_plan(net, X, y, max(epoch, ready.max_epochs), batches_per_epoch, module=module)
         trainable = [phase for phase in plan.phases if phase.epoch <= epoch][-1].trainable
-    elif not ready.history and freezing_callbacks(ready):
-        trainable = freeze_plan(net, batches_per_epoch=1).phases[0].trainable  # which is the same for any number
-    return _draw(_nodes(module, trainable, depth), ax, "" if epoch is None else f"epoch {epoch}")
+    elif not ready.history and freezing_callbacks(ready, module):
+        plan = freeze_plan(net, batches_per_epoch=1, module=module)  # the first phase is the same for any number
+        trainable = plan.phases[0].trainable
+    return _draw(_nodes(network, trainable, depth), ax, "" if epoch is None else f"epoch {epoch}")
 
 
 def _nodes(module: nn.Module, trainable: Set[str], depth: int | None) -> list[ModuleRow]:

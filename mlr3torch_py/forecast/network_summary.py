@@ -10,10 +10,10 @@ import pandas as pd
 from sklearn.base import clone
 from torch import nn
 
-from mlr3torch_py.arguments import check_network, check_whole
+from mlr3torch_py.arguments import check_whole
 from mlr3torch_py.forecast.freeze_plan import freeze_plan
 from mlr3torch_py.forecast.module_rows import ModuleRow, module_rows
-from mlr3torch_py.forecast.probe import split_pipeline, transformed
+from mlr3torch_py.forecast.probe import cloned, network_of, split_pipeline, transformed
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.frames import short_traceback
 from mlr3torch_py.freezing.engine import modules_to_pin
@@ -24,7 +24,6 @@ from mlr3torch_py.network.evaluation import pinned_modules
 from mlr3torch_py.network.flow import flow_of
 from mlr3torch_py.network.parameters import Flags, trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
-from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import NetOfUser, PipelineOfUser
 from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.values import shown
@@ -122,6 +121,7 @@ def network_summary(
     *,
     batches_per_epoch: int | None = None,
     depth: int | None = None,
+    module: str = "module",
 ) -> NetworkSummary:
     """Show the tree of a network, with output shapes, parameters, and from when on each part trains.
 
@@ -138,6 +138,9 @@ def network_summary(
         The number of batches in an epoch, if the callbacks of the net count batches and the data are not given.
     depth : int, optional
         How many levels of modules to show, from 1; all by default.
+    module : str
+        The module of the net that is shown, such as "discriminator" for its attribute ``discriminator_``, with the
+        plan of the callbacks that govern it. With `X` it must be callable with a batch of the data.
 
     Returns
     -------
@@ -171,20 +174,20 @@ def network_summary(
         depth = check_whole("depth", depth, "levels")
     steps, given = split_pipeline(net)
     if isinstance(given, nn.Module):
-        return _summary(bare(given), X, None, set(), depth)
+        return _summary(network_of(given, module), X, None, set(), depth)
     if isinstance(given, type) or not hasattr(given, "initialized_"):
         raise TypeError(f"`net` is {shown(given)}; give a net of skorch, or a torch.nn.Module")
     with kept_random_states(), copyable(vars(given).values()):
         ready = given if given.initialized_ else clone(given).initialize()
-        module, plan, pinned = bare(check_network("net", ready)), None, set[int]()
+        network, plan, pinned = network_of(ready, module), None, set[int]()
         features = X if steps is None or X is None else transformed(steps, X, y)
         batch = None if X is None else _first_batch(ready, features)
-    callbacks = freezing_callbacks(ready)
+    callbacks = freezing_callbacks(ready, module)
     if callbacks:
         data = {"X": X, "y": y} if y is not None or not ready.train_split else {}
-        plan = freeze_plan(net, batches_per_epoch=batches_per_epoch, **data)
-        pinned = _pinned_at_the_start(module, callbacks, plan)
-    return _summary(module, batch, plan, pinned, depth)
+        plan = freeze_plan(net, batches_per_epoch=batches_per_epoch, module=module, **data)
+        pinned = _pinned_at_the_start(network, callbacks, plan)
+    return _summary(network, batch, plan, pinned, depth)
 
 
 def _first_batch(net: Any, X: Any) -> Any:
@@ -194,9 +197,9 @@ def _first_batch(net: Any, X: Any) -> Any:
 
 def _pinned_at_the_start(module: nn.Module, callbacks: Sequence[Any], plan: FreezePlan) -> set[int]:
     """Return the ids of the modules that callbacks pin in eval mode in the first epoch."""
-    clones = [clone(callback) for callback in callbacks]
+    clones = [cloned(callback) for callback in callbacks]
     for one in clones:
-        one.plans_ = one.plans_for(module)
+        one.plan_from_start(module)
     held = [(one, one.held(Moment(1, 1, (1,)))) for one in clones]
     flags, gradients = Flags.of(module), [(tensor, tensor.grad) for tensor in module.parameters()]
     try:

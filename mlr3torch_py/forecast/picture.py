@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlr3torch_py.forecast.ink import FROZEN, INK, ON_COLOUR, TRAINABLE, for_any_theme
+from mlr3torch_py.forecast.plan_changes import warmup_end
 from mlr3torch_py.names import listed
 from mlr3torch_py.values import shown
 
@@ -78,7 +79,8 @@ def plot_plan(
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 1.6 + 0.24 * max(len(rows), 4)), layout="constrained")
     edges = [*begins, max_epochs + 1]
-    ax.pcolormesh(edges, np.arange(len(rows) + 1), shares.reshape(len(rows), -1), cmap=share_colours(), vmin=0, vmax=1)
+    if rows:  # a network may have no parameters
+        ax.pcolormesh(edges, np.arange(len(rows) + 1), shares, cmap=share_colours(), vmin=0, vmax=1)
     ax.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color=INK, linewidth=0.5)
     if len(begins) <= MOST_ROWS:
         ax.vlines(begins[1:], 0, len(rows), color=INK, linewidth=0.5)
@@ -138,19 +140,22 @@ def _frame(ax: Axes, sizes: Sequence[int], max_epochs: int) -> None:
 def _write_rates(
     ax: Axes, edges: Sequence[float], phases: Sequence[Phase], per_epoch: int, rows: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write the factors on learning rates where they begin, and draw their warm-ups."""
+    """Write the factors on learning rates where they begin, and x1 where they end, and draw their warm-ups."""
     style: dict[str, Any] = {"color": ON_COLOUR, "fontsize": "x-small", "ha": "left", "va": "center"}
+    warmups, factors = [phase.warmups for phase in phases], [phase.mults for phase in phases]
     for y, group in enumerate(rows.values()):
         before = ""
-        for x, phase in zip(edges, phases, strict=False):
-            ends = {min(x + phase.warmups[name] / per_epoch, edges[-1]) for name in group if name in phase.warmups}
-            for end in ends:
-                ax.plot([x, end], [y + 1, y], color=ON_COLOUR, linewidth=1)
-            mults = sorted({phase.mults.get(name, 1.0) for name in group if name in phase.trainable})
-            text = ", ".join(f"x{mult:.3g}" for mult in mults) if any(mult != 1 for mult in mults) else ""
-            if text != before and text:
-                ax.text(max(ends, default=x), y + 0.5, f" {text}", **style)
-            before = text
+        for i, (x, phase) in enumerate(zip(edges, phases, strict=False)):
+            right, rising = x, [name for name in group if name in warmups[i]]
+            for end, length in {(warmup_end(phases, i, name), warmups[i][name]) for name in rising}:
+                n = min(end - phase.batch, (edges[-1] - x) * per_epoch)
+                ax.plot([x, x + n / per_epoch], [y + 1, y + 1 - n / length], color=ON_COLOUR, linewidth=1)
+                right = max(right, x + n / per_epoch)
+            mults = sorted({factors[i].get(name, 1.0) for name in group if name in phase.trainable})
+            text = ", ".join(f"x{mult:.3g}" for mult in mults) if before or mults != [1.0] else ""
+            if text not in ("", before):
+                ax.text(right, y + 0.5, f" {text}", **style)
+            before = "" if text == "x1" else text
 
 
 def _label(ax: Axes, edges: Sequence[float], labels: Sequence[str]) -> float:

@@ -11,7 +11,7 @@ from mlr3torch_py.patterns import summarized
 if TYPE_CHECKING:
     from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
 
-__all__ = ["changes", "epochs_of", "n_weights", "range_of_rates", "size_in_words", "waits"]
+__all__ = ["changes", "epochs_of", "n_weights", "range_of_rates", "size_in_words", "waits", "warmup_end"]
 
 
 def n_weights(plan: FreezePlan, names: Iterable[str]) -> int:
@@ -52,6 +52,29 @@ def _rate_changes(before: Phase | None, phase: Phase, known: Sequence[str]) -> I
         if name in warmups:
             found.setdefault(f"warmup {warmups[name]}", []).append(name)
     yield from (f"{text}: {summarized(names, known)}" for text, names in found.items())
+
+
+def warmup_end(phases: Sequence[Phase], i: int, name: str) -> int:
+    """Return the batch after a warm-up that is in progress in a phase, counted from 0, or that cuts it short.
+
+    Examples
+    --------
+    >>> from mlr3torch_py.forecast.report import Phase
+    >>> from mlr3torch_py.schedule.rates import Factor
+    >>> rising = Phase(2, 11, frozenset("ab"), dict.fromkeys("ab", Factor(warmup=40, first=11)))
+    >>> after = Phase(3, 21, frozenset("b"), {"b": rising.factors["b"]})
+    >>> [warmup_end([rising, after], 0, name) for name in "ab"]
+    [21, 51]
+    """
+    factor = phases[i].factors[name]
+    end = factor.first + factor.warmup
+    for phase in phases[i + 1 :]:
+        if phase.batch >= end:
+            break
+        now = phase.factors.get(name)
+        if name not in phase.trainable or now is None or now.first != factor.first:
+            return phase.batch
+    return end
 
 
 def range_of_rates(phase: Phase) -> str:

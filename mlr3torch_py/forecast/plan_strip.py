@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mlr3torch_py.forecast.ink import TRAINABLE
-from mlr3torch_py.forecast.plan_changes import epochs_of
+from mlr3torch_py.forecast.plan_changes import epochs_of, warmup_end
 from mlr3torch_py.names import listed
 from mlr3torch_py.patterns import cover, patterns
 
@@ -36,7 +36,7 @@ class _Time(NamedTuple):
 
     trainable: frozenset[str]
     mults: Mapping[str, float]
-    warmups: Mapping[str, int]
+    warmups: Mapping[str, tuple[int, str]]
     waiting: Sequence[tuple[Pending, frozenset[str]]]
 
 
@@ -52,8 +52,8 @@ class _Cell:
         Whether some of its parameters wait for a condition, or for a row that never comes.
     rates : str
         The factors on its learning rates; empty if all are 1.
-    warmup : int
-        The batches of the longest warm-up that begins in it.
+    warmup_end : int
+        The batch at which the last warm-up that is in progress ends; 0 without any.
     tip : str
         What a tooltip says of it, without the epochs.
     """
@@ -62,7 +62,7 @@ class _Cell:
     is_waiting: bool
     never_comes: bool
     rates: str
-    warmup: int
+    warmup_end: int
     tip: str
 
 
@@ -72,8 +72,8 @@ def strip_html(plan: FreezePlan) -> str:
     if not rows or not plan.phases:
         return ""
     times = [
-        _Time(phase.trainable, phase.mults, phase.warmups, [(one, one.waiting(phase)) for one in plan.pending])
-        for phase in plan.phases
+        _Time(phase.trainable, phase.mults, _warmups(plan, i), [(one, one.waiting(phase)) for one in plan.pending])
+        for i, phase in enumerate(plan.phases)
     ]
     cells = [[_cell(plan, row, time) for time in times] for row in rows]
     return f"{_legend(plan, cells)}{_drawn(plan, rows, cells)}"
@@ -87,8 +87,21 @@ def _rows(plan: FreezePlan) -> list[_Row]:
         blocks = [_Row(name, (name,)) for name in known]
     split = [row for block in blocks for row in ([block] if _is_whole(plan, block) else _by_name(block))]
     rows = split if len(split) <= _MOST_ROWS else blocks
-    n = -(-len(rows) // _MOST_ROWS)
+    n = max(1, -(-len(rows) // _MOST_ROWS))
     return [_joined(rows[i : i + n], known) for i in range(0, len(rows), n)]
+
+
+def _warmups(plan: FreezePlan, i: int) -> dict[str, tuple[int, str]]:
+    """Return, for each parameter that is in a warm-up when a phase begins, the batch of its end, and a description."""
+    phase = plan.phases[i]
+    return {
+        name: (
+            warmup_end(plan.phases, i, name),
+            f"warmup over {one.warmup} batches" + (f" since batch {one.first}" if one.first < phase.batch else ""),
+        )
+        for name, one in phase.factors.items()
+        if one.is_rising(phase.batch)
+    }
 
 
 def _is_whole(plan: FreezePlan, block: _Row) -> bool:
@@ -110,15 +123,16 @@ def _cell(plan: FreezePlan, row: _Row, time: _Time) -> _Cell:
     train, total = [name for name in row.names if name in time.trainable], _size(plan, row.names)
     rates = sorted({time.mults.get(name, 1.0) for name in train})
     text = ", ".join(f"x{rate:.3g}" for rate in rates) if any(rate != 1 for rate in rates) else ""
-    warmup = max((time.warmups[name] for name in train if name in time.warmups), default=0)
+    warmups = dict.fromkeys(time.warmups[name] for name in train if name in time.warmups)
     rows = [one for one, names in time.waiting if not names.isdisjoint(row.names)]
     tip = [*_parts(plan, "trainable", train), *_parts(plan, "frozen", [one for one in row.names if one not in train])]
     tip += [f"lr_mult {listed((f'{rate:.3g}' for rate in rates), most=6)}"] if text else []
-    tip += [f"warmup over {warmup} batches"] if warmup else []
+    tip += dict.fromkeys(text for _, text in warmups)
     tip += [f"waits for {one.waits_for}" if one.is_condition else f"{one.waits_for} never comes" for one in rows]
     conditions = {one.is_condition for one in rows}
     share = _size(plan, train) / total if total else len(train) / len(row.names)
-    return _Cell(share, True in conditions, False in conditions, text, warmup, "\n".join(tip))
+    end = max((end for end, _ in warmups), default=0)
+    return _Cell(share, True in conditions, False in conditions, text, end, "\n".join(tip))
 
 
 def _size(plan: FreezePlan, names: Sequence[str]) -> int:
@@ -161,10 +175,12 @@ def _drawn(plan: FreezePlan, rows: Sequence[_Row], cells: Sequence[Sequence[_Cel
             f"<title>{escape(row.name)}: {_size(plan, row.names):,} weights</title>{escape(label)}</text>"
         )
         for start, end, cell in _runs(of_row):
-            to = min(edges[start] + cell.warmup / per_epoch * wide, edges[end]) - edges[start]
+            width, warm = edges[end] - edges[start], cell.warmup_end - plan.phases[start].batch
+            rise = min(max(0, warm) / per_epoch * wide, width)
             title = f"{row.name}, epoch {_span(plan, start, end)}\n{cell.tip}"
-            drawn = "".join(_in_cell(edges[start], top + _HEIGHT * y, edges[end] - edges[start], to, cell))
+            drawn = "".join(_in_cell(edges[start], top + _HEIGHT * y, width, rise, cell))
             parts.append(f"<g><title>{escape(title)}</title>{drawn}</g>")
+        parts += _rising(plan, row, edges, top + _HEIGHT * y, wide / per_epoch)
     parts += [*_axis(plan, left, wide, bottom), *_milliseconds(plan, edges)]
     height = bottom + 34
     return (
@@ -189,10 +205,18 @@ def _span(plan: FreezePlan, start: int, end: int) -> str:
 
 def _in_cell(x: float, y: float, width: float, rise: float, cell: _Cell) -> Iterator[str]:
     yield from _filled(x, y, width, _HEIGHT, cell)
-    if rise > 0:
-        yield f'<path d="M{x:.1f} {y + _HEIGHT - 2}l{rise:.1f} {4 - _HEIGHT}" stroke="#fff" fill="none"/>'
     if cell.rates and width - rise > 8 + 6.5 * len(cell.rates):
         yield f'<text x="{x + rise + 5:.1f}" y="{y + 14}" fill="#fff" font-size="11">{escape(cell.rates)}</text>'
+
+
+def _rising(plan: FreezePlan, row: _Row, edges: Sequence[float], y: float, per_batch: float) -> Iterator[str]:
+    """Draw the warm-ups of a row, each by a line that rises to the top as far as it gets."""
+    for i, phase in enumerate(plan.phases):
+        warmups = phase.warmups
+        for end, length in {(warmup_end(plan.phases, i, name), warmups[name]) for name in row.names if name in warmups}:
+            width = min((end - phase.batch) * per_batch, edges[-1] - edges[i])
+            rise = (4 - _HEIGHT) * width / (length * per_batch)
+            yield f'<path d="M{edges[i]:.1f} {y + _HEIGHT - 2}l{width:.1f} {rise:.1f}" stroke="#fff" fill="none"/>'
 
 
 def _filled(x: float, y: float, width: float, height: float, cell: _Cell) -> Iterator[str]:

@@ -8,18 +8,21 @@ from typing import Any
 
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from skorch.callbacks import InputShapeSetter
+from skorch.callbacks import Initializer, InputShapeSetter, ParamMapper
 from skorch.dataset import get_len
 from torch import nn
 from torch.optim import Optimizer
 
+from mlr3torch_py.arguments import check_network, check_text
 from mlr3torch_py.forecast.twin import FitData, first_line, learn, shallow_copy, twin_of, undistributed
-from mlr3torch_py.freezing.host import check_module
+from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.host import check_module, optimizers_of
+from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.processes import are_several
 from mlr3torch_py.values import length_of
 
-__all__ = ["NetProbe", "is_one_of", "rows_in", "split_pipeline", "transformed"]
+__all__ = ["NetProbe", "cloned", "is_one_of", "network_of", "rows_in", "split_pipeline", "transformed"]
 
 
 class NetProbe:
@@ -52,6 +55,8 @@ class NetProbe:
         Whether several processes train the net.
     doubts : list of str
         What is not known for certain about the number of batches.
+    others_that_freeze : list of str
+        The names of callbacks of skorch that may freeze or unfreeze parameters.
     """
 
     name: str = "module"
@@ -64,12 +69,17 @@ class NetProbe:
 
     def __init__(self, net: Net, types: tuple[type, ...]) -> None:
         named = _initialized_callbacks(net, (*types, InputShapeSetter))
-        self.callbacks: list[Any] = [clone(callback) for _, callback in named if isinstance(callback, types)]
+        self.callbacks: list[Any] = [cloned(callback) for _, callback in named if isinstance(callback, types)]
         self._shapers = [(name, callback) for name, callback in named if isinstance(callback, InputShapeSetter)]
         self._given = net
         self.net: Net = net if net.initialized_ else shallow_copy(net)
         self._data = FitData(None, None, {})
         self.doubts: list[str] = []
+        self.others_that_freeze: list[str] = [
+            name
+            for name, callback in _named_callbacks(net)
+            if is_one_of(callback, (ParamMapper,)) and not is_one_of(callback, (Initializer,))
+        ]
 
     @property
     def module(self) -> nn.Module:
@@ -98,6 +108,11 @@ class NetProbe:
         """What ``fit`` raised before the first epoch."""
         return self._data.error
 
+    @property
+    def epochs(self) -> int | None:
+        """The number of epochs that ``fit`` sets, if it does."""
+        return self._data.epochs
+
     def optimizers(self) -> list[Optimizer]:
         """Return the optimizers of the net, or new ones if it has none yet; none if they cannot be made."""
         if not all(hasattr(self.net, f"{name}_") for name in self.net._optimizers):
@@ -108,7 +123,7 @@ class NetProbe:
             except Exception as error:  # whatever it is, it is for fit() to raise, and no reason to lose a plan
                 self.problem = self.problem or f"the net cannot make its optimizers: {first_line(error)}"
                 return []
-        return [getattr(self.net, f"{name}_") for name in self.net._optimizers]
+        return [optimizer for _, optimizer in optimizers_of(self.net)]
 
     def load(self, X: Any, y: Any) -> None:
         """Let a copy of the net prepare and split the data as ``fit`` does; see `problem` and `unfit`."""
@@ -155,7 +170,9 @@ class NetProbe:
         self.batches: Any = self.net.get_iterator(train, training=True)
         self.valid_batches: Any = None if valid is None else self.net.get_iterator(valid, training=False)
         self.n_batches = length_of(self.batches)
-        if self.n_batches is None and self.n_train is not None:
+        if self.n_batches is None and self.n_train is None:
+            self.doubts.append("the training iterator does not know its length, so that of an epoch is not known")
+        elif self.n_batches is None and self.n_train is not None:
             n_rows = rows_in(self.first_batch)
             self.n_batches = -(-self.n_train // n_rows)
             self.doubts.append(
@@ -206,16 +223,44 @@ def rows_in(batch: Any) -> int:
 def _initialized_callbacks(net: Net, types: tuple[type, ...]) -> list[tuple[str, Any]]:
     """Return copies of some callbacks, with the parameters that the net sets, by name."""
     if net.initialized_:
-        return [(name, clone(one, safe=False)) for name, one in net.callbacks_ if isinstance(one, types)]
+        return [(name, cloned(one)) for name, one in _named_callbacks(net) if isinstance(one, types)]
     probe = shallow_copy(net)
-    named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
-    chosen = ((name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named)
-    probe.callbacks = [(name, clone(one, safe=False)) for name, one in chosen if is_one_of(one, types)]
+    probe.callbacks = [(name, cloned(one)) for name, one in _named_callbacks(net) if is_one_of(one, types)]
     for name in vars(net).keys() & {f"callbacks__{name}" for name, _ in probe.callbacks}:
         delattr(probe, name)
     vars(probe)["get_default_callbacks"] = list  # those that are chosen are among the others now
     probe.initialize_callbacks()
     return [(name, one) for name, one in probe.callbacks_ if isinstance(one, types)]
+
+
+def _named_callbacks(net: Net) -> list[tuple[str, Any]]:
+    """Return the callbacks of a net by name; of one that is not initialized they may be classes."""
+    if net.initialized_:
+        return net.callbacks_
+    named = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
+    return [(name, vars(net).get(f"callbacks__{name}", callback)) for name, callback in named]
+
+
+def cloned(callback: Any) -> Any:
+    """Clone a callback, with a loaded state that the next fit will adopt."""
+    return callback.clone_to_plan() if isinstance(callback, FreezingCallback) else clone(callback, safe=False)
+
+
+def network_of(net: Any, module: str) -> nn.Module:
+    """Return a module of an initialized net, or a network that is given itself, without its wrappers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the net lacks the module, or a network is given together with the name of one.
+    """
+    if check_text("module", module, "the name of a module of the net") == "module":
+        return bare(check_network("net", net))
+    if isinstance(net, nn.Module):
+        raise ValueError(f"`module` is {module!r}, but `net` is a network, not a net of skorch; leave `module` out")
+    check_module(net, module, "a callback")
+    network: nn.Module = getattr(net, f"{module}_")
+    return bare(network)
 
 
 def split_pipeline(net: Any) -> tuple[Any, Any]:

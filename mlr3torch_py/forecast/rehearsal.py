@@ -19,7 +19,7 @@ from mlr3torch_py.forecast.measure import Measurement, PhaseCost, measure_phase,
 from mlr3torch_py.forecast.probe import NetProbe, rows_in
 from mlr3torch_py.forecast.report import FreezePlan, Phase
 from mlr3torch_py.forecast.twin import first_line
-from mlr3torch_py.freezing.engine import modules_to_pin
+from mlr3torch_py.freezing.engine import check_pins, modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.network.evaluation import Pins
@@ -27,6 +27,7 @@ from mlr3torch_py.network.internals import tree_leaves
 from mlr3torch_py.network.parameters import Flags
 from mlr3torch_py.network.unwrap import bare
 from mlr3torch_py.schedule.steps import Moment
+from mlr3torch_py.values import length_of
 
 __all__ = ["Rehearsal"]
 
@@ -78,6 +79,8 @@ class Rehearsal:
             raise RehearsalError("a network alone takes no steps; give a net with `X` and `y`")
         if self.given.problem:
             raise RehearsalError(self.given.problem)
+        if self.plan.batches_per_epoch is None:
+            raise RehearsalError("the number of batches in an epoch is not known; pass `batches_per_epoch`")
         return self.given
 
     def complete(self) -> FreezePlan:
@@ -118,6 +121,7 @@ class Rehearsal:
                     tensor.grad = None
                 pins.set(modules_to_pin(module.train(), held_by))
                 try:
+                    check_pins(module)
                     if self.measure:
                         costs.append(measure_phase(self.probe))
                     if self.cache is not None:
@@ -152,6 +156,7 @@ class Rehearsal:
         table = estimate_epochs(
             spans,
             n_train=per_epoch * rows_in(self.probe.first_batch) if n_train is None else n_train,
+            n_drawn=length_of(getattr(self.probe.batches, "sampler", None)),
             n_valid=self.probe.n_valid,
             per_epoch=per_epoch,
             valid_per_epoch=self.probe.n_valid_batches,

@@ -242,8 +242,8 @@ class FreezePlan:
 
         The numbers of weights stand on the right, and a line marks the end of the training, by `max_epochs`. What waits
         for a condition is hatched, and so is, in another way, what a row after the last epoch selects. Factors on
-        learning rates are written where they begin; a line that rises to the top shows a warm-up. If the plan is
-        measured, the milliseconds of a training batch stand above each phase.
+        learning rates are written where they begin, with x1 where they end; a line that rises to the top shows a
+        warm-up. If the plan is measured, the milliseconds of a training batch stand above each phase.
 
         Parameters
         ----------

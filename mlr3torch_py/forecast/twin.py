@@ -34,12 +34,15 @@ class FitData(NamedTuple):
         What it passes to each step.
     error : Exception or None
         Why it is not known what ``fit`` would make of the data, so that they are as they were given.
+    epochs : int, optional
+        The number of epochs, if ``fit`` sets it in place of ``max_epochs``.
     """
 
     X: Any
     y: Any
     fit_params: dict[str, Any]
     error: Exception | None = None
+    epochs: int | None = None
 
 
 def shallow_copy(net: Net) -> Net:
@@ -120,8 +123,9 @@ def learn(twin: Net, X: Any, y: Any) -> FitData:
     """
     found: list[FitData] = []
 
-    def stop(X: Any, y: Any = None, *_: Any, **fit_params: Any) -> Net:
-        found.append(FitData(X, y, {k: v for k, v in fit_params.items() if k not in ("epochs", "_routing_method")}))
+    def stop(X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any) -> Net:
+        params = {k: v for k, v in fit_params.items() if k != "_routing_method"}
+        found.append(FitData(X, y, params, epochs=epochs))
         return twin
 
     vars(twin)["fit_loop"] = stop

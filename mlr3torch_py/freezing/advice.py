@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -23,13 +24,14 @@ from mlr3torch_py.warn import warn
 
 __all__ = [
     "advise_on_epochs",
-    "advise_on_frozen",
-    "advise_on_network",
     "doubts_about",
+    "doubts_about_frozen",
+    "doubts_about_network",
     "frozen_again",
     "in_no_optimizer",
     "missing_from",
     "partly_selected",
+    "shared_by",
 ]
 
 _AND_SO_ON = 6
@@ -37,8 +39,8 @@ _AND_SO_ON = 6
 logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 
-def advise_on_network(network: nn.Module, plans: Sequence[Plan], prefix: str = "") -> None:
-    """Warn about parameters that schedules will not treat as one would expect.
+def doubts_about_network(network: nn.Module, plans: Sequence[Plan]) -> Iterator[str]:
+    """Yield which parameters schedules will not treat as one would expect.
 
     Parameters
     ----------
@@ -46,28 +48,26 @@ def advise_on_network(network: nn.Module, plans: Sequence[Plan], prefix: str = "
         As it is before anything is frozen.
     plans : sequence of Plan
         Those of all freezing callbacks.
-    prefix : str
-        What warnings begin with.
 
-    Warns
-    -----
-    UserWarning
+    Yields
+    ------
+    str
         For parameters that required no gradient before any callback acted and will be trained, and for embeddings whose
         forward pass writes a weight that is frozen.
     """
-    advise_on_frozen(network, plans, prefix)
+    yield from doubts_about_frozen(network, plans)
     will_be_held = frozenset[str]().union(*(plan.ever_held for plan in plans))
     for path, module in named_modules(network):
         name = f"{path}.weight" if path else "weight"
         if getattr(module, "max_norm", None) is not None and name in will_be_held:
-            warn(
-                f"{prefix}{name} will be frozen, but the {type(module).__name__} has max_norm={module.max_norm!r}, by "
+            yield (
+                f"{name} will be frozen, but the {type(module).__name__} has max_norm={module.max_norm!r}, by "
                 "which every forward pass rescales its weight; set max_norm to None to keep it as it is"
             )
 
 
-def advise_on_frozen(network: nn.Module, plans: Iterable[Plan], prefix: str = "", known: Held = frozenset()) -> None:
-    """Warn about parameters that required no gradient before any callback acted and will be trained.
+def doubts_about_frozen(network: nn.Module, plans: Iterable[Plan], known: Held = frozenset()) -> Iterator[str]:
+    """Yield which parameters required no gradient before any callback acted and will be trained.
 
     Parameters
     ----------
@@ -75,20 +75,46 @@ def advise_on_frozen(network: nn.Module, plans: Iterable[Plan], prefix: str = ""
         As it is before anything is frozen.
     plans : iterable of Plan
         Those of all freezing callbacks.
-    prefix : str
-        What warnings begin with.
     known : set of str
         Parameters of which that was known before.
+
+    Yields
+    ------
+    str
     """
     will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
     before_us = (frozen_before_us(network) & will_train) - known
     fixed = [name for name, one in named_parameters(network).items() if name in before_us and not one.requires_grad]
     if fixed:
-        warn(
-            f"{prefix}parameters that required no gradient before training will be trained by the schedule: "
+        yield (
+            f"parameters that required no gradient before training will be trained by the schedule: "
             f"{_by_module(network, fixed)}; if that is not meant, select among the others by `& select_trainable()`, "
             "and if it is, set their requires_grad to True before"
         )
+
+
+def shared_by(tensors: Mapping[str, torch.Tensor], place: str, theirs: Mapping[str, torch.Tensor], there: str) -> str:
+    """Describe which tensors two networks share whose callbacks might not agree on them; empty if none is shared.
+
+    Parameters
+    ----------
+    tensors, theirs : mapping of str to torch.Tensor
+        The parameters of both.
+    place, there : str
+        What they are called.
+
+    Returns
+    -------
+    str
+    """
+    known = set(map(id, theirs.values()))
+    shared = [name for name, tensor in tensors.items() if id(tensor) in known]
+    if not shared:
+        return ""
+    return (
+        f"`module`: {listed(map(repr, shared), most=3)} of {place} are also in {there}, and callbacks govern both; let "
+        "callbacks govern only one of the two"
+    )
 
 
 def missing_from(network: nn.Module, names: Held, optimizers: Iterable[Optimizer]) -> list[str]:

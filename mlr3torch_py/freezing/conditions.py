@@ -14,7 +14,7 @@ from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.training.scoring import stagnation_of
 from mlr3torch_py.training.trained import key_of
 
-__all__ = ["Waiting", "conditions_of", "met_by_now"]
+__all__ = ["Waiting", "conditions_of", "met_at_latest", "met_by_now"]
 
 # A list of the rows whose conditions were met in an epoch, by the name of the callback and what they did. skorch prints
 # no key that ends so.
@@ -25,6 +25,12 @@ def conditions_of(plans: Iterable[Plan]) -> dict[int, Plateau]:
     """Map the positions of rows to their conditions."""
     rows = (step.row for plan in plans for step in plan.conditions)
     return {row.position: row.time for row in rows if isinstance(row.time, Plateau)}
+
+
+def met_at_latest(plan: Plan) -> dict[int, int]:
+    """Map the positions of rows to the epochs at which their conditions are met at the latest, if there is one."""
+    conditions = conditions_of([plan]).items()
+    return {position: one.no_later_than for position, one in conditions if one.no_later_than}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from mlr3torch_py.freezing.advice import frozen_again, in_no_optimizer, missing_from
+from mlr3torch_py.freezing.advice import frozen_again, in_no_optimizer, missing_from, shared_by
 from mlr3torch_py.freezing.inventory import Inventory
 from mlr3torch_py.freezing.memory import complete_momentum, forget_directions
 from mlr3torch_py.freezing.rates import Rates
@@ -35,11 +35,11 @@ from mlr3torch_py.network.parameters import (
 )
 from mlr3torch_py.network.unwrap import all_modules, own_parameters
 from mlr3torch_py.schedule.plan import Held, Plan
-from mlr3torch_py.schedule.rates import Factor, factors_at
+from mlr3torch_py.schedule.rates import Factor, factors_at, scaling_column
 from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.warn import warn
 
-__all__ = ["FreezingEngine", "in_order", "modules_to_pin"]
+__all__ = ["FreezingEngine", "check_pins", "in_order", "modules_to_pin"]
 
 logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
@@ -295,7 +295,7 @@ class FreezingEngine(Generic[_Host]):
             self._pins_for, self._to_pin = reason, list(modules_to_pin(self.network, held_by))
         has_other_pins = self._pins.set(self._to_pin)
         if has_other_pins:
-            _check_pins(self.network)
+            check_pins(self.network)
         if has_other_pins or self.held != before:
             self.event = next(_EVENTS)
         self._scale_rates()
@@ -314,7 +314,7 @@ class FreezingEngine(Generic[_Host]):
         """Scale the learning rates as the plans of all peers say; the first of several factors for a tensor counts."""
         scaling = [engine for engine in self.peers if any(plan.scaling for plan in engine.plans)]
         steps = (step for engine in scaling for plan in engine.plans for step in plan.scaling)
-        column = "lr_mult" if any(step.row.lr_mult for step in steps) else "warmup"
+        column = scaling_column(steps)
         factors: dict[int, Factor] = {}
         for engine in scaling:
             tensor_of = {name: id(tensor) for name, tensor in engine._inventory.tensors.items()}
@@ -325,12 +325,8 @@ class FreezingEngine(Generic[_Host]):
         """Check that no tensor is governed by two engines, which might not agree on it."""
         tensors = self._inventory.tensors
         for peer in self.peers:
-            theirs = set(map(id, peer._inventory.tensors.values())) if peer is not self else ()
-            if shared := [name for name, tensor in tensors.items() if id(tensor) in theirs]:
-                raise ValueError(
-                    f"`module`: {listed(map(repr, shared), most=3)} of {self.place} are also in {peer.place}, "
-                    "and callbacks govern both; let callbacks govern only one of the two"
-                )
+            if peer is not self and (why := shared_by(tensors, self.place, peer._inventory.tensors, peer.place)):
+                raise ValueError(why)
 
     def _check_something_trains(self) -> bool:
         """Raise if no step can be taken; return False if only a peer, whose turn is later, can tell."""
@@ -373,7 +369,14 @@ def modules_to_pin(network: nn.Module, held_by: Iterable[tuple[Holder, Held]]) -
                     yield module
 
 
-def _check_pins(network: nn.Module) -> None:
+def check_pins(network: nn.Module) -> None:
+    """Check that the modules of a network that are pinned stay in eval mode.
+
+    Raises
+    ------
+    ValueError
+        If a ``train`` method overrules a pin, or a traced module is in training mode whatever its pin says.
+    """
     if overruled := overruled_pins(network):
         raise ValueError(
             f"{listed(map(repr, overruled))} cannot be kept in eval mode, since the `train` method of a module around "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import nn
 
@@ -181,6 +181,12 @@ class Freezer(FreezingCallback):
     def describe(self, moment: Moment) -> str:
         given = [f"`{argument}`" for argument in ("names", "name_starts_with") if getattr(self, argument) is not None]
         return f"by {' and '.join(given)} {self.opening()}"
+
+    def open_ends(self, plans: Sequence[Plan], is_late: Callable[[Step], bool], end: str) -> Iterator[str]:
+        for plan in plans:
+            if plan.steps and all(map(is_late, plan.steps)):
+                names, until = listed(plan.names, most=4), _until(plan.steps)
+                yield f"Freezer holds {names} {until}, so to the end, since epoch {end}"
 
     def doubts(self, network: nn.Module, plans: Sequence[Plan]) -> Iterator[str]:
         governed = frozenset().union(*(plan.names for plan in plans))

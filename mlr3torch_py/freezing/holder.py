@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Final, get_args
+from typing import Any, ClassVar, Final, Self, get_args
 
+from sklearn.base import clone
 from torch import nn
 
 from mlr3torch_py.arguments import check_choice, check_text
-from mlr3torch_py.freezing.advice import advise_on_frozen, advise_on_network
+from mlr3torch_py.freezing.advice import doubts_about_frozen, doubts_about_network
 from mlr3torch_py.freezing.compilation import warn_of_recompilation
+from mlr3torch_py.freezing.conditions import met_at_latest
 from mlr3torch_py.freezing.engine import FreezingEngine
 from mlr3torch_py.freezing.host import SkorchHost, check_module
+from mlr3torch_py.freezing.loaded import LoadedState
 from mlr3torch_py.freezing.roles import Mode
 from mlr3torch_py.network.parameters import can_train, frozen_before_us, n_trainable
 from mlr3torch_py.network.unwrap import bare, named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Held, Plan
-from mlr3torch_py.schedule.steps import Moment
+from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.clock import moment_of, take_back_epoch
 from mlr3torch_py.training.trained import key_of
@@ -47,6 +50,7 @@ class FreezingCallback(CallbackSet, ABC):
     engine_: FreezingEngine[SkorchHost] | None = None
     declared_: tuple[Plan, ...] = ()
     plans_: tuple[Plan, ...] = ()
+    loaded_: LoadedState | None = None
     held_: Held = frozenset()
     missing_: Held = frozenset()
     frozen_before_: Held | None = None  # by others, when the last call ended
@@ -62,6 +66,13 @@ class FreezingCallback(CallbackSet, ABC):
     @abstractmethod
     def opening(self) -> str:
         """Describe, for the log, what training begins with."""
+
+    @abstractmethod
+    def open_ends(self, plans: Sequence[Plan], is_late: Callable[[Step], bool], end: str) -> Iterator[str]:
+        """Yield what a forecast says of rows that depend on the training, or come after its last epoch.
+
+        `end` names that epoch, and says why it is the last one.
+        """
 
     @property
     def unprinted(self) -> tuple[str, ...]:
@@ -109,6 +120,20 @@ class FreezingCallback(CallbackSet, ABC):
         module = bare(network)
         fixed = frozenset(name for name, tensor in named_parameters(module).items() if not can_train(tensor))
         return tuple(plan.without(fixed) for plan in self.make_plans(module))
+
+    def clone_to_plan(self) -> Self:
+        """Return a clone, with a loaded state that the next fit will adopt."""
+        cloned: Self = clone(self)
+        if self.loaded_ is not None and self.loaded_.epoch is None:
+            cloned.loaded_ = self.loaded_
+        return cloned
+
+    def plan_from_start(self, network: nn.Module) -> tuple[Plan, ...]:
+        """Make the plans of a fit from scratch, with conditions met at their latest; return them as declared."""
+        declared = self.plans_for(network)
+        loaded = None if self.loaded_ is None else (1, frozenset(self.loaded_.names))
+        self.plans_ = tuple(plan.resolved(met_at_latest(plan), loaded) for plan in declared)
+        return declared
 
     def resolve(self, network: nn.Module, known: Held = frozenset(), renamed: Mapping[str, str] | None = None) -> None:
         """Make the plans for a network; for names that are `known` or `renamed`, those from before still hold.
@@ -262,11 +287,14 @@ class FreezingCallback(CallbackSet, ABC):
                 callback.resolve(engine.network)
             for callback in callbacks:
                 callback.advise(net)
+            doubts: Iterable[str] = ()
             if moment.epoch == 0:
-                advise_on_network(engine.network, [*engine.plans], engine.prefix)
+                doubts = doubts_about_network(engine.network, [*engine.plans])
                 engine.driver.missing_ = frozenset()
             elif (known := callbacks[0].frozen_before_) is not None:
-                advise_on_frozen(engine.network, engine.plans, engine.prefix, known)
+                doubts = doubts_about_frozen(engine.network, engine.plans, known)
+            for doubt in doubts:
+                warn(f"{engine.prefix}{doubt}")
             engine.warn_of_missing()
             engine.begin()
         except Exception:

@@ -18,7 +18,7 @@ from mlr3torch_py.training.clock import take_back_epoch
 from mlr3torch_py.training.context import ContextTorch
 from mlr3torch_py.training.trained import key_of, last_entry
 
-__all__ = ["SkorchHost", "check_module"]
+__all__ = ["SkorchHost", "check_module", "optimizers_of"]
 
 
 class SkorchHost:
@@ -68,11 +68,7 @@ class SkorchHost:
         return names[0] if names and not hasattr(self.net, "optimizer_") else "optimizer"
 
     def optimizers(self) -> Iterator[tuple[str, Optimizer]]:
-        for name in self.net._optimizers:
-            optimizer = getattr(self.net, f"{name}_", None)
-            optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-            if isinstance(optimizer, Optimizer):  # somebody may have replaced it by one that is none of torch
-                yield "lr" if name == "optimizer" else f"lr_{name}", optimizer
+        return optimizers_of(self.net)
 
     def learnable(self) -> Iterator[torch.Tensor]:
         return (tensor for _, tensor in self.net.get_all_learnable_params())
@@ -95,6 +91,15 @@ class SkorchHost:
 
     def drop_epoch(self) -> None:
         take_back_epoch(self.net)
+
+
+def optimizers_of(net: Net) -> Iterator[tuple[str, Optimizer]]:
+    """Yield the optimizers of torch that a net has, under the names by which rates are recorded."""
+    for name in net._optimizers:
+        optimizer = getattr(net, f"{name}_", None)
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        if isinstance(optimizer, Optimizer):  # somebody may have replaced it by one that is none of torch
+            yield "lr" if name == "optimizer" else f"lr_{name}", optimizer
 
 
 def check_module(net: Net, module: str, who: str) -> None:

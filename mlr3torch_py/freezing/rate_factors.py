@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from numbers import Real
 from typing import Any, Final
@@ -13,7 +13,7 @@ from torch.optim import LBFGS, Optimizer
 from mlr3torch_py.names import listed
 from mlr3torch_py.schedule.rates import Factor
 
-__all__ = ["RateFactors", "sample", "with_closure"]
+__all__ = ["RateFactors", "sample", "unscalable", "with_closure"]
 
 # How many values of a tensor are compared to see whether it has been updated.
 _SAMPLE: Final = 256
@@ -86,8 +86,8 @@ class RateFactors:
         column: str = "lr_mult",
         proven: dict[int, float] | None = None,
     ) -> None:
-        if unfit := _unfit(optimizer, factor_of):
-            raise self._refused(optimizer, column, unfit)
+        if why := unscalable(optimizer, factor_of, column):
+            raise ValueError(why)
         self.optimizer = optimizer
         self.factor_of = factor_of
         self.record = record
@@ -104,13 +104,6 @@ class RateFactors:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-
-    @staticmethod
-    def _refused(optimizer: Optimizer, column: str, unfit: str) -> ValueError:
-        return ValueError(
-            f"`unfreeze` has a column `{column}`, but {type(optimizer).__name__} {unfit}; leave the column out, or "
-            "use another optimizer"
-        )
 
     @property
     def is_in_use(self) -> bool:
@@ -144,7 +137,7 @@ class RateFactors:
         parts = self._parts
         self._restore()
         if fault := self._fault(parts):
-            raise self._refused(optimizer, self.column, fault)
+            raise ValueError(_refusal(optimizer, self.column, fault))
         for part in parts:
             self.record(part.name, float(part.group["lr"]))
 
@@ -327,8 +320,33 @@ def sample(tensor: torch.Tensor) -> torch.Tensor:
     return values[:: max(1, len(values) // _SAMPLE)].clone()
 
 
-def _unfit(optimizer: Optimizer, factor_of: Mapping[int, Factor]) -> str | None:
-    """Say why the rates of an optimizer cannot be scaled; None if they can."""
+def unscalable(optimizer: Optimizer, scaled: Container[int], column: str) -> str | None:
+    """Describe why the rates of an optimizer cannot be scaled; None if they can.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    scaled : container of int
+        The ``id`` of the parameters whose rates are to be scaled.
+    column : str
+        The column of the table that says so.
+
+    Returns
+    -------
+    str or None
+    """
+    unfit = _unfit(optimizer, scaled)
+    return None if unfit is None else _refusal(optimizer, column, unfit)
+
+
+def _refusal(optimizer: Optimizer, column: str, why: str) -> str:
+    return (
+        f"`unfreeze` has a column `{column}`, but {type(optimizer).__name__} {why}; leave the column out, or use "
+        "another optimizer"
+    )
+
+
+def _unfit(optimizer: Optimizer, scaled: Container[int]) -> str | None:
     if isinstance(optimizer, LBFGS):
         return "has one learning rate for all"
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
@@ -338,7 +356,7 @@ def _unfit(optimizer: Optimizer, factor_of: Mapping[int, Factor]) -> str | None:
         return "has no learning rate in its groups"
     for inner in _optimizers_in([*vars(optimizer).values()]):
         if inner.param_groups is not groups and any(
-            id(tensor) in factor_of for group in inner.param_groups for tensor in group["params"]
+            id(tensor) in scaled for group in inner.param_groups for tensor in group["params"]
         ):
             return f"updates by an inner {type(inner).__name__}, which has groups of its own"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.plateau import Plateau
-from mlr3torch_py.schedule.steps import Moment
+from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.schedule.table import Table, Unit, read_table
 from mlr3torch_py.schedule.value import Schedule, check_schedule
 from mlr3torch_py.select.base import Select
@@ -157,7 +157,6 @@ class CallbackSetUnfreeze(FreezingCallback):
 
     label = "Unfreeze"
     own_state = (*FreezingCallback.own_state, "loaded_", "best_")
-    loaded_: LoadedState | None = None
     best_: KeptWeights | None = None
 
     def __init__(
@@ -234,6 +233,17 @@ class CallbackSetUnfreeze(FreezingCallback):
             f"rows of `unfreeze` still pending: {listed(rows, most=3) or 'none'}; "
             f"parameters of the network: {listed(plan.names)}"
         )
+
+    def open_ends(self, plans: Sequence[Plan], is_late: Callable[[Step], bool], end: str) -> Iterator[str]:
+        for step in (step for plan in plans for step in plan.steps):
+            row = step.row
+            if isinstance(row.time, Plateau):
+                yield f"`unfreeze`: {row} depends on the training; here it acts at its `no_later_than`, or never"
+            elif is_late(step):
+                what = "has no effect, since epoch"
+                if row.lr_mult is not None and row.lr_mult_from == "start":
+                    what = "has no effect but its `lr_mult`, which holds from the start, since epoch"
+                yield f"`unfreeze`: {row} {what} {end}"
 
     def recall(self, net: Net) -> None:
         if self.loaded_ is not None and self.loaded_.is_adopted_by(net) and len(net.history) == 0:

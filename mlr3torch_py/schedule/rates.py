@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from mlr3torch_py.schedule.plan import Held, Plan
 from mlr3torch_py.schedule.steps import Act, Moment, Step
 
-__all__ = ["Factor", "factors_at", "scaled_early"]
+__all__ = ["Factor", "factors_at", "scaled_early", "scaling_column"]
 
 _Tensor = TypeVar("_Tensor", bound=Hashable)
 
@@ -164,6 +164,11 @@ class _Holds(Generic[_Tensor]):
             if not any(tensor in held for held in self._held.values()):
                 yield tensor, max(self._warmups.pop(tensor, {}).values(), default=0)
         self._touched.clear()
+
+
+def scaling_column(steps: Iterable[Step]) -> str:
+    """Return the column of the table by which steps scale learning rates, for messages."""
+    return "lr_mult" if any(step.row.lr_mult for step in steps) else "warmup"
 
 
 def _from_start(plans: Iterable[Plan], tensor_of: Mapping[str, _Tensor]) -> dict[_Tensor, Factor]:

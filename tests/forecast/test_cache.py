@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from skorch.dataset import ValidSplit
+from torch.utils.data import WeightedRandomSampler
 
 from mlr3torch_py import CallbackSetUnfreeze, freeze_plan, select_all, select_prefix, t_clbk
 from mlr3torch_py.forecast.cache import CachedSpan, Cost, estimate_epochs
@@ -45,6 +46,20 @@ def test_events_in_the_middle_of_an_epoch_are_forecast():
     net.fit(X, y)
     assert plan.cache["cache_hits"].tolist() == hits(net)
     assert plan.cache["cache_misses"].tolist() == net.history[:, "cache_misses"]
+
+
+@pytest.mark.parametrize(("train_split", "n_train"), [(None, 150), (ValidSplit(5), 120)])
+@pytest.mark.parametrize("n_drawn", [60, 400])
+def test_rows_that_a_sampler_draws_come_from_memory_as_often_as_is_forecast(n_drawn, train_split, n_train):
+    sampler = WeightedRandomSampler([1.0] * n_train, n_drawn, generator=torch.Generator().manual_seed(0))
+    callbacks = CallbackSetUnfreeze(select_prefix("head"), **EVAL), t_clbk("frozen_cache")
+    params = {"train_split": train_split, "iterator_train__sampler": sampler}
+    net = iris_net(*callbacks, module=CNN, max_epochs=4, audited=False, **params)
+    plan = freeze_plan(net, X, y)
+    net.fit(X, y)
+    asked = n_drawn + (150 - n_train)
+    assert plan.cache["cache_hits"].sum() == pytest.approx(sum(hits(net)), rel=0.3)
+    assert (plan.cache["cache_hits"] + plan.cache["cache_misses"]).tolist() == [asked] * 4
 
 
 def test_few_batches_are_compared_when_they_first_come_from_memory():

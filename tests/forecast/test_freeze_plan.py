@@ -24,6 +24,7 @@ from mlr3torch_py import (
     freeze_plan,
     gradual_unfreezing,
     head_first,
+    network_summary,
     select_all,
     select_last,
     select_name,
@@ -31,6 +32,7 @@ from mlr3torch_py import (
     select_prefix,
     t_clbk,
     trainable_names,
+    trained_when,
 )
 from tests.helpers import Nested, Trace, X, iris_net, y
 
@@ -146,6 +148,18 @@ def test_a_callback_that_was_put_in_the_place_of_another_is_asked():
     assert len(freeze_plan(net).phases[0].trainable) == 5
 
 
+def test_a_loaded_state_is_planned_until_a_fit_has_used_it_up():
+    callback = CallbackSetUnfreeze(select_last(1), {"epoch": [2], "weights": [select_prefix("3")]}, frozen_mode="eval")
+    callback.load_state_dict({"trainable": ["0.weight", "0.bias"]})
+    net = iris_net(callback, max_epochs=2)
+    said = [["0.weight", "0.bias", *HEAD], ALL]
+    for plan in (freeze_plan(net), freeze_plan(net.initialize()), freeze_plan(net.module_, callbacks=[callback])):
+        assert [sorted(phase.trainable) for phase in plan.phases] == list(map(sorted, said))
+    assert not network_summary(net).to_frame().set_index("path").pinned["0"]
+    assert trained_when(net.fit(X, y))[1].tolist() == [name in said[0] for name in ALL]
+    assert freeze_plan(net).phases[0].trainable == set(HEAD)
+
+
 def test_a_random_state_of_the_split_is_left_as_it_is():
     state = np.random.RandomState(0)
     net = iris_net(unfreeze(), train_split=ValidSplit(0.3, random_state=state))
@@ -167,7 +181,7 @@ def test_a_network_is_asked_with_its_callbacks():
 
 def test_batches_need_the_length_of_an_epoch():
     table = {"batch": [5], "weights": [select_all()]}
-    with pytest.raises(ValueError, match="pass `X` or `batches_per_epoch`"):
+    with pytest.raises(ValueError, match="pass `X` and `y`, or `batches_per_epoch`"):
         freeze_plan(iris_net(unfreeze(table)))
     assert [(phase.epoch, phase.batch) for phase in freeze_plan(iris_net(unfreeze(table)), X, y).phases] == [
         (1, 1),
@@ -181,7 +195,7 @@ def test_conditions_come_at_their_latest_and_are_noted():
     table = {"when": [Plateau(no_later_than=3), Plateau()], "weights": [select_prefix("3"), select_all()]}
     plan = freeze_plan(iris_net(unfreeze(table)))
     assert [(phase.epoch, len(phase.trainable)) for phase in plan.phases] == [(1, 2), (3, 4)]
-    assert [note.split(" depends")[0][:5] for note in plan.notes] == ["row 0", "row 1"]
+    assert [note[:17] for note in plan.notes] == ["`unfreeze`: row 0", "`unfreeze`: row 1"]
     assert "row 1" in str(plan)
 
 
@@ -258,8 +272,13 @@ class Endless(torch.utils.data.IterableDataset):
 
 
 def test_an_iterator_without_a_length_is_explained():
-    with pytest.raises(ValueError, match="does not know its length; pass `batches_per_epoch`"):
-        freeze_plan(iris_net(unfreeze()), Endless())
+    plan = freeze_plan(iris_net(unfreeze()), Endless(), measure=True)
+    assert [phase.epoch for phase in plan.phases] == [1, 2, 4]
+    explained, unmeasured = plan.notes
+    assert explained.startswith("the training iterator does not know its length, so")
+    assert unmeasured.startswith("not measured: the number of batches in an epoch is not known")
+    with pytest.raises(ValueError, match="counts batches, .*: pass `batches_per_epoch`; the training iterator"):
+        freeze_plan(iris_net(unfreeze({"batch": [5], "weights": [select_all()]})), Endless())
 
 
 def drawn(ax):
@@ -309,6 +328,22 @@ def test_the_picture_gives_sizes_and_the_last_epoch_and_rates_that_can_be_read()
     assert texts["weights"] != "white"
 
 
+def test_the_picture_says_where_a_factor_ends():
+    table = {"epoch": [2, 4], "weights": [select_prefix("3")] * 2, "lr_mult": [0.1, 1.0], "lr_mult_from": ["row"] * 2}
+    ax = freeze_plan(iris_net(unfreeze(table))).plot()
+    texts = [(text.get_text().strip(), text.get_position()) for text in ax.texts if text.get_text().startswith(" x")]
+    assert texts == [("x0.1", (2, 2.5)), ("x1", (4, 2.5)), ("x0.1", (2, 3.5)), ("x1", (4, 3.5))]
+
+
+def test_the_picture_draws_a_warm_up_until_its_weights_are_frozen_again():
+    rows = [{"epoch": [2], "weights": [select_prefix("0", "3")], "warmup": [8]}]
+    rows += [{"epoch": [3], "weights": [select_prefix("0")], "action": ["freeze"]}]
+    plan = freeze_plan(iris_net(unfreeze(rows), max_epochs=6), batches_per_epoch=4)
+    lines = plan.plot().lines[:4]
+    assert [tuple(line.get_xdata()) for line in lines] == [(2, 3), (2, 3), (2, 4), (2, 4)]
+    assert [tuple(line.get_ydata()) for line in lines] == [(1, 0.5), (2, 1.5), (3, 2), (4, 3)]
+
+
 def test_phases_of_batches_begin_inside_epochs():
     plan = freeze_plan(iris_net(unfreeze({"batch": [5], "weights": [select_all()]})), batches_per_epoch=4, max_epochs=3)
     assert plan.plot().collections[0].get_coordinates()[0, :, 0].tolist() == [1, 2, 4]
@@ -341,19 +376,6 @@ def test_drawing_says_how_to_install_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pip install 'mlr3torch_py\[plot\]'"):
         freeze_plan(NETWORK, callbacks=[CallbackSetUnfreeze(select_none())]).plot()
-
-
-def test_rows_after_the_last_epoch_are_said():
-    tables = [
-        {"epoch": [2, 5], "weights": [select_prefix("3"), select_all()]},
-        {"batch": [13], "weights": [select_all()]},
-    ]
-    plan = freeze_plan(iris_net(unfreeze(tables)), X, y)
-    assert plan.notes == (
-        "row 1 (epoch 5: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
-        "row 2 (batch 13: select_all()) has no effect, since epoch 4 is the last one by `max_epochs`",
-    )
-    assert freeze_plan(iris_net(unfreeze(tables), max_epochs=5), X, y).notes == ()
 
 
 class HeadIsOptimized(NeuralNetClassifier):

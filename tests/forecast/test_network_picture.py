@@ -6,7 +6,8 @@ import torch
 from matplotlib import pyplot
 from torch import nn
 
-from mlr3torch_py import gradual_unfreezing, plot_network, select_prefix, t_clbk
+from mlr3torch_py import gradual_unfreezing, plot_network, select_last, select_prefix, t_clbk
+from tests.freezing.turns import Pair, gan
 from tests.helpers import Nested, X, iris_net, y
 
 mpl.use("agg")
@@ -61,7 +62,7 @@ def test_an_epoch_is_drawn_by_the_plan():
 def test_an_epoch_of_a_schedule_in_batches_needs_their_number():
     net = iris_net(t_clbk("unfreeze", schedule=gradual_unfreezing(every=2, unit="batch")), module=Nested)
     assert not drawn(plot_network(net))["encoder: Sequential"][1]
-    with pytest.raises(ValueError, match="pass `X` or `batches_per_epoch`"):
+    with pytest.raises(ValueError, match="pass `X` and `y`, or `batches_per_epoch`"):
         plot_network(net, epoch=1)
     assert drawn(plot_network(net, epoch=1, batches_per_epoch=9))["encoder: Sequential"][1]
 
@@ -76,6 +77,14 @@ def test_a_trained_net_is_drawn_as_it_is_now_and_stays_so():
     assert torch.equal(state, torch.get_rng_state())
     assert not found["embed: Linear"][1]
     assert not found["head: Linear"][1]
+
+
+@pytest.mark.parametrize("beside", [[], [t_clbk("freezer", name_starts_with="2.")]])
+def test_a_module_is_drawn_by_the_callbacks_that_govern_it(beside):
+    net = gan(t_clbk("unfreeze", starting_weights=select_last(1), module="decoder"), *beside, cls=Pair)
+    for epoch in (None, 2):
+        assert drawn(plot_network(net, module="decoder", epoch=epoch))["Sequential"][0] == "32 (62% trainable)"
+        assert drawn(plot_network(net, epoch=epoch))["Sequential"][0] == ("25 (80% trainable)" if beside else "25")
 
 
 def test_a_picture_of_a_large_network_has_at_most_forty_rows():

@@ -4,7 +4,9 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import matplotlib as mpl
 import pytest
+from matplotlib import pyplot
 from torch import nn
 
 from mlr3torch_py import (
@@ -23,6 +25,7 @@ from mlr3torch_py import (
 )
 from tests.helpers import Nested, X, iris_net, y
 
+mpl.use("agg")
 NETWORK = MLP(4, 3, neurons=(8, 8))
 
 
@@ -141,6 +144,19 @@ def test_a_phase_that_begins_in_an_epoch_says_at_which_batch():
     assert any("warmup over 25 batches" in tip for tip in shown(plan).tips)
 
 
+def test_a_strip_says_that_a_warm_up_goes_on_in_a_later_phase_and_draws_it_whole():
+    table = {"epoch": [2, 3], "weights": [select_prefix("3")] * 2, "warmup": [40, 0], "lr_mult": [0.5, 0.25]}
+    table |= {"lr_mult_from": ["row", "row"]}
+    plan = plan_of(starting_weights=select_last(1), unfreeze=table, max_epochs=8, batches_per_epoch=10)
+    tips = [tip.splitlines()[0::3] for tip in shown(plan).tips if "warmup" in tip]
+    over = "warmup over 40 batches"
+    assert tips == [["3, epoch 2", over], ["3, epoch 3 to 8", f"{over} since batch 11"]]
+    html = plan._repr_html_()
+    ((width, height),) = re.findall(r'l([\d.]+) ([-\d.]+)" stroke="#fff"', html)
+    epoch = re.search(r'<title>3, epoch 2\n.*?<rect x=\S+ y=\S+ width="([\d.]+)"', html, re.DOTALL)
+    assert (float(width), float(height)) == (pytest.approx(4 * (float(epoch[1]) + 1), abs=0.3), -16)
+
+
 def test_rows_that_wait_and_rows_that_never_come_are_marked():
     table = {
         "when": [Plateau("valid_loss", no_later_than=3), Plateau("valid_acc")],
@@ -167,6 +183,13 @@ def test_a_strip_of_a_deep_network_stays_small():
     page = shown(plan_of(Nested(100), schedule=gradual_unfreezing()))
     assert "encoder.{2..4}" in page.words
     assert len(page.tips) < 400
+
+
+def test_a_network_without_parameters_is_shown_and_drawn():
+    plan = plan_of(nn.Sequential(nn.ReLU()), starting_weights=select_all())
+    assert shown(plan).tips == []
+    assert plan.plot().get_yticklabels() == []
+    pyplot.close("all")
 
 
 def test_everything_in_a_notebook_is_escaped():

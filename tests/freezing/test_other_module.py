@@ -118,6 +118,26 @@ def test_a_net_without_the_main_module_is_not_drawn_and_told_what_could_be(look)
         look(gan())
 
 
+@pytest.mark.parametrize("beside", [[], [t_clbk("freezer", name_starts_with="2.")]])
+def test_a_module_is_summarised_by_the_callbacks_that_govern_it(beside):
+    judge = t_clbk("unfreeze", starting_weights=select_last(1), module="decoder", frozen_mode="eval")
+    net = gan(judge, *beside, cls=Pair)
+    decoder = network_summary(net, module="decoder").to_frame().set_index("path")
+    assert (decoder.trains_from["0"], decoder.trains_from["2"]) == ("never", "epoch 1")
+    assert (decoder.pinned["0"], decoder.pinned["2"]) == (True, False)
+    main = network_summary(net).to_frame().set_index("path")
+    assert not main.pinned.any()
+    assert (main.trains_from["0"], main.trains_from["2"]) == (("epoch 1", "never") if beside else ("", ""))
+
+
+@pytest.mark.parametrize("look", [network_summary, plot_network])
+def test_a_module_to_look_at_must_be_there(look):
+    with pytest.raises(ValueError, match="`module` is 'decodr'.*; give one of 'decoder', 'module'"):
+        look(gan(cls=Pair), module="decodr")
+    with pytest.raises(ValueError, match="`module` is 'decoder', but `net` is a network"):
+        look(nn.Linear(2, 2), module="decoder")
+
+
 def test_the_context_says_what_a_net_without_the_main_module_has():
     seen = []
     fitted(gan(torch_callback("look", on_begin=lambda self: seen.append(error_of(lambda: self.ctx.network)))))
