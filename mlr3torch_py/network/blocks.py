@@ -50,7 +50,8 @@ class _Part(NamedTuple):
         return _Part(self.modules + other.modules, self.names + other.names, self.is_slight and other.is_slight)
 
     def holds(self, name: str) -> bool:
-        return name in self.names or any(not path or name.startswith(f"{path}.") for path, _ in self.modules)
+        within = (name in one.names or not one.path or name.startswith(f"{one.path}.") for one in self.modules)
+        return name in self.names or any(within)
 
 
 _Joinable = TypeVar("_Joinable", Block, _Part)
@@ -93,12 +94,12 @@ def _parts(tree: Tree) -> list[_Part]:
     else:
         tail = [part for sibling in siblings[first:] for part in _parts_in(tree, sibling)]
     if not (parts := without_slight(body + tail)):
-        return _with_own(tree.top, [])
+        return _with_own(tree, tree.top, [])
     *body, head = _side_by_side_joined(tree, parts)
     while body and _are_heads(tree, body[-1], head):
         head = body.pop().joined(head)
     # Where nothing lies before them, they are no heads, and all would be one block.
-    return _with_own(tree.top, [*body, head] if body else parts)
+    return _with_own(tree, tree.top, [*body, head] if body else parts)
 
 
 def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
@@ -167,12 +168,12 @@ def _are_heads(tree: Tree, part: _Part, head: _Part) -> bool:
 def _parts_in(tree: Tree, at: Module) -> list[_Part]:
     if not tree.opens(at):
         return [_Part([at], [], is_slight=not tree.n_layers(at))]
-    return _with_own(at, [part for child in tree.children(at) for part in _parts_in(tree, child)])
+    return _with_own(tree, at, [part for child in tree.children(at) for part in _parts_in(tree, child)])
 
 
-def _with_own(at: Module, parts: list[_Part]) -> list[_Part]:
+def _with_own(tree: Tree, at: Module, parts: list[_Part]) -> list[_Part]:
     """Add the parameters of a module that was opened to its first part."""
-    own = [f"{at.path}.{name}" if at.path else name for name, one in at.module._parameters.items() if one is not None]
+    own = tree.own_parameters(at)
     if own and not parts:
         return [_Part([], own, is_slight=False)]
     if own:

@@ -1,4 +1,4 @@
-"""Code order: in which order the code of a forward pass uses the modules that a module holds."""
+"""Code order: in which order the code of a forward pass uses the modules and the parameters that a module holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ASK: Final = frozenset({"bool", "getattr", "hasattr", "id", "isinstance", "len"
 
 
 def code_order(module: nn.Module) -> list[str]:
-    """Tell in which order the code of a module's forward pass uses its children.
+    """Tell in which order the code of a module's forward pass uses its children and its own parameters.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def code_order(module: nn.Module) -> list[str]:
     Returns
     -------
     list of str
-        The names of the children that the code uses, by their first call; empty where there is no source to read.
+        The names of those that the code uses, by their first call or use; empty where there is no source to read.
 
     Examples
     --------
@@ -44,7 +44,11 @@ def code_order(module: nn.Module) -> list[str]:
     first: dict[str, tuple[bool, int]] = {}
     for i, use in enumerate(_uses(type(module))):  # type: ignore[arg-type]
         child = module._modules.get(use.name)
-        if child is not None and (place := _place(use, i, bare(child))) is not None:
+        if child is not None:
+            place = _place(use, i, bare(child))
+        else:  # an attribute of a parameter, such as its device, counts if nothing else does
+            place = (bool(use.inner), i) if module._parameters.get(use.name) is not None else None
+        if place is not None:
             first[use.name] = min(place, first.get(use.name, place))
     return sorted(first, key=lambda name: first[name][1])
 

@@ -29,10 +29,11 @@ MANY: Final = 3
 
 
 class Module(NamedTuple):
-    """A module with its path."""
+    """A module with its path, or parameters that their module uses as a layer, with the path of the first of them."""
 
     path: str
     module: nn.Module
+    names: tuple[str, ...] = ()  # those of such parameters
 
 
 class Tree:
@@ -61,10 +62,19 @@ class Tree:
         self.top = self._top(Module("", bare(network)))
 
     def children(self, at: Module) -> list[Module]:
-        """List the children that hold parameters, in the order in which they run."""
+        """List the children that hold parameters, in the order in which they run.
+
+        Parameters of the module itself that its code uses after all layers are the last of them.
+        """
         if at.path not in self._children:
-            self._children[at.path] = self._in_order(at)
+            found = self._in_order(at)
+            self._children[at.path] = [*found, *_last_parameters(at, found)]
         return self._children[at.path]
+
+    def own_parameters(self, at: Module) -> list[str]:
+        """List the parameters that a module itself holds, apart from those that are among its children."""
+        below = {name for child in self.children(at) for name in child.names}
+        return [name for name in _own_parameters(at) if name not in below]
 
     def _in_order(self, at: Module) -> list[Module]:
         found = [
@@ -237,6 +247,21 @@ def is_slight(module: nn.Module, tensor: nn.Parameter) -> bool:
         return isinstance(module, NORMALISATION)
     has_shape_of_norm = tuple(tensor.shape) == tuple(getattr(module, "normalized_shape", ()))
     return tensor.ndim <= 1 or has_shape_of_norm or is_normalisation(module)
+
+
+def _own_parameters(at: Module) -> dict[str, nn.Parameter]:
+    found = at.module._parameters.items() if not at.names else ()
+    return {f"{at.path}.{name}" if at.path else name: one for name, one in found if one is not None}
+
+
+def _last_parameters(at: Module, children: list[Module]) -> Iterator[Module]:
+    """Yield the parameters that the code of a module uses after all of its layers, as one layer, if there are any."""
+    own = _own_parameters(at)
+    if own and (layers := [child.path.rpartition(".")[2] for child in children if _n_layers(child.module)]):
+        order = code_order(at.module)
+        after = order[max(map(order.index, layers)) :] if all(name in order for name in layers) else []
+        if names := tuple(name for name in own if name.rpartition(".")[2] in after):
+            yield Module(names[0], nn.ParameterList(own[name] for name in names), names)
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -100,8 +100,9 @@ def network_blocks(
     the tree. Apart from the containers of torch, nothing is decided by names or classes. These are opened, and so is a
     module that holds a list of repeated layers, also inside of another, as in ``nn.Sequential(backbone, head)``. A
     module that runs its children side by side is one block; so are embeddings side by side, and heads. A norm, which is
-    known by the shape of its tensors, belongs to the block before, and the parameters of a module that is opened to its
-    first block. A tied tensor is in the last of the blocks that use it.
+    known by the shape of its tensors, belongs to the block before, and the parameters that an opened module holds
+    itself to its first block, or to one behind its last block if its code uses them after all layers. A tied tensor is
+    in the last of the blocks that use it.
 
     Examples
     --------
