@@ -20,7 +20,7 @@ from mlr3torch_py.network.flow import flow_of
 from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.tree import Level
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
-from mlr3torch_py.patterns import cover, patterns
+from mlr3torch_py.patterns import cover, expanded, patterns
 from mlr3torch_py.protocols import NetOfUser
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
@@ -169,7 +169,10 @@ def selector_of(block: Block, names: Sequence[str]) -> Select:
     """Return a selector of a block in a network with some names."""
     paths = cover(block.names, names)
     known = set(names)
-    own, modules = [path for path in paths if path in known], [path for path in paths if path not in known]
+    # select_prefix would read braces in a name as a pattern.
+    modules = [path for path in paths if path not in known and expanded(path) == [path]]
+    within = tuple(f"{path}." for path in modules)
+    own = [name for name in names if name in block.names and not name.startswith(within)]
     return joined([*([select_name(own)] if own else []), *([select_prefix(*modules)] if modules else [])])
 
 
