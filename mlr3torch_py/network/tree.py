@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import Final, Literal, NamedTuple
@@ -245,7 +245,8 @@ def is_slight(module: nn.Module, tensor: nn.Parameter) -> bool:
     """
     if is_lazy(tensor):
         return isinstance(module, NORMALISATION)
-    has_shape_of_norm = tuple(tensor.shape) == tuple(getattr(module, "normalized_shape", ()))
+    shape = getattr(module, "normalized_shape", ())  # which norms of others give as a number
+    has_shape_of_norm = isinstance(shape, Iterable) and tuple(tensor.shape) == tuple(shape)
     return tensor.ndim <= 1 or has_shape_of_norm or is_normalisation(module)
 
 

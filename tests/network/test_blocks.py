@@ -54,6 +54,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width):
         super().__init__()
+        self.normalized_shape = width  # a number, not a tuple as torch's
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x):
