@@ -128,6 +128,24 @@ class Tree:
             return self.flow.are_side_by_side(one.path, other.path)
         return not self._run_in_turn(one.path, other.path) and self._take_the_same(one.module, other.module)
 
+    def read_the_same(self, one: Module, other: Module) -> bool:
+        """Check whether two modules read what the same layers have computed, as far as that is known."""
+        if self.flow is None or not self.flow.knows(one.path, other.path):
+            return True
+        differ = self.flow.sources(one.path) ^ self.flow.sources(other.path)
+        return not any(self._modules[path]._parameters for path in differ)
+
+    def ends(self, layers: list[Module]) -> list[Module]:
+        """List those of some modules that no other one of them reads; none where that is not known."""
+        if self.flow is None or not self.flow.is_complete:
+            return []
+        called = [one for one in layers if self.flow.first_call(one.path) is not None]
+        return [one for one in called if not any(self.reads(other, one) for other in called if other != one)]
+
+    def reads(self, one: Module, other: Module) -> bool:
+        """Check whether a module is known to read what another one has computed."""
+        return self.flow is not None and self.flow.reads(one.path, other.path)
+
     def _run_in_turn(self, path: str, other: str) -> bool:
         """Check whether the innermost module around two others runs what it holds one after the other."""
         paths = set(ancestors(other))
