@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from mlr3torch_py.names import ancestors
-from mlr3torch_py.network.code_order import code_order
+from mlr3torch_py.network.code_loops import Loop
+from mlr3torch_py.network.code_order import code_loops, code_order
 from mlr3torch_py.network.flow import Flow
 from mlr3torch_py.network.normalisation import NORMALISATION, is_normalisation
 from mlr3torch_py.network.parameters import has_parameters
@@ -82,6 +83,9 @@ class Tree:
             for name, child in at.module._modules.items()
             if child is not None and has_parameters(child)
         ]
+        loops = self._loops_over(at.path)
+        if loops and all(loop.is_reversed for loop in loops):
+            found.reverse()
         order = {name: i for i, name in enumerate(code_order(at.module))} if self.flow is None else {}
         places: dict[str, tuple[float, bool, int]] = {}
         following = math.inf
@@ -91,6 +95,13 @@ class Tree:
             following = following if call is None else call
             places[child.path] = following, call is not None, i  # what was not called stays before what follows it
         return sorted(found, key=lambda child: places[child.path])
+
+    def _loops_over(self, path: str) -> list[Loop]:
+        """List the loops over a list in the code of the modules around it; none if a forward pass tells more."""
+        if self.flow is not None or not isinstance(self._modules.get(path), (nn.ModuleList, nn.ModuleDict)):
+            return []
+        inner = {around: path[len(around) :].removeprefix(".") for around in ancestors(path) if around in self._modules}
+        return [loop for around, rest in inner.items() for loop in code_loops(self._modules[around]).get(rest, [])]
 
     def opens(self, at: Module) -> bool:
         """Check whether the blocks of a module are found in it, so that it is no block itself."""
@@ -165,7 +176,9 @@ class Tree:
         if not children or is_parametrized(at.module):
             return False
         if _is_container(at.module):
-            return self.is_chain(children) and not self._is_one_layer(at)
+            loops = self._loops_over(at.path)
+            is_parallel = bool(loops) and all(loop.is_parallel for loop in loops)
+            return not is_parallel and self.is_chain(children) and not self._is_one_layer(at)
         is_one_of_its_kind = self._n[self._kind(at.module)] == 1
         return self.is_deep(at) or (is_one_of_its_kind and len(self._lists(at)) == 1) or self._branches(at)
 
