@@ -50,7 +50,8 @@ class _Part(NamedTuple):
         return _Part(self.modules + other.modules, self.names + other.names, self.is_slight and other.is_slight)
 
     def holds(self, name: str) -> bool:
-        return name in self.names or any(not path or name.startswith(f"{path}.") for path, _ in self.modules)
+        within = (name in one.names or not one.path or name.startswith(f"{one.path}.") for one in self.modules)
+        return name in self.names or any(within)
 
 
 _Joinable = TypeVar("_Joinable", Block, _Part)
@@ -85,7 +86,7 @@ def find_blocks(network: nn.Module, flow: Flow | None = None, level: Level = "la
 
 def _parts(tree: Tree) -> list[_Part]:
     """List the parts of a network in the order in which they run; the last one is the head."""
-    siblings = tree.children(tree.top)
+    siblings = _with_heads_last(tree, tree.children(tree.top))
     first, is_whole = _heads(tree, siblings)
     body = [part for sibling in siblings[:first] for part in _parts_in(tree, sibling)]
     if is_whole:
@@ -93,12 +94,12 @@ def _parts(tree: Tree) -> list[_Part]:
     else:
         tail = [part for sibling in siblings[first:] for part in _parts_in(tree, sibling)]
     if not (parts := without_slight(body + tail)):
-        return _with_own(tree.top, [])
+        return _with_own(tree, tree.top, [])
     *body, head = _side_by_side_joined(tree, parts)
     while body and _are_heads(tree, body[-1], head):
         head = body.pop().joined(head)
     # Where nothing lies before them, they are no heads, and all would be one block.
-    return _with_own(tree.top, [*body, head] if body else parts)
+    return _with_own(tree, tree.top, [*body, head] if body else parts)
 
 
 def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
@@ -106,6 +107,8 @@ def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
     layers = [i for i, one in enumerate(siblings) if tree.n_layers(one)]
     if not layers:
         return max(0, len(siblings) - 1), False
+    if heads := _heads_of_branches(tree, siblings):
+        return min(map(siblings.index, heads)), True
     *before, first = layers
     backbones = [i for i in before if tree.is_backbone(siblings[i])]
     if _is_as_large(tree, siblings[first], [siblings[i] for i in backbones]):
@@ -115,7 +118,7 @@ def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
         if not any(_is_as_large(tree, siblings[i], [siblings[backbones[-1]]]) for i in after):
             return after[0], True
     if tree.flow is not None and tree.flow.is_complete:
-        first = _after_shared(tree.flow, siblings, layers)
+        first = _after_shared(tree, siblings, layers)
     else:
         while before and tree.are_side_by_side(siblings[before[-1]], siblings[first]):
             first = before.pop()
@@ -134,26 +137,51 @@ def _are_layers(tree: Tree, modules: list[Module]) -> bool:
     return len(modules) >= MANY and tree.are_of_one_kind(modules) and tree.is_chain(modules)
 
 
-def _after_shared(flow: Flow, siblings: list[Module], layers: list[int]) -> int:
+def _after_shared(tree: Tree, siblings: list[Module], layers: list[int]) -> int:
     """Return the position of the first child after the last one that several ends of the network have read."""
-    called = [i for i in layers if flow.first_call(siblings[i].path) is not None]
-    paths = {i: siblings[i].path for i in called}
-    ends = [i for i in called if not any(flow.reads(paths[j], paths[i]) for j in called if j != i)]
-    shared = [i for i in called if sum(flow.reads(paths[end], paths[i]) for end in ends) > 1]
+    ends = tree.ends([siblings[i] for i in layers])
+    shared = [i for i in layers if sum(tree.reads(end, siblings[i]) for end in ends) > 1]
     if len(ends) < 2 or not shared:
         return layers[-1]
     return min((i for i in layers if i > shared[-1]), default=layers[-1])
+
+
+def _heads_of_branches(tree: Tree, siblings: list[Module]) -> list[Module]:
+    """List the heads of branches that have no layer in common, such as the projections of two towers."""
+    layers = [one for one in siblings if tree.n_layers(one)]
+    ends = tree.ends(layers)
+    heads = [end for end in ends if any(tree.reads(end, one) for one in layers)]
+    is_shared = any(sum(tree.reads(end, one) for end in ends) > 1 for one in layers)
+    if len(heads) < 2 or is_shared or any(map(tree.is_deep, heads)):
+        return []
+    backbones = [one for one in layers if tree.is_backbone(one)]
+    first = [one for one in layers if one in backbones or any(tree.reads(backbone, one) for backbone in backbones)]
+    after = [one for one in layers if one not in first and any(tree.reads(one, backbone) for backbone in backbones)]
+    return [one for one in layers if one in heads or one in after]
+
+
+def _with_heads_last(tree: Tree, siblings: list[Module]) -> list[Module]:
+    """Move the heads of branches that have no layer in common, and what follows each, behind the branches."""
+    heads = _heads_of_branches(tree, siblings)
+    after = [one for one in siblings if one in heads or one.names or any(tree.reads(one, head) for head in heads)]
+    return [one for one in siblings if one not in after] + after if heads else siblings
 
 
 def _side_by_side_joined(tree: Tree, parts: list[_Part]) -> list[_Part]:
     """Join neighbouring single layers that take the same, such as the embeddings of words and of positions."""
     joined: list[_Part] = []
     for part in parts:
-        is_beside = joined and all(_is_single_layer(tree, one) for one in (joined[-1], part))
-        if is_beside and tree.are_side_by_side(joined[-1].modules[-1], part.modules[0]):
+        if joined and _take_the_same(tree, joined[-1], part):
             part = joined.pop().joined(part)
         joined.append(part)
     return joined
+
+
+def _take_the_same(tree: Tree, one: _Part, other: _Part) -> bool:
+    if not (_is_single_layer(tree, one) and _is_single_layer(tree, other)):
+        return False
+    pair = one.modules[-1], other.modules[0]
+    return tree.are_side_by_side(*pair) and tree.read_the_same(*pair)
 
 
 def _is_single_layer(tree: Tree, part: _Part) -> bool:
@@ -161,18 +189,20 @@ def _is_single_layer(tree: Tree, part: _Part) -> bool:
 
 
 def _are_heads(tree: Tree, part: _Part, head: _Part) -> bool:
-    return len(part.modules) == 1 and bool(head.modules) and tree.are_side_by_side(part.modules[0], head.modules[0])
+    if len(part.modules) != 1 or any(tree.reads(one, part.modules[0]) for one in head.modules):
+        return False
+    return bool(head.modules) and tree.are_side_by_side(part.modules[0], head.modules[0])
 
 
 def _parts_in(tree: Tree, at: Module) -> list[_Part]:
     if not tree.opens(at):
         return [_Part([at], [], is_slight=not tree.n_layers(at))]
-    return _with_own(at, [part for child in tree.children(at) for part in _parts_in(tree, child)])
+    return _with_own(tree, at, [part for child in tree.children(at) for part in _parts_in(tree, child)])
 
 
-def _with_own(at: Module, parts: list[_Part]) -> list[_Part]:
+def _with_own(tree: Tree, at: Module, parts: list[_Part]) -> list[_Part]:
     """Add the parameters of a module that was opened to its first part."""
-    own = [f"{at.path}.{name}" if at.path else name for name, one in at.module._parameters.items() if one is not None]
+    own = tree.own_parameters(at)
     if own and not parts:
         return [_Part([], own, is_slight=False)]
     if own:

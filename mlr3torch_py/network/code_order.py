@@ -1,4 +1,4 @@
-"""Code order: in which order the code of a forward pass uses the modules that a module holds."""
+"""Code order: in which order the code of a forward pass uses the modules and the parameters that a module holds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 
 from torch import nn
 
+from mlr3torch_py.network.code_loops import Loop, loops_in
 from mlr3torch_py.network.unwrap import bare
 
-__all__ = ["code_order"]
+__all__ = ["code_loops", "code_order"]
 
 # What runs first in a node of the syntax tree, whatever comes first in the text.
 _FIRST: Final = ("test", "generators", "value")
@@ -24,7 +25,7 @@ _ASK: Final = frozenset({"bool", "getattr", "hasattr", "id", "isinstance", "len"
 
 
 def code_order(module: nn.Module) -> list[str]:
-    """Tell in which order the code of a module's forward pass uses its children.
+    """Tell in which order the code of a module's forward pass uses its children and its own parameters.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def code_order(module: nn.Module) -> list[str]:
     Returns
     -------
     list of str
-        The names of the children that the code uses, by their first call; empty where there is no source to read.
+        The names of those that the code uses, by their first call or use; empty where there is no source to read.
 
     Examples
     --------
@@ -42,11 +43,26 @@ def code_order(module: nn.Module) -> list[str]:
     ([], ['linear2', 'dropout2'])
     """
     first: dict[str, tuple[bool, int]] = {}
-    for i, use in enumerate(_uses(type(module))):  # type: ignore[arg-type]
+    for i, use in enumerate(_code(type(module)).uses):  # type: ignore[arg-type]
         child = module._modules.get(use.name)
-        if child is not None and (place := _place(use, i, bare(child))) is not None:
+        if child is not None:
+            place = _place(use, i, bare(child))
+        else:  # an attribute of a parameter, such as its device, counts if nothing else does
+            place = (bool(use.inner), i) if module._parameters.get(use.name) is not None else None
+        if place is not None:
             first[use.name] = min(place, first.get(use.name, place))
     return sorted(first, key=lambda name: first[name][1])
+
+
+def code_loops(module: nn.Module) -> dict[str, list[Loop]]:
+    """List the loops in the code of a module's forward pass by the path of the list that they go over.
+
+    Examples
+    --------
+    >>> code_loops(nn.Sequential())
+    {}
+    """
+    return _code(type(module)).loops  # type: ignore[arg-type]
 
 
 class _Use(NamedTuple):
@@ -68,9 +84,16 @@ def _place(use: _Use, i: int, module: nn.Module) -> tuple[bool, int] | None:
     return False, i
 
 
+class _Code(NamedTuple):
+    uses: list[_Use]
+    loops: dict[str, list[Loop]]
+
+
 @lru_cache(maxsize=1000)
-def _uses(cls: type) -> tuple[_Use, ...]:
-    return tuple(_Reader(cls).read("forward", cls.__mro__))
+def _code(cls: type) -> _Code:
+    reader = _Reader(cls)
+    reader.read("forward", cls.__mro__)
+    return _Code(reader.uses, reader.loops)
 
 
 class _Reader(ast.NodeVisitor):
@@ -78,18 +101,19 @@ class _Reader(ast.NodeVisitor):
 
     def __init__(self, cls: type) -> None:
         self._mro = cls.__mro__
-        self._found: list[_Use] = []
+        self.uses: list[_Use] = []
+        self.loops: dict[str, list[Loop]] = {}
         self._read: set[FunctionType] = set()
         self._owner: type = cls
         self._self = ""  # how the method calls its object
         self._is_condition = False
 
-    def read(self, name: str, owners: tuple[type, ...]) -> list[_Use]:
+    def read(self, name: str, owners: tuple[type, ...]) -> None:
         """Read a method of the first of some classes that has it."""
         owner = next((one for one in owners if name in vars(one)), None)
         function = vars(owner).get(name) if owner is not None else None
         if owner is None or owner is nn.Module or not isinstance(function, FunctionType) or function in self._read:
-            return self._found
+            return
         self._read.add(function)
         if (definition := _definition_of(function)) is not None and definition.args.args:
             before = self._owner, self._self
@@ -97,7 +121,6 @@ class _Reader(ast.NodeVisitor):
             for statement in definition.body:
                 self.visit(statement)
             self._owner, self._self = before
-        return self._found
 
     def visit_Call(self, node: ast.Call) -> None:
         before = self._is_condition
@@ -130,6 +153,9 @@ class _Reader(ast.NodeVisitor):
         self._is_condition = before
 
     def generic_visit(self, node: ast.AST) -> None:
+        for loop in loops_in(node):
+            if (path := self._path(loop.over)) is not None:
+                self.loops.setdefault(".".join(path), []).append(loop)
         parts = dict(ast.iter_fields(node))
         for name in sorted(parts, key=lambda name: name not in _FIRST):
             before, self._is_condition = self._is_condition, self._is_condition or name == "test"
@@ -148,7 +174,7 @@ class _Reader(ast.NodeVisitor):
         if is_call and not inner and any(name in vars(one) for one in self._mro):
             self.read(name, self._mro)
         else:
-            self._found.append(_Use(name, tuple(inner), is_call))
+            self.uses.append(_Use(name, tuple(inner), is_call))
 
 
 def _names_to(node: ast.AST) -> Iterator[str]:

@@ -47,10 +47,13 @@ class Flow:
         """Check whether it is known what each of two modules has read."""
         return self.is_complete and self.first_call(path) is not None and self.first_call(other) is not None
 
+    def sources(self, path: str) -> set[str]:
+        """Return the paths of what a module, or one below it, reads, at first or second hand."""
+        return set().union(*(names for one, names in self._reads.items() if _is_within(one, path)))
+
     def reads(self, path: str, other: str) -> bool:
         """Check whether a module, or one below it, reads what another module has computed."""
-        seen = (names for one, names in self._reads.items() if _is_within(one, path))
-        return any(_is_within(name, other) for names in seen for name in names)
+        return any(_is_within(name, other) for name in self.sources(path))
 
     def reads_inside(self, path: str, other: str) -> bool:
         """Check whether a module reads what another one has computed, but not what that returns."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import Final, Literal, NamedTuple
@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from mlr3torch_py.names import ancestors
-from mlr3torch_py.network.code_order import code_order
+from mlr3torch_py.network.code_loops import Loop
+from mlr3torch_py.network.code_order import code_loops, code_order
 from mlr3torch_py.network.flow import Flow
 from mlr3torch_py.network.normalisation import NORMALISATION, is_normalisation
 from mlr3torch_py.network.parameters import has_parameters
@@ -29,10 +30,11 @@ MANY: Final = 3
 
 
 class Module(NamedTuple):
-    """A module with its path."""
+    """A module with its path, or parameters that their module uses as a layer, with the path of the first of them."""
 
     path: str
     module: nn.Module
+    names: tuple[str, ...] = ()  # those of such parameters
 
 
 class Tree:
@@ -61,10 +63,19 @@ class Tree:
         self.top = self._top(Module("", bare(network)))
 
     def children(self, at: Module) -> list[Module]:
-        """List the children that hold parameters, in the order in which they run."""
+        """List the children that hold parameters, in the order in which they run.
+
+        Parameters of the module itself that its code uses after all layers are the last of them.
+        """
         if at.path not in self._children:
-            self._children[at.path] = self._in_order(at)
+            found = self._in_order(at)
+            self._children[at.path] = [*found, *_last_parameters(at, found)]
         return self._children[at.path]
+
+    def own_parameters(self, at: Module) -> list[str]:
+        """List the parameters that a module itself holds, apart from those that are among its children."""
+        below = {name for child in self.children(at) for name in child.names}
+        return [name for name in _own_parameters(at) if name not in below]
 
     def _in_order(self, at: Module) -> list[Module]:
         found = [
@@ -72,6 +83,9 @@ class Tree:
             for name, child in at.module._modules.items()
             if child is not None and has_parameters(child)
         ]
+        loops = self._loops_over(at.path)
+        if loops and all(loop.is_reversed for loop in loops):
+            found.reverse()
         order = {name: i for i, name in enumerate(code_order(at.module))} if self.flow is None else {}
         places: dict[str, tuple[float, bool, int]] = {}
         following = math.inf
@@ -81,6 +95,13 @@ class Tree:
             following = following if call is None else call
             places[child.path] = following, call is not None, i  # what was not called stays before what follows it
         return sorted(found, key=lambda child: places[child.path])
+
+    def _loops_over(self, path: str) -> list[Loop]:
+        """List the loops over a list in the code of the modules around it; none if a forward pass tells more."""
+        if self.flow is not None or not isinstance(self._modules.get(path), (nn.ModuleList, nn.ModuleDict)):
+            return []
+        inner = {around: path[len(around) :].removeprefix(".") for around in ancestors(path) if around in self._modules}
+        return [loop for around, rest in inner.items() for loop in code_loops(self._modules[around]).get(rest, [])]
 
     def opens(self, at: Module) -> bool:
         """Check whether the blocks of a module are found in it, so that it is no block itself."""
@@ -118,6 +139,24 @@ class Tree:
             return self.flow.are_side_by_side(one.path, other.path)
         return not self._run_in_turn(one.path, other.path) and self._take_the_same(one.module, other.module)
 
+    def read_the_same(self, one: Module, other: Module) -> bool:
+        """Check whether two modules read what the same layers have computed, as far as that is known."""
+        if self.flow is None or not self.flow.knows(one.path, other.path):
+            return True
+        differ = self.flow.sources(one.path) ^ self.flow.sources(other.path)
+        return not any(self._modules[path]._parameters for path in differ)
+
+    def ends(self, layers: list[Module]) -> list[Module]:
+        """List those of some modules that no other one of them reads; none where that is not known."""
+        if self.flow is None or not self.flow.is_complete:
+            return []
+        called = [one for one in layers if self.flow.first_call(one.path) is not None]
+        return [one for one in called if not any(self.reads(other, one) for other in called if other != one)]
+
+    def reads(self, one: Module, other: Module) -> bool:
+        """Check whether a module is known to read what another one has computed."""
+        return self.flow is not None and self.flow.reads(one.path, other.path)
+
     def _run_in_turn(self, path: str, other: str) -> bool:
         """Check whether the innermost module around two others runs what it holds one after the other."""
         paths = set(ancestors(other))
@@ -137,7 +176,9 @@ class Tree:
         if not children or is_parametrized(at.module):
             return False
         if _is_container(at.module):
-            return self.is_chain(children) and not self._is_one_layer(at)
+            loops = self._loops_over(at.path)
+            is_parallel = bool(loops) and all(loop.is_parallel for loop in loops)
+            return not is_parallel and self.is_chain(children) and not self._is_one_layer(at)
         is_one_of_its_kind = self._n[self._kind(at.module)] == 1
         return self.is_deep(at) or (is_one_of_its_kind and len(self._lists(at)) == 1) or self._branches(at)
 
@@ -235,8 +276,24 @@ def is_slight(module: nn.Module, tensor: nn.Parameter) -> bool:
     """
     if is_lazy(tensor):
         return isinstance(module, NORMALISATION)
-    has_shape_of_norm = tuple(tensor.shape) == tuple(getattr(module, "normalized_shape", ()))
+    shape = getattr(module, "normalized_shape", ())  # which norms of others give as a number
+    has_shape_of_norm = isinstance(shape, Iterable) and tuple(tensor.shape) == tuple(shape)
     return tensor.ndim <= 1 or has_shape_of_norm or is_normalisation(module)
+
+
+def _own_parameters(at: Module) -> dict[str, nn.Parameter]:
+    found = at.module._parameters.items() if not at.names else ()
+    return {f"{at.path}.{name}" if at.path else name: one for name, one in found if one is not None}
+
+
+def _last_parameters(at: Module, children: list[Module]) -> Iterator[Module]:
+    """Yield the parameters that the code of a module uses after all of its layers, as one layer, if there are any."""
+    own = _own_parameters(at)
+    if own and (layers := [child.path.rpartition(".")[2] for child in children if _n_layers(child.module)]):
+        order = code_order(at.module)
+        after = order[max(map(order.index, layers)) :] if all(name in order for name in layers) else []
+        if names := tuple(name for name in own if name.rpartition(".")[2] in after):
+            yield Module(names[0], nn.ParameterList(own[name] for name in names), names)
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from mlr3torch_py.network.flow import flow_of
 from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.tree import Level
 from mlr3torch_py.network.unwrap import bare, named_parameters, names_by_tensor
-from mlr3torch_py.patterns import cover, patterns
+from mlr3torch_py.patterns import cover, expanded, patterns
 from mlr3torch_py.protocols import NetOfUser
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
@@ -100,8 +100,9 @@ def network_blocks(
     the tree. Apart from the containers of torch, nothing is decided by names or classes. These are opened, and so is a
     module that holds a list of repeated layers, also inside of another, as in ``nn.Sequential(backbone, head)``. A
     module that runs its children side by side is one block; so are embeddings side by side, and heads. A norm, which is
-    known by the shape of its tensors, belongs to the block before, and the parameters of a module that is opened to its
-    first block. A tied tensor is in the last of the blocks that use it.
+    known by the shape of its tensors, belongs to the block before, and the parameters that an opened module holds
+    itself to its first block, or to one behind its last block if its code uses them after all layers. A tied tensor is
+    in the last of the blocks that use it.
 
     Examples
     --------
@@ -168,7 +169,10 @@ def selector_of(block: Block, names: Sequence[str]) -> Select:
     """Return a selector of a block in a network with some names."""
     paths = cover(block.names, names)
     known = set(names)
-    own, modules = [path for path in paths if path in known], [path for path in paths if path not in known]
+    # select_prefix would read braces in a name as a pattern.
+    modules = [path for path in paths if path not in known and expanded(path) == [path]]
+    within = tuple(f"{path}." for path in modules)
+    own = [name for name in names if name in block.names and not name.startswith(within)]
     return joined([*([select_name(own)] if own else []), *([select_prefix(*modules)] if modules else [])])
 
 

@@ -172,6 +172,10 @@ class Schedule(ABC):
         defaults = signature(type(self)).parameters
         return {name: cell for name, cell in fields_of(self).items() if cell != defaults[name].default}
 
+    def __lt__(self, other: object) -> bool:
+        """Order schedules by their code, since pandas sorts what a table is grouped by."""
+        return repr(self) < repr(other) if isinstance(other, Schedule) else NotImplemented
+
     def __repr__(self) -> str:
         return f"{self.fn}({', '.join(f'{name}={_code(cell)}' for name, cell in self.given.items())})"
 

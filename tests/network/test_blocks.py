@@ -54,6 +54,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width):
         super().__init__()
+        self.normalized_shape = width  # a number, not a tuple as torch's
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x):
@@ -116,6 +117,40 @@ def test_only_a_batch_tells_heads_as_wide_as_the_trunk_from_layers():
     network = Heads(nn.Linear(8, 8), nn.Linear(8, 8))
     assert found(network)[-1] == "head_b"
     assert found(network, torch.zeros(2, 4))[-1] == "head_a + head_b"
+
+
+class Towers(nn.Module):
+    """Two branches, each with a projection, as a model of images and texts has them."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.images, self.texts = Backbone(), nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 8))
+        self.image_head, self.text_head = nn.Linear(8, 4), nn.Linear(8, 4)
+        self.image_norm, self.scale = norm(4), nn.Parameter(torch.ones(()))
+
+    def forward(self, images, texts):
+        images, texts = self.image_norm(self.image_head(self.images(images))), self.text_head(self.texts(texts))
+        return images @ texts.T * self.scale.exp()
+
+
+@pytest.mark.parametrize(("norm", "name"), [(lambda _: nn.Identity(), ""), (nn.LayerNorm, " + image_norm")])
+def test_the_projections_of_two_towers_are_one_head(norm, name):
+    towers = [*(f"images.{layer}" for layer in ("embed", "layers.0", "layers.1", "layers.2")), "texts.0", "texts.2"]
+    blocks = found(Towers(norm), (torch.zeros(2, 4), torch.zeros(2, 6)))
+    assert blocks == [*towers, f"scale + image_head + text_head{name}"]
+
+
+def test_neighbours_in_different_branches_are_blocks_of_their_own():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = mlp_head(8), mlp_head(8)
+            self.head = nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.head(torch.cat([self.one(x), self.two(x)], 1))
+
+    assert found(Branches(), torch.zeros(2, 8)) == ["one.0", "one.2", "two.0", "two.2", "head"]
 
 
 class Inception(nn.Module):

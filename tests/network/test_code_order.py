@@ -6,6 +6,7 @@ from torch import nn
 
 from mlr3torch_py.network.blocks import find_blocks
 from mlr3torch_py.network.code_order import code_order
+from mlr3torch_py.network.flow import flow_of
 
 
 class Parts(nn.Module):
@@ -89,6 +90,61 @@ class ByName(Parts):
 )
 def test_children_come_in_the_order_in_which_the_code_uses_them(cls, order):
     assert code_order(cls()) == order
+
+
+class Margin(nn.Module):
+    """Embeds patches as a transformer does, and compares what comes out with one vector per class."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes = nn.Parameter(torch.randn(2, 8))
+        self.token, self.scale = nn.Parameter(torch.zeros(1, 8)), nn.Parameter(torch.ones(()))
+        self.embed, self.body = nn.Linear(4, 8), Backbone()
+
+    def forward(self, x):
+        x = self.body(self.embed(x.to(self.classes.dtype)) + self.token)
+        return nn.functional.linear(x, self.classes) * self.scale.exp()
+
+
+class ByIndex(Margin):
+    def forward(self, x):
+        embed, body = self.children()
+        return body(embed(x) + self.token) @ self.classes.T * self.scale
+
+
+class Backwards(Margin):
+    def forward(self, x):
+        return self.body(self.embed(x @ self.classes) + self.token) * self.scale
+
+
+@pytest.mark.parametrize("batch", [None, torch.zeros(2, 4)])
+def test_parameters_that_the_code_uses_after_all_layers_are_the_head(batch):
+    blocks = [set(block.names) for block in find_blocks(Margin(), None if batch is None else flow_of(Margin(), batch))]
+    assert blocks[0] == {"token", "embed.weight", "embed.bias"}
+    assert blocks[-1] == {"classes", "scale"}
+    assert code_order(Margin()) == ["embed", "token", "body", "classes", "scale"]
+
+
+def test_parameters_that_only_scale_what_the_last_layer_returns_belong_to_it():
+    blocks = [set(block.names) for block in find_blocks(Backwards())]
+    assert {"token", "classes", "embed.weight"} < blocks[0]
+    assert {"scale"} < blocks[-1]
+
+
+def test_parameters_are_in_the_first_block_where_the_code_does_not_tell():
+    assert {"classes", "scale", "token", "embed.weight"} < find_blocks(ByIndex())[0].names
+
+
+def test_parameters_behind_a_head_of_several_layers_belong_to_it():
+    class Embedding(Margin):
+        def __init__(self):
+            super().__init__()
+            self.neck = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.neck(self.body(self.embed(x) + self.token)) @ self.classes.t()
+
+    assert find_blocks(Embedding())[-1].names == {"neck.weight", "neck.bias", "classes"}
 
 
 def test_code_without_a_source_says_nothing():

@@ -1,5 +1,7 @@
 """network_blocks: the table of blocks, the head that was chosen, and groups of blocks."""
 
+from collections import OrderedDict
+
 import pandas as pd
 import pytest
 import torch
@@ -27,6 +29,15 @@ def test_a_net_is_asked_as_its_network():
         network_blocks(iris_net(module=Nested))
     with pytest.raises(ValueError, match="`network` has no parameters, and so no blocks"):
         network_blocks(nn.ReLU())
+
+
+def test_a_block_whose_name_has_braces_is_that_block():
+    network = nn.Sequential(OrderedDict({"a{0,1}": nn.Linear(4, 4), "b": nn.Linear(4, 4), "a0": nn.Linear(4, 2)}))
+    table = network_blocks(network)
+    assert [one.expand(network) for one in table["holds"]] == [
+        ["a{0,1}.weight", "a{0,1}.bias"], ["b.weight", "b.bias"], ["a0.weight", "a0.bias"]
+    ]  # fmt: skip
+    assert repr(table["holds"][0]) == "select_name(['a{0,1}.weight', 'a{0,1}.bias'])"
 
 
 @pytest.mark.parametrize("head", [["head", "encoder.1"], select_prefix("encoder.1", "head")])

@@ -4,6 +4,7 @@ import pickle
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -323,6 +324,17 @@ def test_a_grid_over_schedules_reads_well():
     shown = [str(cell) for cell in search.cv_results_["param_callbacks__unfreeze__schedule"]]
     assert shown == ["gradual_unfreezing(every=2)", "head_first()"]
     assert repr(search.best_params_["callbacks__unfreeze__schedule"]) in shown
+
+
+def test_schedules_are_sorted_by_their_code_where_a_table_is_grouped_by_them():
+    schedules = [head_first(), chain_thaw(), gradual_unfreezing(every=2), chain_thaw()]
+    results = pd.DataFrame({"schedule": schedules, "lr": [0.1, 0.1, 0.1, 0.2], "score": [1.0, 2.0, 3.0, 4.0]})
+    ordered = [chain_thaw(), gradual_unfreezing(every=2), head_first()]
+    assert results.groupby("schedule")["score"].mean().index.tolist() == ordered
+    assert results.pivot_table(index="lr", columns="schedule", values="score").columns.tolist() == ordered
+    assert results.sort_values("schedule")["score"].tolist()[2:] == [3.0, 1.0]
+    with pytest.raises(TypeError, match="not supported between"):
+        sorted([head_first(), 1])
 
 
 def test_a_net_with_a_schedule_is_cloned_pickled_and_planned():
