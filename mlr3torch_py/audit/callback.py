@@ -248,7 +248,7 @@ class CallbackSetFreezeAudit(CallbackSet):
             return
         self.is_checked_ = True
         for name, tensors in self.frozen_.items():
-            moved = tensors.moved(_network(net, name), len(net.history))
+            moved = tensors.moved(_network(net, name), len(net.history), batch)
             free = [one for one in moved if not one.must_stay and one.label not in self.warned_of_]
             if free:
                 self.warned_of_ |= {one.label for one in free}

@@ -107,35 +107,52 @@ class FrozenTensors:
         place: str = "",
     ) -> None:
         self.held: frozenset[str] = frozen_by_us(network)
-        self._sample = sample
-        modules, pinned = dict(named_modules(network)), {id(one) for one in pinned_modules(network).values()}
-        whole = _frozen_as_a_whole(network)
-        parts = [(callback, frozen_modules(network, callback.held_)) for callback in freezing]
-        known = {one.names: one for one in before.tensors} if before is not None else {}
         self.tensors: list[FrozenTensor] = []
-        for names, tensor in _frozen(network, whole if with_buffers else {}):
-            path, kept = _path(names[0]), self._bits(tensor).clone()
-            one = FrozenTensor(
-                names,
-                tensor,
-                modules[path],
-                kept,
-                since=batch,
-                is_pinned=id(modules[path]) in pinned,
-                advice=_advice(path, modules[path], parts) if path in whole else "",
-                stretch=report.stretch(
-                    tuple(place + name for name in names), len(kept) // tensor.element_size(), epoch, place
-                ),
-                place=place,
-            )
-            old = known.get(names)
-            if old is not None and old.tensor is tensor and old.is_pinned is one.is_pinned:
+        self._freezing, self._report = freezing, report
+        self._sample, self._place = sample, place
+        self._whole = frozenset(_frozen_as_a_whole(network) if with_buffers else ())
+        self._keep_new(network, epoch, batch)
+        known = {one.names: one for one in before.tensors} if before is not None else {}
+        for one in self.tensors:
+            old = known.get(one.names)
+            if old is not None and old.tensor is one.tensor and old.is_pinned is one.is_pinned:
                 one.forward_writes = old.forward_writes
-            self.tensors.append(one)
         report.close_all_but((one.stretch for one in self.tensors), place)
 
-    def moved(self, network: nn.Module, epoch: int) -> list[FrozenTensor]:
-        """Compare all tensors with what they were, and return those that differ by a bit."""
+    def _keep_new(self, network: nn.Module, epoch: int, batch: int, *, buffers_only: bool = False) -> None:
+        """Keep what is frozen and has not been kept yet, to compare it from this batch on."""
+        known = {name for one in self.tensors for name in one.names}
+        modules, whole = dict(named_modules(network)), _frozen_as_a_whole(network)
+        found = _frozen(network, {path: one for path, one in whole.items() if path in self._whole})
+        new = [(names, tensor) for names, tensor in found if known.isdisjoint(names)]
+        if buffers_only:
+            new = [(names, tensor) for names, tensor in new if not isinstance(tensor, nn.Parameter)]
+        if not new:
+            return
+        pinned = {id(one) for one in pinned_modules(network).values()}
+        parts = [(callback, frozen_modules(network, callback.held_)) for callback in self._freezing]
+        for names, tensor in new:
+            path, kept = _path(names[0]), self._bits(tensor).clone()
+            labels, n_values = tuple(self._place + name for name in names), len(kept) // tensor.element_size()
+            self.tensors.append(
+                FrozenTensor(
+                    names,
+                    tensor,
+                    modules[path],
+                    kept,
+                    since=batch,
+                    is_pinned=id(modules[path]) in pinned,
+                    advice=_advice(path, modules[path], parts) if path in whole else "",
+                    stretch=self._report.stretch(labels, n_values, epoch, self._place),
+                    place=self._place,
+                )
+            )
+
+    def moved(self, network: nn.Module, epoch: int, batch: int) -> list[FrozenTensor]:
+        """Compare all tensors with what they were, and return those that differ by a bit after a batch.
+
+        Buffers that frozen parts have got since then are kept, to be compared from now on.
+        """
         if released := self.released(network):  # in the middle of an epoch
             whole = _frozen_as_a_whole(network)
             frozen = (one for one in self.tensors if not any(one is other for other in released))
@@ -146,6 +163,7 @@ class FrozenTensors:
             one.stretch.compared(epoch, has_moved)
             if has_moved:
                 found.append(one)
+        self._keep_new(network, epoch, batch + 1, buffers_only=True)
         return found
 
     def released(self, network: nn.Module) -> list[FrozenTensor]:

@@ -24,6 +24,7 @@ def is_normalisation(module: nn.Module) -> bool:
 
     Those are torch's, and every other module whose parameters do no more than scale or shift, that holds a
     floating-point buffer beside them, or a plain tensor of their size, and in which no other module holds anything.
+    A buffer that is None, until the first forward pass perhaps, counts as well.
 
     Examples
     --------
@@ -39,7 +40,7 @@ def is_normalisation(module: nn.Module) -> bool:
     own = all_own_parameters(module)
     if not own or not all(_only_scales(module, tensor) for tensor in own):
         return False
-    has_statistics = any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
+    has_statistics = any(one is None or one.is_floating_point() for one in module._buffers.values())
     children = (child for name, child in module._modules.items() if child is not None and name != _PARAMETRIZATIONS)
     return (has_statistics or bool(plain_statistics(module))) and not any(map(_holds_tensors, children))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk
-from tests.freezing.modes import OwnNorm
+from tests.freezing.modes import LateNorm, OwnNorm
 from tests.helpers import X, iris_net, y
 from tests.network.test_evaluation import Normed
 
@@ -195,6 +195,24 @@ def test_statistics_in_plain_attributes_are_warned_of_and_other_tensors_there_ar
     for options in ({}, {"frozen_mode": "eval"}):
         (message,) = warnings_of(net_of(behind(ByGradient)(), **options))
         assert message.startswith("0.1.mean moved in a frozen part, in batches 1 to 3: the network's own forward")
+
+
+@pytest.mark.parametrize("kind", ["declared", "new", "plain"])
+def test_statistics_that_the_first_forward_pass_makes_are_compared_from_then_on(kind):
+    net = net_of(behind(lambda: LateNorm(kind))())
+    (message,) = warnings_of(net)
+    assert message.startswith("0.1.mean moved in a frozen part, in batches 4 to 6: the network's own forward writes it")
+    assert reported(net).loc["0.1.mean"].tolist() == [1, 3, 2, True]
+
+
+@pytest.mark.parametrize("kind", ["declared", "new", "plain"])
+def test_statistics_that_the_first_forward_pass_makes_are_pinned_from_then_on(kind):
+    net = net_of(behind(lambda: LateNorm(kind))(), frozen_norm="eval")
+    assert warnings_of(net) == []
+    if kind == "declared":
+        assert net.module_[0][1].mean is None
+    else:
+        assert not reported(net).loc["0.1.mean", "moved"]
 
 
 def test_each_part_is_compared_as_long_as_it_is_frozen():
