@@ -42,7 +42,9 @@ class CallbackSetFreezeAudit(CallbackSet):
     Parameters
     ----------
     on_change : "raise" or "warn"
-        What to do when a frozen parameter, or a buffer of a module that is pinned in eval mode, has changed.
+        What to do when a frozen parameter, or a buffer of a module that is pinned in eval mode, has changed. Choose
+        "warn" if that is meant, as for a teacher in the network that follows what is trained. A buffer that the forward
+        pass of the network writes in eval mode too is only warned of, since freezing does not stop that.
     sample : int, optional
         How many values of each frozen tensor are compared, evenly spaced; all if missing.
 
@@ -58,7 +60,8 @@ class CallbackSetFreezeAudit(CallbackSet):
     UserWarning
         If such a tensor has changed and `on_change` is "warn". Once in a training for each buffer of a frozen part that
         moves because its module is not pinned, with the option that stops it: the running statistics of normalisation,
-        the power iteration of spectral_norm, codebooks, observers. For trainable parameters that never moved, with the
+        the power iteration of spectral_norm, codebooks, observers. A buffer that takes another shape is a table that is
+        made for what comes in, and is not warned of. For trainable parameters that never moved, with the
         reason: no optimizer holds it, it never got a gradient, its gradient was zero, its learning rate is 0, or its
         updates have no effect. Where nothing moves at all, as with a learning rate of 0 for all, only the first two
         are said.
@@ -100,7 +103,7 @@ class CallbackSetFreezeAudit(CallbackSet):
     Traceback (most recent call last):
         ...
     RuntimeError: 0.bias changed while frozen, in batches 1 to 2: something wrote into it, such as a callback, an
-    average of weights, or the loading of a file
+    average of weights, or the loading of a file; if it is meant to change, set on_change="warn" of freeze_audit
     """
 
     label = "Freeze Audit"
@@ -256,7 +259,7 @@ class CallbackSetFreezeAudit(CallbackSet):
             if changed := [one for one in moved if one.must_stay]:
                 message = describe_changes(changed, _network(net, name), batch)
                 if self.on_change == "raise":
-                    raise RuntimeError(message)
+                    raise RuntimeError(f'{message}; if it is meant to change, set on_change="warn" of freeze_audit')
                 warn(message)
                 self._keep_frozen(net, name, batch + 1)
 

@@ -67,8 +67,12 @@ class FrozenTensor:
 
     @property
     def must_stay(self) -> bool:
-        """Whether it is an error if it moves; what is no buffer may be anything."""
-        return self.is_parameter or (self.is_pinned and self.names[0].rpartition(".")[2] in self.module._buffers)
+        """Whether it is an error if it moves.
+
+        What is no buffer may be anything, and what a forward pass writes in eval mode, such as a table, no pin stops.
+        """
+        is_buffer = self.names[0].rpartition(".")[2] in self.module._buffers
+        return self.is_parameter or (self.is_pinned and is_buffer and self.forward_writes != {"eval"})
 
 
 class FrozenTensors:
@@ -151,7 +155,8 @@ class FrozenTensors:
     def moved(self, network: nn.Module, epoch: int, batch: int) -> list[FrozenTensor]:
         """Compare all tensors with what they were, and return those that differ by a bit after a batch.
 
-        Buffers that frozen parts have got since then are kept, to be compared from now on.
+        Buffers that frozen parts have got since then are kept, to be compared from now on; those of another shape too,
+        which are tables made for what came in, and no statistics.
         """
         if released := self.released(network):  # in the middle of an epoch
             whole = _frozen_as_a_whole(network)
@@ -161,7 +166,10 @@ class FrozenTensors:
         for one in self.tensors:
             has_moved = self._differs(one, now, one.kept)
             one.stretch.compared(epoch, has_moved)
-            if has_moved:
+            tensor = now.get(one.names[0])
+            if has_moved and tensor is not None and _has_other_shape(one, tensor):
+                one.tensor, one.kept, one.since = tensor, self._bits(tensor).clone(), batch + 1
+            elif has_moved:
                 found.append(one)
         self._keep_new(network, epoch, batch + 1, buffers_only=True)
         return found
@@ -239,6 +247,10 @@ def _by_tensor(named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[tupl
     for name, tensor in named:
         groups.setdefault(id(tensor), ([], tensor))[0].append(name)
     return ((tuple(names), tensor) for names, tensor in groups.values())
+
+
+def _has_other_shape(one: FrozenTensor, tensor: torch.Tensor) -> bool:
+    return not one.is_parameter and tensor.shape != one.tensor.shape and has_bits(tensor)
 
 
 def _path(name: str) -> str:

@@ -57,7 +57,9 @@ class Clamped(nn.Linear):
 def error_of(net, x=X):
     with pytest.raises(RuntimeError) as error:
         net.fit(x, y)
-    return str(error.value)
+    message, _, option = str(error.value).rpartition("; if it is meant to change, ")
+    assert option == 'set on_change="warn" of freeze_audit'
+    return message
 
 
 def test_a_follower_in_the_network_is_found_though_it_does_not_move_at_first():
