@@ -76,8 +76,8 @@ class CallbackSetFreezeAudit(CallbackSet):
     at each event, that is each time that something is frozen or unfrozen; what is trainable is hashed at each event.
     Batches 1, 2, 4, 8 and so on after an event, and the first of each epoch, are looked at closely: what is frozen is
     read before and after the forward pass, to tell whether that has written it, and what has not moved yet is hashed.
-    On all other batches it costs next to nothing. Sparse tensors are left out, and in a distributed training the
-    buffers of all processes but the main one, which sends them its own.
+    On all other batches it costs next to nothing. Sparse tensors are left out, others whose values cannot be
+    read, and in a distributed training the buffers of all processes but the main one, which sends them its own.
 
     What no freezing callback holds and something else unfreezes, such as skorch's Unfreezer or your own code, is
     compared until then.

@@ -10,7 +10,7 @@ from torch import nn
 
 from mlr3torch_py.audit.report import AuditReport, Stretch
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.network.bits import as_bytes, has_bits
+from mlr3torch_py.network.bits import as_bytes, has_bits, parts
 from mlr3torch_py.network.evaluation import frozen_modules, pinned_modules
 from mlr3torch_py.network.normalisation import is_normalisation, plain_statistics
 from mlr3torch_py.network.parameters import can_train, frozen_by_us
@@ -134,10 +134,10 @@ class FrozenTensors:
         if not new:
             return
         pinned = {id(one) for one in pinned_modules(network).values()}
-        parts = [(callback, frozen_modules(network, callback.held_)) for callback in self._freezing]
+        held = [(callback, frozen_modules(network, callback.held_)) for callback in self._freezing]
         for names, tensor in new:
             path, kept = _path(names[0]), self._bits(tensor).clone()
-            labels, n_values = tuple(self._place + name for name in names), len(kept) // tensor.element_size()
+            labels, n_values = tuple(self._place + name for name in names), len(self._compared(tensor.numel()))
             self.tensors.append(
                 FrozenTensor(
                     names,
@@ -146,7 +146,7 @@ class FrozenTensors:
                     kept,
                     since=batch,
                     is_pinned=id(modules[path]) in pinned,
-                    advice=_advice(path, modules[path], parts) if path in whole else "",
+                    advice=_advice(path, modules[path], held) if path in whole else "",
                     stretch=self._report.stretch(labels, n_values, epoch, self._place),
                     place=self._place,
                 )
@@ -207,9 +207,15 @@ class FrozenTensors:
         """Return the values, or a sample of them, as bytes, so that NaN equals itself and -0.0 not 0.0."""
         if self._sample is None:
             return as_bytes(tensor)
-        values = tensor.detach().reshape(-1)
-        step = max(1, -(-len(values) // self._sample))
-        return as_bytes(values[torch.arange(0, len(values), step, device=values.device)])
+        return torch.cat([as_bytes(self._sampled(part.detach().reshape(-1))) for part in parts(tensor)])
+
+    def _sampled(self, values: torch.Tensor) -> torch.Tensor:
+        step = self._compared(len(values)).step
+        return values[torch.arange(0, len(values), step, device=values.device)]
+
+    def _compared(self, n: int) -> range:
+        """Return which of so many values are compared."""
+        return range(0, n, 1 if self._sample is None else max(1, -(-n // self._sample)))
 
 
 def named_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
