@@ -102,7 +102,7 @@ class CallbackSetFreezeAudit(CallbackSet):
     >>> net.set_params(callbacks=[*net.callbacks, torch_callback("write", on_epoch_end=write)]).fit(X, y)
     Traceback (most recent call last):
         ...
-    RuntimeError: 0.bias changed while frozen, in batches 1 to 2: something wrote into it, such as a callback, an
+    RuntimeError: 0.bias changed while frozen, in batches 2 to 2: something wrote into it, such as a callback, an
     average of weights, or the loading of a file; if it is meant to change, set on_change="warn" of freeze_audit
     """
 

@@ -171,6 +171,8 @@ class FrozenTensors:
                 one.tensor, one.kept, one.since = tensor, self._bits(tensor).clone(), batch + 1
             elif has_moved:
                 found.append(one)
+            else:
+                one.since = batch + 1
         self._keep_new(network, epoch, batch + 1, buffers_only=True)
         return found
 

@@ -187,7 +187,7 @@ def test_a_table_that_is_made_anew_for_longer_rows_is_compared_as_it_is_then(mod
     assert reported(net).loc["0.table", ["comparisons", "moved"]].tolist() == [3, True]
     if mode == "eval":
         net.set_params(callbacks=[*net.callbacks, Writes()])
-        with pytest.raises(RuntimeError, match=r"0\.table changed while frozen, in batches .* to 9: .*something wrote"):
+        with pytest.raises(RuntimeError, match=r"0\.table changed while frozen, in batches 7 to 9: .*something wrote"):
             net.fit(X, y)
 
 
@@ -249,6 +249,27 @@ def test_statistics_that_the_first_forward_pass_makes_are_pinned_from_then_on(ki
         assert net.module_[0][1].mean is None
     else:
         assert not reported(net).loc["0.1.mean", "moved"]
+
+
+class Listing(OwnNorm):
+    """Keeps its statistics in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.statistics = [0, torch.zeros(4)]
+
+    def forward(self, x):
+        if self.training:
+            self.statistics = [self.statistics[0] + 1, self.statistics[1].lerp(x.detach().mean(0), 0.1)]
+        return (x - self.statistics[1]) * self.weight
+
+
+def test_statistics_in_a_list_are_compared_and_pinned():
+    (message,) = warnings_of(net_of(behind(Listing)()))
+    assert message.startswith("0.1.statistics[1] moved in a frozen part")
+    net = net_of(behind(Listing)(), frozen_norm="eval")
+    assert warnings_of(net) == []
+    assert not reported(net).loc["0.1.statistics[1]", "moved"]
 
 
 def test_each_part_is_compared_as_long_as_it_is_frozen():
