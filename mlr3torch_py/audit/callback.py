@@ -42,7 +42,9 @@ class CallbackSetFreezeAudit(CallbackSet):
     Parameters
     ----------
     on_change : "raise" or "warn"
-        What to do when a frozen parameter, or a buffer of a module that is pinned in eval mode, has changed.
+        What to do when a frozen parameter, or a buffer of a module that is pinned in eval mode, has changed. Choose
+        "warn" if that is meant, as for a teacher in the network that follows what is trained. A buffer that the forward
+        pass of the network writes in eval mode too is only warned of, since freezing does not stop that.
     sample : int, optional
         How many values of each frozen tensor are compared, evenly spaced; all if missing.
 
@@ -58,7 +60,8 @@ class CallbackSetFreezeAudit(CallbackSet):
     UserWarning
         If such a tensor has changed and `on_change` is "warn". Once in a training for each buffer of a frozen part that
         moves because its module is not pinned, with the option that stops it: the running statistics of normalisation,
-        the power iteration of spectral_norm, codebooks, observers. For trainable parameters that never moved, with the
+        the power iteration of spectral_norm, codebooks, observers. A buffer that takes another shape is a table that is
+        made for what comes in, and is not warned of. For trainable parameters that never moved, with the
         reason: no optimizer holds it, it never got a gradient, its gradient was zero, its learning rate is 0, or its
         updates have no effect. Where nothing moves at all, as with a learning rate of 0 for all, only the first two
         are said.
@@ -73,8 +76,8 @@ class CallbackSetFreezeAudit(CallbackSet):
     at each event, that is each time that something is frozen or unfrozen; what is trainable is hashed at each event.
     Batches 1, 2, 4, 8 and so on after an event, and the first of each epoch, are looked at closely: what is frozen is
     read before and after the forward pass, to tell whether that has written it, and what has not moved yet is hashed.
-    On all other batches it costs next to nothing. Sparse tensors are left out, and in a distributed training the
-    buffers of all processes but the main one, which sends them its own.
+    On all other batches it costs next to nothing. Sparse tensors are left out, others whose values cannot be
+    read, and in a distributed training the buffers of all processes but the main one, which sends them its own.
 
     What no freezing callback holds and something else unfreezes, such as skorch's Unfreezer or your own code, is
     compared until then.
@@ -99,8 +102,8 @@ class CallbackSetFreezeAudit(CallbackSet):
     >>> net.set_params(callbacks=[*net.callbacks, torch_callback("write", on_epoch_end=write)]).fit(X, y)
     Traceback (most recent call last):
         ...
-    RuntimeError: 0.bias changed while frozen, in batches 1 to 2: something wrote into it, such as a callback, an
-    average of weights, or the loading of a file
+    RuntimeError: 0.bias changed while frozen, in batches 2 to 2: something wrote into it, such as a callback, an
+    average of weights, or the loading of a file; if it is meant to change, set on_change="warn" of freeze_audit
     """
 
     label = "Freeze Audit"
@@ -248,7 +251,7 @@ class CallbackSetFreezeAudit(CallbackSet):
             return
         self.is_checked_ = True
         for name, tensors in self.frozen_.items():
-            moved = tensors.moved(_network(net, name), len(net.history))
+            moved = tensors.moved(_network(net, name), len(net.history), batch)
             free = [one for one in moved if not one.must_stay and one.label not in self.warned_of_]
             if free:
                 self.warned_of_ |= {one.label for one in free}
@@ -256,7 +259,7 @@ class CallbackSetFreezeAudit(CallbackSet):
             if changed := [one for one in moved if one.must_stay]:
                 message = describe_changes(changed, _network(net, name), batch)
                 if self.on_change == "raise":
-                    raise RuntimeError(message)
+                    raise RuntimeError(f'{message}; if it is meant to change, set on_change="warn" of freeze_audit')
                 warn(message)
                 self._keep_frozen(net, name, batch + 1)
 

@@ -9,11 +9,10 @@ from torch import nn
 
 from mlr3torch_py.audit.frozen import FrozenTensor, named_tensors
 from mlr3torch_py.names import listed
+from mlr3torch_py.network.normalisation import is_normalisation
 from mlr3torch_py.network.parameters import frozen_by_us
 
 __all__ = ["describe_changes", "describe_moving_buffers"]
-
-_FORWARD_WRITES_PINNED = "the network's own forward writes it all the same, though {} pins its module in eval mode"
 
 
 def describe_changes(changed: Iterable[FrozenTensor], network: nn.Module, batch: int) -> str:
@@ -52,7 +51,7 @@ def describe_changes(changed: Iterable[FrozenTensor], network: nn.Module, batch:
 
 
 def describe_moving_buffers(moving: Iterable[FrozenTensor], batch: int) -> str:
-    """Say which buffers move in frozen parts that are not pinned, and which option stops it.
+    """Say which buffers move in frozen parts, and which option stops it, if one does.
 
     Parameters
     ----------
@@ -68,8 +67,10 @@ def describe_moving_buffers(moving: Iterable[FrozenTensor], batch: int) -> str:
     def advice(one: FrozenTensor) -> str:
         if "eval" in one.forward_writes:
             return 'the network\'s own forward writes it even in eval mode, so that frozen_mode="eval" does not stop it'
-        cause = "the network's own forward writes it" if one.forward_writes else "something writes it in training mode"
-        return f"{cause}; to keep it as it is, {one.advice}"
+        if one.forward_writes and is_normalisation(one.module):
+            return f"the network's own forward writes it; to keep it as it is, {one.advice}"
+        cause = "the network's own forward" if one.forward_writes else "something"
+        return f"{cause} writes it; if it does so in training mode only, {one.advice}"
 
     return _grouped(moving, lambda one: (f"moved in a frozen part, in batches {one.since} to {batch}", advice(one)))
 
@@ -77,8 +78,6 @@ def describe_moving_buffers(moving: Iterable[FrozenTensor], batch: int) -> str:
 def _cause_of_pinned(one: FrozenTensor) -> str:
     if "train" in one.forward_writes:
         return "its module ran in training mode, since something removed the pin"
-    if "eval" in one.forward_writes:
-        return _FORWARD_WRITES_PINNED.format(one.advice)
     return "its module ran in training mode, or something wrote into it"
 
 
@@ -90,7 +89,7 @@ def _cause_in_forward(one: FrozenTensor, *, is_certain: bool) -> str:
         what = f"its own forward writes it, by max_norm={max_norm!r} of the {type(one.module).__name__}"
         return f"{what}; set max_norm to None to keep it as it is"
     if one.is_pinned:
-        return _FORWARD_WRITES_PINNED.format(one.advice)
+        return f"the network's own forward writes it all the same, though {one.advice} pins its module in eval mode"
     if "eval" in one.forward_writes or not one.advice:
         return "the network's own forward writes it, which freezing does not stop"
     return f"the network's own forward writes it; if it does so in training mode only, {one.advice}"

@@ -10,7 +10,7 @@ from torch import nn
 
 from mlr3torch_py.audit.report import AuditReport, Stretch
 from mlr3torch_py.freezing.holder import FreezingCallback
-from mlr3torch_py.network.bits import as_bytes, has_bits
+from mlr3torch_py.network.bits import as_bytes, has_bits, parts
 from mlr3torch_py.network.evaluation import frozen_modules, pinned_modules
 from mlr3torch_py.network.normalisation import is_normalisation, plain_statistics
 from mlr3torch_py.network.parameters import can_train, frozen_by_us
@@ -67,8 +67,12 @@ class FrozenTensor:
 
     @property
     def must_stay(self) -> bool:
-        """Whether it is an error if it moves; what is no buffer may be anything."""
-        return self.is_parameter or (self.is_pinned and self.names[0].rpartition(".")[2] in self.module._buffers)
+        """Whether it is an error if it moves.
+
+        What is no buffer may be anything, and what a forward pass writes in eval mode, such as a table, no pin stops.
+        """
+        is_buffer = self.names[0].rpartition(".")[2] in self.module._buffers
+        return self.is_parameter or (self.is_pinned and is_buffer and self.forward_writes != {"eval"})
 
 
 class FrozenTensors:
@@ -107,35 +111,53 @@ class FrozenTensors:
         place: str = "",
     ) -> None:
         self.held: frozenset[str] = frozen_by_us(network)
-        self._sample = sample
-        modules, pinned = dict(named_modules(network)), {id(one) for one in pinned_modules(network).values()}
-        whole = _frozen_as_a_whole(network)
-        parts = [(callback, frozen_modules(network, callback.held_)) for callback in freezing]
-        known = {one.names: one for one in before.tensors} if before is not None else {}
         self.tensors: list[FrozenTensor] = []
-        for names, tensor in _frozen(network, whole if with_buffers else {}):
-            path, kept = _path(names[0]), self._bits(tensor).clone()
-            one = FrozenTensor(
-                names,
-                tensor,
-                modules[path],
-                kept,
-                since=batch,
-                is_pinned=id(modules[path]) in pinned,
-                advice=_advice(path, modules[path], parts) if path in whole else "",
-                stretch=report.stretch(
-                    tuple(place + name for name in names), len(kept) // tensor.element_size(), epoch, place
-                ),
-                place=place,
-            )
-            old = known.get(names)
-            if old is not None and old.tensor is tensor and old.is_pinned is one.is_pinned:
+        self._freezing, self._report = freezing, report
+        self._sample, self._place = sample, place
+        self._whole = frozenset(_frozen_as_a_whole(network) if with_buffers else ())
+        self._keep_new(network, epoch, batch)
+        known = {one.names: one for one in before.tensors} if before is not None else {}
+        for one in self.tensors:
+            old = known.get(one.names)
+            if old is not None and old.tensor is one.tensor and old.is_pinned is one.is_pinned:
                 one.forward_writes = old.forward_writes
-            self.tensors.append(one)
         report.close_all_but((one.stretch for one in self.tensors), place)
 
-    def moved(self, network: nn.Module, epoch: int) -> list[FrozenTensor]:
-        """Compare all tensors with what they were, and return those that differ by a bit."""
+    def _keep_new(self, network: nn.Module, epoch: int, batch: int, *, buffers_only: bool = False) -> None:
+        """Keep what is frozen and has not been kept yet, to compare it from this batch on."""
+        known = {name for one in self.tensors for name in one.names}
+        modules, whole = dict(named_modules(network)), _frozen_as_a_whole(network)
+        found = _frozen(network, {path: one for path, one in whole.items() if path in self._whole})
+        new = [(names, tensor) for names, tensor in found if known.isdisjoint(names)]
+        if buffers_only:
+            new = [(names, tensor) for names, tensor in new if not isinstance(tensor, nn.Parameter)]
+        if not new:
+            return
+        pinned = {id(one) for one in pinned_modules(network).values()}
+        held = [(callback, frozen_modules(network, callback.held_)) for callback in self._freezing]
+        for names, tensor in new:
+            path, kept = _path(names[0]), self._bits(tensor).clone()
+            labels, n_values = tuple(self._place + name for name in names), len(self._compared(tensor.numel()))
+            self.tensors.append(
+                FrozenTensor(
+                    names,
+                    tensor,
+                    modules[path],
+                    kept,
+                    since=batch,
+                    is_pinned=id(modules[path]) in pinned,
+                    advice=_advice(path, modules[path], held) if path in whole else "",
+                    stretch=self._report.stretch(labels, n_values, epoch, self._place),
+                    place=self._place,
+                )
+            )
+
+    def moved(self, network: nn.Module, epoch: int, batch: int) -> list[FrozenTensor]:
+        """Compare all tensors with what they were, and return those that differ by a bit after a batch.
+
+        Buffers that frozen parts have got since then are kept, to be compared from now on; those of another shape too,
+        which are tables made for what came in, and no statistics.
+        """
         if released := self.released(network):  # in the middle of an epoch
             whole = _frozen_as_a_whole(network)
             frozen = (one for one in self.tensors if not any(one is other for other in released))
@@ -144,8 +166,14 @@ class FrozenTensors:
         for one in self.tensors:
             has_moved = self._differs(one, now, one.kept)
             one.stretch.compared(epoch, has_moved)
-            if has_moved:
+            tensor = now.get(one.names[0])
+            if has_moved and tensor is not None and _has_other_shape(one, tensor):
+                one.tensor, one.kept, one.since = tensor, self._bits(tensor).clone(), batch + 1
+            elif has_moved:
                 found.append(one)
+            else:
+                one.since = batch + 1
+        self._keep_new(network, epoch, batch + 1, buffers_only=True)
         return found
 
     def released(self, network: nn.Module) -> list[FrozenTensor]:
@@ -181,9 +209,15 @@ class FrozenTensors:
         """Return the values, or a sample of them, as bytes, so that NaN equals itself and -0.0 not 0.0."""
         if self._sample is None:
             return as_bytes(tensor)
-        values = tensor.detach().reshape(-1)
-        step = max(1, -(-len(values) // self._sample))
-        return as_bytes(values[torch.arange(0, len(values), step, device=values.device)])
+        return torch.cat([as_bytes(self._sampled(part.detach().reshape(-1))) for part in parts(tensor)])
+
+    def _sampled(self, values: torch.Tensor) -> torch.Tensor:
+        step = self._compared(len(values)).step
+        return values[torch.arange(0, len(values), step, device=values.device)]
+
+    def _compared(self, n: int) -> range:
+        """Return which of so many values are compared."""
+        return range(0, n, 1 if self._sample is None else max(1, -(-n // self._sample)))
 
 
 def named_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -221,6 +255,10 @@ def _by_tensor(named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[tupl
     for name, tensor in named:
         groups.setdefault(id(tensor), ([], tensor))[0].append(name)
     return ((tuple(names), tensor) for names, tensor in groups.values())
+
+
+def _has_other_shape(one: FrozenTensor, tensor: torch.Tensor) -> bool:
+    return not one.is_parameter and tensor.shape != one.tensor.shape and has_bits(tensor)
 
 
 def _path(name: str) -> str:

@@ -340,5 +340,7 @@ class CachedParts:
                 reason, remedy = f"no row of it fits into {self.budget.max_bytes:,} bytes", "raise `max_bytes`"
             elif not cached.is_called:
                 reason = "it is never called"
+            elif cached.last_change is not None:
+                reason += f", since {cached.last_change} changes from one to the next"
             self._rejections.add(path, Rejection(reason, remedy, reason, is_final=False))
         self._rejections.tell(is_nothing_cached=True)

@@ -290,7 +290,8 @@ class FreezingEngine(Generic[_Host]):
             forget_directions(self._optimizers())
         held_by = [(holder, holder.held_) for holder in self.holders]
         places = self._inventory.places
-        reason = places, places.trainable, [(holder, tuple(holder.modes), held) for holder, held in held_by]
+        declared = [(holder, tuple(holder.modes), held) for holder, held in held_by]
+        reason = places, places.trainable, declared, self._norms()
         if reason != self._pins_for:
             self._pins_for, self._to_pin = reason, list(modules_to_pin(self.network, held_by))
         has_other_pins = self._pins.set(self._to_pin)
@@ -300,6 +301,12 @@ class FreezingEngine(Generic[_Host]):
             self.event = next(_EVENTS)
         self._scale_rates()
         self.host.flags_changed()
+
+    def _norms(self) -> list[bool]:
+        """Tell which modules are norms now, where that matters: a first forward pass may make the statistics."""
+        if all(len(set(holder.modes)) == 1 for holder in self.holders):
+            return []
+        return [one is not None and is_normalisation(one) for one in self._inventory.places.modules]
 
     def _change(self, when: str, fresh: Held) -> None:
         """Apply the plans, and log and record whether that has changed something."""

@@ -9,14 +9,48 @@ import torch
 from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_digest
 
-__all__ = ["as_bytes", "buffer_hash", "content_hash", "has_bits", "is_freed", "version_of"]
+__all__ = ["as_bytes", "buffer_hash", "content_hash", "has_bits", "is_freed", "parts", "version_of"]
 
+_PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def has_bits(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has values in memory: it is neither lazy nor sparse, on a real device, and was not freed."""
-    return not is_lazy(tensor) and tensor.layout is torch.strided and not tensor.is_meta and not is_freed(tensor)
+    """Whether a tensor has values in memory: it is neither lazy nor sparse, on a real device, and was not freed.
+
+    One of a class that decides about its operations has some if its parts are known, or if it can be read as bytes.
+    """
+    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+        return False
+    if _has_parts(tensor):
+        return all(map(has_bits, parts(tensor)))
+    return not is_freed(tensor) and (type(tensor).__torch_dispatch__ is _PLAIN_DISPATCH or _can_be_read(tensor))
+
+
+def _can_be_read(tensor: torch.Tensor) -> bool:
+    try:
+        as_bytes(tensor)
+    except (NotImplementedError, RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _has_parts(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the plain tensors that a tensor is made of: itself, or numbers and scales of one that is quantized.
+
+    Examples
+    --------
+    >>> parts(torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 0.5, 0, torch.qint8))
+    [tensor([2, 4], dtype=torch.int8), tensor(0.5000), tensor(0)]
+    """
+    if flatten := getattr(tensor, "__tensor_flatten__", None):
+        names, _ = flatten()
+        return [part for name in names for part in parts(getattr(tensor, name))]
+    return [tensor.int_repr(), *_scales(tensor)] if tensor.is_quantized else [tensor]
 
 
 def is_freed(tensor: torch.Tensor) -> bool:
@@ -31,6 +65,8 @@ def is_freed(tensor: torch.Tensor) -> bool:
     """
     if is_lazy(tensor) or tensor.layout is not torch.strided or not tensor.numel():
         return False
+    if _has_parts(tensor):
+        return any(map(is_freed, parts(tensor)))
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     span = tensor.numel() if tensor.is_contiguous() else 1 + sum((n - 1) * step for n, step in steps)
     return tensor.untyped_storage().nbytes() < (tensor.storage_offset() + span) * tensor.itemsize
@@ -60,8 +96,8 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """
     if is_freed(tensor):
         raise RuntimeError("the tensor has no values in memory")
-    if tensor.is_quantized:
-        return torch.cat([as_bytes(tensor.int_repr()), *map(as_bytes, _scales(tensor))])
+    if tensor.is_quantized or _has_parts(tensor):
+        return torch.cat(list(map(as_bytes, parts(tensor))))
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 

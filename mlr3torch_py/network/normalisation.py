@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -17,6 +18,7 @@ __all__ = ["NORMALISATION", "all_own_parameters", "is_normalisation", "plain_sta
 NORMALISATION: tuple[type[nn.Module], ...] = (internal("torch.nn.modules.batchnorm", "_NormBase"),)
 
 _PARAMETRIZATIONS: Final = "parametrizations"  # where torch keeps them
+_OF_TORCH: Final = frozenset(vars(nn.Module()))
 
 
 def is_normalisation(module: nn.Module) -> bool:
@@ -24,6 +26,7 @@ def is_normalisation(module: nn.Module) -> bool:
 
     Those are torch's, and every other module whose parameters do no more than scale or shift, that holds a
     floating-point buffer beside them, or a plain tensor of their size, and in which no other module holds anything.
+    A buffer that is None, until the first forward pass perhaps, counts as well.
 
     Examples
     --------
@@ -39,7 +42,7 @@ def is_normalisation(module: nn.Module) -> bool:
     own = all_own_parameters(module)
     if not own or not all(_only_scales(module, tensor) for tensor in own):
         return False
-    has_statistics = any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
+    has_statistics = any(one is None or one.is_floating_point() for one in module._buffers.values())
     children = (child for name, child in module._modules.items() if child is not None and name != _PARAMETRIZATIONS)
     return (has_statistics or bool(plain_statistics(module))) and not any(map(_holds_tensors, children))
 
@@ -58,9 +61,10 @@ def all_own_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def plain_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the tensors that a module keeps in plain attributes and that are as large as a parameter which scales.
+    """Return the tensors in plain attributes of a module that are as large as a parameter which scales.
 
-    Running statistics are kept so in some code; what else is, such as the last output or a mask, has another size.
+    Those in lists, tuples and dicts there count as well. Running statistics are kept so in some code; what else is, as
+    the last output or a mask, has another size.
 
     Examples
     --------
@@ -71,11 +75,22 @@ def plain_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
     """
     found = {
         name: value
-        for name, value in vars(module).items()
+        for name, value in _plain_attributes(module)
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.requires_grad
     }
     sizes = {one.numel() for one in all_own_parameters(module) if _only_scales(module, one)} - {1} if found else set()
     return {name: value for name, value in found.items() if value.numel() in sizes and _is_long(value)}
+
+
+def _plain_attributes(module: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield the attributes of a module, and what is in lists, tuples and dicts among them, with their names."""
+    for name, value in vars(module).items():
+        if isinstance(value, (list, tuple)):
+            yield from ((f"{name}[{i}]", one) for i, one in enumerate(value))
+        elif isinstance(value, dict) and name not in _OF_TORCH:
+            yield from ((f"{name}[{key!r}]", one) for key, one in value.items())
+        else:
+            yield name, value
 
 
 def _only_scales(module: nn.Module, tensor: torch.Tensor) -> bool:

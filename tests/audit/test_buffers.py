@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk
-from tests.freezing.modes import OwnNorm
+from mlr3torch_py import CallbackSet, CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk
+from tests.freezing.modes import LateNorm, OwnNorm
 from tests.helpers import X, iris_net, y
 from tests.network.test_evaluation import Normed
 
@@ -110,7 +110,8 @@ def test_what_moves_in_a_frozen_part_is_warned_of_once_with_the_option_that_stop
         (message,) = said
         assert f"0.{buffer}" in message
         assert " moved in a frozen part, in batches 1 to 3: the network's own forward writes it; " in message
-        assert message.endswith('to keep it as it is, set frozen_mode="eval" of CallbackSetUnfreeze')
+        condition = "to keep it as it is" if is_norm else "if it does so in training mode only"
+        assert message.endswith(f'; {condition}, set frozen_mode="eval" of CallbackSetUnfreeze')
 
 
 @SCRIPTING
@@ -152,20 +153,55 @@ def test_the_callback_that_holds_the_part_is_named():
     assert message.endswith('set frozen_mode="eval" of Freezer')
 
 
-def test_what_writes_in_eval_mode_too_is_an_error_when_it_is_pinned():
-    said = warnings_of(net_of(behind(Counter)()))
-    assert [message.partition(" moved in")[0] for message in said] == ["0.1.calls"]
-    for options, advice in (
-        ({"frozen_mode": "eval"}, 'frozen_mode="eval" of CallbackSetUnfreeze'),
-        ({"frozen_dropout": "eval"}, 'frozen_dropout="eval" of CallbackSetUnfreeze'),
-    ):
-        net = net_of(behind(Counter)(), **options)
-        with pytest.raises(RuntimeError) as error:
+@pytest.mark.parametrize("options", [{}, {"frozen_mode": "eval"}, {"frozen_dropout": "eval"}], ids=str)
+def test_the_advice_for_what_writes_in_eval_mode_too_leads_to_no_error(options):
+    (message,) = warnings_of(net_of(behind(Counter)(), **options))
+    advice = (
+        'writes it even in eval mode, so that frozen_mode="eval" does not stop it'
+        if options
+        else 'writes it; if it does so in training mode only, set frozen_mode="eval" of CallbackSetUnfreeze'
+    )
+    assert message == f"0.1.calls moved in a frozen part, in batches 1 to 3: the network's own forward {advice}"
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_table_that_is_made_anew_for_longer_rows_is_compared_as_it_is_then(mode):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+            self.register_buffer("table", torch.zeros(2, 1), persistent=False)
+
+        def forward(self, x):
+            if len(self.table) < len(x):
+                self.table = torch.arange(len(x)).cos()[:, None]
+            return x * self.weight + self.table[: len(x)]
+
+    class Writes(CallbackSet):
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 2:
+                net.module_[0].table += 1
+
+    net = net_of(Positions(), frozen_mode=mode)
+    assert warnings_of(net) == []
+    assert reported(net).loc["0.table", ["comparisons", "moved"]].tolist() == [3, True]
+    if mode == "eval":
+        net.set_params(callbacks=[*net.callbacks, Writes()])
+        with pytest.raises(RuntimeError, match=r"0\.table changed while frozen, in batches 7 to 9: .*something wrote"):
             net.fit(X, y)
-        assert str(error.value) == (
-            "0.1.calls changed while frozen, in batches 1 to 3: the network's own forward writes it all the same, "
-            f"though {advice} pins its module in eval mode"
-        )
+
+
+def test_a_pinned_norm_whose_pin_something_removes_is_an_error():
+    class Unpins(CallbackSet):
+        default_weight = 999
+
+        def on_batch_begin(self, net, training=None, **kwargs):
+            net.module_[0][1].train = lambda *_: None
+            net.module_[0][1].training = True
+
+    net = net_of(BODIES["BatchNorm"][0](), Unpins(), frozen_mode="eval")
+    with pytest.raises(RuntimeError, match="0.1.running_mean, .*: its module ran in training mode, since "):
+        net.fit(X, y)
 
 
 def test_where_eval_mode_does_not_help_it_is_not_recommended():
@@ -195,6 +231,45 @@ def test_statistics_in_plain_attributes_are_warned_of_and_other_tensors_there_ar
     for options in ({}, {"frozen_mode": "eval"}):
         (message,) = warnings_of(net_of(behind(ByGradient)(), **options))
         assert message.startswith("0.1.mean moved in a frozen part, in batches 1 to 3: the network's own forward")
+
+
+@pytest.mark.parametrize("kind", ["declared", "new", "plain"])
+def test_statistics_that_the_first_forward_pass_makes_are_compared_from_then_on(kind):
+    net = net_of(behind(lambda: LateNorm(kind))())
+    (message,) = warnings_of(net)
+    assert message.startswith("0.1.mean moved in a frozen part, in batches 4 to 6: the network's own forward writes it")
+    assert reported(net).loc["0.1.mean"].tolist() == [1, 3, 2, True]
+
+
+@pytest.mark.parametrize("kind", ["declared", "new", "plain"])
+def test_statistics_that_the_first_forward_pass_makes_are_pinned_from_then_on(kind):
+    net = net_of(behind(lambda: LateNorm(kind))(), frozen_norm="eval")
+    assert warnings_of(net) == []
+    if kind == "declared":
+        assert net.module_[0][1].mean is None
+    else:
+        assert not reported(net).loc["0.1.mean", "moved"]
+
+
+class Listing(OwnNorm):
+    """Keeps its statistics in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.statistics = [0, torch.zeros(4)]
+
+    def forward(self, x):
+        if self.training:
+            self.statistics = [self.statistics[0] + 1, self.statistics[1].lerp(x.detach().mean(0), 0.1)]
+        return (x - self.statistics[1]) * self.weight
+
+
+def test_statistics_in_a_list_are_compared_and_pinned():
+    (message,) = warnings_of(net_of(behind(Listing)()))
+    assert message.startswith("0.1.statistics[1] moved in a frozen part")
+    net = net_of(behind(Listing)(), frozen_norm="eval")
+    assert warnings_of(net) == []
+    assert not reported(net).loc["0.1.statistics[1]", "moved"]
 
 
 def test_each_part_is_compared_as_long_as_it_is_frozen():

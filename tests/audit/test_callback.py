@@ -11,6 +11,7 @@ from torch import nn
 
 from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk, torch_callback
 from tests.helpers import Stops, X, iris_net, moved, weights, y
+from tests.network.test_bits import Opaque, Packed
 from tests.network.test_evaluation import EVAL, Buffers, Normed, moving
 
 TABLE = {"epoch": [2], "weights": [select_prefix("3")]}
@@ -236,3 +237,23 @@ def test_what_is_released_and_frozen_again_by_hand_has_changed():
     by_hand = torch_callback("acts", on_batch_end=lambda self: module[0].requires_grad_(self.ctx.global_step == 1))
     with pytest.raises(RuntimeError, match="0.weight, 0.bias changed while frozen, in batches 1 to 3"):
         iris_net(Freezer(["1.bias"]), t_clbk("freeze_audit"), by_hand, module=module).fit(X, y)
+
+
+@pytest.mark.parametrize("sample", [None, 3])
+@pytest.mark.parametrize("kind", [Packed, Opaque])
+def test_weights_of_a_class_that_decides_about_its_operations(kind, sample):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    packed = kind(torch.arange(16, dtype=torch.int8).reshape(4, 4), torch.tensor(0.1))
+    network[0].weight = nn.Parameter(packed, requires_grad=False)
+    audit, rescales = t_clbk("freeze_audit", sample=sample), torch_callback("rescales", on_epoch_end=rescale)
+    net = iris_net(Freezer("0.bias"), audit, rescales, module=network, max_epochs=2)
+    if kind is Opaque:
+        net.fit(X, y)
+        assert dict(net.callbacks_)["freeze_audit"].report()["name"].tolist() == ["0.bias"]
+    else:
+        with pytest.raises(RuntimeError, match="0.weight changed while frozen"):
+            net.fit(X, y)
+
+
+def rescale(self):
+    self.ctx.network[0].weight.scale.mul_(2)

@@ -119,6 +119,32 @@ def test_a_trainable_tensor_from_outside_is_noticed():
     assert outside.grad is not None
 
 
+class Referring(nn.Linear):
+    """Scales by a layer elsewhere, which is no child of it."""
+
+    def __init__(self, others, read):
+        super().__init__(4, 4)
+        self.others, self.read = others, read
+
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x) * self.read(self.others[0])
+
+
+@pytest.mark.parametrize("holds", ["a tuple", "a list"])
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_module_that_reads_a_trainable_weight_elsewhere_is_rejected(reads, holds):
+    head = nn.Linear(4, 1)
+    read = (lambda layer: layer.weight.detach().mean()) if reads else (lambda layer: layer.out_features)
+    network = nn.Sequential(frozen(Referring((head,) if holds == "a tuple" else [head], read)), head)
+    parts = cached(network)
+    network(ROWS)
+    message = "frozen_cache: not caching '0': it reads weights that are trained elsewhere in the network; give "
+    assert [one.startswith(message) for one in told(parts)] == [True] * reads
+    network(ROWS)
+    assert counts(parts)[0] == (0 if reads else 12)
+
+
 class Doubling(nn.Module):
     """Asks for the mode in a function, as attention layers do."""
 

@@ -408,3 +408,21 @@ def test_the_log_says_if_events_leave_no_epoch_to_use_what_was_cached(every, is_
     net = iris_net(freezing, t_clbk("frozen_cache"), module=Nested, max_epochs=6).fit(X, y)
     assert (sum(hits(net)[:4]) < 10) is is_said
     assert any("hardly any row was used again" in message for message in caplog.messages) is is_said
+
+
+class Switched(nn.Linear):
+    """Counts how often its mode is set, which happens before each batch."""
+
+    n_switched = 0
+
+    def train(self, mode=True):
+        self.n_switched += 1
+        return super().train(mode)
+
+
+def test_what_changes_between_all_calls_is_named():
+    network = nn.Sequential(Switched(4, 4), nn.Linear(4, 3))
+    freezing = CallbackSetUnfreeze(select_prefix("1"), frozen_mode="eval")
+    net = iris_net(freezing, t_clbk("frozen_cache"), module=network, train_split=None, batch_size=25)
+    with pytest.warns(UserWarning, match="'0': .*, since the 'n_switched' of its Switched changes from one to"):
+        net.fit(X[::3], y[::3])

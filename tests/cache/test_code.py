@@ -4,12 +4,14 @@ import functools
 import subprocess
 import sys
 import textwrap
+from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
 from torch import nn
 
 from mlr3torch_py.cache.identity.code import Code
+from mlr3torch_py.cache.identity.code_objects import is_known
 from mlr3torch_py.cache.identity.portable import NotPortableError
 
 PARTS = {
@@ -171,3 +173,25 @@ def test_the_next_process_finds_the_same_code(tmp_path):
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "record", "expected"),
+    [
+        ("a_library/__init__.py", "a_library/__init__.py,,", True),
+        ("a_library.py", "another.py,,\na_library.py,,", True),
+        ("a_library.py", "another_a_library.py,,", False),
+        ("a_library/__init__.py", None, False),
+    ],
+)
+def test_a_library_is_known_by_its_version_wherever_an_installer_puts_it(file, record, expected, tmp_path, monkeypatch):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("__version__ = '1.2'")
+    if record is not None:
+        (tmp_path / "a_library-1.2.dist-info").mkdir()
+        (tmp_path / "a_library-1.2.dist-info" / "RECORD").write_text(record)
+    spec = spec_from_file_location("a_library", tmp_path / file)
+    library = module_from_spec(spec)
+    spec.loader.exec_module(library)
+    monkeypatch.setitem(sys.modules, "a_library", library)
+    assert is_known("a_library") is expected

@@ -51,6 +51,28 @@ class OwnNorm(nn.Module):
         return (x - self.mean) * self.weight
 
 
+class LateNorm(nn.Module):
+    """Keeps a mean that the first forward pass makes, in a buffer declared beforehand, a new one, or an attribute."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.weight, self.kind = nn.Parameter(torch.ones(4)), kind
+        if kind == "declared":
+            self.register_buffer("mean", None)
+        else:
+            self.mean = None
+
+    def forward(self, x):
+        if self.training:
+            now = x.detach().mean(0)
+            mean = now if self.mean is None else self.mean.lerp(now, 0.1)
+            if self.mean is None and self.kind == "new":
+                del self.mean
+                self.register_buffer("mean", mean)
+            self.mean = mean
+        return (x if self.mean is None else x - self.mean) * self.weight
+
+
 class Called(nn.Module):
     """Calls dropout as a function, as the attention of transformers does."""
 

@@ -262,7 +262,7 @@ def test_the_audit_finds_what_moves_in_a_governed_module():
             self.ctx.net.discriminator_[0].bias += 1
 
     write_later = torch_callback("write", on_epoch_end=write)
-    with pytest.raises(RuntimeError, match=r"^discriminator_\.0\.bias changed while frozen, in batches 1 to 4: someth"):
+    with pytest.raises(RuntimeError, match=r"^discriminator_\.0\.bias changed while frozen, in batches 4 to 4: someth"):
         fitted(gan(*both(), write_later))
     audit = t_clbk("freeze_audit")
     fitted(gan(*both()[:2], audit))

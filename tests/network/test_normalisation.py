@@ -28,6 +28,11 @@ class Absolute(nn.Module):
         return x.abs()
 
 
+def without_statistics(norm):
+    norm.mean = None
+    return norm
+
+
 def parametrized(norm):
     parametrize.register_parametrization(norm, "scale", Absolute())
     return norm
@@ -47,6 +52,10 @@ CASES = {
     "matrix": (Norm(4, 4), False),
     "around a layer": (Norm(4, child=nn.Linear(4, 4)), False),
     "around a norm": (Norm(4, child=nn.BatchNorm1d(4)), False),
+    "statistics that are yet to come": (without_statistics(Norm(4)), True),
+    "statistics in a list": (Norm(4, plain=[torch.zeros(4), 0]), True),
+    "statistics in a dict": (Norm(4, plain={"mean": torch.zeros(4)}), True),
+    "outputs in a list": (Norm(4, plain=[torch.zeros(7, 4)]), False),
     "last output": (Norm(4, plain=torch.zeros(7, 4)), False),
     "number": (Norm(4, plain=torch.tensor(0.0)), False),
     "pruned layer of one output": (prune.random_unstructured(nn.Linear(4, 1), "weight", 0.5), False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -67,7 +68,22 @@ def version_of_package(top: str) -> str:
 
 def _is_installed(top: str) -> bool:
     file = getattr(sys.modules[top], "__file__", None) or ""
-    return any(one in file for one in _INSTALLED)
+    return any(one in file for one in _INSTALLED) or _is_recorded(top, file)
+
+
+@functools.lru_cache(1024)
+def _is_recorded(top: str, file: str) -> bool:
+    """Whether an installer keeps a record of a package beside it, as ``pip install --target`` does.
+
+    For one that is installed to be edited, it does so elsewhere.
+    """
+    folder, name = os.path.split(file)
+    if not name:
+        return False
+    if name.startswith("__init__."):
+        folder = os.path.dirname(folder)
+    records = [f"\n{one.read_text('RECORD') or ''}" for one in metadata.distributions(path=[folder])]
+    return any(f"\n{top}{end}" in record for record in records for end in ("/", ".py,"))
 
 
 @functools.lru_cache(1024)

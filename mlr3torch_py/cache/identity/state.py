@@ -46,6 +46,7 @@ class ModuleState:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self.last_change: str | None = None  # found so far
         self._fingerprint = Fingerprint(module)
         self._alike: Sequence[Fingerprint] = ()  # states that count as one
         self._code: Code | None = None  # once it was read
@@ -150,6 +151,7 @@ class ModuleState:
         else:
             self._alike = ()
         self._fingerprint = now
+        self.last_change = change or self.last_change
         return change
 
     def check_hooks(self) -> None:

@@ -124,6 +124,11 @@ class CachedStage(InPlace):
         self.tally = Tally()
         self._check.begin_epoch(sum(len(table) for layout in self.layouts for table in layout.tables))
 
+    @property
+    def last_change(self) -> str | None:
+        """What has changed in the module when something had last."""
+        return self._admission.state.last_change
+
     def follow_changes(self) -> str | None:
         """Forget all rows if anything in the module has changed; return what."""
         change = self._admission.state.find_change()

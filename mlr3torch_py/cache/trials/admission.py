@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from copy import deepcopy
 from time import thread_time
 from typing import Any, Final, NamedTuple
@@ -19,6 +19,7 @@ from mlr3torch_py.cache.rows.call import Call
 from mlr3torch_py.cache.storage.layout import Relation
 from mlr3torch_py.cache.trials.again import Again
 from mlr3torch_py.cache.trials.draws import draws_itself, is_only_thread, torch_generators
+from mlr3torch_py.cache.trials.reads import TrainableReads
 from mlr3torch_py.cache.trials.trial import Schedule, Trial, halves, sample_rows
 from mlr3torch_py.network.randomness import generators, kept_random_states, random_states
 
@@ -91,7 +92,8 @@ class Admission:
     that explains it.
 
     Trials also look for effects that an answer from memory would lack, such as drawing random numbers or modifying the
-    module, or what it refers to; see `Surroundings`. After a call that has such effects no row is computed again, so
+    module, or what it refers to; see `Surroundings`. The first one also looks for weights that the module reads though
+    they are trained elsewhere; see `TrainableReads`. After a call that has such effects no row is computed again, so
     that a trial has none itself. It is no effect if a module sets up the same table whenever something else has cleared
     it, whatever the input, and leaves it alone otherwise.
 
@@ -266,7 +268,8 @@ class Admission:
                 schedule.postpone()
                 break
             begin = thread_time()
-            if not again.agrees(*sample):
+            is_first = sample is trial.samples[0] and request.signature not in self._row_wise
+            if not (_agrees_without_trainable(again, *sample) if is_first else again.agrees(*sample)):
                 return False
             schedule.seconds_trying += thread_time() - begin
         return True
@@ -327,6 +330,17 @@ def _changing(what: str, remedy: str = "", *, may_depend_on_mode: bool = False) 
     """Say what a call changes."""
     reason = f"a call changes {what}, which would not happen for a row from memory"
     return NotCacheableError(reason, remedy, may_depend_on_mode=may_depend_on_mode)
+
+
+def _agrees_without_trainable(again: Again, rows: Sequence[int], part: Call) -> bool:
+    """Compute rows again as `Again.agrees` does, and check that no trainable weight is read from elsewhere."""
+    with TrainableReads() as reads:
+        agrees = again.agrees(rows, part)
+    if reads.found:
+        raise NotCacheableError(
+            "it reads weights that are trained elsewhere in the network", "give it what it needs as an argument"
+        )
+    return agrees or again.agrees(rows, part)  # not every module can be watched
 
 
 def dependent() -> NotCacheableError:
