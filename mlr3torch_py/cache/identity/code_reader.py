@@ -45,9 +45,10 @@ from mlr3torch_py.cache.identity.code_objects import (
     names_in,
     version_of_package,
 )
-from mlr3torch_py.cache.identity.fingerprint import is_setting
+from mlr3torch_py.cache.identity.fingerprint import settings_of
 from mlr3torch_py.cache.identity.portable import NotPortableError, Writer
 from mlr3torch_py.cache.identity.snapshot import Snapshot
+from mlr3torch_py.network.holdings import attributes_of_array
 
 __all__ = ["CodeReader", "unusual_settings"]
 
@@ -376,9 +377,9 @@ def _itself(value: Any) -> Any:
 
 
 def unusual_settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
-    """List the attributes of a layer that may hold functions or objects."""
-    for name, value in sorted(vars(layer).items()):
-        if is_setting(name) and type(value) not in _PLAIN:
+    """List the attributes of a layer and of its tensors that may hold functions or objects."""
+    for name, value in settings_of(layer).items():
+        if type(value) not in _PLAIN:
             is_flat = type(value) in {tuple, list} and all(type(one) in _PLAIN for one in value)
-            if not (is_flat or isinstance(value, torch.Tensor)):
+            if not (is_flat or (isinstance(value, torch.Tensor) and not attributes_of_array(value))):
                 yield name, value
