@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import inspect
 import io
 import logging
 import sys
@@ -320,7 +321,8 @@ class CodeReader:
         return [name for name, value in scope.items() if name in self.names or is_code(name, value)]
 
     def _named_members(self, cls: type) -> Iterator[tuple[type, str]]:
-        for owner in cls.__mro__:
+        metaclasses = [one for one in inspect.getmro(type(cls)) if not is_known_class(one)]
+        for owner in (*cls.__mro__, *metaclasses):
             if owner in {object, nn.Module} or (is_known_class(owner) and not issubclass(cls, nn.Module)):
                 continue
             self.snapshot.add_class(owner)
