@@ -182,6 +182,7 @@ class FreezingCallback(CallbackSet, ABC):
 
     def initialize(self) -> FreezingCallback:
         """Forget the engine; the next step starts one with the current parameters."""
+        super().initialize()
         self._drop_engine()
         return self
 

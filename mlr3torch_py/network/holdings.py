@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mlr3torch_py.names import is_note
 from mlr3torch_py.network.unwrap import bare
 
 __all__ = [
     "GLOBALS",
     "all_attributes",
+    "attributes_of_array",
     "held_values",
     "holds_nothing_more",
     "is_of_library",
@@ -50,6 +52,11 @@ def _nothing() -> Iterator[None]:
 _CONTEXT_MANAGER: Final = type(_nothing())
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 _LEAF_TYPES: Final = frozenset(_LEAVES) | {nn.Parameter}
+
+_TENSORS: Final = frozenset({torch.Tensor, nn.Parameter})
+_ARRAYS: Final = frozenset({np.ndarray, np.memmap})
+# Libraries note on a tensor how they handle it: `_is_param`, `_is_hf_initialized`, `_dynamo_static_input_type`.
+_NOTES_OF_LIBRARIES: Final = ("._is_", "._dynamo_")
 
 _DEPENDENCIES: Final = ("torch", "skorch", "sklearn", "scipy", "pandas", "numpy", "mlr3torch_py")
 _LIBRARIES: Final = (sys.stdlib_module_names - {"__main__"}).union(_DEPENDENCIES)
@@ -135,7 +142,8 @@ def held_values(
     return {
         path + end: inner
         for path, value in walk(roots, skip, with_plain=True, is_left_out=is_left_out)
-        for end, inner in _held_by(value, with_leaves=True)
+        for held in _held_by(value, with_leaves=True)
+        for end, inner in (held, *((held[0] + name, one) for name, one in attributes_of_array(held[1]).items()))
     }
 
 
@@ -192,6 +200,32 @@ def all_attributes(value: object) -> dict[str, Any]:
     return {end: inner for end, inner in (*_bound(value), *_attributes(value)) if end != ".__func__"}
 
 
+def attributes_of_array(value: object) -> Mapping[str, Any]:
+    """Copy the attributes of a tensor or an array, and its class if that is a special one; empty for all others.
+
+    What libraries and this package note on a tensor is left out.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.ones(2))
+    >>> weight.scale = 0.5
+    >>> attributes_of_array(weight), attributes_of_array(np.ones(2))
+    ({'.scale': 0.5}, {})
+    """
+    kind, special = type(value), dict[str, Any]()
+    if kind in _TENSORS:
+        if not value.__dict__:
+            return special
+    elif kind in _ARRAYS or not isinstance(value, (torch.Tensor, np.ndarray)):
+        return special
+    else:
+        special[".__class__"] = kind
+        if kind.__module__.startswith("torch."):  # such as FakeTensor, which keeps its machinery there
+            return special
+    found = all_attributes(value).items()
+    return special | {end: one for end, one in found if not (is_note(end) or end.startswith(_NOTES_OF_LIBRARIES))}
+
+
 def items_in(value: object) -> Sequence[Any] | None:
     """List the items of a container without running code of its class, those of a set in one; None for others.
 
@@ -201,10 +235,12 @@ def items_in(value: object) -> Sequence[Any] | None:
     (('a', 1), (1, 2), None)
     """
     if isinstance(value, dict):
-        return *dict.keys(value), *dict.values(value)
+        kind: Any = OrderedDict if isinstance(value, OrderedDict) else dict  # which has an order of its own
+        keys = tuple(kind.__iter__(value))
+        return *keys, *(dict.__getitem__(value, key) for key in keys)
     for kind in _CONTAINERS:
         if isinstance(value, kind):
-            items = kind.__iter__(value)  # type: ignore[arg-type]
+            items = kind.__iter__(value)
             return (frozenset(items),) if kind in (set, frozenset) else tuple(items)
     return None
 

@@ -107,8 +107,10 @@ class CallbackSet(StagedCallback):
     -----
     Ported from ``CallbackSet`` of R's mlr3torch. While a net trains, ``net.callbacks_`` is sorted by weight; afterwards
     it is in skorch's order again. A CallbackSet that is added to it during training takes part from then on, and one
-    that is removed still exits. A ``fit`` from scratch starts with the callback as it was given: attributes that
-    earlier trainings have set are undone, and what its constructor makes is made again. In ``partial_fit`` they stay.
+    that is removed still exits. One callback may serve several nets, one after the other; nets that train in several
+    threads at the same time need callbacks of their own. A ``fit`` from scratch starts with the callback as it was
+    given: attributes that earlier trainings have set are undone, and what its constructor makes is made again. In
+    ``partial_fit`` they stay.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
@@ -103,6 +104,7 @@ class ContextTorch:
         self.y_hat: torch.Tensor | None = None
         self.y_hats: Any = None
         self.epoch_outputs: list[Any] = []
+        self._thread: int = threading.get_ident()
         self._worked_out: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
 
@@ -117,6 +119,11 @@ class ContextTorch:
             if name in _IN_R:
                 raise AttributeError(f"`ctx` has no `{name}` as in R; use {_IN_R[name]}")
             return object.__getattribute__(self, name)  # which says what is missing
+
+    @property
+    def is_in_another_thread(self) -> bool:
+        """Whether a thread that is alive trains, and it is not the one that asks."""
+        return self._thread != threading.get_ident() and self._thread in [one.ident for one in threading.enumerate()]
 
     @property
     def asked_by(self) -> str:

@@ -21,10 +21,11 @@ Copies of a net that are made during training are not part of the run: pickle an
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
 
 from skorch.callbacks import Callback, PrintLog
 
@@ -43,6 +44,8 @@ from mlr3torch_py.training.stages import StagedCallback, is_staged
 from mlr3torch_py.training.stand_in import StandIn
 
 __all__ = ["Run", "must_start_run"]
+
+_JOINING: Final = threading.RLock()  # of two threads, one at a time takes callbacks into its run
 
 
 class Run:
@@ -110,9 +113,14 @@ class Run:
         A no-op unless the list has changed: by ``set_params(callbacks__...)``, or since somebody has added or removed
         callbacks. An added CallbackSet takes part in the run from then on.
         """
-        if self.net.callbacks_ == self.in_order:
-            return
-        callbacks = in_skorchs_order(self.net.callbacks_)
+        if self.net.callbacks_ != self.in_order:
+            with _JOINING:
+                self._join(in_skorchs_order(self.net.callbacks_))
+
+    def _join(self, callbacks: list[NamedCallback]) -> None:
+        for _, callback in callbacks:
+            if is_staged(callback):
+                callback.require_free()
         names = [name for name, _ in callbacks]
         first, scored, last = First(self, names), Scored(self, names), Last(self, names)
         finite, infinite = by_weight(callbacks)

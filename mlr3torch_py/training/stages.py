@@ -118,6 +118,25 @@ class StagedCallback(Callback):
     def weight(self, weight: float) -> None:
         self.weight_ = check_number("weight", weight, "a number, or math.inf to run last", finite=False)
 
+    def initialize(self) -> Any:
+        """Check that no other thread trains with the callback, which skorch is about to give to a net."""
+        self.require_free()
+        return self
+
+    def require_free(self) -> None:
+        """Check that no other thread trains with the callback.
+
+        Raises
+        ------
+        RuntimeError
+            If one does.
+        """
+        if self.ctx_ is not None and self.ctx_.is_in_another_thread:
+            raise RuntimeError(
+                f"this {type(self).__name__} is training another net in another thread; give each net callbacks of its "
+                "own, such as copy.deepcopy(callbacks)"
+            )
+
     def join(self, ctx: ContextTorch) -> None:
         """Take part in a run; in that of a ``fit`` from scratch, as the callback was given."""
         if self.ctx_ is None and len(ctx.net.history) == 0:

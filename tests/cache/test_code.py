@@ -25,6 +25,7 @@ PARTS = {
     "property": "4",
     "cached": "x * 7",
     "inner": "x / 9",
+    "metaclass": "6",
 }
 SOURCE = """
 import functools
@@ -55,6 +56,14 @@ def with_shift(function):
 def looked_up(x):
     return {cached}
 
+class Units(type):
+    @property
+    def unit(cls):
+        return {metaclass}
+
+class Config(metaclass=Units):
+    pass
+
 class Net(nn.Module):
     constant = {constant}
 
@@ -75,7 +84,7 @@ class Net(nn.Module):
 
     @property
     def twice(self):
-        return {property}
+        return {property} * Config.unit
 
     def never_called(self):
         return 1

@@ -114,3 +114,12 @@ def test_rows_can_be_deleted_from_a_full_store(tmp_path):
     assert "takes the 65,536 bytes" in disk.put(values)
     disk.delete(disk.keys(b""))
     assert disk.keys(b"") == []
+
+
+def test_a_store_of_which_a_part_is_missing_is_refused(tmp_path):
+    disk = Disk(tmp_path, 2**24)
+    disk.put({f"{i}".encode(): b"x" * 9000 for i in range(100)})
+    disk.close()
+    os.truncate(disk.path, disk.path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"is damaged: [\d,]+ bytes or more are missing .* delete it or name another"):
+        Disk(tmp_path, 2**24)

@@ -205,6 +205,18 @@ def test_compiled_functions_are_given_values(code, params):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
+def test_a_network_whose_rows_are_kept_is_compiled_as_one_graph():
+    network = Between(lambda x, weight: x * weight).eval()
+    parts = cached(network, check=0)
+    network(ROWS)
+    parts.keep()
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(ROWS), network(ROWS))
+    torch.compiler.reset()
+
+
 def test_an_error_of_the_network_is_raised_as_it_is():
     calls = []
 

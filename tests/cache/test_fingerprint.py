@@ -189,9 +189,33 @@ class ReadOnly:
         self.view.flags.writeable = False
 
 
+class Rates(np.ndarray):
+    scale = 1.0
+
+
 # What a part holds, how it reads a number from it, and a change in place.
 HELD = {
     "an array": (lambda: np.ones(2), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
+    "an attribute of an array": (
+        lambda: np.ones(2).view(Rates),
+        lambda held: held.scale,
+        lambda held: setattr(held, "scale", 2.0),
+    ),
+    "an attribute of a tensor": (
+        lambda: torch.ones(2),
+        lambda held: getattr(held, "scale", 1.0),
+        lambda held: setattr(held, "scale", 2.0),
+    ),
+    "a mask": (
+        lambda: np.ma.array([1.0, 2.0], mask=[False, True]),
+        lambda held: held.sum(),
+        lambda held: held.mask.__setitem__(0, True) or held.__setitem__(1, 2.0),
+    ),
+    "an order": (
+        lambda: collections.OrderedDict(a=1, b=2),
+        lambda held: next(iter(held.values())),
+        lambda held: held.move_to_end("a"),
+    ),
     "a view of an array": (lambda: np.ones(9)[::3], lambda held: held[2], lambda held: held.__setitem__(2, 2)),
     "an array of Python": (lambda: array.array("d", [1]), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
     "bytes": (lambda: bytearray(b"a"), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
@@ -258,6 +282,32 @@ def test_another_content_has_another_digest(kind):
     assert Fingerprint(part).digest == before
     change(part.held)
     assert Fingerprint(part).digest != before
+
+
+@pytest.mark.parametrize("name", ["weight", "offset"])
+def test_an_attribute_of_a_weight_or_a_buffer_is_compared(name):
+    part = frozen(Part(lambda f, x: f(x) * getattr(f, name).scale))
+    part.linear.register_buffer("offset", torch.zeros(1))
+    tensor = getattr(part.linear, name)
+    tensor.scale = 1.0
+    before, digest = Fingerprint(part), Fingerprint(part.linear).digest
+    parts = cached(part, check=0)
+    part(ROWS)
+    tensor.scale = 2.0
+    parts.begin_epoch()
+    assert torch.equal(part(ROWS), part._call_impl(ROWS))
+    assert before.difference(Fingerprint(part)) == f"the '{name}.scale' of its Linear"
+    assert Fingerprint(part.linear).digest != digest
+
+
+@pytest.mark.parametrize("note", ["_is_hf_initialized", "_dynamo_static_input_type", "_kept_by_mlr3torch_py"])
+def test_what_libraries_note_on_a_weight_changes_nothing(note):
+    part = frozen(nn.Linear(4, 3))
+    before = Fingerprint(part)
+    setattr(part.weight, note, object())
+    now = Fingerprint(part)
+    assert before.difference(now) is None
+    assert before.digest == now.digest
 
 
 def test_a_net_that_a_part_refers_to_is_not_part_of_it():

@@ -6,6 +6,7 @@ import sys
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -70,6 +71,15 @@ class Scaled:
         return x * self.scale
 
 
+class Rates(np.ndarray):
+    pass
+
+
+def scaled(value, scale):
+    value.scale = scale
+    return value
+
+
 DIFFERENT = {
     "functions": (torch.tanh, torch.relu),
     "functions of Python": (functional.relu, functional.relu6),
@@ -88,6 +98,8 @@ DIFFERENT = {
     "shapes": (torch.zeros(6), torch.zeros(2, 3)),
     "dtypes": (torch.zeros(2), torch.zeros(2, dtype=torch.int32)),
     "tensors in lists": ([torch.zeros(6)], [torch.zeros(2, 3)]),
+    "attributes of tensors": (scaled(torch.zeros(2), 1), scaled(torch.zeros(2), 2)),
+    "attributes of arrays": (scaled(np.zeros(2).view(Rates), 1), scaled(np.zeros(2).view(Rates), 2)),
 }
 
 
@@ -115,6 +127,19 @@ def closure(number):
 def test_what_cannot_be_told_apart_is_refused_by_name(setting):
     with pytest.raises(NotPortableError, match="the 'setting' of its Linear"):
         digest_of(of(setting=setting))
+
+
+@pytest.mark.parametrize("kind", ["attributes of tensors", "attributes of arrays"])
+def test_attributes_of_arrays_that_code_refers_to_have_another_hash(kind):
+    one, other = DIFFERENT[kind]
+    assert portable_hash([one], {}) != portable_hash([other], {})
+
+
+def test_a_function_that_a_weight_holds_is_read():
+    linear = of()
+    linear.weight.loaded = closure(1)
+    with pytest.raises(NotPortableError, match=r"the 'weight.loaded' of its Linear"):
+        digest_of(linear)
 
 
 def test_cycles_are_refused():

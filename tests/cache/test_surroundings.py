@@ -56,6 +56,10 @@ def into_tensor(part, y):
     part.context.tensor.copy_(y.mean())
 
 
+def onto_tensor(part, y):
+    part.context.tensor.features = y * 2
+
+
 def into_list(part, y):
     part.context.lengths.append(len(y))
 
@@ -73,6 +77,7 @@ WRITES = {
     "an attribute of the parent": (into_object, lambda: None, lambda network: network.features),
     "a global": (into_global, lambda: None, lambda _: SHARED["mean"]),
     "a tensor": (into_tensor, context, lambda network: network.part.context.tensor),
+    "an attribute of a tensor": (onto_tensor, context, lambda network: network.part.context.tensor.features),
     "an array": (into_array, context, lambda network: network.part.context.array),
     "a list": (into_list, context, lambda network: network.part.context.lengths),
     "a number": (how_many, context, lambda network: network.part.context.n),

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import MagicMock, Mock
 
 import pytest
@@ -15,7 +16,7 @@ from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 
 from mlr3torch_py import CallbackSet, CallbackSetUnfreeze, ContextTorch, select_all, select_last, t_clbk, torch_callback
-from tests.helpers import X, golden, iris_net, y
+from tests.helpers import X, golden, iris_net, moved, weights, y
 from tests.training.stages import BoomError, boom, logs, stages_of
 
 RUNS = [run for run in golden("stages")["runs"] if run["eval_freq"] == 1]
@@ -452,3 +453,31 @@ def test_a_misspelt_name_of_a_callback_is_refused(argument, remedy):
         net.fit(X, y)
     left_out = {"callbacks__print_log": None, "callbacks__valid_acc": None, "callbacks__unfreeze__unfreeze": None}
     assert iris_net(t_clbk("unfreeze", starting_weights=select_last(1)), **left_out, max_epochs=1).fit(X, y).history
+
+
+SHARED = {"unfreeze": CallbackSetUnfreeze(select_last(1)), "stopping": t_clbk("early_stopping", monitor="train_loss")}
+
+
+@pytest.mark.parametrize("is_initialized", [False, True])
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_callback_trains_one_net_at_a_time_and_the_next_in_any_thread(kind, is_initialized):
+    shared = copy.deepcopy(SHARED[kind])
+    other = iris_net(shared, max_epochs=1)
+    if is_initialized:
+        other.initialize()
+    refused = []
+
+    def train_other(self):
+        with pytest.raises(RuntimeError, match="is training another net in another thread; give each net callbacks of"):
+            pool.submit(other.partial_fit, X, y).result()
+        refused.append(self.ctx.epoch)
+
+    with ThreadPoolExecutor(1) as pool:
+        net = iris_net(shared, torch_callback("other", on_epoch_end=train_other), max_epochs=2)
+        alone = iris_net(copy.deepcopy(shared), max_epochs=2)
+        for one in (net, alone):
+            torch.manual_seed(0)
+            one.fit(X, y)
+        assert not moved(weights(net), weights(alone))
+        pool.submit(other.partial_fit, X, y).result()
+    assert (refused, len(other.history)) == ([1, 2], 1)

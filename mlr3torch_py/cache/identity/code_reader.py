@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import inspect
 import io
 import logging
 import sys
@@ -45,9 +46,10 @@ from mlr3torch_py.cache.identity.code_objects import (
     names_in,
     version_of_package,
 )
-from mlr3torch_py.cache.identity.fingerprint import is_setting
+from mlr3torch_py.cache.identity.fingerprint import settings_of
 from mlr3torch_py.cache.identity.portable import NotPortableError, Writer
 from mlr3torch_py.cache.identity.snapshot import Snapshot
+from mlr3torch_py.network.holdings import attributes_of_array
 
 __all__ = ["CodeReader", "unusual_settings"]
 
@@ -319,7 +321,8 @@ class CodeReader:
         return [name for name, value in scope.items() if name in self.names or is_code(name, value)]
 
     def _named_members(self, cls: type) -> Iterator[tuple[type, str]]:
-        for owner in cls.__mro__:
+        metaclasses = [one for one in inspect.getmro(type(cls)) if not is_known_class(one)]
+        for owner in (*cls.__mro__, *metaclasses):
             if owner in {object, nn.Module} or (is_known_class(owner) and not issubclass(cls, nn.Module)):
                 continue
             self.snapshot.add_class(owner)
@@ -376,9 +379,9 @@ def _itself(value: Any) -> Any:
 
 
 def unusual_settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
-    """List the attributes of a layer that may hold functions or objects."""
-    for name, value in sorted(vars(layer).items()):
-        if is_setting(name) and type(value) not in _PLAIN:
+    """List the attributes of a layer and of its tensors that may hold functions or objects."""
+    for name, value in settings_of(layer).items():
+        if type(value) not in _PLAIN:
             is_flat = type(value) in {tuple, list} and all(type(one) in _PLAIN for one in value)
-            if not (is_flat or isinstance(value, torch.Tensor)):
+            if not (is_flat or (isinstance(value, torch.Tensor) and not attributes_of_array(value))):
                 yield name, value

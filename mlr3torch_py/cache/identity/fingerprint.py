@@ -19,9 +19,9 @@ from mlr3torch_py.cache.identity.portable import NotPortableError, portable_hash
 from mlr3torch_py.names import is_note
 from mlr3torch_py.network.bits import buffer_hash, content_hash, version_of
 from mlr3torch_py.network.device_hash import hash_tensors
-from mlr3torch_py.network.holdings import all_attributes, items_in
+from mlr3torch_py.network.holdings import all_attributes, attributes_of_array, items_in
 
-__all__ = ["Fingerprint", "is_setting"]
+__all__ = ["Fingerprint", "settings_of"]
 
 # What every module has, hooks among it, is looked at elsewhere, or may differ.
 _NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
@@ -33,9 +33,18 @@ _EXACTLY: Final = frozenset({list, tuple, dict, set})  # which have no attribute
 _LOOKED_AT_ELSEWHERE: Final = (type, FunctionType, ModuleType, Logger)
 
 
-def is_setting(name: str) -> bool:
-    """Whether an attribute may affect what a module gives, and is not looked at elsewhere."""
-    return name not in _NOT_SETTINGS and not is_note(name)
+def settings_of(layer: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a layer and of its tensors that may affect what it gives, by name.
+
+    What is looked at elsewhere is left out.
+    """
+    own = vars(layer)
+    found = {name: own[name] for name in sorted(own.keys() - _NOT_SETTINGS) if not is_note(name)}  # few are left
+    for owner in (layer._parameters, layer._buffers):
+        for name, tensor in owner.items():
+            for end, value in attributes_of_array(tensor).items():
+                found[name + end] = value
+    return found
 
 
 class _Contents(NamedTuple):
@@ -70,10 +79,10 @@ class _Seen(NamedTuple):
 class Fingerprint:
     """The state of a module at one time: parameters, buffers, children and all other attributes.
 
-    Parameters and buffers are compared by value and identity; other attributes by value if they are tensors, arrays or
-    plain, item by item if they are containers, and otherwise by identity and by what they hold at any depth, as a
-    configuration does. Of modules elsewhere in the network that it refers to, attributes count, and neither parameters
-    nor buffers.
+    Parameters and buffers are compared by value, by identity and by their attributes; other attributes by value if they
+    are tensors, arrays or plain, item by item if they are containers, and otherwise by identity and by what they hold
+    at any depth, as a configuration does. Of modules elsewhere in the network that it refers to, attributes count, and
+    neither parameters nor buffers.
 
     Parameters
     ----------
@@ -238,10 +247,8 @@ def _settings(layer: nn.Module, memo: dict[int, tuple[Any, Any]]) -> dict[str, A
 
     The memo keeps the contents of what was seen, with that itself, so that nothing else gets its id.
     """
-    own = vars(layer)
     return {
-        name: value if type(value := own[name]) in _PLAIN else _contents(value, memo)
-        for name in filter(is_setting, sorted(own.keys() - _NOT_SETTINGS))  # of which few are left
+        name: value if type(value) in _PLAIN else _contents(value, memo) for name, value in settings_of(layer).items()
     }
 
 
@@ -261,7 +268,7 @@ def _contents(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
 def _contents_of(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
     kind = type(value)
     if issubclass(kind, torch.Tensor):
-        return _Contents((content_hash(value),), (value.shape, value.dtype))
+        return _contents_of_array(content_hash(value), (value.shape, value.dtype), value, memo)
     if issubclass(kind, ReferenceType):
         return _Contents((value, _contents(value(), memo)))
     if issubclass(kind, nn.Module):  # of another part of the network, such as the one around
@@ -269,10 +276,15 @@ def _contents_of(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
         return _Contents((value, *settings.values()), tuple(settings))
     if (written := buffer_hash(value)) is not None:
         view = memoryview(value)
-        return _Contents((written,), (kind, view.format, view.shape))
+        return _contents_of_array(written, (kind, view.format, view.shape), value, memo)
     if kind in _EXACTLY and not value:
         return _EMPTY
     return _contents_of_object(value, memo)
+
+
+def _contents_of_array(elements: bytes, form: tuple[Any, ...], value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
+    attributes = attributes_of_array(value)
+    return _Contents((elements, *(_contents(one, memo) for one in attributes.values())), (*form, *attributes))
 
 
 def _contents_of_object(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from types import CodeType, FunctionType, MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from xxhash import xxh3_128_hexdigest
 
 from mlr3torch_py.network.bits import content_hash
+from mlr3torch_py.network.holdings import attributes_of_array
 
 __all__ = ["NotPortableError", "Writer", "portable_hash"]
 
@@ -55,7 +57,10 @@ class Writer(pickle.Pickler):
         if isinstance(value, MappingProxyType):
             return "mapping", dict(value)
         if isinstance(value, torch.Tensor):
-            return "tensor", value.dtype, tuple(value.shape), content_hash(value)
+            attributes = attributes_of_array(value)
+            return "tensor", value.dtype, tuple(value.shape), content_hash(value), *([attributes] if attributes else [])
+        if isinstance(value, np.ndarray) and (attributes := attributes_of_array(value)):  # which pickle may leave out
+            return "array", value.view(np.ndarray), attributes
         if isinstance(value, torch.device):
             return "device", value.type
         if isinstance(value, (set, frozenset)):  # whose order differs from process to process

@@ -24,6 +24,7 @@ FILE: Final = "rows.lmdb"
 _N_CHECK: Final = 8
 _MAX_READERS: Final = 1024
 _PAGE: Final = 4096
+_N_META_PAGES: Final = 2
 _PORTION: Final = 2**22
 _SPARE: Final = 2**24
 _lock = threading.Lock()
@@ -48,7 +49,7 @@ class Disk:
     ImportError
         If lmdb is not installed.
     ValueError
-        If the file cannot be opened.
+        If the file cannot be opened, or much of it is missing.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None) -> None:
@@ -73,6 +74,22 @@ class Disk:
             ) from error
         self._process = os.getpid()
         self._inode = self.path.stat().st_ino
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Check that the file has room for the pages in use, since to read one beyond its end would end the process.
+
+        It may be shorter than the last page that was ever used, which is not written if it is free by then.
+        """
+        stat = self._environment.stat()
+        n_pages = _N_META_PAGES + sum(stat[f"{kind}_pages"] for kind in ("branch", "leaf", "overflow"))
+        missing = n_pages * stat["psize"] - self.path.stat().st_size
+        if missing > 0:
+            self.close()
+            raise ValueError(
+                f"frozen_cache: the store {self.path.parent} is damaged: {missing:,} bytes or more are missing at the "
+                "end of its file; delete it or name another folder"
+            )
 
     @property
     def is_ours(self) -> bool:
