@@ -22,6 +22,8 @@ from mlr3torch_py.warn import warn
 __all__ = ["as_data", "check_settings", "has_no_repr", "own_settings", "settings_by_name", "settings_of"]
 
 _WHAT: Final = ("batch_size", "lr", "module", "criterion", "optimizer", "iterator_train", "iterator_valid")
+_BRACES: Final = re.compile(r"\{([^{}]*)\}")
+_DONE: Final = {1: "{", 2: "}", 3: ", "}  # what stands for braces and commas of sets that are sorted
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -129,10 +131,28 @@ def _name(value: Any) -> str:
     if isinstance(value, partial):
         return f"partial({as_data(value.func)}, {as_data(value.args)}, {as_data(value.keywords)})"
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        owner = value if hasattr(value, "__module__") else getattr(value, "__objclass__", type(value))
+        return f"{owner.__module__}.{value.__qualname__}"  # torch.Tensor.relu, for one, has no module
     if isinstance(value, torch.nn.Module) or has_no_repr(value):
         return type(value).__qualname__
-    return _ADDRESS.sub("", repr(value))
+    return _in_order(_ADDRESS.sub("", repr(value)))
+
+
+def _in_order(text: str) -> str:
+    """Sort what is between braces in the text of an object, since the order of sets differs from process to process.
+
+    Examples
+    --------
+    >>> _in_order("Config(names={'b', 'a'}, n=1)")
+    "Config(names={'a', 'b'}, n=1)"
+    """
+    while (ordered := _BRACES.sub(_sorted_items, text)) != text:  # from the inside out
+        text = ordered
+    return text.translate(_DONE)
+
+
+def _sorted_items(braces: re.Match[str]) -> str:
+    return "\1" + "\3".join(sorted(braces[1].split(", "))) + "\2"
 
 
 def has_no_repr(value: Any) -> bool:
