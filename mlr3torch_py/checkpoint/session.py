@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Container, Hashable, Mapping
 from typing import Any
 
 from mlr3torch_py.checkpoint.attributes import Attributes
-from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint
+from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint, check_part
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
 from mlr3torch_py.checkpoint.layout import (
     RESTRUCTURED,
@@ -152,7 +152,7 @@ class Session:
             self._set_random(checkpoint, dataset_train)
         if not self._consolidations():  # before which there is no state to look at
             parts = state_dicts(self.net)
-            on_main_process(self.net, lambda: _check_loadable(parts))
+            on_main_process(self.net, lambda: _check_loadable(parts, optimizers_of(self.net)))
             self._structure = structure_of(self.net, parts)
         self._attributes.watch(self.net)
         self._name_what_is_lost(dataset_train)
@@ -333,6 +333,13 @@ class Session:
             )
 
 
-def _check_loadable(parts: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_loadable(parts: Mapping[str, Mapping[str, Any]], optimizers: Container[str]) -> None:
     for name, part in Checkpoint.of(0, parts, {}).parts.items():
         check_loadable(name, part, is_early=True)
+        try:
+            check_part(part, is_optimizer=name in optimizers)
+        except Exception as error:  # as when it is read
+            raise TypeError(
+                f"the state dict of `{name}` could not be read again ({error!r}); return a dict, and for an optimizer "
+                "one with a dict as `state` and a list of groups with their `params` as `param_groups`, if it has these"
+            ) from error

@@ -16,7 +16,7 @@ from torch import nn
 from mlr3torch_py import t_clbk
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from mlr3torch_py.checkpoint.parts import generators_of
-from tests.checkpoint.kept import Accumulates, Criterion, Hidden, PlainCriterion, Scaled, Scaler, TwoOptimizers
+from tests.checkpoint.kept import Accumulates, Around, Criterion, Hidden, PlainCriterion, Scaled, Scaler, TwoOptimizers
 from tests.checkpoint.runs import checkpoint, files, resumed_equals_whole, run
 from tests.helpers import X, iris_net, moved, weights, y
 
@@ -63,6 +63,7 @@ KINDS = {
     "parameters of the net that a callback changes": {"callbacks": [Halves()], "criterion__label_smoothing": 0.0},
     "arguments of the net that it changes itself": {"cls": Tempered},
     "two modules with two optimizers": {"cls": TwoOptimizers},
+    "an optimizer around another": {"optimizer": Around},
 }
 
 

@@ -260,6 +260,17 @@ def test_numbers_of_numpy_in_an_optimizer_resume_bit_for_bit(params, tmp_path):
     assert resumed_equals_whole(tmp_path, net_of)
 
 
+class OddGroups(torch.optim.SGD):
+    def state_dict(self):
+        return super().state_dict() | {"param_groups": {0: self.param_groups[0]["lr"]}}
+
+
+def test_a_state_of_an_optimizer_that_no_run_could_read_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(TypeError, match="the state dict of `optimizer` could not be read again .* of type dict"):
+        run(tmp_path, 1, optimizer=OddGroups)
+    assert not any(name.endswith(".pt") for name in files(tmp_path))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # from tracing the criterion
 def test_files_of_a_compiled_net_fit_one_that_is_not(tmp_path):
