@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from skorch.callbacks import EarlyStopping
@@ -184,6 +185,7 @@ def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
 
 
 def _load(callback: Any, state: Any) -> None:
+    state = deepcopy(state)  # for what is loaded may be changed in place
     if not is_staged(callback):
         callback.load_state_dict(state)
     elif not callback.is_from_history:

@@ -2,6 +2,7 @@
 
 import torch
 from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
 from torch import nn
 
 
@@ -121,6 +122,26 @@ class Around(torch.optim.Optimizer):
     def load_state_dict(self, state):
         self.n_steps = state["n_steps"]
         self.inner.load_state_dict(state["inner"])
+
+
+class Zeroes(Callback):
+    """Zeroes in place, when training begins, the tensor that it has loaded."""
+
+    def initialize(self):
+        self.n = torch.zeros(1)
+        return self
+
+    def on_train_begin(self, net, **kwargs):
+        self.n.zero_()
+
+    def on_batch_end(self, net, **kwargs):
+        self.n += 1
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
 
 
 class Noise(nn.Module):

@@ -16,7 +16,17 @@ from torch import nn
 from mlr3torch_py import t_clbk
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from mlr3torch_py.checkpoint.parts import generators_of
-from tests.checkpoint.kept import Accumulates, Around, Criterion, Hidden, PlainCriterion, Scaled, Scaler, TwoOptimizers
+from tests.checkpoint.kept import (
+    Accumulates,
+    Around,
+    Criterion,
+    Hidden,
+    PlainCriterion,
+    Scaled,
+    Scaler,
+    TwoOptimizers,
+    Zeroes,
+)
 from tests.checkpoint.runs import checkpoint, files, resumed_equals_whole, run
 from tests.helpers import X, iris_net, moved, weights, y
 
@@ -64,6 +74,7 @@ KINDS = {
     "arguments of the net that it changes itself": {"cls": Tempered},
     "two modules with two optimizers": {"cls": TwoOptimizers},
     "an optimizer around another": {"optimizer": Around},
+    "a tensor that a callback zeroes in place": {"callbacks": [Zeroes()]},
 }
 
 
