@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any
 
@@ -100,17 +101,16 @@ def object_states(net: Net) -> tuple[dict[str, Any], list[str]]:
 
 
 def restore_callbacks(net: Net, checkpoint: Checkpoint) -> None:
-    """Restore the callbacks, or change nothing if one refuses its state."""
-    before = [(callback, dict(vars(callback))) for callback in own_callbacks(net).values()]
-    try:
+    """Restore the callbacks, or change nothing if one refuses its state.
+
+    Those whose ``on_train_begin`` has yet to make what they load into are left to `restore_rest`.
+    """
+    with _unchanged_by_errors(own_callbacks(net).values()):
         for callback, state in _states_for(net, checkpoint):
-            if has_state_dict(callback):
-                _load(callback, state)
-    except Exception:
-        for callback, attributes in before:
-            vars(callback).clear()
-            vars(callback).update(attributes)
-        raise
+            is_early = (AttributeError, KeyError, TypeError) if _may_be_reset(callback) else ()
+            with suppress(*is_early), _unchanged_by_errors([callback]):
+                if has_state_dict(callback):
+                    _load(callback, state)
 
 
 def was_stopped(net: Net, checkpoint: Checkpoint) -> bool:
@@ -175,6 +175,19 @@ def restore_rest(net: Net, checkpoint: Checkpoint, attributes: Attributes) -> li
             objects[path].load_state_dict(state)
     missing = [path for path in kept if path not in objects]
     return missing + attributes.restore(net, contents.get("attributes", {}))
+
+
+@contextmanager
+def _unchanged_by_errors(callbacks: Iterable[Any]) -> Iterator[None]:
+    """Give callbacks the attributes of before if an error is raised."""
+    before = [(callback, dict(vars(callback))) for callback in callbacks]
+    try:
+        yield
+    except Exception:
+        for callback, attributes in before:
+            vars(callback).clear()
+            vars(callback).update(attributes)
+        raise
 
 
 def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:

@@ -4,6 +4,7 @@ import torch
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 
 class Accumulates(NeuralNetClassifier):
@@ -142,6 +143,22 @@ class Zeroes(Callback):
 
     def load_state_dict(self, state):
         self.n = state["n"]
+
+
+class Averages(Callback):
+    """Makes what it loads into when training begins."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.average = AveragedModel(net.module_)
+
+    def on_batch_end(self, net, **kwargs):
+        self.average.update_parameters(net.module_)
+
+    def state_dict(self):
+        return self.average.state_dict()
+
+    def load_state_dict(self, state):
+        self.average.load_state_dict(state)
 
 
 class Noise(nn.Module):

@@ -19,6 +19,7 @@ from mlr3torch_py.checkpoint.parts import generators_of
 from tests.checkpoint.kept import (
     Accumulates,
     Around,
+    Averages,
     Criterion,
     Hidden,
     PlainCriterion,
@@ -74,6 +75,7 @@ KINDS = {
     "arguments of the net that it changes itself": {"cls": Tempered},
     "two modules with two optimizers": {"cls": TwoOptimizers},
     "an optimizer around another": {"optimizer": Around},
+    "what a callback makes when training begins": {"callbacks": [Averages()]},
     "a tensor that a callback zeroes in place": {"callbacks": [Zeroes()]},
 }
 
