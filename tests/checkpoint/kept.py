@@ -161,6 +161,31 @@ class Averages(Callback):
         self.average.load_state_dict(state)
 
 
+class Metric(nn.Module):
+    """Has its sum in an attribute, and its number in a buffer that is not persistent."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum = torch.zeros(())
+        self.register_buffer("n", torch.zeros(()), persistent=False)
+
+    def forward(self, value):
+        self.sum = self.sum + value
+        self.n += 1
+        return self.sum / self.n
+
+
+class Measures(Callback):
+    """Measures by a module of its own."""
+
+    def initialize(self):
+        self.metric = nn.Sequential(Metric())
+        return self
+
+    def on_batch_end(self, net, loss=None, **kwargs):
+        net.history.record_batch("mean_loss", self.metric(loss.detach()).item())
+
+
 class Noise(nn.Module):
     def __init__(self):
         super().__init__()

@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections import deque
+from copy import deepcopy
 from functools import partial
 from random import Random
 
@@ -22,6 +23,7 @@ from tests.checkpoint.kept import (
     Averages,
     Criterion,
     Hidden,
+    Measures,
     PlainCriterion,
     Scaled,
     Scaler,
@@ -75,7 +77,8 @@ KINDS = {
     "arguments of the net that it changes itself": {"cls": Tempered},
     "two modules with two optimizers": {"cls": TwoOptimizers},
     "an optimizer around another": {"optimizer": Around},
-    "what a callback makes when training begins": {"callbacks": [Averages()]},
+    "what a callback makes when training begins": {"callbacks": [t_clbk("history"), Averages()]},
+    "attributes and buffers of a module of a callback": {"callbacks": [Measures()]},
     "a tensor that a callback zeroes in place": {"callbacks": [Zeroes()]},
 }
 
@@ -85,7 +88,11 @@ KINDS = {
 def test_it_is_kept(kind, tmp_path):
     def net_of(path, *more):
         return iris_net(
-            checkpoint(path, resume=True), *first, *more, audited=False, **{"module": nn.Linear, **of_linear, **params}
+            checkpoint(path, resume=True),
+            *deepcopy(first),
+            *more,
+            audited=False,
+            **{"module": nn.Linear, **of_linear, **params},
         )
 
     params = dict(KINDS[kind])
