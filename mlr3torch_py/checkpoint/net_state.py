@@ -174,7 +174,7 @@ def restore_rest(net: Net, checkpoint: Checkpoint, attributes: Attributes) -> li
         if path in objects:
             objects[path].load_state_dict(state)
     missing = [path for path in kept if path not in objects]
-    return missing + attributes.restore(net, contents.get("attributes", {}))
+    return list(dict.fromkeys(missing + attributes.restore(net, contents.get("attributes", {}))))
 
 
 @contextmanager

@@ -30,7 +30,14 @@ from mlr3torch_py.checkpoint.net_state import (
     was_stopped,
 )
 from mlr3torch_py.checkpoint.objects import different_objects, objects_of
-from mlr3torch_py.checkpoint.parts import consolidation_of, generators_of, modules_of, optimizers_of, searched
+from mlr3torch_py.checkpoint.parts import (
+    consolidation_of,
+    generators_of,
+    is_stateful,
+    modules_of,
+    optimizers_of,
+    searched,
+)
 from mlr3torch_py.checkpoint.place import Start
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError
 from mlr3torch_py.checkpoint.settings import check_settings, settings_of
@@ -87,6 +94,7 @@ class Session:
         self._named: set[str] = set()
         self._attributes = Attributes()
         self._structure: dict[str, Any] = {}  # when training began
+        self._in_use: tuple[dict[str, Any], dict[str, Any]] = {}, {}  # generators when training began, and last seen
         self._last_prepared = 0
         self._is_first = True
         self._large: tuple[Hashable, Mapping[str, Any]] = (), {}  # versions and states of callbacks
@@ -154,6 +162,7 @@ class Session:
             parts = state_dicts(self.net)
             on_main_process(self.net, lambda: _check_loadable(parts, optimizers_of(self.net)))
             self._structure = structure_of(self.net, parts)
+        self._in_use = self._generators(dataset_train), {}
         self._attributes.watch(self.net)
         self._name_what_is_lost(dataset_train)
 
@@ -181,10 +190,12 @@ class Session:
         if self._is_first:  # since some are made when they are first used
             self._warn_of(self._unreadable(self._ctx.dataset_train))
         self._is_first = False
+        generators = self._generators(self._ctx.dataset_train)
+        self._warn_of(self._made_late(generators))
         changed, lost = self._attributes.changed(net)
         self._warn_of([f"{place}, whose kind no file can hold" for place in lost] + self._lost_of_callbacks())
         more = {
-            "random": random_states(self._generators(self._ctx.dataset_train)),
+            "random": random_states(generators),
             "random_of_call": self._states_of_call,
             "run": self._start.run_id,
             "call": self.call,
@@ -311,6 +322,17 @@ class Session:
         different = [name for name in own if any(one.get(name) != first[name] for one in others)]
         what = "which differ between the processes: when resumed, all have those of the main one"
         return [f"the random states of {listed(different)}, {what}"] if different else []
+
+    def _made_late(self, found: dict[str, Any]) -> list[str]:
+        """Name the generators that callbacks without a state made in training and keep, unlike those of one epoch."""
+        (first, last), callbacks = self._in_use, own_callbacks(self.net)
+        self._in_use = first, found
+        stateless = tuple(f"callbacks_.{name}." for name, one in callbacks.items() if not is_stateful(one))
+        return [
+            f"{name}, a generator that is made while the net trains: make it in initialize() or on_train_begin()"
+            for name, one in found.items()
+            if name.startswith(stateless) and one is last.get(name) and id(one) not in map(id, first.values())
+        ]
 
     def _lost_of_callbacks(self) -> list[str]:
         return [lost for one in own_callbacks(self.net).values() if is_staged(one) for lost in one.lost_on_resume]

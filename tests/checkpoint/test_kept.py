@@ -134,6 +134,25 @@ def test_a_changed_attribute_that_no_file_can_hold_is_named_once(tmp_path):
     assert len(caught) == 1
 
 
+class Draws(Callback):
+    """Makes a generator when it is first used, or in each epoch."""
+
+    def __init__(self, each_epoch):
+        self.each_epoch = each_epoch
+
+    def on_epoch_begin(self, net, **kwargs):
+        if self.each_epoch or not hasattr(self, "rng"):
+            self.rng = np.random.default_rng(len(net.history))
+        net.history.record("drawn", self.rng.random())
+
+
+def test_a_generator_that_a_callback_makes_while_it_trains_is_named_unless_it_is_of_one_epoch(tmp_path):
+    with pytest.warns(UserWarning, match=r"callbacks_.draws.rng, a generator .*: make it in initialize\(\)") as caught:
+        run(tmp_path / "a", 3, ("draws", Draws(each_epoch=False)))
+    assert len(caught) == 1
+    run(tmp_path / "b", 3, ("draws", Draws(each_epoch=True)))
+
+
 class Counter:
     def __init__(self):
         self.n = 0
