@@ -17,6 +17,7 @@ from torch import nn
 from xxhash import xxh3_128_hexdigest
 
 from mlr3torch_py.checkpoint.parts import (
+    consolidation_of,
     has_state_dict,
     module_places,
     optimizers_of,
@@ -31,7 +32,7 @@ from mlr3torch_py.network.randomness import is_generator, kept_random_states
 from mlr3torch_py.network.unwrap import named_modules
 from mlr3torch_py.protocols import Net
 
-__all__ = ["Attributes", "hash_of"]
+__all__ = ["Attributes", "hash_of", "left_out_by_optimizers"]
 
 _OF_MODULES: Final = frozenset(vars(nn.Module()))
 # Parameters of a net that are of the call and not of the run, or that are read once, before the first epoch.
@@ -102,6 +103,18 @@ class Attributes:
                     _set(owners[place], name, value, net)
                     self._restored.add((place, name))
         return [place for place in kept if place not in owners]
+
+
+def left_out_by_optimizers(net: Net) -> list[str]:
+    """Name the optimizers inside others whose state these leave out of their own, as that of SAM does."""
+    return [
+        f"the state of {place}, which the state_dict() of {name} leaves out"
+        for name, outer in optimizers_of(net).items()
+        if consolidation_of(outer) is None
+        for place, inner in walk({f"{name}_": outer}, [net])
+        if isinstance(inner, torch.optim.Optimizer) and inner is not outer and GLOBALS not in place
+        if {*map(content_hash, _tensors_in(inner.state))} - {*map(content_hash, _tensors_in(outer.state_dict()))}
+    ]
 
 
 def _owners(net: Net) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Container, Hashable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from typing import Any
 
-from mlr3torch_py.checkpoint.attributes import Attributes
+from mlr3torch_py.checkpoint.attributes import Attributes, left_out_by_optimizers
 from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint, check_part
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
 from mlr3torch_py.checkpoint.layout import (
@@ -33,15 +33,18 @@ from mlr3torch_py.checkpoint.objects import different_objects, objects_of
 from mlr3torch_py.checkpoint.parts import (
     consolidation_of,
     generators_of,
+    has_state_dict,
     is_stateful,
     modules_of,
     optimizers_of,
     searched,
+    stateful_objects,
 )
 from mlr3torch_py.checkpoint.place import Start
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError
 from mlr3torch_py.checkpoint.settings import check_settings, settings_of
 from mlr3torch_py.names import listed
+from mlr3torch_py.network.holdings import walk
 from mlr3torch_py.network.randomness import random_states, set_random_states, unreadable
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.context import ContextTorch
@@ -188,7 +191,7 @@ class Session:
         """Capture the state at the end of an epoch, given the number of rows of the history that are kept."""
         net = self.net
         if self._is_first:  # since some are made when they are first used
-            self._warn_of(self._unreadable(self._ctx.dataset_train))
+            self._warn_of(self._unreadable(self._ctx.dataset_train) + left_out_by_optimizers(net))
         self._is_first = False
         generators = self._generators(self._ctx.dataset_train)
         self._warn_of(self._made_late(generators))
@@ -339,10 +342,11 @@ class Session:
 
     def _unreadable(self, dataset_train: Any) -> list[str]:
         skip, roots = searched(self.net, dataset_train, self._ctx.loaders)
-        return [
-            f"{place}, whose state cannot be read: keep a seed or an index instead"
-            for place in unreadable(*skip, **roots)
-            if not place.startswith("callbacks_.")
+        lost = [place for place in unreadable(*skip, **roots) if not place.startswith("callbacks_.")]
+        of_data = walk({"dataset_train": dataset_train}, [*skip, *stateful_objects(self.net).values()])
+        with_state = [place for place, one in of_data if isinstance(one, Iterator) and has_state_dict(one)]
+        return [f"{place}, whose state cannot be read: keep a seed or an index instead" for place in lost] + [
+            f"{place}, since it asks nothing in a data set for its state_dict()" for place in with_state
         ]
 
     def _warn_of(self, lost: list[str]) -> None:
@@ -351,7 +355,8 @@ class Session:
         if new:
             warn(
                 f"a resumed run will differ from one that never stopped, since a checkpoint cannot keep {listed(new)}; "
-                "let a state_dict() of plain values and tensors hold it, or train in one go"
+                "let the state_dict() of the network or of a callback hold it, as plain values and tensors, or train "
+                "in one go"
             )
 
 

@@ -153,6 +153,52 @@ def test_a_generator_that_a_callback_makes_while_it_trains_is_named_unless_it_is
     run(tmp_path / "b", 3, ("draws", Draws(each_epoch=True)))
 
 
+class Sharpness(torch.optim.SGD):
+    """Takes its steps by an optimizer of whose state its own says nothing."""
+
+    def __init__(self, params, lr, momentum):
+        super().__init__(params, lr, momentum)
+        self.inner = torch.optim.SGD(self.param_groups, lr=lr, momentum=momentum)
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+def test_an_optimizer_whose_state_the_one_around_it_leaves_out_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="the state of optimizer_.inner, which the state_dict.. of optimizer leaves"):
+        run(tmp_path / "a", 2, optimizer=Sharpness, optimizer__momentum=0.9)
+    run(tmp_path / "b", 2, optimizer=Sharpness, optimizer__momentum=0.0)
+    run(tmp_path / "c", 2, optimizer=Around)
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Draws from an iterator that has a state dict."""
+
+    def __init__(self):
+        self.numbers = Cycle()
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return X[i] + np.float32(next(self.numbers)), y[i]
+
+
+class Cycle(Scaler):
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.scale = -self.scale
+        return self.scale
+
+
+def test_an_iterator_in_a_data_set_is_named_though_it_has_a_state_dict(tmp_path):
+    net = iris_net(checkpoint(tmp_path), audited=False)
+    with pytest.warns(UserWarning, match="dataset_train.numbers, since it asks nothing in a data set"):
+        net.fit(Numbers(), None)
+
+
 class Counter:
     def __init__(self):
         self.n = 0
