@@ -1,11 +1,11 @@
-"""Keep what modules, criteria and the net itself remember outside of their state dicts."""
+"""Keep what modules, criteria, modules of callbacks and the net itself remember outside of their state dicts."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import BuiltinFunctionType
 from typing import Any, Final
@@ -16,15 +16,23 @@ from skorch import NeuralNet
 from torch import nn
 from xxhash import xxh3_128_hexdigest
 
-from mlr3torch_py.checkpoint.parts import has_state_dict, module_places, optimizers_of, searched
+from mlr3torch_py.checkpoint.parts import (
+    consolidation_of,
+    has_state_dict,
+    module_places,
+    optimizers_of,
+    searched,
+    stateful_objects,
+)
 from mlr3torch_py.checkpoint.portable import to_portable
 from mlr3torch_py.names import is_note
 from mlr3torch_py.network.bits import content_hash, is_freed
 from mlr3torch_py.network.holdings import GLOBALS, is_of_this_package, plain_values, walk
 from mlr3torch_py.network.randomness import is_generator, kept_random_states
+from mlr3torch_py.network.unwrap import named_modules
 from mlr3torch_py.protocols import Net
 
-__all__ = ["Attributes", "hash_of"]
+__all__ = ["Attributes", "hash_of", "left_out_by_optimizers"]
 
 _OF_MODULES: Final = frozenset(vars(nn.Module()))
 # Parameters of a net that are of the call and not of the run, or that are read once, before the first epoch.
@@ -37,7 +45,7 @@ _OF_CALL: Final = frozenset(
 
 
 class Attributes:
-    """What modules, criteria and the net itself remember in attributes, and what of it has changed since.
+    """What modules, criteria, modules of callbacks and the net itself remember in attributes, and what has changed.
 
     These are plain attributes, the buffers that are not persistent, and parameters of the net that a file can hold.
     What skorch keeps in a net is left out.
@@ -58,10 +66,11 @@ class Attributes:
 
     def watch(self, net: Net) -> None:
         """Remember the values as they are when training begins."""
-        marks = _Marks(net)
+        owners = _owners(net)
+        marks = _Marks(net, owners)
         self._before = {
             (place, name): marks.of(value)
-            for place, owner in _owners(net).items()
+            for place, owner in owners.items()
             for name, value in marks.values(owner).items()
         }
 
@@ -69,8 +78,9 @@ class Attributes:
         """Return the values that have changed by place and name, and the places of those that no file can hold."""
         kept: dict[str, dict[str, Any]] = {}
         lost: list[str] = []
-        marks = _Marks(net)
-        for place, owner in _owners(net).items():
+        owners = _owners(net)
+        marks = _Marks(net, owners)
+        for place, owner in owners.items():
             for name, value in marks.values(owner).items():
                 now = marks.of(value)
                 if callable(value):  # one made since training began is not lost before it changes
@@ -95,9 +105,38 @@ class Attributes:
         return [place for place in kept if place not in owners]
 
 
+def left_out_by_optimizers(net: Net) -> list[str]:
+    """Name the optimizers inside others whose state these leave out of their own, as that of SAM does."""
+    return [
+        f"the state of {place}, which the state_dict() of {name} leaves out"
+        for name, outer in optimizers_of(net).items()
+        if consolidation_of(outer) is None
+        for place, inner in walk({f"{name}_": outer}, [net])
+        if isinstance(inner, torch.optim.Optimizer) and inner is not outer and GLOBALS not in place
+        if {*map(content_hash, _tensors_in(inner.state))} - {*map(content_hash, _tensors_in(outer.state_dict()))}
+    ]
+
+
 def _owners(net: Net) -> dict[str, Any]:
+    """Return the objects whose attributes are kept, by place."""
+    return _further_modules(net) | _parts_of(net)
+
+
+def _parts_of(net: Net) -> dict[str, Any]:
     others = {name: getattr(net, f"{name}_", None) for name in {"criterion": 0, **dict.fromkeys(net._criteria)}}
     return {"net": net, **{name: one for name, one in others.items() if hasattr(one, "__dict__")}, **module_places(net)}
+
+
+def _further_modules(net: Net) -> dict[str, nn.Module]:
+    """Return the modules inside the objects that have a state dict, apart from those of the net, by place."""
+    known = set(map(id, module_places(net).values()))
+    return {
+        f"{name}.{path}".rstrip("."): module
+        for name, one in stateful_objects(net).items()
+        if isinstance(one, nn.Module)
+        for path, module in named_modules(one)
+        if id(module) not in known
+    }
 
 
 class _Marks:
@@ -107,9 +146,9 @@ class _Marks:
     holds such things, is called, or cannot be pickled, the numbers, strings, tensors and arrays count that it holds.
     """
 
-    def __init__(self, net: Net) -> None:
-        self._held = _tensors_held(net)
-        self._parts = [*searched(net)[0], *_owners(net).values(), *optimizers_of(net).values()]
+    def __init__(self, net: Net, owners: Mapping[str, Any]) -> None:
+        self._held = _tensors_held(owners.values())
+        self._parts = [*searched(net)[0], *_parts_of(net).values(), *optimizers_of(net).values()]
         self._seen: dict[int, tuple[bool, str]] = {}  # by id, as many modules may have the same configuration
 
     def values(self, owner: Any) -> dict[str, Any]:
@@ -194,10 +233,10 @@ def _set(owner: Any, name: str, value: Any, net: Net) -> None:
         setattr(owner, name, value)
 
 
-def _tensors_held(net: Net) -> frozenset[int]:
+def _tensors_held(owners: Iterable[Any]) -> frozenset[int]:
     """Return the addresses of all parameters and persistent buffers."""
     tensors: list[Any] = []
-    for module in module_places(net).values():
+    for module in (one for one in owners if isinstance(one, nn.Module)):
         tensors += module._parameters.values()
         tensors += (one for name, one in module._buffers.items() if name not in module._non_persistent_buffers_set)
     return frozenset(map(_address, tensors)) - {0}

@@ -103,11 +103,12 @@ def check_types(*expected: tuple[Any, Any]) -> None:
 
 
 def check_part(part: Any, *, is_optimizer: bool) -> None:
-    """Raise some error if a part cannot be a state dict."""
+    """Raise some error if a part cannot be a state dict; one of an optimizer around others may lack torch's keys."""
     check_types((part, dict))
     if is_optimizer:
-        check_types((part["state"], dict), (part["param_groups"], list))
-        for group in part["param_groups"]:
+        groups = part.get("param_groups", [])
+        check_types((part.get("state", {}), dict), (groups, list))
+        for group in groups:
             check_types((group["params"], list))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from typing import Any
 
 from skorch.callbacks import EarlyStopping
@@ -99,17 +101,16 @@ def object_states(net: Net) -> tuple[dict[str, Any], list[str]]:
 
 
 def restore_callbacks(net: Net, checkpoint: Checkpoint) -> None:
-    """Restore the callbacks, or change nothing if one refuses its state."""
-    before = [(callback, dict(vars(callback))) for callback in own_callbacks(net).values()]
-    try:
+    """Restore the callbacks, or change nothing if one refuses its state.
+
+    Those whose ``on_train_begin`` has yet to make what they load into are left to `restore_rest`.
+    """
+    with _unchanged_by_errors(own_callbacks(net).values()):
         for callback, state in _states_for(net, checkpoint):
-            if has_state_dict(callback):
-                _load(callback, state)
-    except Exception:
-        for callback, attributes in before:
-            vars(callback).clear()
-            vars(callback).update(attributes)
-        raise
+            is_early = (AttributeError, KeyError, TypeError) if _may_be_reset(callback) else ()
+            with suppress(*is_early), _unchanged_by_errors([callback]):
+                if has_state_dict(callback):
+                    _load(callback, state)
 
 
 def was_stopped(net: Net, checkpoint: Checkpoint) -> bool:
@@ -173,7 +174,20 @@ def restore_rest(net: Net, checkpoint: Checkpoint, attributes: Attributes) -> li
         if path in objects:
             objects[path].load_state_dict(state)
     missing = [path for path in kept if path not in objects]
-    return missing + attributes.restore(net, contents.get("attributes", {}))
+    return list(dict.fromkeys(missing + attributes.restore(net, contents.get("attributes", {}))))
+
+
+@contextmanager
+def _unchanged_by_errors(callbacks: Iterable[Any]) -> Iterator[None]:
+    """Give callbacks the attributes of before if an error is raised."""
+    before = [(callback, dict(vars(callback))) for callback in callbacks]
+    try:
+        yield
+    except Exception:
+        for callback, attributes in before:
+            vars(callback).clear()
+            vars(callback).update(attributes)
+        raise
 
 
 def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
@@ -184,6 +198,7 @@ def _states_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[Any, Any]]:
 
 
 def _load(callback: Any, state: Any) -> None:
+    state = deepcopy(state)  # for what is loaded may be changed in place
     if not is_staged(callback):
         callback.load_state_dict(state)
     elif not callback.is_from_history:

@@ -225,9 +225,10 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except DamagedFileError:
         raise
+    except FileNotFoundError as error:
+        raise DamagedFileError(f"{path} is missing; restore it, or give another folder") from error
     except Exception as error:  # of whatever kind: a file may be damaged in any way
-        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {_first_line(error)}"
-        raise DamagedFileError(f"{path} {what}; {_REMEDY}") from error
+        raise DamagedFileError(f"{path} cannot be read: {_first_line(error)}; {_REMEDY}") from error
 
 
 class DamagedFileError(ValueError):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from typing import Any
 
-from mlr3torch_py.checkpoint.attributes import Attributes
-from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint
+from mlr3torch_py.checkpoint.attributes import Attributes, left_out_by_optimizers
+from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint, check_part
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
 from mlr3torch_py.checkpoint.layout import (
     RESTRUCTURED,
@@ -30,11 +30,21 @@ from mlr3torch_py.checkpoint.net_state import (
     was_stopped,
 )
 from mlr3torch_py.checkpoint.objects import different_objects, objects_of
-from mlr3torch_py.checkpoint.parts import consolidation_of, generators_of, modules_of, optimizers_of, searched
+from mlr3torch_py.checkpoint.parts import (
+    consolidation_of,
+    generators_of,
+    has_state_dict,
+    is_stateful,
+    modules_of,
+    optimizers_of,
+    searched,
+    stateful_objects,
+)
 from mlr3torch_py.checkpoint.place import Start
 from mlr3torch_py.checkpoint.sealed_files import DamagedFileError
 from mlr3torch_py.checkpoint.settings import check_settings, settings_of
 from mlr3torch_py.names import listed
+from mlr3torch_py.network.holdings import walk
 from mlr3torch_py.network.randomness import random_states, set_random_states, unreadable
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.context import ContextTorch
@@ -87,6 +97,7 @@ class Session:
         self._named: set[str] = set()
         self._attributes = Attributes()
         self._structure: dict[str, Any] = {}  # when training began
+        self._in_use: tuple[dict[str, Any], dict[str, Any]] = {}, {}  # generators when training began, and last seen
         self._last_prepared = 0
         self._is_first = True
         self._large: tuple[Hashable, Mapping[str, Any]] = (), {}  # versions and states of callbacks
@@ -152,8 +163,9 @@ class Session:
             self._set_random(checkpoint, dataset_train)
         if not self._consolidations():  # before which there is no state to look at
             parts = state_dicts(self.net)
-            on_main_process(self.net, lambda: _check_loadable(parts))
+            on_main_process(self.net, lambda: _check_loadable(parts, optimizers_of(self.net)))
             self._structure = structure_of(self.net, parts)
+        self._in_use = self._generators(dataset_train), {}
         self._attributes.watch(self.net)
         self._name_what_is_lost(dataset_train)
 
@@ -179,12 +191,14 @@ class Session:
         """Capture the state at the end of an epoch, given the number of rows of the history that are kept."""
         net = self.net
         if self._is_first:  # since some are made when they are first used
-            self._warn_of(self._unreadable(self._ctx.dataset_train))
+            self._warn_of(self._unreadable(self._ctx.dataset_train) + left_out_by_optimizers(net))
         self._is_first = False
+        generators = self._generators(self._ctx.dataset_train)
+        self._warn_of(self._made_late(generators))
         changed, lost = self._attributes.changed(net)
         self._warn_of([f"{place}, whose kind no file can hold" for place in lost] + self._lost_of_callbacks())
         more = {
-            "random": random_states(self._generators(self._ctx.dataset_train)),
+            "random": random_states(generators),
             "random_of_call": self._states_of_call,
             "run": self._start.run_id,
             "call": self.call,
@@ -312,15 +326,27 @@ class Session:
         what = "which differ between the processes: when resumed, all have those of the main one"
         return [f"the random states of {listed(different)}, {what}"] if different else []
 
+    def _made_late(self, found: dict[str, Any]) -> list[str]:
+        """Name the generators that callbacks without a state made in training and keep, unlike those of one epoch."""
+        (first, last), callbacks = self._in_use, own_callbacks(self.net)
+        self._in_use = first, found
+        stateless = tuple(f"callbacks_.{name}." for name, one in callbacks.items() if not is_stateful(one))
+        return [
+            f"{name}, a generator that is made while the net trains: make it in initialize() or on_train_begin()"
+            for name, one in found.items()
+            if name.startswith(stateless) and one is last.get(name) and id(one) not in map(id, first.values())
+        ]
+
     def _lost_of_callbacks(self) -> list[str]:
         return [lost for one in own_callbacks(self.net).values() if is_staged(one) for lost in one.lost_on_resume]
 
     def _unreadable(self, dataset_train: Any) -> list[str]:
         skip, roots = searched(self.net, dataset_train, self._ctx.loaders)
-        return [
-            f"{place}, whose state cannot be read: keep a seed or an index instead"
-            for place in unreadable(*skip, **roots)
-            if not place.startswith("callbacks_.")
+        lost = [place for place in unreadable(*skip, **roots) if not place.startswith("callbacks_.")]
+        of_data = walk({"dataset_train": dataset_train}, [*skip, *stateful_objects(self.net).values()])
+        with_state = [place for place, one in of_data if isinstance(one, Iterator) and has_state_dict(one)]
+        return [f"{place}, whose state cannot be read: keep a seed or an index instead" for place in lost] + [
+            f"{place}, since it asks nothing in a data set for its state_dict()" for place in with_state
         ]
 
     def _warn_of(self, lost: list[str]) -> None:
@@ -329,10 +355,18 @@ class Session:
         if new:
             warn(
                 f"a resumed run will differ from one that never stopped, since a checkpoint cannot keep {listed(new)}; "
-                "let a state_dict() of plain values and tensors hold it, or train in one go"
+                "let the state_dict() of the network or of a callback hold it, as plain values and tensors, or train "
+                "in one go"
             )
 
 
-def _check_loadable(parts: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_loadable(parts: Mapping[str, Mapping[str, Any]], optimizers: Container[str]) -> None:
     for name, part in Checkpoint.of(0, parts, {}).parts.items():
         check_loadable(name, part, is_early=True)
+        try:
+            check_part(part, is_optimizer=name in optimizers)
+        except Exception as error:  # as when it is read
+            raise TypeError(
+                f"the state dict of `{name}` could not be read again ({error!r}); return a dict, and for an optimizer "
+                "one with a dict as `state` and a list of groups with their `params` as `param_groups`, if it has these"
+            ) from error

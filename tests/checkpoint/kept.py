@@ -2,7 +2,9 @@
 
 import torch
 from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 
 class Accumulates(NeuralNetClassifier):
@@ -101,6 +103,87 @@ class TwoOptimizers(NeuralNetClassifier):
         self.optimizer_.step()
         self.offset_optimizer_.step()
         return step
+
+
+class Around(torch.optim.Optimizer):
+    """Steps as Adam does, and has a state dict of its own form around Adam's."""
+
+    def __init__(self, params, lr):
+        self.inner = torch.optim.Adam(params, lr=lr)
+        super().__init__(self.inner.param_groups, {})
+        self.n_steps = 0
+
+    def step(self, closure=None):
+        self.n_steps += 1
+        return self.inner.step(closure)
+
+    def state_dict(self):
+        return {"n_steps": self.n_steps, "inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state):
+        self.n_steps = state["n_steps"]
+        self.inner.load_state_dict(state["inner"])
+
+
+class Zeroes(Callback):
+    """Zeroes in place, when training begins, the tensor that it has loaded."""
+
+    def initialize(self):
+        self.n = torch.zeros(1)
+        return self
+
+    def on_train_begin(self, net, **kwargs):
+        self.n.zero_()
+
+    def on_batch_end(self, net, **kwargs):
+        self.n += 1
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
+class Averages(Callback):
+    """Makes what it loads into when training begins."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.average = AveragedModel(net.module_)
+
+    def on_batch_end(self, net, **kwargs):
+        self.average.update_parameters(net.module_)
+
+    def state_dict(self):
+        return self.average.state_dict()
+
+    def load_state_dict(self, state):
+        self.average.load_state_dict(state)
+
+
+class Metric(nn.Module):
+    """Has its sum in an attribute, and its number in a buffer that is not persistent."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum = torch.zeros(())
+        self.register_buffer("n", torch.zeros(()), persistent=False)
+
+    def forward(self, value):
+        self.sum = self.sum + value
+        self.n += 1
+        return self.sum / self.n
+
+
+class Measures(Callback):
+    """Measures by a module of its own."""
+
+    def initialize(self):
+        self.metric = nn.Sequential(Metric())
+        return self
+
+    def on_batch_end(self, net, loss=None, **kwargs):
+        net.history.record_batch("mean_loss", self.metric(loss.detach()).item())
 
 
 class Noise(nn.Module):

@@ -104,7 +104,7 @@ DAMAGES = {
     "a network that is a folder": (lambda d: in_its_place(d / "network2.pt"), "network2.pt cannot be read"),
     "a run that is a folder": (lambda d: in_its_place(d / "run.json"), "run.json cannot be read"),
     "a history that is a folder": (lambda d: in_its_place(d / ".history.jsonl"), "history.jsonl cannot be read"),
-    "a missing history": (lambda d: (d / ".history.jsonl").unlink(), "history.jsonl is missing; restore"),
+    "a missing history": (lambda d: (d / ".history.jsonl").unlink(), "history.jsonl is missing; restore it, or"),
     "another row": (lambda d: flip(d / ".history.jsonl"), f"history.jsonl {CHANGED}"),
     **{
         f"no {key}": (lambda d, key=key: reseal(d / "state2.json", lambda c: c.pop(key)), "state2.json cannot be read")

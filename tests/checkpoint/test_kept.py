@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections import deque
+from copy import deepcopy
 from functools import partial
 from random import Random
 
@@ -16,7 +17,19 @@ from torch import nn
 from mlr3torch_py import t_clbk
 from mlr3torch_py.checkpoint.folder import CheckpointFolder
 from mlr3torch_py.checkpoint.parts import generators_of
-from tests.checkpoint.kept import Accumulates, Criterion, Hidden, PlainCriterion, Scaled, Scaler, TwoOptimizers
+from tests.checkpoint.kept import (
+    Accumulates,
+    Around,
+    Averages,
+    Criterion,
+    Hidden,
+    Measures,
+    PlainCriterion,
+    Scaled,
+    Scaler,
+    TwoOptimizers,
+    Zeroes,
+)
 from tests.checkpoint.runs import checkpoint, files, resumed_equals_whole, run
 from tests.helpers import X, iris_net, moved, weights, y
 
@@ -63,6 +76,10 @@ KINDS = {
     "parameters of the net that a callback changes": {"callbacks": [Halves()], "criterion__label_smoothing": 0.0},
     "arguments of the net that it changes itself": {"cls": Tempered},
     "two modules with two optimizers": {"cls": TwoOptimizers},
+    "an optimizer around another": {"optimizer": Around},
+    "what a callback makes when training begins": {"callbacks": [t_clbk("history"), Averages()]},
+    "attributes and buffers of a module of a callback": {"callbacks": [Measures()]},
+    "a tensor that a callback zeroes in place": {"callbacks": [Zeroes()]},
 }
 
 
@@ -71,7 +88,11 @@ KINDS = {
 def test_it_is_kept(kind, tmp_path):
     def net_of(path, *more):
         return iris_net(
-            checkpoint(path, resume=True), *first, *more, audited=False, **{"module": nn.Linear, **of_linear, **params}
+            checkpoint(path, resume=True),
+            *deepcopy(first),
+            *more,
+            audited=False,
+            **{"module": nn.Linear, **of_linear, **params},
         )
 
     params = dict(KINDS[kind])
@@ -111,6 +132,71 @@ def test_a_changed_attribute_that_no_file_can_hold_is_named_once(tmp_path):
     with pytest.warns(UserWarning, match=r"cannot keep module.queue \(deque\), whose kind no file can hold") as caught:
         run(tmp_path, 3, module=Queue)
     assert len(caught) == 1
+
+
+class Draws(Callback):
+    """Makes a generator when it is first used, or in each epoch."""
+
+    def __init__(self, each_epoch):
+        self.each_epoch = each_epoch
+
+    def on_epoch_begin(self, net, **kwargs):
+        if self.each_epoch or not hasattr(self, "rng"):
+            self.rng = np.random.default_rng(len(net.history))
+        net.history.record("drawn", self.rng.random())
+
+
+def test_a_generator_that_a_callback_makes_while_it_trains_is_named_unless_it_is_of_one_epoch(tmp_path):
+    with pytest.warns(UserWarning, match=r"callbacks_.draws.rng, a generator .*: make it in initialize\(\)") as caught:
+        run(tmp_path / "a", 3, ("draws", Draws(each_epoch=False)))
+    assert len(caught) == 1
+    run(tmp_path / "b", 3, ("draws", Draws(each_epoch=True)))
+
+
+class Sharpness(torch.optim.SGD):
+    """Takes its steps by an optimizer of whose state its own says nothing."""
+
+    def __init__(self, params, lr, momentum):
+        super().__init__(params, lr, momentum)
+        self.inner = torch.optim.SGD(self.param_groups, lr=lr, momentum=momentum)
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+def test_an_optimizer_whose_state_the_one_around_it_leaves_out_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="the state of optimizer_.inner, which the state_dict.. of optimizer leaves"):
+        run(tmp_path / "a", 2, optimizer=Sharpness, optimizer__momentum=0.9)
+    run(tmp_path / "b", 2, optimizer=Sharpness, optimizer__momentum=0.0)
+    run(tmp_path / "c", 2, optimizer=Around)
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Draws from an iterator that has a state dict."""
+
+    def __init__(self):
+        self.numbers = Cycle()
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return X[i] + np.float32(next(self.numbers)), y[i]
+
+
+class Cycle(Scaler):
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.scale = -self.scale
+        return self.scale
+
+
+def test_an_iterator_in_a_data_set_is_named_though_it_has_a_state_dict(tmp_path):
+    net = iris_net(checkpoint(tmp_path), audited=False)
+    with pytest.warns(UserWarning, match="dataset_train.numbers, since it asks nothing in a data set"):
+        net.fit(Numbers(), None)
 
 
 class Counter:

@@ -123,6 +123,29 @@ def test_a_state_that_does_not_load_leaves_no_callback_loaded(tmp_path):
     assert unfreeze.state_dict() == {"trainable": []}
 
 
+class Lacks(Callback):
+    """Goes wrong in loading whenever that is."""
+
+    def initialize(self):
+        self.n = 0
+        return self
+
+    def on_epoch_end(self, net, **kwargs):
+        self.n += 1
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.m = self.absent
+
+
+def test_a_state_that_does_not_load_after_training_has_begun_either_is_an_error(tmp_path):
+    run(tmp_path, 2, ("lacks", Lacks()))
+    with pytest.raises(AttributeError, match="absent"):
+        run(tmp_path, 3, ("lacks", Lacks()), resume=True)
+
+
 def test_what_load_init_state_loads_over_a_resumed_run_does_not_stay(tmp_path):
     keep = SkorchCheckpoint(monitor=None, dirname=tmp_path / "skorch")
     iris_net(keep, max_epochs=2).fit(X, y)
@@ -258,6 +281,17 @@ def test_numbers_of_numpy_in_an_optimizer_resume_bit_for_bit(params, tmp_path):
         return iris_net(checkpoint(folder, resume=True), Decays(), *callbacks, batch_size=150, **params)
 
     assert resumed_equals_whole(tmp_path, net_of)
+
+
+class OddGroups(torch.optim.SGD):
+    def state_dict(self):
+        return super().state_dict() | {"param_groups": {0: self.param_groups[0]["lr"]}}
+
+
+def test_a_state_of_an_optimizer_that_no_run_could_read_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(TypeError, match="the state dict of `optimizer` could not be read again .* of type dict"):
+        run(tmp_path, 1, optimizer=OddGroups)
+    assert not any(name.endswith(".pt") for name in files(tmp_path))
 
 
 @pytest.mark.slow
