@@ -16,8 +16,8 @@ from mlr3torch_py.forecast.module_rows import ModuleRow, module_rows
 from mlr3torch_py.forecast.probe import cloned, network_of, split_pipeline, transformed
 from mlr3torch_py.forecast.report import FreezePlan
 from mlr3torch_py.frames import short_traceback
-from mlr3torch_py.freezing.engine import modules_to_pin
 from mlr3torch_py.freezing.holder import freezing_callbacks
+from mlr3torch_py.freezing.pinning import modules_to_pin
 from mlr3torch_py.html import html_table
 from mlr3torch_py.network.copies import copyable
 from mlr3torch_py.network.evaluation import pinned_modules

@@ -19,8 +19,8 @@ from mlr3torch_py.forecast.measure import Measurement, PhaseCost, measure_phase,
 from mlr3torch_py.forecast.probe import NetProbe, rows_in
 from mlr3torch_py.forecast.report import FreezePlan, Phase
 from mlr3torch_py.forecast.twin import first_line
-from mlr3torch_py.freezing.engine import check_pins, modules_to_pin
 from mlr3torch_py.freezing.holder import FreezingCallback
+from mlr3torch_py.freezing.pinning import check_pins, modules_to_pin
 from mlr3torch_py.network.compiled import is_compiled
 from mlr3torch_py.network.evaluation import Pins
 from mlr3torch_py.network.internals import tree_leaves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Final, Generic, TypeVar
@@ -17,13 +17,13 @@ from torch.optim import Optimizer
 from mlr3torch_py.freezing.advice import frozen_again, in_no_optimizer, missing_from, shared_by
 from mlr3torch_py.freezing.inventory import Inventory
 from mlr3torch_py.freezing.memory import complete_momentum, forget_directions
+from mlr3torch_py.freezing.pinning import check_pins, modules_to_pin
 from mlr3torch_py.freezing.rates import Rates
 from mlr3torch_py.freezing.record import Record
 from mlr3torch_py.freezing.released import Released
 from mlr3torch_py.freezing.residues import Residues
 from mlr3torch_py.freezing.roles import Holder, Host
-from mlr3torch_py.names import listed
-from mlr3torch_py.network.evaluation import Pins, frozen_modules, overruled_pins, traced_in_training
+from mlr3torch_py.network.evaluation import Pins
 from mlr3torch_py.network.normalisation import is_normalisation
 from mlr3torch_py.network.parameters import (
     Flags,
@@ -39,7 +39,7 @@ from mlr3torch_py.schedule.rates import Factor, factors_at, scaling_column
 from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.warn import warn
 
-__all__ = ["FreezingEngine", "check_pins", "in_order", "modules_to_pin"]
+__all__ = ["FreezingEngine"]
 
 logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
@@ -365,39 +365,3 @@ def _movable(network: nn.Module) -> Iterator[torch.Tensor]:
             for tensor in own_parameters(module).values():
                 if tensor is not None and tensor.requires_grad and not is_lazy(tensor):
                     yield tensor
-
-
-def modules_to_pin(network: nn.Module, held_by: Iterable[tuple[Holder, Held]]) -> Iterator[nn.Module]:
-    """Yield the modules to be pinned in eval mode, given what each holder holds frozen."""
-    for holder, held in held_by:
-        if "eval" in holder.modes:
-            for module in frozen_modules(network, held).values():
-                if holder.modes[not is_normalisation(module)] == "eval":
-                    yield module
-
-
-def check_pins(network: nn.Module) -> None:
-    """Check that the modules of a network that are pinned stay in eval mode.
-
-    Raises
-    ------
-    ValueError
-        If a ``train`` method overrules a pin, or a traced module is in training mode whatever its pin says.
-    """
-    if overruled := overruled_pins(network):
-        raise ValueError(
-            f"{listed(map(repr, overruled))} cannot be kept in eval mode, since the `train` method of a module around "
-            "sets `training` of modules below it directly; let it call their `train`, or freeze with "
-            "frozen_mode='train'"
-        )
-    if traced := traced_in_training(network):
-        raise ValueError(
-            f"{listed(map(repr, traced))} cannot be kept in eval mode, since torch.jit.trace has fixed the training "
-            "mode of its normalisation; trace it in eval mode, use torch.jit.script, or freeze with frozen_mode='train'"
-        )
-
-
-def in_order(plans: Iterable[Plan], names: Held) -> Iterator[str]:
-    """Yield names in the order of the network."""
-    order = dict.fromkeys(name for plan in plans for name in plan.names)
-    return (name for name in order if name in names)

@@ -12,7 +12,6 @@ from torch import nn
 from mlr3torch_py.arguments import check_flag, check_names
 from mlr3torch_py.freezing.advice import advise_on_epochs, doubts_about
 from mlr3torch_py.freezing.conditions import Waiting, conditions_of, met_by_now
-from mlr3torch_py.freezing.engine import in_order
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.freezing.loaded import LoadedState
 from mlr3torch_py.freezing.memory import forget_directions
@@ -22,7 +21,7 @@ from mlr3torch_py.names import listed
 from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.patterns import summarized
 from mlr3torch_py.protocols import Net
-from mlr3torch_py.schedule.plan import Held, Plan
+from mlr3torch_py.schedule.plan import Held, Plan, in_order
 from mlr3torch_py.schedule.plateau import Plateau
 from mlr3torch_py.schedule.steps import Moment, Step
 from mlr3torch_py.schedule.table import Table, Unit, read_table

@@ -16,7 +16,7 @@ from mlr3torch_py.schedule.steps import Act, Moment, Step
 from mlr3torch_py.schedule.table import Row, Unit
 from mlr3torch_py.select.functions import Select, select_name
 
-__all__ = ["Held", "Plan"]
+__all__ = ["Held", "Plan", "in_order"]
 
 Held = Set[str]
 """The names of the parameters that something holds frozen."""
@@ -388,3 +388,9 @@ def _resolve(place: str, select: Select, names: Set[str], module: nn.Module | No
         return frozenset(select.matches(names, module))
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
+
+
+def in_order(plans: Iterable[Plan], names: Held) -> Iterator[str]:
+    """Yield names in the order of the network."""
+    order = dict.fromkeys(name for plan in plans for name in plan.names)
+    return (name for name in order if name in names)
