@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from mlr3torch_py.cache.identity import state
 from mlr3torch_py.cache.identity.code import Code
 from mlr3torch_py.cache.identity.code_objects import is_known
 from mlr3torch_py.cache.identity.portable import NotPortableError
@@ -122,6 +123,22 @@ def test_a_global_that_is_replaced_counts_at_once():
     changed = Code.of(net)
     scope["helper"] = torch.relu
     assert len({before.digest, changed.digest, Code.of(net).digest}) == 3
+
+
+@pytest.mark.parametrize("most", [0, 500])
+def test_of_very_much_code_only_what_is_inside_of_globals_does_not_count(most, monkeypatch):
+    monkeypatch.setattr(state, "_MANY_FUNCTIONS", most)
+    scales = [2.0]
+    net = net_of()
+    scope = type(net).method.__globals__
+    scope["SCALE"] = scales
+    known = state.ModuleState(net)
+    known.note_code()
+    assert not known.has_other_code()
+    scales[0] = 3.0
+    assert known.has_other_code() is (most > 0)
+    scope["helper"] = torch.relu
+    assert known.has_other_code()
 
 
 def test_code_of_torch_that_somebody_replaces_counts(monkeypatch):

@@ -62,6 +62,11 @@ class Snapshot:
             )
         )
 
+    @property
+    def n_functions(self) -> int:
+        """How many functions were read."""
+        return len(self._functions)
+
     def add_entry(self, scope: Mapping[str, Any], name: str) -> None:
         """Note what a global is; it may be missing."""
         self._entries[id(scope), name] = scope, name, scope.get(name, _MISSING)

@@ -18,6 +18,7 @@ __all__ = ["ModuleState"]
 
 _TRAINING: Final = "training"
 _MODE: Final = attrgetter(_TRAINING)
+_MANY_FUNCTIONS: Final = 500
 _GLOBAL_HOOKS: Final = [
     internal("torch.nn.modules.module", name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
 ]
@@ -114,9 +115,15 @@ class ModuleState:
         self._readable_code()
 
     def has_other_code(self) -> bool:
-        """Whether functions, classes or globals that the code refers to have changed since they were first read."""
+        """Whether functions, classes or globals that the code refers to have changed since they were first read.
+
+        Of very much code, such as a library's that is installed to be edited, what is inside of globals, as in lists,
+        does not count: to read all of it again would take seconds.
+        """
         code = self._readable_code()
-        return not code.seems_current and Code.as_far_as_known(self._module).digest != code.digest
+        if code.seems_current or (code.snapshot.n_functions > _MANY_FUNCTIONS and code.snapshot.is_current):
+            return False
+        return Code.as_far_as_known(self._module).digest != code.digest
 
     def _readable_code(self) -> Code:
         if self._code is None:
