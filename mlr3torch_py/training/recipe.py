@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 __all__ = ["recipe_class"]
+
+_made_first: Final = WeakValueDictionary[Hashable, type[Any]]()  # by what they are made of
 
 
 def recipe_class(name: str, base: type[Any], namespace: Mapping[str, Any], recipe: partial[type[Any]]) -> type[Any]:
@@ -20,7 +24,8 @@ def recipe_class(name: str, base: type[Any], namespace: Mapping[str, Any], recip
     namespace : mapping
         The attributes and methods of the class.
     recipe : functools.partial
-        The call that makes this class. Instances can be pickled if it can.
+        The call that makes this class. Instances can be pickled if it can. In another process, and of copies, the class
+        is the first that was made by the same call.
 
     Returns
     -------
@@ -42,10 +47,31 @@ def recipe_class(name: str, base: type[Any], namespace: Mapping[str, Any], recip
 
     own = {"__module__": recipe.func.__module__, "__reduce_ex__": reduce_ex}
     made: type[Any] = type(name, (base,), own | dict(namespace))
+    with suppress(TypeError):  # for what cannot be compared
+        _made_first.setdefault(_made_of(recipe), made)
     return made
 
 
+def _made_of(value: Any) -> Hashable:
+    """Return what is equal for recipes with equal arguments.
+
+    Raises
+    ------
+    TypeError
+        If an argument cannot be hashed.
+    """
+    if isinstance(value, partial):
+        return value.func, value.args, _made_of(value.keywords)
+    if isinstance(value, Mapping):
+        return frozenset((name, _made_of(item)) for name, item in value.items())
+    hash(value)
+    return value  # type: ignore[no-any-return]
+
+
 def _revive(recipe: partial[type[Any]], state: dict[str, Any]) -> Any:
-    revived = object.__new__(recipe())
+    made = None
+    with suppress(TypeError):
+        made = _made_first.get(_made_of(recipe))
+    revived = object.__new__(made or recipe())
     revived.__dict__.update(state)
     return revived
