@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, cast, get_args
 import pandas as pd
 
 from mlr3torch_py.arguments import check_number, check_whole
-from mlr3torch_py.names import nearest
+from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.schedule.plateau import Plateau, as_whole
 from mlr3torch_py.select.base import Select
 from mlr3torch_py.select.check import check_select
@@ -138,6 +138,7 @@ class Row:
 COLUMNS: Final = tuple(
     Column(one.name, one.metadata["read"], one.default) for one in fields(Row) if "read" in one.metadata
 )
+_KNOWN: Final = (*TIMES, *(column.name for column in COLUMNS))
 
 
 def read_table(unfreeze: object) -> tuple[Row, ...]:
@@ -231,6 +232,8 @@ def _as_frame(table: object) -> pd.DataFrame:
 
 def _read_frame(frame: pd.DataFrame, start: int) -> Iterator[Row]:
     present = list(frame.columns)
+    if in_index := [name for name in frame.index.names if name in _KNOWN and name not in present]:
+        raise ValueError(f"`unfreeze` has {listed(map(repr, in_index))} in its index; give table.reset_index()")
     if not present:
         return
     _check_columns(present)
@@ -248,13 +251,12 @@ def _read_frame(frame: pd.DataFrame, start: int) -> Iterator[Row]:
 
 
 def _check_columns(present: list[Any]) -> None:
-    known = [*TIMES, *(column.name for column in COLUMNS)]
     for one, other in combinations(present, 2):
-        if one == other and one in known:
+        if one == other and one in _KNOWN:
             raise ValueError(f"`unfreeze` has the column `{one}` more than once; keep one")
     for name in present:
-        meant = difflib.get_close_matches(str(name), known, n=1, cutoff=0.75)
-        if name not in known and meant and meant[0] not in present:
+        meant = difflib.get_close_matches(str(name), _KNOWN, n=1, cutoff=0.75)
+        if name not in _KNOWN and meant and meant[0] not in present:
             raise ValueError(f"`unfreeze` has the column {name!r}; did you mean {meant[0]!r}?")
     for column in COLUMNS:
         if column.default is MISSING and column.name not in present:

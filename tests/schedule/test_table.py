@@ -14,6 +14,10 @@ from mlr3torch_py.select.check import check_select
     [
         ({"epoch": [1], "batch": [1], "weights": [select_all()]}, "both `epoch` and `batch`: drop one"),
         ({"weights": [select_all()]}, r"neither `epoch` nor `batch`, but \['weights'\]: add one"),
+        (
+            pd.DataFrame({"epoch": [2], "weights": [select_all()]}).set_index("epoch"),
+            r"`unfreeze` has 'epoch' in its index; give table.reset_index\(\)",
+        ),
         ({"epoch": [1]}, r"columns \['epoch'\] and no `weights`"),
         ({"epoch": [1.5], "weights": [select_all()]}, "row 0 has epoch 1.5; give a whole number"),
         ({"epoch": [math.inf], "weights": [select_all()]}, "row 0 has epoch inf; give a whole number"),
