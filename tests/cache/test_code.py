@@ -1,6 +1,7 @@
 """What of the code of a forward pass tells it from others, in this process and in the next."""
 
 import functools
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -179,6 +180,20 @@ def test_what_cannot_be_read_is_named():
     net.open = (one for one in range(3))
     with pytest.raises(NotPortableError, match="the 'open' of its Net"):
         Code.of(net)
+
+
+def forward_of_a_module(self, x):
+    return importlib.import_module("operator").pos(x)
+
+
+def forward_of_an_import(self, x):
+    return __import__("operator").pos(x)
+
+
+@pytest.mark.parametrize("forward", [forward_of_a_module, forward_of_an_import])
+def test_what_is_imported_by_a_text_cannot_be_read(forward):
+    with pytest.raises(NotPortableError, match=f"what {forward.__name__}\\(\\) imports by a text"):
+        Code.of(type("Imports", (nn.Module,), {"forward": forward})())
 
 
 @pytest.mark.slow

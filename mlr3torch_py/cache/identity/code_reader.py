@@ -53,6 +53,7 @@ from mlr3torch_py.network.holdings import attributes_of_array
 
 __all__ = ["CodeReader", "unusual_settings"]
 
+_IMPORTERS: Final = frozenset({"import_module", "__import__"})
 _SLOT: Final = (GetSetDescriptorType, MemberDescriptorType)
 _LOCKS: Final = (type(threading.Lock()), type(threading.RLock()))
 _MISSING: Final = "missing"
@@ -253,6 +254,7 @@ class CodeReader:
         if not is_known(function.__globals__.get("__name__", "")):
             self._is_moded_everywhere |= "training" in names
             self._names_anything |= looks_up(code)
+            self.lacks += [f"what {function.__qualname__}() imports by a text" for _ in names & _IMPORTERS]
             if not SCOPES.isdisjoint(globals_in(code)):
                 self._follow(function)
             parts += [(name, partial(self._used, function, name)) for name in globals_in(code)]
