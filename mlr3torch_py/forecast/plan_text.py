@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_text"]
 
-_LONG: Final = 1700
+_LONG: Final = 1800
 _FEWER: Final = (10, 7, 5, 4, 3)
 _MOST_WARNINGS: Final = 3
 _LEAST_WIDTH: Final = 40
@@ -31,19 +31,18 @@ def plan_text(plan: FreezePlan) -> str:
     """
     width = max(shutil.get_terminal_size().columns, _LEAST_WIDTH)
     frame, told, n = _frame(plan), changes(plan), len(plan.phases)
-    shown = [*range(n)]
-    lines = _of_phases(frame, told, shown, width)
-    for half in _FEWER:
-        if sum(map(len, lines)) > _LONG and 2 * half < n:
-            shown = [*range(half), *range(n - half, n)]
-            lines = _of_phases(frame, told, shown, width)
     warnings = plan.warnings()
     if len(warnings) > _MOST_WARNINGS:
         warnings = [
             *warnings[:_MOST_WARNINGS],
             f"{len(warnings) - _MOST_WARNINGS} more phases are alike; see warnings()",
         ]
-    return "\n".join([*lines, *(line for text in [*warnings, *plan.notes] for line in _wrapped(text, width))])
+    warned = [line for text in warnings for line in _wrapped(text, width)]
+    lines = _of_phases(frame, told, range(n), width)
+    for half in _FEWER:
+        if sum(map(len, lines + warned)) > _LONG and 2 * half < n:
+            lines = _of_phases(frame, told, [*range(half), *range(n - half, n)], width)
+    return "\n".join([*lines, *warned, *(line for text in plan.notes for line in _wrapped(text, width))])
 
 
 def _of_phases(frame: pd.DataFrame, told: Sequence[Sequence[str]], shown: Sequence[int], width: int) -> list[str]:
