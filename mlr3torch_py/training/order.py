@@ -47,11 +47,13 @@ def check_names_of_callbacks(net: Net) -> None:
     own = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
     known = dict.fromkeys(name for name, _ in (*own, *net.callbacks_))
     for argument in (name for name in vars(net) if name.startswith(_PREFIX)):
-        name = argument.removeprefix(_PREFIX).partition("__")[0]
+        path = argument.removeprefix(_PREFIX)
+        name = path.partition("__")[0]
         if name not in known:
-            raise ValueError(
-                f"`{argument}` names {name!r}, which no callback of the net is called; {nearest([name], known)}"
-            )
+            meant = max((one for one in known if path.startswith((f"{one}_", f"{one}."))), key=len, default="")
+            parameter = path[len(meant) + 1 :]
+            remedy = f"did you mean `{_PREFIX}{meant}__{parameter}`?" if meant else nearest([name], known)
+            raise ValueError(f"`{argument}` names {name!r}, which no callback of the net is called; {remedy}")
 
 
 def in_skorchs_order(callbacks: list[NamedCallback]) -> list[NamedCallback]:

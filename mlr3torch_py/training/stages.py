@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeGuard, cast
@@ -302,12 +303,12 @@ class StagedCallback(Callback):
 
     def __dir__(self) -> list[str]:
         """Leave out what is no user's business: the machinery, and state that no docstring explains."""
-        machinery, texts = machinery_of(type(self)), [cls.__doc__ or "" for cls in type(self).__mro__]
+        machinery = machinery_of(type(self))
+        words = {word for cls in type(self).__mro__ for word in re.findall(r"\w+", cls.__doc__ or "")}
         return [
             name
             for name in super().__dir__()
-            if name.startswith("__")
-            or (name not in machinery and (not name.endswith("_") or any(name in text for text in texts)))
+            if name.startswith("__") or (name not in machinery and (not name.endswith("_") or name in words))
         ]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -443,7 +443,8 @@ def test_methods_of_the_users_own_on_the_net_are_called_and_stay():
     ("argument", "remedy"),
     [
         ("callbacks__unfreze__unfreeze", "did you mean 'unfreeze'?"),
-        ("callbacks__unfreeze_unfreeze", "did you mean 'unfreeze'?"),
+        ("callbacks__unfreeze_starting_weights", "did you mean `callbacks__unfreeze__starting_weights`?"),
+        ("callbacks__unfreeze.unfreeze", "did you mean `callbacks__unfreeze__unfreeze`?"),
         ("callbacks__printlog", "did you mean 'print_log'?"),
     ],
 )
