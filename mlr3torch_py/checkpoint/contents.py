@@ -105,10 +105,9 @@ def check_types(*expected: tuple[Any, Any]) -> None:
 def check_part(part: Any, *, is_optimizer: bool) -> None:
     """Raise some error if a part cannot be a state dict; one of an optimizer around others may lack torch's keys."""
     check_types((part, dict))
-    if is_optimizer:
-        groups = part.get("param_groups", [])
-        check_types((part.get("state", {}), dict), (groups, list))
-        for group in groups:
+    if is_optimizer and part.keys() & {"state", "param_groups"}:
+        check_types((part["state"], dict), (part["param_groups"], list))
+        for group in part["param_groups"]:
             check_types((group["params"], list))
 
 

@@ -140,7 +140,7 @@ def _check_kind(net: object, X: Any, y: Any, callbacks: Sequence[Any]) -> None:
     for name, data in {"X": X, "y": y}.items():
         if data is not None:
             remedy = "give the callbacks as `callbacks=[...]`, or a net with the data"
-            raise TypeError(f"`{name}` is {shown(data)}, but a network alone needs no data; {remedy}")
+            raise TypeError(f"`net` is a network alone, which takes no data, but `{name}` is {shown(data)}; {remedy}")
 
 
 def _no_net(net: object) -> str:

@@ -44,8 +44,8 @@ def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
     Examples
     --------
-    >>> parts(torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 0.5, 0, torch.qint8))
-    [tensor([2, 4], dtype=torch.int8), tensor(0.5000), tensor(0)]
+    >>> parts(torch.ones(1))
+    [tensor([1.])]
     """
     if flatten := getattr(tensor, "__tensor_flatten__", None):
         names, _ = flatten()

@@ -47,7 +47,7 @@ def recipe_class(name: str, base: type[Any], namespace: Mapping[str, Any], recip
 
     own = {"__module__": recipe.func.__module__, "__reduce_ex__": reduce_ex}
     made: type[Any] = type(name, (base,), own | dict(namespace))
-    with suppress(TypeError):  # for what cannot be compared
+    with suppress(Exception):  # of whatever kind: arguments of users may have no hash
         _made_first.setdefault(_made_of(recipe), made)
     return made
 
@@ -57,8 +57,8 @@ def _made_of(value: Any) -> Hashable:
 
     Raises
     ------
-    TypeError
-        If an argument cannot be hashed.
+    Exception
+        If an argument cannot be hashed; of whatever kind.
     """
     if isinstance(value, partial):
         return value.func, value.args, _made_of(value.keywords)
@@ -70,7 +70,7 @@ def _made_of(value: Any) -> Hashable:
 
 def _revive(recipe: partial[type[Any]], state: dict[str, Any]) -> Any:
     made = None
-    with suppress(TypeError):
+    with suppress(Exception):
         made = _made_first.get(_made_of(recipe))
     revived = object.__new__(made or recipe())
     revived.__dict__.update(state)

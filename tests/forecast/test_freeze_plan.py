@@ -247,7 +247,7 @@ def test_a_wrong_net_is_named(net, message):
 @pytest.mark.parametrize("data", [{"X": unfreeze()}, {"X": head_first()}, {"X": X}, {"y": y}])
 def test_data_beside_a_network_are_refused(data):
     (name,) = data
-    with pytest.raises(TypeError, match=f"`{name}` is .*, but a network alone needs no data; give the callbacks as"):
+    with pytest.raises(TypeError, match=f"which takes no data, but `{name}` is .*; give the callbacks as"):
         freeze_plan(NETWORK, **data, callbacks=[unfreeze()])
 
 
