@@ -109,22 +109,33 @@ def _heads(tree: Tree, siblings: list[Module]) -> tuple[int, bool]:
         return max(0, len(siblings) - 1), False
     if heads := _heads_of_branches(tree, siblings):
         return min(map(siblings.index, heads)), True
-    *before, first = layers
-    backbones = [i for i in before if tree.is_backbone(siblings[i])]
-    if _is_as_large(tree, siblings[first], [siblings[i] for i in backbones]):
-        return first, False
-    if backbones and not _are_layers(tree, [siblings[i] for i in backbones]):
-        after = [i for i in layers if i > backbones[-1]]
-        if not any(_is_as_large(tree, siblings[i], [siblings[backbones[-1]]]) for i in after):
-            return after[0], True
-    if tree.flow is not None and tree.flow.is_complete:
-        first = _after_shared(tree, siblings, layers)
-    else:
-        while before and tree.are_side_by_side(siblings[before[-1]], siblings[first]):
-            first = before.pop()
+    last, backbones = siblings[layers[-1]], [i for i in layers[:-1] if tree.is_backbone(siblings[i])]
+    if _is_as_large(tree, last, [siblings[i] for i in backbones]):
+        return layers[-1], False
+    if (after := _after_backbone(tree, siblings, backbones, layers)) is not None:
+        return after, True
+    first = _first_at_the_end(tree, siblings, layers)
     if first == 0:
         return layers[-1], False
     return first, first < layers[-1] or tree.has_own_forward(siblings[first])
+
+
+def _after_backbone(tree: Tree, siblings: list[Module], backbones: list[int], layers: list[int]) -> int | None:
+    """Return the position of the first layer after the last backbone; None if these are layers, or another follows."""
+    if not backbones or _are_layers(tree, [siblings[i] for i in backbones]):
+        return None
+    after = [i for i in layers if i > backbones[-1]]
+    return None if any(_is_as_large(tree, siblings[i], [siblings[backbones[-1]]]) for i in after) else after[0]
+
+
+def _first_at_the_end(tree: Tree, siblings: list[Module], layers: list[int]) -> int:
+    """Return the position of the first of the layers that are side by side at the end of a network."""
+    if tree.flow is not None and tree.flow.is_complete:
+        return _after_shared(tree, siblings, layers)
+    *before, first = layers
+    while before and tree.are_side_by_side(siblings[before[-1]], siblings[first]):
+        first = before.pop()
+    return first
 
 
 def _is_as_large(tree: Tree, one: Module, backbones: list[Module]) -> bool:
