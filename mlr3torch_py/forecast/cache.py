@@ -202,20 +202,12 @@ def estimate_epochs(
             requests = {"train": (n_drawn * n_batches / per_epoch, n_train), "valid": (n_valid * validates, n_valid)}
             requested = sum(n for n, _ in requests.values())
             capacity = max_bytes // max(1.0, sum(cost.n_bytes for cost in span.costs.values()))
-            # Rows are kept where they are asked for, which may have been elsewhere before.
-            kept = {
-                path: (kept.get(path) if path in asked or not cost.rows else None) or dict.fromkeys(requests, 0.0)
-                for path, cost in span.costs.items()
-            }
-            asked = {path for path, cost in span.costs.items() if cost.rows}
+            kept, asked = _kept_now(kept, asked, span.costs, requests), _asked_for(span.costs)
             trials.keep(span.costs)
             saved -= span.lost if span.batch >= first else 0
             for path, cost in span.costs.items():
-                if not any(kept[path].values()):
-                    n_trials = trials.add(path, n_batches, valid_per_epoch if validates and n_valid else 0)
-                    saved -= n_trials * cost.trial
-                else:
-                    saved -= trials.prove(path) * cost.proof
+                n_valid_batches = valid_per_epoch if validates and n_valid else 0
+                saved -= trials.seconds(path, cost, any(kept[path].values()), n_batches, n_valid_batches)
                 known = requested - _keep(kept[path], requests, capacity)
                 answered = known + (requested - known) * cost.again
                 hits, misses = hits + answered * cost.rows, misses + (requested - answered) * cost.rows
@@ -223,6 +215,18 @@ def estimate_epochs(
             n_bytes = sum(sum(kept[path].values()) * cost.n_bytes for path, cost in span.costs.items())
         table.append((epoch, round(hits), round(misses), round(n_bytes), saved))
     return pd.DataFrame(table, columns=["epoch", "cache_hits", "cache_misses", "cache_bytes", "cache_saved"])
+
+
+def _kept_now(
+    kept: Mapping[str, dict[str, float]], asked: set[str], costs: Mapping[str, Cost], parts: Iterable[str]
+) -> dict[str, dict[str, float]]:
+    """Return the rows kept of each module: where they are asked for, which may have been elsewhere before."""
+    found = {path: kept.get(path) if path in asked or not cost.rows else None for path, cost in costs.items()}
+    return {path: rows or dict.fromkeys(parts, 0.0) for path, rows in found.items()}
+
+
+def _asked_for(costs: Mapping[str, Cost]) -> set[str]:
+    return {path for path, cost in costs.items() if cost.rows}
 
 
 def _keep(kept: dict[str, float], requests: Mapping[str, tuple[float, int]], capacity: float) -> float:
@@ -248,6 +252,12 @@ class _Trials:
         for key in [key for key in self._n_computed if key[0] not in set(paths)]:
             del self._n_computed[key]
         self._proven &= set(paths)
+
+    def seconds(self, path: str, cost: Cost, is_known: bool, n_batches: int, n_valid_batches: int) -> float:
+        """Count the batches of a module in a span, and return the seconds that trials and proofs take."""
+        if is_known:
+            return self.prove(path) * cost.proof
+        return self.add(path, n_batches, n_valid_batches) * cost.trial
 
     def add(self, path: str, n_train: int, n_valid: int) -> int:
         """Count batches of a module, and return how many of them are tried; validation has trials of its own."""
