@@ -13,6 +13,12 @@ __all__ = ["as_bytes", "buffer_hash", "content_hash", "has_bits", "is_freed", "p
 
 _PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_NUMBERS = frozenset(
+    [
+        *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    ]
+)
 
 
 def has_bits(tensor: torch.Tensor) -> bool:
@@ -125,7 +131,7 @@ def content_hash(tensor: torch.Tensor) -> bytes:
     RuntimeError
         If it has no values in memory.
     """
-    is_usual = type(tensor) in _TENSORS and tensor.dtype is torch.float32 and tensor.device.type == "cpu"
+    is_usual = type(tensor) in _TENSORS and tensor.dtype in _NUMBERS and tensor.is_cpu
     if is_usual and tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_neg():
         return _digest(tensor)  # the same, in fewer steps
     return _digest(as_bytes(tensor).cpu())
@@ -133,10 +139,11 @@ def content_hash(tensor: torch.Tensor) -> bytes:
 
 def _digest(tensor: torch.Tensor) -> bytes:
     """Hash the memory of a contiguous tensor in place; one that numpy has seen could not be resized any more."""
-    address = tensor.data_ptr()
-    if tensor.nbytes and (not address or is_freed(tensor)):
+    address, size = tensor.data_ptr(), tensor.nbytes
+    end = tensor.storage_offset() * tensor.itemsize + size
+    if size and (not address or tensor.untyped_storage().nbytes() < end):
         raise RuntimeError("the tensor has no values in memory")
-    return xxh3_128_digest((ctypes.c_char * tensor.nbytes).from_address(address))
+    return xxh3_128_digest((ctypes.c_char * size).from_address(address))
 
 
 def buffer_hash(value: object) -> bytes | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, repeat
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from logging import Logger
-from operator import attrgetter, is_
 from types import FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 from weakref import ReferenceType
@@ -15,6 +14,7 @@ from torch import nn
 
 from mlr3torch_py.cache.errors import NotCacheableError
 from mlr3torch_py.cache.identity.classes import is_aside
+from mlr3torch_py.cache.identity.glance import Glance, Seen, form_of
 from mlr3torch_py.cache.identity.portable import NotPortableError, portable_hash
 from mlr3torch_py.names import is_note
 from mlr3torch_py.network.bits import buffer_hash, content_hash, version_of
@@ -54,26 +54,7 @@ class _Contents(NamedTuple):
     structure: type | tuple[Any, ...] | None = None
 
 
-_MEMBERS: Final[Callable[..., Iterable[Any]]] = dict.values
-_ADDRESS: Final[Callable[..., int]] = torch.Tensor.data_ptr
-_REQUIRES_GRAD: Final = attrgetter("requires_grad")
-_VERSION: Final = attrgetter("_version")
 _EMPTY: Final = _Contents(())
-
-
-_Form = tuple[torch.Size, torch.dtype, torch.device]
-
-
-class _Seen(NamedTuple):
-    """A parameter or buffer as it was when the fingerprint was taken."""
-
-    owner: dict[str, Any]
-    name: str
-    tensor: torch.Tensor
-    address: int
-    version: int | None
-    form: _Form
-    hash: bytes
 
 
 class Fingerprint:
@@ -107,10 +88,10 @@ class Fingerprint:
     """
 
     def __init__(self, module: nn.Module, before: Fingerprint | None = None) -> None:
-        known: dict[int, _Seen] = {} if before is None else {id(seen.tensor): seen for seen in before._tensors}
+        known: dict[int, Seen] = {} if before is None else {id(seen.tensor): seen for seen in before._tensors}
         self._layers = [(layer, type(layer)) for layer in module.modules()]
         try:
-            self._tensors: list[_Seen] = _see(
+            self._tensors: list[Seen] = _see(
                 (
                     (owner, name, tensor)
                     for layer, _ in self._layers
@@ -120,9 +101,9 @@ class Fingerprint:
                 ),
                 known,
             )
-            memo: dict[int, tuple[Any, Any]] = {id(layer): (layer, layer) for layer, _ in self._layers}
+            memo = self._new_memo()
             self._settings = [_settings(layer, memo) for layer, _ in self._layers]
-            self._prepare_glance()
+            self._glance = Glance([layer for layer, _ in self._layers], self._settings, self._tensors)
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise NotCacheableError(f"its attributes cannot be read: {error}") from error
         self._digest = ""
@@ -139,23 +120,24 @@ class Fingerprint:
         This misses writes through ``.data`` and numpy, statistics of BatchNorm, and attributes other than tensors and
         children.
         """
-        members = list(chain.from_iterable(map(_MEMBERS, self._owners)))
-        return (
-            len(members) == len(self._members)
-            and all(map(is_, members, self._members))
-            and not any(map(_REQUIRES_GRAD, self._watched))
-            and list(map(_ADDRESS, self._watched)) == self._addresses
-            and list(map(_VERSION, self._versioned)) == self._versions
-        )
+        return self._glance.seems_current
 
-    def _prepare_glance(self) -> None:
-        """List what `seems_current` looks at, which is done at every call, in columns, which is fast."""
-        owners = [(layer._parameters, layer._buffers, layer._modules) for layer, _ in self._layers]
-        self._owners: list[dict[str, Any]] = [owner for of_layer in owners for owner in of_layer if owner]
-        self._members = list(chain.from_iterable(map(_MEMBERS, self._owners)))
-        self._watched, self._addresses = ([seen[i] for seen in self._tensors] for i in (2, 3))
-        versioned = [(seen.tensor, seen.version) for seen in self._tensors if seen.version is not None]
-        self._versioned, self._versions = ([pair[i] for pair in versioned] for i in range(2))
+    @property
+    def is_current(self) -> bool:
+        """Whether a new fingerprint would be the same, as can be told in fewer steps; False where it cannot."""
+        try:
+            if not self._glance.is_current:
+                return False
+            memo = self._new_memo() if self._glance.others else {}
+            known = set[tuple[int, int]]()
+            return not any(
+                _differing(self._settings[i], _settings(self._layers[i][0], memo), known) for i in self._glance.others
+            )
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # as a new fingerprint will say
+            return False
+
+    def _new_memo(self) -> dict[int, tuple[Any, Any]]:
+        return {id(layer): (layer, layer) for layer, _ in self._layers}
 
     @property
     def parameter_hashes(self) -> list[bytes]:
@@ -220,26 +202,30 @@ class Fingerprint:
     def _changed_setting(self, other: Fingerprint) -> str | None:
         known = set[tuple[int, int]]()
         for (_, cls), before, now in zip(self._layers, self._settings, other._settings, strict=True):
-            if before.keys() != now.keys():
-                return f"the {min(before.keys() ^ now.keys())!r} of its {cls.__name__}"
-            for name, value in before.items():
-                if not _are_same(value, now[name], known):
-                    return f"the {name!r} of its {cls.__name__}"
+            if name := _differing(before, now, known):
+                return f"the {name!r} of its {cls.__name__}"
         return None
 
 
-def _see(found: Iterable[tuple[dict[str, Any], str, torch.Tensor]], known: Mapping[int, _Seen]) -> list[_Seen]:
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], known: set[tuple[int, int]]) -> str:
+    """Name a setting of a layer that differs; empty if none does."""
+    if before.keys() != now.keys():
+        return min(before.keys() ^ now.keys())
+    return next((name for name, value in before.items() if not _are_same(value, now[name], known)), "")
+
+
+def _see(found: Iterable[tuple[dict[str, Any], str, torch.Tensor]], known: Mapping[int, Seen]) -> list[Seen]:
     """Look at tensors, with the dicts that they are in and their names; hash those that are not known."""
     seen: list[tuple[dict[str, Any], str, torch.Tensor, int, int | None, _Form]] = []
     hashes: list[bytes | None] = []
     for owner, name, tensor in found:
-        address, version, form = tensor.data_ptr(), version_of(tensor), (tensor.shape, tensor.dtype, tensor.device)
+        address, version, form = tensor.data_ptr(), version_of(tensor), form_of(tensor)
         before = known.get(id(tensor))
         is_known = before is not None and version is not None and before[3:6] == (address, version, form)
         seen.append((owner, name, tensor, address, version, form))
         hashes.append(before.hash if before is not None and is_known else None)
     fresh = iter(hash_tensors([one[2] for one, value in zip(seen, hashes, strict=True) if value is None]))
-    return [_Seen(*one, next(fresh) if value is None else value) for one, value in zip(seen, hashes, strict=True)]
+    return [Seen(*one, next(fresh) if value is None else value) for one, value in zip(seen, hashes, strict=True)]
 
 
 def _settings(layer: nn.Module, memo: dict[int, tuple[Any, Any]]) -> dict[str, Any]:

@@ -149,6 +149,8 @@ class ModuleState:
         str or None
             Something that has changed.
         """
+        if self._fingerprint.is_current:
+            return None
         now = Fingerprint(self._module, before=self._fingerprint if trust_versions else None)
         change = self._fingerprint.difference(now)
         if change is None:

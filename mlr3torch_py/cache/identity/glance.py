@@ -1,0 +1,125 @@
+"""What a module was at one time, in columns, with which it is compared in few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter, is_
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import nn
+
+from mlr3torch_py.network.device_hash import hash_tensors
+from mlr3torch_py.network.holdings import attributes_of_array
+
+__all__ = ["Glance", "Seen", "form_of"]
+
+_Form = tuple[torch.Size, torch.dtype, torch.device]
+_MEMBERS: Final[Callable[..., Iterable[Any]]] = dict.values
+_ADDRESS: Final[Callable[..., int]] = torch.Tensor.data_ptr
+_REQUIRES_GRAD: Final = attrgetter("requires_grad")
+_VERSION: Final = attrgetter("_version")
+form_of: Final[Callable[[torch.Tensor], _Form]] = attrgetter("shape", "dtype", "device")
+_NUMBERS: Final = frozenset({bool, int, float})
+# What cannot be modified in place, and is compared by value or by identity.
+_FIXED: Final = _NUMBERS | {str, bytes, type(None), torch.dtype, torch.device, torch.Size}
+_FIXED_CLASSES: Final = (type, FunctionType, BuiltinFunctionType, ModuleType)
+
+
+class Seen(NamedTuple):
+    """A parameter or buffer as it was at one time, in the dict of its layer."""
+
+    owner: dict[str, Any]
+    name: str
+    tensor: torch.Tensor
+    address: int
+    version: int | None
+    form: _Form
+    hash: bytes
+
+
+class Glance:
+    """Compare a module with what it was when this was made.
+
+    Parameters
+    ----------
+    layers : sequence of torch.nn.Module
+        The modules in it, itself included.
+    settings : sequence of dict
+        Their attributes that count, by name.
+    seen : sequence of Seen
+        Their parameters and buffers.
+
+    Attributes
+    ----------
+    others : list of int
+        The positions of the layers whose settings `is_current` does not compare, since they can be modified in place.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], settings: Sequence[Mapping[str, Any]], seen: Sequence[Seen]
+    ) -> None:
+        self._layers, self._classes = layers, list(map(type, layers))
+        self._owners: list[dict[str, Any]] = [
+            owner for layer in layers for owner in (layer._parameters, layer._buffers, layer._modules)
+        ]
+        self._filled = list(filter(None, self._owners))
+        self._sizes = list(map(len, self._owners))
+        self._members = list(chain.from_iterable(map(_MEMBERS, self._filled)))
+        self._watched, self._addresses, self._forms, self._hashes = ([one[i] for one in seen] for i in (2, 3, 5, 6))
+        versioned = [(one.tensor, one.version) for one in seen if one.version is not None]
+        self._versioned, self._versions = ([pair[i] for pair in versioned] for i in range(2))
+        pairs = enumerate(zip(map(vars, layers), settings, strict=True))
+        self.others: list[int] = [i for i, (own, of_layer) in pairs if not _are_fixed(own, of_layer)]
+        fixed = [(layers[i], settings[i]) for i in sorted({*range(len(layers))}.difference(self.others))]
+        self._attributes = [
+            (vars(layer), list(vars(layer)), [*names], [vars(layer)[name] for name in names]) for layer, names in fixed
+        ]
+        owners = (owner for layer, _ in fixed for owner in (layer._parameters, layer._buffers))
+        self._bare = [tensor for owner in owners for tensor in owner.values() if tensor is not None]
+
+    @property
+    def seems_current(self) -> bool:
+        """Whether nothing was replaced or is trainable, and no version counter has moved."""
+        members = list(chain.from_iterable(map(_MEMBERS, self._filled)))
+        return (
+            len(members) == len(self._members)
+            and all(map(is_, members, self._members))
+            and not any(map(_REQUIRES_GRAD, self._watched))
+            and list(map(_ADDRESS, self._watched)) == self._addresses
+            and list(map(_VERSION, self._versioned)) == self._versions
+        )
+
+    @property
+    def is_current(self) -> bool:
+        """Whether all else is what it was, too, apart from the settings of the `others`.
+
+        Raises
+        ------
+        RuntimeError
+            If a tensor has no values any more.
+        """
+        return (
+            self.seems_current
+            and list(map(len, self._owners)) == self._sizes
+            and list(map(type, self._layers)) == self._classes
+            and all(
+                list(own) == present and all(map(is_, map(own.get, names), values))
+                for own, present, names, values in self._attributes
+            )
+            and not any(map(attributes_of_array, self._bare))
+            and list(map(form_of, self._watched)) == self._forms
+            and hash_tensors(self._watched) == self._hashes
+        )
+
+
+def _are_fixed(own: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether all settings of a layer are attributes that cannot be modified in place."""
+    return own.keys() >= settings.keys() and all(_is_fixed(own[name]) for name in settings)
+
+
+def _is_fixed(value: Any) -> bool:
+    kind = type(value)
+    return kind in _FIXED or isinstance(value, _FIXED_CLASSES) or (kind is tuple and _NUMBERS.issuperset(map(type, value)))
