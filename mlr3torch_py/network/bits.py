@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_digest
 
-__all__ = ["as_bytes", "buffer_hash", "content_hash", "has_bits", "is_freed", "parts", "version_of"]
+__all__ = ["as_array", "as_bytes", "buffer_hash", "content_hash", "has_bits", "is_freed", "parts", "version_of"]
 
 _PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
-_NUMBERS = frozenset(
+_OF_NUMPY = frozenset(
     [
-        *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+        *(torch.float32, torch.float64, torch.float16),
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     ]
 )
@@ -69,10 +70,13 @@ def is_freed(tensor: torch.Tensor) -> bool:
     >>> is_freed(tensor)
     True
     """
-    if is_lazy(tensor) or tensor.layout is not torch.strided or not tensor.numel():
+    if type(tensor) not in _TENSORS:
+        if is_lazy(tensor):
+            return False
+        if tensor.layout is torch.strided and _has_parts(tensor):
+            return any(map(is_freed, parts(tensor)))
+    if tensor.layout is not torch.strided or not tensor.numel():
         return False
-    if _has_parts(tensor):
-        return any(map(is_freed, parts(tensor)))
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     span = tensor.numel() if tensor.is_contiguous() else 1 + sum((n - 1) * step for n, step in steps)
     return tensor.untyped_storage().nbytes() < (tensor.storage_offset() + span) * tensor.itemsize
@@ -107,6 +111,35 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
+def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Return the bytes of a strided tensor in an array of numpy: of its shape, or else of one dimension.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+
+    Raises
+    ------
+    RuntimeError
+        If it has no values in memory.
+
+    Examples
+    --------
+    >>> as_array(torch.tensor([[1, 2]], dtype=torch.int16)), as_array(torch.tensor([1.0], dtype=torch.bfloat16))
+    (array([[1, 2]], dtype=int16), array([128,  63], dtype=uint8))
+    """
+    if _is_usual(tensor) and not is_freed(tensor):
+        array: np.ndarray[Any, Any] = tensor.detach().numpy()  # the same bytes, in fewer steps
+        return array
+    return as_bytes(tensor).cpu().numpy()
+
+
+def _is_usual(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a plain one of a dtype that numpy has, on the CPU, and its memory holds its values."""
+    is_plain = type(tensor) in _TENSORS and tensor.dtype in _OF_NUMPY and tensor.is_cpu
+    return is_plain and tensor.layout is torch.strided and not tensor.is_neg()
+
+
 def _scales(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scales of a quantized tensor, and its zero points."""
     if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
@@ -131,8 +164,7 @@ def content_hash(tensor: torch.Tensor) -> bytes:
     RuntimeError
         If it has no values in memory.
     """
-    is_usual = type(tensor) in _TENSORS and tensor.dtype in _NUMBERS and tensor.is_cpu
-    if is_usual and tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_neg():
+    if _is_usual(tensor) and tensor.is_contiguous():
         return _digest(tensor)  # the same, in fewer steps
     return _digest(as_bytes(tensor).cpu())
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from mlr3torch_py.cache.errors import NotCacheableError
 from mlr3torch_py.cache.identity.classes import is_aside
-from mlr3torch_py.cache.identity.glance import Glance, Seen, form_of
+from mlr3torch_py.cache.identity.glance import Form, Glance, Seen, form_of
 from mlr3torch_py.cache.identity.portable import NotPortableError, portable_hash
 from mlr3torch_py.names import is_note
 from mlr3torch_py.network.bits import buffer_hash, content_hash, version_of
@@ -216,7 +216,7 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any], known: set[tup
 
 def _see(found: Iterable[tuple[dict[str, Any], str, torch.Tensor]], known: Mapping[int, Seen]) -> list[Seen]:
     """Look at tensors, with the dicts that they are in and their names; hash those that are not known."""
-    seen: list[tuple[dict[str, Any], str, torch.Tensor, int, int | None, _Form]] = []
+    seen: list[tuple[dict[str, Any], str, torch.Tensor, int, int | None, Form]] = []
     hashes: list[bytes | None] = []
     for owner, name, tensor in found:
         address, version, form = tensor.data_ptr(), version_of(tensor), form_of(tensor)

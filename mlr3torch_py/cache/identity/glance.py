@@ -14,14 +14,14 @@ from torch import nn
 from mlr3torch_py.network.device_hash import hash_tensors
 from mlr3torch_py.network.holdings import attributes_of_array
 
-__all__ = ["Glance", "Seen", "form_of"]
+__all__ = ["Form", "Glance", "Seen", "form_of"]
 
-_Form = tuple[torch.Size, torch.dtype, torch.device]
+Form = tuple[torch.Size, torch.dtype, torch.device]
 _MEMBERS: Final[Callable[..., Iterable[Any]]] = dict.values
 _ADDRESS: Final[Callable[..., int]] = torch.Tensor.data_ptr
 _REQUIRES_GRAD: Final = attrgetter("requires_grad")
 _VERSION: Final = attrgetter("_version")
-form_of: Final[Callable[[torch.Tensor], _Form]] = attrgetter("shape", "dtype", "device")
+form_of: Final[Callable[[torch.Tensor], Form]] = attrgetter("shape", "dtype", "device")
 _NUMBERS: Final = frozenset({bool, int, float})
 # What cannot be modified in place, and is compared by value or by identity.
 _FIXED: Final = _NUMBERS | {str, bytes, type(None), torch.dtype, torch.device, torch.Size}
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
     tensor: torch.Tensor
     address: int
     version: int | None
-    form: _Form
+    form: Form
     hash: bytes
 
 
@@ -68,7 +68,8 @@ class Glance:
         self._filled = list(filter(None, self._owners))
         self._sizes = list(map(len, self._owners))
         self._members = list(chain.from_iterable(map(_MEMBERS, self._filled)))
-        self._watched, self._addresses, self._forms, self._hashes = ([one[i] for one in seen] for i in (2, 3, 5, 6))
+        self._watched: list[torch.Tensor] = [one.tensor for one in seen]
+        self._addresses, self._forms, self._hashes = ([one[i] for one in seen] for i in (3, 5, 6))
         versioned = [(one.tensor, one.version) for one in seen if one.version is not None]
         self._versioned, self._versions = ([pair[i] for pair in versioned] for i in range(2))
         pairs = enumerate(zip(map(vars, layers), settings, strict=True))
@@ -121,5 +122,6 @@ def _are_fixed(own: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 
 
 def _is_fixed(value: Any) -> bool:
-    kind = type(value)
-    return kind in _FIXED or isinstance(value, _FIXED_CLASSES) or (kind is tuple and _NUMBERS.issuperset(map(type, value)))
+    if type(value) is tuple:
+        return _NUMBERS.issuperset(map(type, value))
+    return type(value) in _FIXED or isinstance(value, _FIXED_CLASSES)

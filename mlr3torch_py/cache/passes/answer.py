@@ -212,7 +212,7 @@ class Answer:
         slots = table.find(self.keys)
         if self.missing:
             slots[self.missing] = -1
-        if slots.min() >= 0:
+        if np.minimum.reduce(slots) >= 0:
             return Rows(range(len(slots)), table.gather(slots), len(slots))
         known = np.flatnonzero(slots >= 0).tolist()
         stored, loaded = self._load(index, np.flatnonzero(slots < 0).tolist(), part)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from threading import Lock
 from typing import Any, Final
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 from torch.autograd import Function
@@ -19,7 +19,7 @@ __all__ = ["guard", "unguard"]
 
 _Function = Callable[..., Any]
 _lock: Final = Lock()
-_guarded: Final[WeakSet[Passes]] = WeakSet()
+_guarded: tuple[ref[Passes], ...] = ()
 _replaced: Final[list[tuple[Any, str, Any, Any]]] = []  # None for what is inherited
 
 
@@ -31,8 +31,9 @@ def guard(passes: Passes) -> None:
     passes : Passes
         The forward passes in which they are given, from now on until `unguard`.
     """
+    global _guarded
     with _lock:
-        _guarded.add(passes)
+        _guarded = (*_others(passes), ref(passes))
         # No function is compiled before torch._dynamo is imported.
         for owner, name, wrap in _doors("torch._dynamo.eval_frame" in sys.modules):
             original = vars(owner).get(name)
@@ -43,14 +44,19 @@ def guard(passes: Passes) -> None:
 
 def unguard(passes: Passes) -> None:
     """Leave the functions as they are in torch, unless others are guarded."""
+    global _guarded
     with _lock:
-        _guarded.discard(passes)
+        _guarded = _others(passes)
         while _replaced and not _guarded:
             owner, name, original, ours = _replaced.pop()
             if vars(owner).get(name) is ours and original is None:
                 delattr(owner, name)
             elif vars(owner).get(name) is ours:
                 setattr(owner, name, original)
+
+
+def _others(passes: Passes) -> tuple[ref[Passes], ...]:
+    return tuple(reference for reference in _guarded if reference() not in (None, passes))
 
 
 @lru_cache
@@ -74,8 +80,9 @@ def _doors(is_dynamo_there: bool) -> Sequence[tuple[Any, str, Callable[[Any], An
 
 def _after_all_became_real(function: _Function) -> _Function:
     def guarded_function(*args: Any, **kwargs: Any) -> Any:
-        for passes in tuple(_guarded):
-            passes.end()
+        for reference in _guarded:
+            if (passes := reference()) is not None and passes.current:
+                passes.end()
         return function(*args, **kwargs)
 
     return guarded_function

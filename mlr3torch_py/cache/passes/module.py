@@ -7,7 +7,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from mlr3torch_py.cache.errors import NotCacheableError
@@ -91,16 +90,22 @@ class CachedModule(CachedStage):
             return NotImplemented
         began = perf_counter()
         step, keys = self._step(args, kwargs)
+        if step is None and not self.is_link:
+            step = self._kind(args, kwargs)
         layout = None if step is None else self._known.repeated(step)
         if layout is None or not self._admission.state.seems_usual:
             return NotImplemented
         if layout.relation == "same":
             output = _placeholder_of(args, kwargs)
         else:
-            call = tuple(map(_referred, args)), {name: _referred(value) for name, value in kwargs.items()}
-            has_tensors = any(isinstance(value, torch.Tensor) for value in call[0])
-            answer = Answer(self, layout, Call(*call) if has_tensors else call, keys, [])
-            output = self._give(args, kwargs, answer, [None] * len(layout.spec.tensors))
+            call: Any = tuple(map(_referred, args)), {name: _referred(value) for name, value in kwargs.items()}
+            if any(isinstance(value, torch.Tensor) for value in call[0]) or not keys:
+                call = Call(*call)
+            if not keys:
+                keys = call.row_keys()
+                if _missing(call, layout, keys):
+                    return NotImplemented
+            output = self._give(args, kwargs, Answer(self, layout, call, keys, []), [None] * len(layout.spec.tensors))
         self._n_rows += len(keys)
         self._n_known += len(keys)
         self.tally.saved += len(keys) * self.seconds_per_row - (perf_counter() - began)
@@ -129,6 +134,20 @@ class CachedModule(CachedStage):
             len(keys),
             self._admission.state.settings(answer.layout.spec.tensors[pending.index].device),
         ), keys
+
+    def _kind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+        """Describe a call that is given tensors of as many rows, and plain values; None for others."""
+        values = [*args, *kwargs.values()]
+        tensors = [value for value in values if type(value) is torch.Tensor and value.layout is torch.strided]
+        if not all(one.ndim and len(one) == len(tensors[0]) and not one.requires_grad for one in tensors):
+            return None
+        described = [
+            (value.shape, value.dtype, value.device) if type(value) is torch.Tensor else self.described(value)
+            for value in values
+        ]
+        if not tensors or None in described:
+            return None
+        return len(args), *kwargs, *described, self._admission.state.settings(tensors[0].device)
 
     def _look_up(self, given: Given) -> tuple[Request, Layout, list[bytes]] | None:
         """Find the layout of a call and the keys of its rows; None if it cannot be answered from memory."""
@@ -189,8 +208,10 @@ class CachedModule(CachedStage):
         self._n_known += len(keys) - len(missing)
         if self._admission.is_larger(request):
             return self._fill(given, request, layout, keys)
-        if not missing and (step := self._step(given.args, given.kwargs)[0]) is not None:
-            self._known.note_answered(step, layout)
+        if not missing:
+            step, _ = self._step(given.args, given.kwargs)
+            if step is not None or (step := self._kind(given.args, given.kwargs)) is not None:
+                self._known.note_answered(step, layout)
         parts: Sequence[torch.Tensor | None] = [None] * len(layout.spec.tensors)
         if missing:
             call, watch = request.call.take(missing, given.values(missing)), self._admission.start_watch()
@@ -275,7 +296,7 @@ def _missing(call: Call, layout: Layout, keys: Sequence[bytes]) -> list[int]:
         if layout.shelved is not None:
             found.append(layout.shelved.find(keys, layout.complete))
         else:
-            found.append(np.flatnonzero(layout.complete.find(keys) < 0).tolist())
+            found.append(layout.complete.lacking(keys))
     return found[0] if len(found) == 1 else sorted(set[int]().union(*found))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from mlr3torch_py.cache.passes.answer import Answer
-from mlr3torch_py.cache.passes.modes import without_modes
+from mlr3torch_py.cache.passes.modes import in_inference_mode, without_modes
 from mlr3torch_py.cache.passes.stopwatch import Stopwatch
 from mlr3torch_py.cache.passes.wrapped import is_of_torch, wrapped_by
 from mlr3torch_py.cache.rows.call import Reference
@@ -130,7 +130,7 @@ class Pending:
 
     def fetch(self) -> torch.Tensor:
         """Return the values, as a tensor object of its own."""
-        with without_modes(), torch.inference_mode(self._is_inference):  # as when the module was called
+        with without_modes(), in_inference_mode(self._is_inference):  # as when the module was called
             if self.value is None:
                 self.answer.layout.seen.add(self.index)
                 self.value = self._look_up()
@@ -217,8 +217,10 @@ class Placeholder(torch.Tensor):
 
 def made_real(value: Any) -> Any:
     """Give all placeholders in a nested value their values."""
-    if isinstance(value, _PLAIN):
+    if type(value) is Placeholder:
         return _made_real(value)
+    if isinstance(value, _PLAIN):
+        return value
     is_affected = any(type(leaf) is Placeholder for leaf in tree_leaves(value))
     return tree_map(_made_real, value) if is_affected else value
 

@@ -117,7 +117,6 @@ class CachedStage(InPlace):
         """Start a new tally, and forget all rows if anything in the module has changed."""
         if self.is_called or self._known.has_recalled:
             self.follow_changes()
-        self._known.forget_answered()
         for layout in self.layouts:
             layout.n_remembered = len(layout.complete)
         self._n_rows = self._n_known = 0

@@ -39,13 +39,13 @@ class Stopwatch:
         self._stream = torch.cuda.current_stream(device) if is_queued else None
 
     def __enter__(self) -> Stopwatch:
-        self._began = self._event()
+        self._began = None if self._stream is None else self._event(self._stream)
         self._start = perf_counter()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.seconds: float = perf_counter() - self._start
-        self._ended = self._event()
+        self._ended = None if self._stream is None else self._event(self._stream)
 
     @property
     def is_done(self) -> bool:
@@ -60,11 +60,9 @@ class Stopwatch:
         self._ended.synchronize()
         return float(self._began.elapsed_time(self._ended)) / 1000
 
-    def _event(self) -> torch.cuda.Event | None:
-        if self._stream is None:
-            return None
+    def _event(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
         event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._stream.record_event(event)
+        stream.record_event(event)
         return event
 
 

@@ -9,7 +9,7 @@ import torch
 from xxhash import xxh3_128_digest
 
 from mlr3torch_py.cache.errors import NotCacheableError
-from mlr3torch_py.network.bits import as_bytes, version_of
+from mlr3torch_py.network.bits import as_array, version_of
 from mlr3torch_py.network.device_hash import hash_rows, hash_tensors
 from mlr3torch_py.network.internals import tree_flatten, tree_unflatten
 
@@ -115,13 +115,17 @@ class Call:
         self.args: tuple[Any, ...] = args
         self.kwargs: dict[str, Any] = kwargs
         self._leaves, self._structure = _flatten(args, kwargs)
+        self.tensors: list[torch.Tensor] = []
+        self.references: list[Reference] = []
         for leaf in self._leaves:
-            if not isinstance(leaf, _LEAF):
+            if isinstance(leaf, torch.Tensor):
+                if leaf.is_quantized:
+                    raise NotCacheableError("it is given a quantized tensor, whose rows cannot be read")
+                self.tensors.append(leaf)
+            elif type(leaf) is Reference:
+                self.references.append(leaf)
+            elif not isinstance(leaf, PLAIN):
                 raise NotCacheableError(f"it is given a {type(leaf).__name__}, whose content cannot be read")
-            if isinstance(leaf, torch.Tensor) and leaf.is_quantized:
-                raise NotCacheableError("it is given a quantized tensor, whose rows cannot be read")
-        self.tensors: list[torch.Tensor] = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
-        self.references: list[Reference] = [leaf for leaf in self._leaves if type(leaf) is Reference]
         self._n_rows = next((leaf.shape[0] for leaf in self._leaves if isinstance(leaf, _ARRAY) and leaf.ndim), 0)
         self._is_by_row = [
             isinstance(leaf, _ARRAY) and leaf.ndim > 0 and leaf.shape[0] == self._n_rows for leaf in self._leaves
@@ -257,8 +261,10 @@ def _row_hashes(tensors: Sequence[torch.Tensor]) -> list[list[bytes]]:
 
 
 def _hashes_on_cpu(tensor: torch.Tensor) -> list[bytes]:
-    table = as_bytes(tensor).reshape(len(tensor), -1) if tensor.numel() else tensor.new_empty(len(tensor), 0)
-    return [xxh3_128_digest(row, seed=_SEED) for row in table.cpu().numpy()]
+    if not tensor.numel():
+        return [xxh3_128_digest(b"", seed=_SEED)] * len(tensor)
+    table: Any = as_array(tensor).reshape(len(tensor), -1)
+    return [xxh3_128_digest(row, seed=_SEED) for row in table]
 
 
 def _has_list(value: Any, length: int) -> bool:

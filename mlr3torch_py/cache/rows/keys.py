@@ -16,7 +16,7 @@ __all__ = ["BYTES_PER_KEY", "Keys", "Places", "packed_keys", "unpacked_keys"]
 BYTES_PER_KEY: Final = 96
 
 _LENGTH: Final = 16
-_MIN_SORTED: Final = 256
+_MIN_SORTED: Final = 4096
 _MAX_SHARE_NEW: Final = 8
 _NO_NUMBER: Final = np.iinfo(np.uint64).max
 Pairs: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
@@ -26,7 +26,7 @@ Places: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 class Keys(Collection[bytes]):
     """Different keys of 16 bytes, in the order in which they were added.
 
-    Most of them are in sorted arrays; only the last ones are Python objects.
+    If they are many, most of them are in sorted arrays; few, and the last ones, are Python objects, found faster.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ class Keys(Collection[bytes]):
     >>> keys = Keys([b"b" * 16, b"a" * 16])
     >>> keys.add([b"a" * 16, b"c" * 16])
     [b'cccccccccccccccc']
-    >>> keys.find([b"c" * 16, b"d" * 16, b"a" * 16]).tolist()
-    [2, -1, 1]
+    >>> keys.find([b"c" * 16, b"d" * 16, b"a" * 16]).tolist(), keys.lacking([b"c" * 16, b"d" * 16])
+    ([2, -1, 1], [1])
     """
 
     __slots__ = ("_heads", "_new", "_pairs", "_places")
@@ -83,6 +83,12 @@ class Keys(Collection[bytes]):
                     places[i] = self._find_from(nearest[i], *pairs[i])
         return places
 
+    def lacking(self, keys: Sequence[bytes]) -> list[int]:
+        """List the indices of unknown keys."""
+        if all(map(self._new.__contains__, keys)):
+            return []
+        return np.flatnonzero(self.find(keys) < 0).tolist()
+
     def _find_from(self, start: int, head: np.uint64, tail: np.uint64) -> int:
         """Find a key among those with the same first half, of which there is hardly ever another one."""
         end = self._heads.searchsorted(head, "right")
@@ -96,14 +102,14 @@ class Keys(Collection[bytes]):
         start = len(self)
         self._new.update(zip(found, range(start, start + len(found)), strict=True))
         if len(self._new) > max(_MIN_SORTED, len(self._places) // _MAX_SHARE_NEW):
-            self.pack()
+            self._sort()
         return found
 
     def keep(self, places: Sequence[int]) -> None:
         """Drop all keys but those at some positions, which are given in order."""
         kept = np.zeros(len(self), bool)
         kept[list(places)] = True
-        self.pack()
+        self._sort()
         pairs, before = self._pairs[:-1], self._places[:-1]
         is_kept = kept[before]
         self._set_sorted(pairs[is_kept], (np.cumsum(kept) - 1)[before[is_kept]])
@@ -122,6 +128,11 @@ class Keys(Collection[bytes]):
         self._set_sorted(self._pairs[:0], self._places[:0])
 
     def pack(self) -> None:
+        """Take less room, if there are many."""
+        if len(self) > _MIN_SORTED:
+            self._sort()
+
+    def _sort(self) -> None:
         """Sort the keys that were added last into the others."""
         if not self._new:
             return

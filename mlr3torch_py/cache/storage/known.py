@@ -96,6 +96,7 @@ class Known:
         """Drop rows that cannot be asked for any more, and stale ones; see `Table.end_epoch`."""
         self._layouts = {key: layout for key, layout in self._layouts.items() if not layout.is_dropped}
         self._recalled = {key: layout for key, layout in self._recalled.items() if not layout.is_dropped}
+        self._answered = {step: layout for step, layout in self._answered.items() if not layout.is_dropped}
         for layout in self.layouts:
             layout.end_epoch(used_epochs)
 

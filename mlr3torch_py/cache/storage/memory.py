@@ -47,6 +47,7 @@ class Memory:
     def __init__(self, row: RowSpec, device: torch.device | None = None) -> None:
         self._row = row
         self._device = row.device if device is None else device
+        self._is_in_order = row.order == tuple(range(len(row.order)))  # its dimensions lie in memory as they are named
         self._is_queued = self._device.type == "cpu" and row.device.type == "cuda"
         # A row is in one piece: its dimensions are those of the outputs without the first, in their order.
         self._order = (0, *(dim for dim in row.order if dim))
@@ -63,12 +64,16 @@ class Memory:
 
     def read(self, places: _Slots) -> torch.Tensor:
         """Copy the rows at some places into a new tensor, where outputs are."""
-        out, rows, first = self._row.empty(len(places)), self._arrived(), places[0]
-        if rows.device != out.device:
-            return out.copy_(self._select(places, for_queue=True).to(out.device, non_blocking=self._is_queued))
-        if places[-1] - first == len(places) - 1 and np.array_equal(places, np.arange(first, first + len(places))):
-            return out.copy_(rows[first : first + len(places)])
-        return torch.index_select(rows, 0, index_on(places, out.device), out=out)
+        rows, here = self._arrived(), self._row.device
+        if rows.device != here:
+            selected = self._select(places, for_queue=True).to(here, non_blocking=self._is_queued)
+            return self._row.empty(len(places)).copy_(selected)
+        start, index = int(places[0]), np.asarray(places, np.int64)
+        if index.tobytes() == np.arange(start, start + len(index)).tobytes():
+            run = rows[start : start + len(index)]
+            return run.clone() if self._is_in_order else self._row.empty(len(index)).copy_(run)
+        out = None if self._is_in_order else self._row.empty(len(index))
+        return torch.index_select(rows, 0, index_on(index, here), out=out)
 
     def write(self, start: int, rows: torch.Tensor) -> None:
         """Copy rows to a place, and those after it."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -94,7 +93,7 @@ class ShelvedRows:
             The keys of rows that need not be computed, to which those that are on disk wherever they were asked for
             are added.
         """
-        unknown = np.flatnonzero(complete.find(keys) < 0).tolist()
+        unknown = complete.lacking(keys)
         if not unknown or self._is_distrusted:
             return unknown
         marks = self._shelf.disk.get([self._place(MARK, keys[i]) for i in unknown])

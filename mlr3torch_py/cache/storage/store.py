@@ -100,7 +100,7 @@ class Table:
         self._row_bytes = prod(row.shape) * row.dtype.itemsize + BYTES_PER_KEY
         self._keys = Keys()
         self._added: dict[int, int] = {}  # how many of the rows, in their order, were added in which epoch
-        self._is_used = bytearray()  # by row
+        self._is_used = np.zeros(1, bool)  # by row; the last one takes what is not found
         self._was_asked = False
         self._memory = Memory(row, budget.device)
 
@@ -116,7 +116,7 @@ class Table:
         """Return the position of each key, -1 for unknown keys, and note the use of these rows."""
         self._was_asked = True
         slots = self._keys.find(keys)
-        np.frombuffer(self._is_used, np.uint8)[slots[slots >= 0]] = 1
+        self._is_used[slots] = True
         return slots
 
     def has(self, keys: Sequence[bytes]) -> list[bool]:
@@ -144,7 +144,7 @@ class Table:
         is_whole = chosen == list(range(len(rows)))
         self._memory.write(start, rows if is_whole else rows.index_select(0, index_on(chosen, rows.device)))
         self._keys.add(names)
-        self._is_used += bytes([1]) * len(names)
+        self._is_used = np.concatenate((self._is_used[:-1], np.ones(len(names) + 1, bool)))
         self._added[self._budget.epoch] = self._added.get(self._budget.epoch, 0) + len(names)
         self._budget.n_changes += 1
 
@@ -163,7 +163,7 @@ class Table:
     @property
     def used_epochs(self) -> set[int]:
         """The epochs in which rows were added that were used in this one."""
-        return {epoch for epoch, slots in self._by_epoch() if any(self._is_used[slots.start : slots.stop])}
+        return {epoch for epoch, slots in self._by_epoch() if self._is_used[slots.start : slots.stop].any()}
 
     def end_epoch(self, used_epochs: Set[int] | None = None) -> set[bytes]:
         """Return unused space, and drop rows.
@@ -179,10 +179,10 @@ class Table:
         set of bytes
             The keys that were dropped.
         """
-        kept = list(range(len(self)))
+        kept: Sequence[int] = range(len(self))
         if self._budget.is_short:
-            kept = [slot for slot in kept if self._is_used[slot]]
-        elif self._was_asked and used_epochs is not None:
+            kept = np.flatnonzero(self._is_used[:-1]).tolist()
+        elif self._was_asked and used_epochs is not None and not self._added.keys() <= used_epochs:
             kept = [slot for epoch, slots in self._by_epoch() if epoch in used_epochs for slot in slots]
         stale = self._dropped(kept) if len(kept) < len(self) else set()
         if stale or len(self) < len(self._memory):
@@ -212,7 +212,7 @@ class Table:
         return stale
 
     def _forget_use(self) -> None:
-        self._is_used, self._was_asked = bytearray(len(self)), False
+        self._is_used, self._was_asked = np.zeros(len(self) + 1, bool), False
 
     def _by_epoch(self) -> Iterator[tuple[int, range]]:
         """List the positions of the rows that were added in each epoch."""
