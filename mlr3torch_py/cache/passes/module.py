@@ -90,7 +90,7 @@ class CachedModule(CachedStage):
             return NotImplemented
         began = perf_counter()
         step, keys = self._step(args, kwargs)
-        if step is None and not self.is_link:
+        if step is None:
             step = self._kind(args, kwargs)
         layout = None if step is None else self._known.repeated(step)
         if layout is None or not self._admission.state.seems_usual:
@@ -139,13 +139,15 @@ class CachedModule(CachedStage):
         """Describe a call that is given tensors of as many rows, and plain values; None for others."""
         values = [*args, *kwargs.values()]
         tensors = [value for value in values if type(value) is torch.Tensor and value.layout is torch.strided]
+        if self.is_link or not tensors:
+            return None
         if not all(one.ndim and len(one) == len(tensors[0]) and not one.requires_grad for one in tensors):
             return None
         described = [
             (value.shape, value.dtype, value.device) if type(value) is torch.Tensor else self.described(value)
             for value in values
         ]
-        if not tensors or None in described:
+        if None in described:
             return None
         return len(args), *kwargs, *described, self._admission.state.settings(tensors[0].device)
 

@@ -58,7 +58,8 @@ class _CachedOperation(CachedModule):
         return value._version, *place
 
     def follow_changes(self) -> None:
-        """Do nothing: it has no state, and after training the tensors that it is given count by their content."""
+        """Describe the tensors that it is given again; it has no state, and after training they count by content."""
+        self._known.forget_answered()
 
     def keep(self) -> None:
         self.is_kept = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from xxhash import xxh3_128_digest
 
@@ -263,7 +264,7 @@ def _row_hashes(tensors: Sequence[torch.Tensor]) -> list[list[bytes]]:
 def _hashes_on_cpu(tensor: torch.Tensor) -> list[bytes]:
     if not tensor.numel():
         return [xxh3_128_digest(b"", seed=_SEED)] * len(tensor)
-    table: Any = as_array(tensor).reshape(len(tensor), -1)
+    table: Any = np.ascontiguousarray(as_array(tensor)).reshape(len(tensor), -1)
     return [xxh3_128_digest(row, seed=_SEED) for row in table]
 
 
