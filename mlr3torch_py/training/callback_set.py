@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from enum import Enum
-from functools import wraps
+from functools import lru_cache, wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import Any, ClassVar, Final, Self
@@ -237,7 +237,8 @@ class CallbackSet(StagedCallback):
             vars(self).update(vars(made))
 
     def _get_param_names(self) -> list[str]:
-        parameters = inspect.signature(type(self)).parameters
+        cls: Any = type(self)
+        parameters = _parameters_of(cls)
         passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name, parameter in parameters.items():
             is_bundle = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
@@ -311,6 +312,11 @@ def check_state(state: object, *keys: str) -> None:
     """
     if not isinstance(state, Mapping) or any(key not in state for key in keys):
         raise TypeError(f"`state` is {shown(state)}; give what state_dict() has returned")
+
+
+@lru_cache(maxsize=1000)
+def _parameters_of(cls: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(cls).parameters
 
 
 def _is_stored(callback: CallbackSet, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -109,7 +110,7 @@ class ContextTorch:
         self._finished: set[str] = set()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in vars(self) and name != "terminate" and get_close_matches(name, ["terminate"], cutoff=0.75):
+        if name not in vars(self) and _is_misspelt(name):
             raise AttributeError(f"`ctx` has no `{name}`, so nothing would read it; did you mean `terminate`?")
         super().__setattr__(name, value)
 
@@ -241,6 +242,12 @@ class ContextTorch:
         parts = parts_of_scores(self.net)
         scores = (scores_of(row, part, parts) for row in chain([worked_out], reversed(rows)))
         return _Scores(part, next((found for found in scores if found), {}))
+
+
+@lru_cache(maxsize=1000)
+def _is_misspelt(name: str) -> bool:
+    """Whether an attribute is a near miss of the one that callbacks set."""
+    return name != "terminate" and bool(get_close_matches(name, ["terminate"], cutoff=0.75))
 
 
 class _Scores(dict[str, float]):

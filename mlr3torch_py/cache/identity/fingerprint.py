@@ -14,17 +14,14 @@ from torch import nn
 
 from mlr3torch_py.cache.errors import NotCacheableError
 from mlr3torch_py.cache.identity.classes import is_aside
-from mlr3torch_py.cache.identity.glance import Form, Glance, Seen, form_of
+from mlr3torch_py.cache.identity.glance import Form, Glance, Seen, form_of, names_of_settings
 from mlr3torch_py.cache.identity.portable import NotPortableError, portable_hash
-from mlr3torch_py.names import is_note
 from mlr3torch_py.network.bits import buffer_hash, content_hash, version_of
 from mlr3torch_py.network.device_hash import hash_tensors
 from mlr3torch_py.network.holdings import all_attributes, attributes_of_array, items_in
 
 __all__ = ["Fingerprint", "settings_of"]
 
-# What every module has, hooks among it, is looked at elsewhere, or may differ.
-_NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
 _NUMBERS: Final = frozenset({bool, int, float})
 _PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
 _BY_VALUE: Final = frozenset({*_PLAIN, bytes, frozenset})
@@ -39,7 +36,7 @@ def settings_of(layer: nn.Module) -> dict[str, Any]:
     What is looked at elsewhere is left out.
     """
     own = vars(layer)
-    found = {name: own[name] for name in sorted(own.keys() - _NOT_SETTINGS) if not is_note(name)}  # few are left
+    found = {name: own[name] for name in sorted(names_of_settings(own))}
     for owner in (layer._parameters, layer._buffers):
         for name, tensor in owner.items():
             for end, value in attributes_of_array(tensor).items():

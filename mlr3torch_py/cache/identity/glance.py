@@ -11,16 +11,21 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from mlr3torch_py.names import is_note
 from mlr3torch_py.network.device_hash import hash_tensors
 from mlr3torch_py.network.holdings import attributes_of_array
 
-__all__ = ["Form", "Glance", "Seen", "form_of"]
+__all__ = ["Form", "Glance", "Seen", "form_of", "names_of_settings"]
+
+# What every module has, hooks among it, is looked at elsewhere, or may differ.
+_NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
 
 Form = tuple[torch.Size, torch.dtype, torch.device]
 _MEMBERS: Final[Callable[..., Iterable[Any]]] = dict.values
 _ADDRESS: Final[Callable[..., int]] = torch.Tensor.data_ptr
 _REQUIRES_GRAD: Final = attrgetter("requires_grad")
 _VERSION: Final = attrgetter("_version")
+_ATTRIBUTES: Final = attrgetter("__dict__")
 form_of: Final[Callable[[torch.Tensor], Form]] = attrgetter("shape", "dtype", "device")
 _NUMBERS: Final = frozenset({bool, int, float})
 # What cannot be modified in place, and is compared by value or by identity.
@@ -76,7 +81,7 @@ class Glance:
         self.others: list[int] = [i for i, (own, of_layer) in pairs if not _are_fixed(own, of_layer)]
         fixed = [(layers[i], settings[i]) for i in sorted({*range(len(layers))}.difference(self.others))]
         self._attributes = [
-            (vars(layer), list(vars(layer)), [*names], [vars(layer)[name] for name in names]) for layer, names in fixed
+            (vars(layer), [*vars(layer)], [*names], [vars(layer)[name] for name in names]) for layer, names in fixed
         ]
         owners = (owner for layer, _ in fixed for owner in (layer._parameters, layer._buffers))
         self._bare = [tensor for owner in owners for tensor in owner.values() if tensor is not None]
@@ -107,13 +112,18 @@ class Glance:
             and list(map(len, self._owners)) == self._sizes
             and list(map(type, self._layers)) == self._classes
             and all(
-                list(own) == present and all(map(is_, map(own.get, names), values))
+                ([*own] == present or names_of_settings(own) == {*names}) and all(map(is_, map(own.get, names), values))
                 for own, present, names, values in self._attributes
             )
-            and not any(map(attributes_of_array, self._bare))
+            and not any(map(attributes_of_array, filter(_ATTRIBUTES, self._bare)))
             and list(map(form_of, self._watched)) == self._forms
             and hash_tensors(self._watched) == self._hashes
         )
+
+
+def names_of_settings(own: Mapping[str, Any]) -> set[str]:
+    """Return the names of the attributes of a layer that may affect what it gives."""
+    return {name for name in own.keys() - _NOT_SETTINGS if not is_note(name)}  # few are left
 
 
 def _are_fixed(own: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:

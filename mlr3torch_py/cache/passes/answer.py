@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -275,9 +276,9 @@ class Answer:
         kept = [there or key in on_disk or key in loaded for there, key in zip(in_memory, self.keys, strict=True)]
         for source, keys in self.source_keys:
             if not source.is_dropped:
-                pairs = list(zip(keys, kept, strict=True))
-                source.complete.add(key for key, is_kept in pairs if is_kept)
-                source.complete.remove([key for key, is_kept in pairs if not is_kept])
+                source.complete.add(keys if all(kept) else compress(keys, kept))
+                if not all(kept):
+                    source.complete.remove([key for key, is_kept in zip(keys, kept, strict=True) if not is_kept])
                 if source.shelved is not None and on_disk:
                     source.shelved.mark(one for one, key in zip(keys, self.keys, strict=True) if key in on_disk)
         if on_disk and self.stage.budget.shelf is not None and self.stage.budget.shelf.is_kept:

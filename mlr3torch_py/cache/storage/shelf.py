@@ -71,8 +71,6 @@ class ShelvedRows:
         self.key: bytes = key
         self.name: str = f"{stage.name} ({type(stage.module).__name__})"
         self.waiting: dict[bytes, bytes] = {}
-        self._compared: set[int] = set()
-        self._has_drawn = False
         self._is_distrusted = False
         self._own: list[bytes] = []
         self._written_at = 0.0
@@ -100,9 +98,10 @@ class ShelvedRows:
         found = [i for i, mark in zip(unknown, marks, strict=True) if mark is not None]
         complete.add(keys[i] for i in found)
         missing = set(unknown).difference(found)
-        if found and not self._has_drawn:
-            self._has_drawn = True
-            missing.update(_drawn(found))
+        if found and self.key not in self._shelf.drawn:
+            drawn = _drawn(found)
+            self._shelf.drawn[self.key] = frozenset(keys[i] for i in drawn)
+            missing.update(drawn)
         return sorted(missing)
 
     def load(self, index: int, row: RowSpec, keys: Sequence[bytes]) -> tuple[list[int], torch.Tensor | None]:
@@ -135,7 +134,8 @@ class ShelvedRows:
             is_finite = (stored.isfinite() == rows.isfinite()).reshape(len(keys), -1)
             fits = is_finite.all(1).tolist()
         table = as_bytes(stored).reshape(len(keys), -1).cpu().numpy()
-        new = {key: i for i, key in enumerate(keys) if fits[i]}
+        drawn = self._shelf.drawn.get(self.key, frozenset())
+        new = {key: i for i, key in enumerate(keys) if fits[i] and key not in drawn}
         self._keep({self._place(index, key): table[i].tobytes() for key, i in new.items()})
         return set(new)
 
@@ -146,11 +146,11 @@ class ShelvedRows:
 
     def must_compare(self, index: int) -> bool:
         """Whether no row of a tensor was compared yet with what is computed now."""
-        return index not in self._compared
+        return (self.key, index) not in self._shelf.compared
 
     def note_compared(self, index: int) -> None:
         """Note that rows are what is computed now."""
-        self._compared.add(index)
+        self._shelf.compared.add((self.key, index))
 
     def distrust(self) -> None:
         """Drop all rows, on disk, too, since they are not what is computed now."""
@@ -258,6 +258,10 @@ class Shelf:
         Whether training is over, so that new rows are written at once.
     n_waiting : int
         The bytes that are not written yet.
+    drawn : dict of bytes to frozenset of bytes
+        By the key of what computes them, the keys of rows that are computed though they are on disk, to compare them.
+    compared : set of tuple of bytes and int
+        The tensors of which rows were compared, so that all of them may be used.
     """
 
     disk: Disk
@@ -266,6 +270,8 @@ class Shelf:
     is_full: bool = False
     is_kept: bool = False
     n_waiting: int = 0
+    drawn: dict[bytes, frozenset[bytes]] = field(default_factory=dict)
+    compared: set[tuple[bytes, int]] = field(default_factory=set)
     network: bytes = b""
     _layouts: list[Layout] = field(default_factory=list)
     _told: set[str] = field(default_factory=set)
