@@ -108,6 +108,8 @@ class Stages:
         """Keep placeholders from all modules that are not cached."""
         for boundary in self._boundaries:
             boundary.remove()
+        for layout in (layout for one in self.by_name.values() for layout in one.layouts):
+            layout.gives_values = False
         cached = self.by_name.values() if self.modules else []
         inside = {id(layer) for one in cached for layer in one.module.modules()}
         outside = [one for one in self._module.modules() if id(one) not in inside and is_callable(one)]

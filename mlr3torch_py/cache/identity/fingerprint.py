@@ -36,7 +36,7 @@ def settings_of(layer: nn.Module) -> dict[str, Any]:
     What is looked at elsewhere is left out.
     """
     own = vars(layer)
-    found = {name: own[name] for name in sorted(names_of_settings(own))}
+    found = {name: own[name] for name in names_of_settings(own)}
     for owner in (layer._parameters, layer._buffers):
         for name, tensor in owner.items():
             for end, value in attributes_of_array(tensor).items():

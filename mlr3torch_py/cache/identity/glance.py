@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter, is_
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -80,9 +81,7 @@ class Glance:
         pairs = enumerate(zip(map(vars, layers), settings, strict=True))
         self.others: list[int] = [i for i, (own, of_layer) in pairs if not _are_fixed(own, of_layer)]
         fixed = [(layers[i], settings[i]) for i in sorted({*range(len(layers))}.difference(self.others))]
-        self._attributes = [
-            (vars(layer), [*vars(layer)], [*names], [vars(layer)[name] for name in names]) for layer, names in fixed
-        ]
+        self._attributes = [(vars(layer), [*names], [vars(layer)[name] for name in names]) for layer, names in fixed]
         owners = (owner for layer, _ in fixed for owner in (layer._parameters, layer._buffers))
         self._bare = [tensor for owner in owners for tensor in owner.values() if tensor is not None]
 
@@ -112,8 +111,8 @@ class Glance:
             and list(map(len, self._owners)) == self._sizes
             and list(map(type, self._layers)) == self._classes
             and all(
-                ([*own] == present or names_of_settings(own) == {*names}) and all(map(is_, map(own.get, names), values))
-                for own, present, names, values in self._attributes
+                names_of_settings(own) == names and all(map(is_, map(own.get, names), values))
+                for own, names, values in self._attributes
             )
             and not any(map(attributes_of_array, filter(_ATTRIBUTES, self._bare)))
             and list(map(form_of, self._watched)) == self._forms
@@ -121,9 +120,14 @@ class Glance:
         )
 
 
-def names_of_settings(own: Mapping[str, Any]) -> set[str]:
-    """Return the names of the attributes of a layer that may affect what it gives."""
-    return {name for name in own.keys() - _NOT_SETTINGS if not is_note(name)}  # few are left
+def names_of_settings(own: Mapping[str, Any]) -> Sequence[str]:
+    """List the names of the attributes of a layer that may affect what it gives, in alphabetical order."""
+    return _counting(tuple(own))
+
+
+@lru_cache(maxsize=1000)
+def _counting(names: Sequence[str]) -> Sequence[str]:
+    return [name for name in sorted({*names} - _NOT_SETTINGS) if not is_note(name)]
 
 
 def _are_fixed(own: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:

@@ -267,8 +267,7 @@ class Answer:
         """Keep rows on disk that are new, and note which ones are known now."""
         shelved, is_old = self.layout.shelved, set(rows.known)
         on_disk: set[bytes] = set()
-        if shelved is not None:
-            new = [i for i in range(len(self.keys)) if i not in is_old]
+        if shelved is not None and (new := [i for i in range(len(self.keys)) if i not in is_old]):
             value = rows.value if len(new) == len(self.keys) else rows.value[new]
             on_disk = shelved.put(index, self.layout.spec.tensors[index], [self.keys[i] for i in new], value)
         loaded = {self.keys[i] for i in rows.known} if shelved is not None else set()

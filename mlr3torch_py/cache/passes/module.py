@@ -274,9 +274,9 @@ class CachedModule(CachedStage):
     def _give(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Answer, parts: Sequence[torch.Tensor | None]
     ) -> Any:
-        """Give placeholders within a forward pass, and values outside of any."""
+        """Give placeholders within a forward pass; values outside of any, and where they are asked for anyway."""
         layout = answer.layout
-        if self._passes.current is None:
+        if self._passes.current is None or layout.gives_values:
             return layout.spec.join(answer.fetch(i, part) for i, part in enumerate(parts))
         if layout.relation == "new" and layout.spec.is_tensor:
             return Placeholder(Pending(answer, 0, parts[0], self._passes))

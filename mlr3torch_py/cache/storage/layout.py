@@ -90,6 +90,7 @@ class Layout:
         self.n_tried: Counter[int] = Counter()
         self.largest_batch = 0
         self.seen: set[int] = set()
+        self.gives_values: bool = False
         self.is_dropped: bool = False
         self.shelved: ShelvedRows | None = None
         for parent in self.parents:
@@ -227,6 +228,8 @@ class Layout:
         """Drop rows that were not used; see `Table.end_epoch`."""
         self._children = [child for child in self._children if not child.is_dropped]
         self.complete.pack()
+        is_asked_for = not self._children and len(self.seen) == len(self.spec.tensors)
+        self.gives_values = self.relation == "new" and is_asked_for
         for table in self.tables:
             if dropped := table.end_epoch(used_epochs):
                 for source in self.sources:

@@ -94,7 +94,7 @@ class ShelvedRows:
         unknown = complete.lacking(keys)
         if not unknown or self._is_distrusted:
             return unknown
-        marks = self._shelf.disk.get([self._place(MARK, keys[i]) for i in unknown])
+        marks = self._shelf.disk.get(self._places(MARK, [keys[i] for i in unknown]))
         found = [i for i, mark in zip(unknown, marks, strict=True) if mark is not None]
         complete.add(keys[i] for i in found)
         missing = set(unknown).difference(found)
@@ -115,7 +115,7 @@ class ShelvedRows:
         if self._is_distrusted or not keys:
             return [], None
         n_bytes = prod(row.shape) * (self._stored(row.dtype)).itemsize
-        values = self._shelf.disk.get([self._place(index, key) for key in keys])
+        values = self._shelf.disk.get(self._places(index, keys))
         found = [i for i, value in enumerate(values) if value is not None and len(value) == n_bytes]
         if not found:
             return [], None
@@ -136,13 +136,13 @@ class ShelvedRows:
         table = as_bytes(stored).reshape(len(keys), -1).cpu().numpy()
         drawn = self._shelf.drawn.get(self.key, frozenset())
         new = {key: i for i, key in enumerate(keys) if fits[i] and key not in drawn}
-        self._keep({self._place(index, key): table[i].tobytes() for key, i in new.items()})
+        self._keep({place: table[i].tobytes() for place, i in zip(self._places(index, new), new.values(), strict=True)})
         return set(new)
 
     def mark(self, keys: Iterable[bytes]) -> None:
         """Note that rows are kept wherever they were asked for."""
         if not (self._is_distrusted or self._shelf.is_full):
-            self._keep({self._place(MARK, key): b"" for key in keys})
+            self._keep(dict.fromkeys(self._places(MARK, keys), b""))
 
     def must_compare(self, index: int) -> bool:
         """Whether no row of a tensor was compared yet with what is computed now."""
@@ -230,8 +230,9 @@ class ShelvedRows:
         half = self._shelf.dtype
         return half if half is not None and dtype in {torch.float32, torch.float64} else dtype
 
-    def _place(self, index: int, key: bytes) -> bytes:
-        return ROWS + self.key + index.to_bytes(1, "big") + key
+    def _places(self, index: int, keys: Iterable[bytes]) -> list[bytes]:
+        start = ROWS + self.key + index.to_bytes(1, "big")
+        return [start + key for key in keys]
 
     def _keep(self, values: dict[bytes, bytes]) -> None:
         self.waiting.update(values)
