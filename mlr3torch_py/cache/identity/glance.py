@@ -81,7 +81,9 @@ class Glance:
         pairs = enumerate(zip(map(vars, layers), settings, strict=True))
         self.others: list[int] = [i for i, (own, of_layer) in pairs if not _are_fixed(own, of_layer)]
         fixed = [(layers[i], settings[i]) for i in sorted({*range(len(layers))}.difference(self.others))]
-        self._attributes = [(vars(layer), [*names], [vars(layer)[name] for name in names]) for layer, names in fixed]
+        self._attributes = [
+            (own := vars(layer), [*own], [*names], [own[name] for name in names]) for layer, names in fixed
+        ]
         owners = (owner for layer, _ in fixed for owner in (layer._parameters, layer._buffers))
         self._bare = [tensor for owner in owners for tensor in owner.values() if tensor is not None]
 
@@ -111,8 +113,8 @@ class Glance:
             and list(map(len, self._owners)) == self._sizes
             and list(map(type, self._layers)) == self._classes
             and all(
-                names_of_settings(own) == names and all(map(is_, map(own.get, names), values))
-                for own, names, values in self._attributes
+                ([*own] == present or names_of_settings(own) == names) and all(map(is_, map(own.get, names), values))
+                for own, present, names, values in self._attributes
             )
             and not any(map(attributes_of_array, filter(_ATTRIBUTES, self._bare)))
             and list(map(form_of, self._watched)) == self._forms
