@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from mlr3torch_py.cache.parts import CachedParts
-from tests.cache.helpers import cached, frozen, same
+from mlr3torch_py.cache.passes.placeholder import Placeholder
+from tests.cache.helpers import ROWS, cached, counts, frozen, same
 
 WIDTH, N = 4, 24
 DATA = torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -257,3 +258,53 @@ def test_a_chain_may_be_long_and_branch_at_every_step(n, is_residual):
         torch.testing.assert_close(network(DATA), fresh(DATA))
         parts.settle(), parts.end_epoch(), parts.begin_epoch(), parts.refresh()
     assert sum(one.n_bytes > 0 for one in parts.modules.values()) == 1
+
+
+class Told(nn.Module):
+    """Keeps of what class the output of its frozen layer is when it is given away."""
+
+    def __init__(self, give=lambda x: x):
+        super().__init__()
+        self.first, self.second, self.head = frozen(nn.Linear(4, 3)), nn.Linear(3, 3), nn.Linear(3, 2)
+        self.give, self.classes = give, []
+
+    def forward(self, x):
+        x = self.first(x)
+        self.classes.append(type(x))
+        return self.head(self.second(self.give(x)))
+
+
+def epochs(network, parts, n):
+    """The hits and misses of some epochs."""
+    for _ in range(n):
+        network(ROWS)
+        parts.settle()
+        yield counts(parts)
+        parts.begin_epoch(), parts.refresh(retry_rejected=False)
+
+
+def test_an_output_that_a_trainable_module_asks_for_is_a_plain_tensor_from_the_second_epoch_on():
+    network = Told()
+    plain = copy.deepcopy(network)
+    *_, last = epochs(network, cached(network), 4)
+    assert last == (12, 0)
+    torch.testing.assert_close(network(ROWS), plain(ROWS))
+    assert network.classes == [Placeholder, *[torch.Tensor] * 4]
+
+
+def test_an_output_that_an_operation_takes_stays_a_placeholder():
+    network = Told(lambda x: torch.flatten(x, 1) + 1)
+    *_, last = epochs(network, cached(network), 4)
+    assert last == (12, 0)
+    assert network.classes == [Placeholder] * 4
+
+
+def test_what_is_frozen_later_makes_one_chain_with_what_was_asked_for_before():
+    network = Told()
+    parts = cached(network)
+    assert [*epochs(network, parts, 3)][-1] == (12, 0)
+    network.second.requires_grad_(False)
+    parts.refresh()
+    assert [*epochs(network, parts, 3)][-1] == (12, 0)
+    assert list(parts.modules) == ["first", "second"]
+    assert network.classes[3:] == [Placeholder] * 3

@@ -93,6 +93,18 @@ def test_the_second_training_computes_only_what_is_compared(tmp_path):
     assert np.allclose(losses(warm), losses(trained(cached=False)[0]), atol=1e-6)
 
 
+def test_a_training_that_finds_all_rows_writes_none_of_them_again(tmp_path):
+    def content():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "lock" not in path.name}
+
+    trained(tmp_path)
+    before = content()
+    _, n_computed = trained(tmp_path)
+    assert n_computed
+    assert content() == before
+    assert before
+
+
 def test_more_rows_than_memory_holds_come_from_the_store(tmp_path):
     trained(tmp_path)
     net, n_computed = trained(tmp_path, cache={"max_bytes": 8_000})
@@ -325,6 +337,13 @@ def test_scoring_after_training_takes_known_rows(tmp_path, store):
     assert torch.allclose(net.forward(X), plain.forward(X), atol=1e-6)
     assert torch.equal(net.forward(X), expected)
     assert net.fit(X, y).score(X, y) == plain.score(X, y)
+
+
+def test_rows_that_were_compared_in_training_are_not_compared_in_scoring(tmp_path):
+    trained(tmp_path)
+    net, n_computed = trained(tmp_path, cache={"keep": True})
+    assert n_computed
+    assert computed_by(net.predict, X) == 0
 
 
 def test_rows_that_scoring_computes_are_stored(tmp_path):

@@ -83,6 +83,7 @@ class CachedStage(InPlace):
         self._passes = Passes() if passes is None else passes
         self._check = HitCheck(check)
         self._n_rows = self._n_known = 0
+        self._had_rows = False  # when the epoch began; what it is given may be known for longer
         self._seconds_computing = 0.0
         self._known = Known(self.identity)
         self.forget()
@@ -96,7 +97,7 @@ class CachedStage(InPlace):
     @property
     def is_idle(self) -> bool:
         """Whether the epoch began with known rows, and none of them came again."""
-        return self._known.n_remembered > 0 and self._n_rows > 0 and self._n_known == 0
+        return self._had_rows and self._known.n_remembered > 0 and self._n_rows > 0 and self._n_known == 0
 
     @property
     def share_known(self) -> float:
@@ -120,6 +121,7 @@ class CachedStage(InPlace):
         for layout in self.layouts:
             layout.n_remembered = len(layout.complete)
         self._n_rows = self._n_known = 0
+        self._had_rows = any(True for _ in self.layouts)
         self.tally = Tally()
         self._check.begin_epoch(sum(len(table) for layout in self.layouts for table in layout.tables))
 

@@ -74,7 +74,7 @@ class ShelvedRows:
         self._is_distrusted = False
         self._own: list[bytes] = []
         self._written_at = 0.0
-        self._written: dict[str, Any] = {}
+        self._written = ""  # of the outputs
 
     @property
     def precision(self) -> float:
@@ -198,7 +198,7 @@ class ShelvedRows:
             layout.recall_outputs(record["outputs"], self._here)
         except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             return False
-        self._written, self._written_at = record["outputs"], record["used"]
+        self._written, self._written_at = json.dumps(record["outputs"]), record["used"]
         self._stage.seconds_per_row = min(self._stage.seconds_per_row, record["seconds_per_row"])
         return True
 
@@ -209,9 +209,10 @@ class ShelvedRows:
         except NotPortableError:
             return {}
         now = time.time()
-        if outputs == self._written and now - self._written_at < _SECONDS_UNTIL_USED_AGAIN:
+        described = json.dumps(outputs)
+        if described == self._written and now - self._written_at < _SECONDS_UNTIL_USED_AGAIN:
             return {}
-        self._written, self._written_at = outputs, now
+        self._written, self._written_at = described, now
         record = {
             "name": self.name,
             "used": now,
