@@ -10,7 +10,7 @@ import torch
 
 from mlr3torch_py.protocols import Net
 
-__all__ = ["kept_rates", "move_to", "rates_of", "reset_rates", "set_rates"]
+__all__ = ["copied", "kept_rates", "move_to", "rates_of", "reset_rates", "set_rates"]
 
 _RATES: Final = ("lr", "initial_lr", "momentum", "betas")
 
@@ -22,7 +22,7 @@ def rates_of(net: Net, key: str = "lr") -> tuple[float, ...]:
 
 def kept_rates(optimizer: Any, *keys: str) -> list[dict[str, Any]]:
     """Return what schedulers set in the groups of an optimizer, by default all of it."""
-    return [{key: _copied(group[key]) for key in keys or _RATES if key in group} for group in optimizer.param_groups]
+    return [{key: copied(group[key]) for key in keys or _RATES if key in group} for group in optimizer.param_groups]
 
 
 def set_rates(optimizer: Any, rates: Sequence[Mapping[str, Any]]) -> None:
@@ -40,7 +40,8 @@ def reset_rates(optimizer: Any) -> None:
     set_rates(optimizer, [{"lr": group.pop("initial_lr", group["lr"])} for group in optimizer.param_groups])
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """Return a rate that stays as it is: schedulers set tensors in place."""
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 

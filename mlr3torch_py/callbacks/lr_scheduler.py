@@ -21,7 +21,7 @@ from mlr3torch_py.callbacks.lr_arguments import (
     name_of,
     with_attributes,
 )
-from mlr3torch_py.callbacks.lr_groups import kept_rates, move_to, rates_of, reset_rates, set_rates
+from mlr3torch_py.callbacks.lr_groups import copied, kept_rates, move_to, rates_of, reset_rates, set_rates
 from mlr3torch_py.callbacks.lr_state import (
     RATE,
     Progress,
@@ -98,6 +98,7 @@ class CallbackSetLRScheduler(CallbackSet):
     state_: dict[str, Any] | None = None
     first_state_: Any = None
     rates_: tuple[float, ...] | None = None
+    rate_: Any = None  # of the last update
     n_ended_: int = 0  # the epochs at whose end it has acted
     left_: tuple[float, ...] | None = None
     has_rates_: bool = True
@@ -218,7 +219,7 @@ class CallbackSetLRScheduler(CallbackSet):
         else:
             self._set_up(net, dataset_train)
         self._make_up(net)
-        self.n_ended_ = len(net.history) - 1
+        self.rate_, self.n_ended_ = None, len(net.history) - 1
 
     def _set_up(self, net: Net, dataset_train: Any) -> None:
         """Make the scheduler, at the point that the training has reached."""
@@ -302,11 +303,15 @@ class CallbackSetLRScheduler(CallbackSet):
         if training and not self.step_on_epoch:
             self._make_up(net)
 
+    def after_update(self, net: Net) -> None:
+        self.rate_ = copied(net.optimizer_.param_groups[0]["lr"])
+
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and not self.step_on_epoch:
             net.history.record_batch(RATE, rates_of(net)[0])
             if not was_step_left_out(net):
                 self._step(net)
+            self.after_update(net)
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self._end_epoch(net, len(net.history))
@@ -319,7 +324,7 @@ class CallbackSetLRScheduler(CallbackSet):
         """Record the rate of an epoch, unless another scheduler has done so before it stepped; step."""
         if RATE not in (row := row_of(net.history, epoch - 1)):
             record = net.history.record if epoch == len(net.history) else row.__setitem__
-            record(RATE, rates_of(net)[0])
+            record(RATE, rates_of(net)[0] if self.rate_ is None else float(self.rate_))
         self.n_ended_ = epoch
         self._step_by_epoch(net, epoch)
 

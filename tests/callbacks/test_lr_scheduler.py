@@ -176,6 +176,21 @@ def test_a_training_that_breaks_off_keeps_the_state(error):
     assert net.optimizer_.param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**3)
 
 
+@pytest.mark.parametrize("is_tensor", [False, True])
+@pytest.mark.parametrize("steps", ["by epoch", "by batch"])
+def test_the_history_has_the_rate_that_was_used_before_another_callback_changed_it(steps, is_tensor):
+    class Halves(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.optimizer_.param_groups[0]["lr"] *= 0.5
+
+    rates, by_batch = Rates(), as_lr_scheduler(ExponentialLR, gamma=1.0, step_on_epoch=False)
+    scheduler = t_clbk("lr_step", step_size=2) if steps == "by epoch" else by_batch
+    lr = torch.tensor(0.1) if is_tensor else 0.1
+    net = iris_net(Halves(), scheduler, ("rates", rates), lr=lr, batch_size=150).fit(X, y)
+    second = 0.0025 if steps == "by epoch" else 0.025
+    assert net.history[:, "event_lr"] == pytest.approx([0.1, 0.05, second, second / 2])
+
+
 def test_any_scheduler_of_torch_is_taken():
     made = as_lr_scheduler(ExponentialLR, gamma=0.5)
     net = iris_net(made, max_epochs=3).fit(X, y)
