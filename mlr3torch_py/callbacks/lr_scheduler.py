@@ -214,10 +214,7 @@ class CallbackSetLRScheduler(CallbackSet):
             reset_rates(net.optimizer_)
 
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        if self.scheduler_ is not None:
-            self._follow(net)
-        else:
-            self._set_up(net, dataset_train)
+        self._follow(net, dataset_train)
         self._make_up(net)
         self.rate_, self.n_ended_ = None, len(net.history) - 1
 
@@ -355,8 +352,10 @@ class CallbackSetLRScheduler(CallbackSet):
     def numbers(self) -> tuple[str, ...]:
         return (RATE,)
 
-    def _follow(self, net: Net) -> None:
-        """Schedule the optimizer that the net has now, from the current step on, if it has replaced its optimizer."""
+    def _follow(self, net: Net, dataset_train: Any = None) -> None:
+        """Make the scheduler; if the net has replaced its optimizer, schedule the new one from the current step on."""
+        if self.scheduler_ is None:
+            self._set_up(net, dataset_train)
         if self.scheduler_.optimizer is not net.optimizer_:
             move_to(self.scheduler_, net.optimizer_, self.rates_ or (), type(self).__name__)
 

@@ -191,6 +191,25 @@ def test_the_history_has_the_rate_that_was_used_before_another_callback_changed_
     assert net.history[:, "event_lr"] == pytest.approx([0.1, 0.05, second, second / 2])
 
 
+@pytest.mark.parametrize(
+    "callback",
+    [t_clbk("lr_step", step_size=1), t_clbk("lr_one_cycle", max_lr=1.0, total_steps=3)],
+    ids=["step", "1cycle"],
+)
+def test_a_loop_by_hand_need_not_begin_its_epochs(callback):
+    net = iris_net(callback, callbacks__epoch_timer=None).initialize()  # skorch's timer needs the beginning
+    net.notify("on_train_begin", X=X, y=y)
+    dataset, _ = net.get_split_datasets(X, y)
+    net.history.new_epoch()
+    net.run_single_epoch(
+        net.get_iterator(dataset, training=True), training=True, prefix="train", step_fn=net.train_step
+    )
+    net.notify("on_epoch_end", dataset_train=dataset, dataset_valid=None)
+    net.notify("on_train_end", X=X, y=y)
+    assert "event_lr" in net.history[-1]
+    assert net.optimizer_.param_groups[0]["lr"] != 0.1
+
+
 def test_any_scheduler_of_torch_is_taken():
     made = as_lr_scheduler(ExponentialLR, gamma=0.5)
     net = iris_net(made, max_epochs=3).fit(X, y)
