@@ -82,10 +82,10 @@ class CallbackSetEarlyStopping(CallbackSet):
     -----
     Ported from the early stopping of R's mlr3torch. An epoch without the score, or with the score None or NaN, is no
     evaluation, and counts neither for nor against `patience`. Everything but the best weights is computed from the
-    history of the net, so counting continues across ``partial_fit`` and a loaded history. The best weights belong to
-    their epoch: they are not restored once the history lacks that epoch, as after ``load_params``. Its weight is 1000,
-    so it runs late; give it the weight -1 if a callback of skorch, such as ``TrainEndCheckpoint``, should see the
-    restored weights.
+    history of the net, so counting continues across ``partial_fit`` and a loaded history. An epoch counts also if
+    another callback ends training at its end. The best weights belong to their epoch: they are not restored once the
+    history lacks that epoch, as after ``load_params``. Its weight is 1000, so it runs late; give it the weight -1 if a
+    callback of skorch, such as ``TrainEndCheckpoint``, should see the restored weights.
 
     Examples
     --------
@@ -187,13 +187,21 @@ class CallbackSetEarlyStopping(CallbackSet):
     def monitors(self) -> tuple[str, ...]:
         return (self.monitor,)
 
-    def _decide(self, net: Net) -> None:
+    def finish_epoch(self, net: Net) -> None:
+        if self.best_ is None or not self.best_.is_of_last_epoch(net):
+            self._count(net)
+
+    def _count(self, net: Net) -> bool:
+        """Count the score of an epoch, and keep its weights if it is the best; return whether there is one."""
         if self.read_score(net, self.monitor) is None:
-            return
+            return False
         self._update(net)
         if self.restore_best_weights and self.best_epoch == len(net.history):
             self.best_ = KeptWeights.of(net)
-        if self._has_stagnated():
+        return True
+
+    def _decide(self, net: Net) -> None:
+        if self._count(net) and self._has_stagnated():
             logger.info("`%s` has not improved for %d epochs: training stops", self.monitor, self.stagnation)
             say(
                 net,
@@ -284,7 +292,7 @@ class CallbackSetEarlyStopping(CallbackSet):
         elif not kept.mark.is_in(net.history):
             cause = "were not kept: those kept are of another net, or of epochs that were taken back"
         elif kept.mark.n_rows != epoch:
-            cause = f"were not kept: with the former arguments epoch {kept.mark.n_rows} was the best"
+            cause = f"were not kept: those kept are of epoch {kept.mark.n_rows}, which was the best when they were kept"
         elif different := kept.differences(net):
             cause = f"do not fit the net, which has another {listed(different, most=3)}"
         if cause is None:

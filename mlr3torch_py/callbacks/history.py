@@ -10,7 +10,7 @@ import pandas as pd
 from mlr3torch_py.arguments import check_list
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet, check_state
-from mlr3torch_py.training.clock import row_of, rows_of
+from mlr3torch_py.training.clock import has_ended, row_of, rows_of
 from mlr3torch_py.training.context import scores_of
 from mlr3torch_py.training.scoring import parts_of_scores
 from mlr3torch_py.values import plain
@@ -109,5 +109,5 @@ def _scores(net: Net, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float
         {"epoch": row["epoch"]}
         | {f"{part}.{name}": plain(value) for part in _PARTS for name, value in scores_of(row, part, parts).items()}
         for row in rows
-        if "train_batch_count" in row
+        if has_ended(row, parts)
     ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Final
 
 import torch
 
 from mlr3torch_py.protocols import Net
 
-__all__ = ["continue_group", "kept_rates", "point_at", "rates_of", "reset_rates", "set_rates"]
+__all__ = ["copied", "kept_rates", "move_to", "rates_of", "reset_rates", "set_rates"]
 
 _RATES: Final = ("lr", "initial_lr", "momentum", "betas")
 
@@ -21,7 +22,7 @@ def rates_of(net: Net, key: str = "lr") -> tuple[float, ...]:
 
 def kept_rates(optimizer: Any, *keys: str) -> list[dict[str, Any]]:
     """Return what schedulers set in the groups of an optimizer, by default all of it."""
-    return [{key: _copied(group[key]) for key in keys or _RATES if key in group} for group in optimizer.param_groups]
+    return [{key: copied(group[key]) for key in keys or _RATES if key in group} for group in optimizer.param_groups]
 
 
 def set_rates(optimizer: Any, rates: Sequence[Mapping[str, Any]]) -> None:
@@ -39,11 +40,41 @@ def reset_rates(optimizer: Any) -> None:
     set_rates(optimizer, [{"lr": group.pop("initial_lr", group["lr"])} for group in optimizer.param_groups])
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """Return a rate that stays as it is: schedulers set tensors in place."""
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def continue_group(old: dict[str, Any], new: dict[str, Any], rate: float | None) -> None:
+def move_to(scheduler: Any, optimizer: Any, rates: Sequence[float], name: str) -> None:
+    """Let a scheduler continue with another optimizer.
+
+    Parameters
+    ----------
+    scheduler : torch.optim.lr_scheduler.LRScheduler
+    optimizer : torch.optim.Optimizer
+    rates : sequence of float
+        Those of the groups before the schedule; empty if they are not known.
+    name : str
+        What the message calls the scheduler.
+
+    Raises
+    ------
+    ValueError
+        If the optimizers have different numbers of groups.
+    """
+    before = scheduler.optimizer
+    if len(before.param_groups) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the net has replaced its optimizer, which had {len(before.param_groups)} param groups, by one with "
+            f"{len(optimizer.param_groups)}, so {name} does not fit it; give it as many groups"
+        )
+    if getattr(optimizer, "optimizer", optimizer) is not getattr(before, "optimizer", before):  # else wrapped again
+        for old, new, rate in zip_longest(before.param_groups, optimizer.param_groups, rates):
+            _continue_group(old, new, rate)
+    _point_at(scheduler, optimizer)
+
+
+def _continue_group(old: dict[str, Any], new: dict[str, Any], rate: float | None) -> None:
     """Bring a group of a new optimizer to the same point of a schedule.
 
     Parameters
@@ -60,7 +91,7 @@ def continue_group(old: dict[str, Any], new: dict[str, Any], rate: float | None)
     new.update({key: old[key] * factor for key in ("lr", "initial_lr") if key in old})
 
 
-def point_at(scheduler: Any, optimizer: Any) -> None:
+def _point_at(scheduler: Any, optimizer: Any) -> None:
     """Let a scheduler, and those that it consists of, set the rates of another optimizer."""
     scheduler.optimizer = optimizer
     if hasattr(scheduler, "base_lrs"):
@@ -68,4 +99,4 @@ def point_at(scheduler: Any, optimizer: Any) -> None:
     if getattr(scheduler, "_step_count", None) == 1:
         scheduler._step_count = 2  # at its first step torch would warn of an optimizer that it did not see before
     for part in getattr(scheduler, "_schedulers", ()):
-        point_at(part, optimizer)
+        _point_at(part, optimizer)

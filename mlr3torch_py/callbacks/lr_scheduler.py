@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -22,7 +21,7 @@ from mlr3torch_py.callbacks.lr_arguments import (
     name_of,
     with_attributes,
 )
-from mlr3torch_py.callbacks.lr_groups import continue_group, kept_rates, point_at, rates_of, reset_rates, set_rates
+from mlr3torch_py.callbacks.lr_groups import copied, kept_rates, move_to, rates_of, reset_rates, set_rates
 from mlr3torch_py.callbacks.lr_state import (
     RATE,
     Progress,
@@ -32,12 +31,11 @@ from mlr3torch_py.callbacks.lr_state import (
     n_updates,
     simulated_rates,
     take_step,
-    unmarked_row,
     was_step_left_out,
 )
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import REQUIRED, CallbackSet, check_state
-from mlr3torch_py.training.clock import row_of, rows_of, take_back_epoch
+from mlr3torch_py.training.clock import has_ended, row_of, rows_of, take_back_epoch
 from mlr3torch_py.warn import warn
 
 __all__ = ["CallbackSetLRScheduler"]
@@ -73,7 +71,8 @@ class CallbackSetLRScheduler(CallbackSet):
     Notes
     -----
     Ported from ``CallbackSetLRScheduler`` of R's mlr3torch. When training continues, by ``partial_fit`` or from a
-    pickle, so do the scheduler and the rates. If the history was taken back or loaded, or another net has used the
+    pickle, so do the scheduler and the rates, also if another callback has ended training, or copied the net, at the
+    end of an epoch before the scheduler's turn. If the history was taken back or loaded, or another net has used the
     callback in between, the scheduler is stepped over the epochs of the history. Arguments that are changed between
     calls, also in the script of a resumed run, count from then on; the rates continue from where they are. When the
     optimizer is replaced during training, the scheduler continues with the new one; if that has another rate, in
@@ -99,6 +98,8 @@ class CallbackSetLRScheduler(CallbackSet):
     state_: dict[str, Any] | None = None
     first_state_: Any = None
     rates_: tuple[float, ...] | None = None
+    rate_: Any = None  # of the last update
+    n_ended_: int = 0  # the epochs at whose end it has acted
     left_: tuple[float, ...] | None = None
     has_rates_: bool = True
     is_stale_: bool = False
@@ -206,28 +207,21 @@ class CallbackSetLRScheduler(CallbackSet):
         is_added = self.owner_ is None and any(other.state_ is not None for other in others)
         self.is_in_history_ = not is_added and any(RATE in row for row in rows_of(net.history))
         self.is_alone_ = not others
-        self.has_rates_ = all("initial_lr" in group for group in groups) and not self._are_rates_left_over(net)
+        owner = self.owner_  # of whose history epochs may have been taken back, but not their rates
+        is_left = owner is not None and not owner.fits(net) and owner.may_be(net) and self.left_ == rates_of(net)
+        self.has_rates_ = all("initial_lr" in group for group in groups) and not is_left
         if self.state_ is None and not self.has_rates_:
             reset_rates(net.optimizer_)
 
-    def _are_rates_left_over(self, net: Net) -> bool:
-        """Whether the rates are those of epochs that were taken back: the history was loaded, but no optimizer."""
-        if self.owner_ is None or self.owner_.fits(net) or not self.owner_.may_be(net):
-            return False
-        return self.left_ == rates_of(net)
-
     def on_epoch_begin(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        if self.scheduler_ is not None:
-            self._follow(net)
-        else:
-            self._set_up(net, dataset_train)
+        self._follow(net, dataset_train)
         self._make_up(net)
+        self.rate_, self.n_ended_ = None, len(net.history) - 1
 
     def _set_up(self, net: Net, dataset_train: Any) -> None:
         """Make the scheduler, at the point that the training has reached."""
         if self.state_ is None:
-            is_scheduled = self.is_in_history_ and self.has_rates_
-            self.rates_ = rates_of(net, "initial_lr" if is_scheduled else "lr")
+            self.rates_ = rates_of(net, "initial_lr" if self.is_in_history_ and self.has_rates_ else "lr")
         try:
             arguments = self._arguments_in(net, dataset_train)
         except ValueError:
@@ -236,6 +230,7 @@ class CallbackSetLRScheduler(CallbackSet):
         self.first_state_, self.owed_ = first_state_of(self.build, net.optimizer_, arguments), None
         if self.state_ is not None:
             self._continue(self.state_, net.optimizer_, arguments)
+            self._end_last_epoch(net, self.state_.get(_OWN, {}).get("n_ended"))
         elif self.is_in_history_:
             self._work_out(net, arguments)
         else:
@@ -263,6 +258,12 @@ class CallbackSetLRScheduler(CallbackSet):
         self.scheduler_.load_state_dict(loaded)
         set_rates(optimizer, current)
 
+    def _end_last_epoch(self, net: Net, n_ended: int | None) -> None:
+        """Act at the end of the last epoch, if the state was kept, in a copy of the net, before the scheduler could."""
+        last = len(net.history) - 1
+        if n_ended is not None and n_ended == last - 1 and has_ended(row_of(net.history, last - 1)):
+            self._end_epoch(net, last)
+
     def _work_out(self, net: Net, arguments: dict[str, Any]) -> None:
         """Step over the epochs of the history; keep the rates of now, if they are of that history."""
         optimizer = net.optimizer_
@@ -271,13 +272,7 @@ class CallbackSetLRScheduler(CallbackSet):
             set_rates(optimizer, [{"lr": group["initial_lr"]} for group in optimizer.param_groups])
         self.scheduler_ = self.build(net.optimizer_, arguments)
         progress, rows = Progress(self.scheduler_, net), rows_of(net.history)[:-1]
-        unmarked = unmarked_row(rows)
-        for row in rows:
-            if row is unmarked:
-                row[RATE] = progress.rate
-            progress.repeat(row, self._steps_in(net, row), is_by_epoch=self.step_on_epoch)
-            if row is unmarked:
-                row[RATE] = progress.recorded = progress.rate
+        unmarked = progress.repeat(rows, lambda row: self._steps_in(net, row), is_by_epoch=self.step_on_epoch)
         differs = self.is_alone_ and progress.differs
         found = f"{progress.rate:g} for epoch {progress.epoch}, where the history has {progress.recorded:g}"
         if differs and self.owner_ is None:
@@ -305,14 +300,32 @@ class CallbackSetLRScheduler(CallbackSet):
         if training and not self.step_on_epoch:
             self._make_up(net)
 
+    def after_update(self, net: Net) -> None:
+        self.rate_ = copied(net.optimizer_.param_groups[0]["lr"])
+
     def on_batch_end(self, net: Net, batch: Any = None, training: bool | None = None, **kwargs: Any) -> None:
         if training and not self.step_on_epoch:
             net.history.record_batch(RATE, rates_of(net)[0])
             if not was_step_left_out(net):
                 self._step(net)
+            self.after_update(net)
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self._record(net)
+        self._end_epoch(net, len(net.history))
+
+    def finish_epoch(self, net: Net) -> None:
+        if self.scheduler_ is not None and self.n_ended_ < len(net.history):
+            self._end_epoch(net, len(net.history))
+
+    def _end_epoch(self, net: Net, epoch: int) -> None:
+        """Record the rate of an epoch, unless another scheduler has done so before it stepped; step."""
+        if RATE not in (row := row_of(net.history, epoch - 1)):
+            record = net.history.record if epoch == len(net.history) else row.__setitem__
+            record(RATE, rates_of(net)[0] if self.rate_ is None else float(self.rate_))
+        self.n_ended_ = epoch
+        self._step_by_epoch(net, epoch)
+
+    def _step_by_epoch(self, net: Net, epoch: int) -> None:
         if self.step_on_epoch:
             self._step(net)
 
@@ -339,25 +352,12 @@ class CallbackSetLRScheduler(CallbackSet):
     def numbers(self) -> tuple[str, ...]:
         return (RATE,)
 
-    def _record(self, net: Net) -> None:
-        """Record the rate of the epoch, unless another scheduler has done so before it stepped."""
-        if RATE not in row_of(net.history, -1):
-            net.history.record(RATE, rates_of(net)[0])
-
-    def _follow(self, net: Net) -> None:
-        """Schedule the optimizer that the net has now, from the current step on, if it has replaced its optimizer."""
-        before, now = self.scheduler_.optimizer, net.optimizer_
-        if before is now:
-            return
-        if len(before.param_groups) != len(now.param_groups):
-            raise ValueError(
-                f"the net has replaced its optimizer, which had {len(before.param_groups)} param groups, by one with "
-                f"{len(now.param_groups)}, so {type(self).__name__} does not fit it; give it as many groups"
-            )
-        if getattr(now, "optimizer", now) is not getattr(before, "optimizer", before):  # accelerate wraps it again
-            for old, new, rate in zip_longest(before.param_groups, now.param_groups, self.rates_ or ()):
-                continue_group(old, new, rate)
-        point_at(self.scheduler_, now)
+    def _follow(self, net: Net, dataset_train: Any = None) -> None:
+        """Make the scheduler; if the net has replaced its optimizer, schedule the new one from the current step on."""
+        if self.scheduler_ is None:
+            self._set_up(net, dataset_train)
+        if self.scheduler_.optimizer is not net.optimizer_:
+            move_to(self.scheduler_, net.optimizer_, self.rates_ or (), type(self).__name__)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the state of the scheduler; None before any training.
@@ -370,7 +370,7 @@ class CallbackSetLRScheduler(CallbackSet):
         """
         if self.scheduler_ is None:
             return self.state_
-        own = {"first_state": self.first_state_, "owed": self.owed_, **self._more_state()}
+        own = {"first_state": self.first_state_, "owed": self.owed_, "n_ended": self.n_ended_, **self._more_state()}
         return {**self.scheduler_.state_dict(), _OWN: own}
 
     def _more_state(self) -> dict[str, Any]:

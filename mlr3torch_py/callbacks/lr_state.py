@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import numpy as np
 from mlr3torch_py.callbacks.lr_arguments import described, is_rate, name_of
 from mlr3torch_py.callbacks.lr_groups import kept_rates, rates_of, set_rates
 from mlr3torch_py.protocols import Net
+from mlr3torch_py.training.clock import has_ended
 
 __all__ = [
     "RATE",
@@ -24,7 +25,6 @@ __all__ = [
     "n_updates",
     "simulated_rates",
     "take_step",
-    "unmarked_row",
     "was_step_left_out",
 ]
 
@@ -59,7 +59,24 @@ class Progress:
     def differs(self) -> bool:
         return self.epoch > 0 and not math.isclose(self.rate, self.recorded, rel_tol=1e-6, abs_tol=1e-12)
 
-    def repeat(self, row: Mapping[str, Any], steps: Iterable[tuple[float, ...]], *, is_by_epoch: bool) -> None:
+    def repeat(
+        self,
+        rows: Sequence[dict[str, Any]],
+        steps_in: Callable[[Mapping[str, Any]], Iterable[tuple[float, ...]]],
+        *,
+        is_by_epoch: bool,
+    ) -> dict[str, Any] | None:
+        """Repeat the steps of epochs; mark the one that a scheduler could not mark, and return it."""
+        unmarked = _unmarked_row(rows)
+        for row in rows:
+            if row is unmarked:
+                row[RATE] = self.rate
+            self._repeat_epoch(row, steps_in(row), is_by_epoch=is_by_epoch)
+            if row is unmarked:
+                row[RATE] = self.recorded = self.rate
+        return unmarked
+
+    def _repeat_epoch(self, row: Mapping[str, Any], steps: Iterable[tuple[float, ...]], *, is_by_epoch: bool) -> None:
         """Repeat the steps of an epoch."""
         self._n_seen += 1
         before = rates_of(self._net)[0]
@@ -126,12 +143,12 @@ def was_step_left_out(net: Net) -> bool:
     )
 
 
-def unmarked_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _unmarked_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the last row, if a scheduler has stepped in it that could not record its rate before the row was kept.
 
     skorch's Checkpoint keeps the history before the callbacks that are listed after it record theirs.
     """
-    is_unmarked = len(rows) > 1 and RATE in rows[-2] and RATE not in rows[-1] and "train_batch_count" in rows[-1]
+    is_unmarked = len(rows) > 1 and RATE in rows[-2] and RATE not in rows[-1] and has_ended(rows[-1])
     return rows[-1] if is_unmarked else None
 
 

@@ -91,19 +91,18 @@ class CallbackSetLRSchedulerReduceOnPlateau(CallbackSetLRScheduler):
     def _more_state(self) -> dict[str, Any]:
         return {"monitor": self.monitor}
 
-    def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self._record(net)
-        self._step_by_score(net)
-
     def find_late_score(self, net: Net) -> None:
         if self.awaits_score_:
-            self._step_by_score(net)
+            self._step_by_epoch(net, len(net.history))
+            self.n_ended_ = len(net.history)
 
     @property
     def monitors(self) -> tuple[str, ...]:
         return (self.monitor,)
 
-    def _step_by_score(self, net: Net) -> None:
-        score = self.read_score(net, self.monitor)
+    def _step_by_epoch(self, net: Net, epoch: int) -> None:
+        score = self.read_score(net, self.monitor, epoch)
         if score is not None:
             self._step(net, score)
+        elif self.awaits_score_:
+            self.n_ended_ = epoch - 1  # until it is found

@@ -105,5 +105,5 @@ class CallbackSetLRSchedulerOneCycle(CallbackSetLRScheduler):
 
 def _updates_per_epoch(net: Net, dataset_train: Any) -> int | None:
     """Count the updates of an epoch; None if the data has no length."""
-    n_batches = length_of(net.get_iterator(dataset_train, training=True))
+    n_batches = None if dataset_train is None else length_of(net.get_iterator(dataset_train, training=True))
     return None if n_batches is None else -(-n_batches // accumulation(net))

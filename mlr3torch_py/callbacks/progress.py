@@ -136,12 +136,13 @@ class CallbackSetProgress(CallbackSet):
         if self.display_ is not None:
             self.display_.epoch_ended(state)
 
+    def finish_epoch(self, net: Net) -> None:
+        self.find_late_score(net)
+
     def on_train_end(self, net: Net, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         state, ctx = self.state_, self.ctx
         if state is None or ctx is None:
             return
-        if self.is_open_ and ctx.ended_epoch == len(net.history):
-            self.find_late_score(net)  # another callback ended training in the stage before
         rows = [row for row in rows_of(net.history) if "train_batch_count" in row]
         if not state.number:
             self._say("Training: finished already, nothing to train" if rows else "Training: nothing to train")

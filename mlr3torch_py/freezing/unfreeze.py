@@ -273,6 +273,10 @@ class CallbackSetUnfreeze(FreezingCallback):
         super().on_epoch_end(net, dataset_train=dataset_train, dataset_valid=dataset_valid, **kwargs)
         self._keep_best(net)
 
+    def finish_epoch(self, net: Net) -> None:
+        if self.best_ is None or not self.best_.is_of_last_epoch(net):
+            self._keep_best(net)
+
     def find_late_score(self, net: Net) -> None:
         if self.awaits_score_:
             self._keep_best(net)

@@ -96,6 +96,6 @@ class Last(LiveAdaptor):
         self.run_.arrange()
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        self.run_.arrange()
+        self.run_.epoch_has_ended()
         if self.run_.ctx.terminate:
             raise KeyboardInterrupt

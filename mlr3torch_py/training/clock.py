@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, overload
 
@@ -12,7 +12,19 @@ from mlr3torch_py.protocols import History, Net
 from mlr3torch_py.schedule.steps import Moment
 from mlr3torch_py.values import plain, shown
 
-__all__ = ["moment_of", "n_batches_of", "row_of", "rows_of", "score_of", "scores_by_epoch", "take_back_epoch"]
+__all__ = [
+    "has_ended",
+    "moment_of",
+    "n_batches_of",
+    "row_of",
+    "rows_of",
+    "score_of",
+    "scores_by_epoch",
+    "take_back_epoch",
+]
+
+
+_AT_END: Final = ("valid_batch_count", "dur", "train_loss")  # what skorch records after all batches of an epoch
 
 
 def moment_of(history: History) -> Moment:
@@ -55,6 +67,23 @@ def row_of(history: History, i: int) -> dict[str, Any]:
 def rows_of(history: History) -> list[dict[str, Any]]:
     """Return the rows of a history, without a copy if it is a list."""
     return history if isinstance(history, list) else history.to_list()
+
+
+def has_ended(row: Mapping[str, Any], scores: Iterable[str] = ()) -> bool:
+    """Check whether an epoch is complete: nothing has interrupted it, in training or in validation.
+
+    Parameters
+    ----------
+    row : mapping
+    scores : iterable of str
+        What else the callbacks of the net record at its end.
+
+    Examples
+    --------
+    >>> has_ended({"train_batch_count": 3, "train_loss": 0.5}), has_ended({"train_batch_count": 3})
+    (True, False)
+    """
+    return "train_batch_count" in row and not {*_AT_END, *scores}.isdisjoint(row)
 
 
 class _Firsts(Sequence[int]):

@@ -54,6 +54,10 @@ class KeptWeights(NamedTuple):
         """Whether the weights are of an epoch of a net's history, and fit the net."""
         return self.mark.n_rows == epoch and self.mark.is_in(net.history) and not self.differences(net)
 
+    def is_of_last_epoch(self, net: Net) -> bool:
+        """Whether the weights were kept at the end of the last epoch of a net's history, in this process."""
+        return self.mark.n_rows == len(net.history) and self.mark.shares_rows(net.history)
+
     def restore(self, net: Net) -> None:
         for name, module in modules_of(net).items():
             if name in self.parts:

@@ -10,7 +10,8 @@ and when training raises it tells no callback. A `Run` adds that, in four steps:
 2. Training. ``net.callbacks_`` is sorted by weight, between two callbacks of the run. `First` updates ``ctx`` and
    calls the stages that skorch lacks. `Scored`, after all finite weights, lets callbacks read the scores that others
    have recorded after them. `Last` stops training if ``ctx.terminate`` is set, and sorts again if somebody
-   has changed the list. For one call, `Run.fit_loop` stands in for ``net.fit_loop``, to notice when training raises.
+   has changed the list. For one call, `Run.fit_loop` stands in for ``net.fit_loop``, to notice when training raises;
+   if it does so in ``on_epoch_end``, callbacks that have not had their turn finish the epoch, which is complete.
 3. End. `First` lets the run end: it empties skorch's list once more, and calls every ``on_train_end`` itself.
 4. Exit. After the end, or when anything above raises, the run puts ``net.callbacks_`` back in skorch's order, and calls
    the stage ``exit`` of each CallbackSet.
@@ -21,6 +22,7 @@ Copies of a net that are made during training are not part of the run: pickle an
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +41,7 @@ from mlr3torch_py.training.monitors import check_monitor, warn_of_missing_scores
 from mlr3torch_py.training.order import NamedCallback, by_weight, check_names_of_callbacks, has, in_skorchs_order
 from mlr3torch_py.training.outputs import OutputRecorder
 from mlr3torch_py.training.printed import restore_table, shorten_table
-from mlr3torch_py.training.processes import is_main_process, on_main_process
+from mlr3torch_py.training.processes import are_several, is_main_process, on_main_process
 from mlr3torch_py.training.stages import StagedCallback, is_staged
 from mlr3torch_py.training.stand_in import StandIn
 
@@ -74,6 +76,7 @@ class Run:
         self._n_batches = 0
         self._in_validation = False
         self._beginning = 0
+        self._is_ending = False  # an epoch, in the stage epoch_end
         self._acts_after_backward = False
         self._outputs = OutputRecorder(self.ctx)
         self._stand_ins: dict[str, StandIn] = {}
@@ -178,15 +181,32 @@ class Run:
             self._stand_ins.pop(name).remove()
 
     def _end_epochs(self) -> None:
-        """Remove the row of an epoch at whose beginning a callback has raised; let callbacks note their history.
+        """Remove the row of an epoch at whose beginning a callback has raised; finish one at whose end one has.
 
+        Callbacks then note their history.
         They do so here, since callbacks such as skorch's Checkpoint take the history back at ``on_train_end``.
         """
         if self._beginning and len(self.net.history) == self._beginning:
             take_back_epoch(self.net)
         self._beginning = 0
+        if self._is_ending:
+            self._finish_epoch(sys.exception())
         for callback in self.joined:
             callback.epochs_have_ended(self.net)
+
+    def _finish_epoch(self, cause: BaseException | None) -> None:
+        """Let callbacks finish an epoch in whose last stage another one has ended training."""
+        self._is_ending = False
+        is_error = isinstance(cause, Exception)
+        if is_error and are_several(self.net):
+            return  # it may be in this process alone, so that no other would answer
+        for callback in self.staged:
+            try:
+                callback.finish_epoch(self.net)
+            except Exception as error:
+                if cause is None or not is_error:
+                    raise
+                cause.add_note(f"at the end of the epoch {type(callback).__name__} raised too: {error!r}")
 
     def begin_epoch(self, dataset_train: Any, dataset_valid: Any) -> None:
         """Update ``ctx``; before the first epoch of the run, let the callbacks prepare."""
@@ -249,11 +269,17 @@ class Run:
     def end_epoch(self) -> None:
         """Call the stage after the last validation batch, or after the last training batch."""
         self.ctx.ended_epoch = len(self.net.history)
+        self._is_ending = True
         if self._in_validation:
             self.ctx._finish("valid")
             self._call("on_valid_end")
         else:
             self._end_training()
+
+    def epoch_has_ended(self) -> None:
+        """Sort the callbacks, once all of them have ended an epoch."""
+        self._is_ending = False
+        self.arrange()
 
     def find_late_scores(self) -> None:
         """Let callbacks read the scores that others have recorded after them."""

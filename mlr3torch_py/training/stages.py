@@ -230,6 +230,12 @@ class StagedCallback(Callback):
     def find_late_score(self, net: Net) -> None:
         """Read a score again that was missing at ``on_epoch_end``; other callbacks have recorded theirs by now."""
 
+    def finish_epoch(self, net: Net) -> None:
+        """Do what the end of an epoch requires, unless it is done.
+
+        Called if another callback has ended training in ``on_epoch_end``, maybe before this one had its turn.
+        """
+
     def settled_since(self, net: Net) -> float | None:
         """Return the epoch since which nothing that is scheduled is still to come; infinity while something is.
 

@@ -280,7 +280,7 @@ def test_early_stopping_with_other_arguments_counts_with_those(arguments, best, 
     net = stopped(("rising", Rising()), max_epochs=2).fit(X, y)
     net.set_params(**{f"callbacks__early_stopping__{name}": value for name, value in arguments.items()})
     if held == [4]:
-        with pytest.warns(UserWarning, match="epoch is 1, whose weights .* with the former arguments epoch 2 was"):
+        with pytest.warns(UserWarning, match="epoch is 1, whose weights .* those kept are of epoch 2,"):
             net.partial_fit(X, y)
     else:
         net.partial_fit(X, y)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from skorch.callbacks import EpochScoring
+from skorch.callbacks import Callback, EpochScoring
 from skorch.dataset import Dataset, ValidSplit
 from skorch.helper import predefined_split
 from torch import nn
@@ -95,3 +95,22 @@ def test_its_state_holds_plain_numbers():
     net = iris_net(t_clbk("history"), max_epochs=1, train_split=ValidSplit(3)).fit(X, y)
     (row,) = dict(net.callbacks_)["history"].state_dict()["rows"]
     assert {type(value) for value in row.values()} == {int, float}
+
+
+@pytest.mark.parametrize("scoring", [[], [EpochScoring("f1_macro", name="valid_f1", lower_is_better=False)]])
+def test_an_epoch_that_is_interrupted_in_validation_is_not_in_the_history_table(scoring):
+    class Stops(Callback):
+        def on_batch_begin(self, net, training=None, **kwargs):
+            if not training and len(net.history) == 2:
+                raise KeyboardInterrupt
+
+    history = t_clbk("history")
+    iris_net(history, *scoring, Stops(), train_split=ValidSplit(3, stratified=True)).fit(X, y)
+    assert history.callback.history["epoch"].tolist() == [1]
+
+
+def test_the_history_table_has_epochs_whose_only_score_is_the_users():
+    history, score = t_clbk("history"), EpochScoring("accuracy", name="acc", on_train=True)
+    params = {"callbacks__epoch_timer": None, "callbacks__train_loss": None}
+    net = iris_net(history, score, max_epochs=2, **params).fit(X, y)
+    assert history.callback.history["train.acc"].tolist() == net.history[:, "acc"]

@@ -176,6 +176,40 @@ def test_a_training_that_breaks_off_keeps_the_state(error):
     assert net.optimizer_.param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**3)
 
 
+@pytest.mark.parametrize("is_tensor", [False, True])
+@pytest.mark.parametrize("steps", ["by epoch", "by batch"])
+def test_the_history_has_the_rate_that_was_used_before_another_callback_changed_it(steps, is_tensor):
+    class Halves(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.optimizer_.param_groups[0]["lr"] *= 0.5
+
+    rates, by_batch = Rates(), as_lr_scheduler(ExponentialLR, gamma=1.0, step_on_epoch=False)
+    scheduler = t_clbk("lr_step", step_size=2) if steps == "by epoch" else by_batch
+    lr = torch.tensor(0.1) if is_tensor else 0.1
+    net = iris_net(Halves(), scheduler, ("rates", rates), lr=lr, batch_size=150).fit(X, y)
+    second = 0.0025 if steps == "by epoch" else 0.025
+    assert net.history[:, "event_lr"] == pytest.approx([0.1, 0.05, second, second / 2])
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [t_clbk("lr_step", step_size=1), t_clbk("lr_one_cycle", max_lr=1.0, total_steps=3)],
+    ids=["step", "1cycle"],
+)
+def test_a_loop_by_hand_need_not_begin_its_epochs(callback):
+    net = iris_net(callback, callbacks__epoch_timer=None).initialize()  # skorch's timer needs the beginning
+    net.notify("on_train_begin", X=X, y=y)
+    dataset, _ = net.get_split_datasets(X, y)
+    net.history.new_epoch()
+    net.run_single_epoch(
+        net.get_iterator(dataset, training=True), training=True, prefix="train", step_fn=net.train_step
+    )
+    net.notify("on_epoch_end", dataset_train=dataset, dataset_valid=None)
+    net.notify("on_train_end", X=X, y=y)
+    assert "event_lr" in net.history[-1]
+    assert net.optimizer_.param_groups[0]["lr"] != 0.1
+
+
 def test_any_scheduler_of_torch_is_taken():
     made = as_lr_scheduler(ExponentialLR, gamma=0.5)
     net = iris_net(made, max_epochs=3).fit(X, y)

@@ -80,6 +80,18 @@ def test_the_next_phase_begins_with_the_best_weights_of_the_one_before(caplog):
     assert said == ["`unfreeze`: restored the best weights of the phase that ends, those of epoch 2 (my_loss 0.5)"]
 
 
+def test_the_best_weights_of_a_phase_are_kept_if_another_callback_ends_training_in_their_epoch():
+    class StopsIn2(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 2:
+                raise KeyboardInterrupt
+
+    seen = Weights()
+    net = iris_net(Score(SCORES), ("seen", seen), StopsIn2(), restoring()).fit(X, y)
+    net.partial_fit(X, y, epochs=2)
+    assert not moved(seen.begins_[4][0], seen.ends_[2])
+
+
 def test_each_phase_is_compared_with_itself_alone():
     _, seen = train([0.1, 0.2, 0.3, 0.9, 0.8, 0.85, 0.9, 0.9])
     assert not moved(seen.begins_[4][0], seen.ends_[1])
