@@ -24,6 +24,7 @@ from mlr3torch_py.checkpoint.net_state import (
     object_states,
     restore_callbacks,
     restore_flags,
+    restore_flags_by_hand,
     restore_history,
     restore_parts,
     restore_rest,
@@ -35,7 +36,6 @@ from mlr3torch_py.checkpoint.parts import (
     generators_of,
     has_state_dict,
     is_stateful,
-    modules_of,
     optimizers_of,
     searched,
     stateful_objects,
@@ -93,7 +93,6 @@ class Session:
         self._described: dict[str, dict[str, Any]] = {}
         self._states_of_call: Mapping[str, Any] | None = None
         self._pending = start.checkpoint
-        self._restored: set[int] = set()
         self._named: set[str] = set()
         self._attributes = Attributes()
         self._structure: dict[str, Any] = {}  # when training began
@@ -121,7 +120,8 @@ class Session:
         restore_callbacks(net, checkpoint)
         restore_history(net, checkpoint)
         if not differences(net, checkpoint):
-            self._restore_parts(checkpoint)
+            restore_parts(net, checkpoint)
+            restore_flags(net, checkpoint)
         return True
 
     def restore(self) -> dict[str, Any]:
@@ -228,12 +228,6 @@ class Session:
     def _consolidations(self) -> list[Callable[[], None]]:
         return [found for one in optimizers_of(self.net).values() if (found := consolidation_of(one)) is not None]
 
-    def _restore_parts(self, checkpoint: Checkpoint) -> None:
-        restore_parts(self.net, checkpoint)
-        if set(map(id, modules_of(self.net).values())) != self._restored:  # the flags of others are settled by now
-            restore_flags(self.net, checkpoint)
-        self._restored = set(map(id, modules_of(self.net).values()))
-
     def _check_settings(self, kept: Mapping[str, Any], *, is_finished: bool) -> None:
         described = kept.get("described")
         objects = [] if described is None else different_objects(described, self._described)
@@ -247,7 +241,8 @@ class Session:
         if "settings" in checkpoint.state:  # those of the main process, since samplers have the number of their own
             on_main_process(net, lambda: self._check_settings(checkpoint.state, is_finished=is_over))
         restore_history(net, checkpoint)
-        self._restore_parts(checkpoint)
+        restore_parts(net, checkpoint)
+        restore_flags_by_hand(net, checkpoint)
         missing = restore_rest(net, checkpoint, self._attributes)
         self._restore_large(checkpoint)
         if missing:
