@@ -231,7 +231,9 @@ class CallbackSetCheckpoint(CallbackSet):
         cast(Session, self.session_).end_epochs()
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        cast(Session, self.session_).prepare()
+        session = cast(Session, self.session_)
+        session.prepare()
+        session.name_differing_gradients()
         on_main_process(net, lambda: self._capture(net))
 
     def epochs_have_ended(self, net: Net) -> None:

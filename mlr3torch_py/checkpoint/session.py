@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
-from mlr3torch_py.checkpoint.attributes import Attributes, left_out_by_optimizers
+from mlr3torch_py.checkpoint.attributes import Attributes, hash_of, left_out_by_optimizers
 from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint, check_part
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
 from mlr3torch_py.checkpoint.layout import (
@@ -34,6 +34,7 @@ from mlr3torch_py.checkpoint.objects import different_objects, objects_of
 from mlr3torch_py.checkpoint.parts import (
     consolidation_of,
     generators_of,
+    gradients,
     has_state_dict,
     is_stateful,
     optimizers_of,
@@ -54,6 +55,8 @@ from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
 __all__ = ["Session"]
+
+_OF_MAIN: Final = "which differ between the processes: when resumed, all have those of the main one"
 
 
 class Session:
@@ -180,6 +183,14 @@ class Session:
         for loader in self._ctx.loaders:
             if getattr(loader, "_iterator", None) is not None:
                 loader._iterator = None
+
+    def name_differing_gradients(self) -> None:
+        """Name pending gradients of which each process has its own, as under ``no_sync``; all processes call this."""
+        if not are_several(self.net):
+            return
+        hashes = in_all_processes(self.net, hash_of(gradients(self.net)))
+        if len(set(hashes)) > 1:
+            self._warn_of([f"the pending gradients, {_OF_MAIN} (take a step at the end of each epoch)"])
 
     def end_epochs(self) -> None:
         """Leave the random states as the end of the call had them, if nothing was left to train."""
@@ -318,8 +329,7 @@ class Session:
         unseeded = ("numpy", "python", "cuda")  # which begin differently in each process, or belong to one device
         own = [name for name in first if not name.startswith(unseeded)]
         different = [name for name in own if any(one.get(name) != first[name] for one in others)]
-        what = "which differ between the processes: when resumed, all have those of the main one"
-        return [f"the random states of {listed(different)}, {what}"] if different else []
+        return [f"the random states of {listed(different)}, {_OF_MAIN}"] if different else []
 
     def _made_late(self, found: dict[str, Any]) -> list[str]:
         """Name the generators that callbacks without a state made in training and keep, unlike those of one epoch."""
