@@ -108,9 +108,10 @@ class CallbackSetCheckpoint(CallbackSet):
     kept in memory until then. The files hold the weights as trained, not those that early stopping restores at the end;
     a resumed run that it had stopped restores them again.
 
-    Saved are also pending gradients, buffers that are not persistent, plain attributes of modules (those in callbacks
-    included), criteria and the net that have changed, parameters of the net included, random generators, and whatever
-    else has ``state_dict`` and ``load_state_dict``; of callbacks of skorch, ``LRScheduler`` and ``EarlyStopping``.
+    Saved are also which parameters are frozen, by callbacks or by hand, pending gradients, buffers that are not
+    persistent, plain attributes of modules (those in callbacks included), criteria and the net that have changed,
+    parameters of the net included, random generators, and whatever else has ``state_dict`` and ``load_state_dict``; of
+    callbacks of skorch, ``LRScheduler`` and ``EarlyStopping``.
     Batches are saved for the last epoch of the history only. A resumed run keeps its learning rates.
 
     Examples
@@ -230,7 +231,9 @@ class CallbackSetCheckpoint(CallbackSet):
         cast(Session, self.session_).end_epochs()
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
-        cast(Session, self.session_).prepare()
+        session = cast(Session, self.session_)
+        session.prepare()
+        session.name_differing_gradients()
         on_main_process(net, lambda: self._capture(net))
 
     def epochs_have_ended(self, net: Net) -> None:

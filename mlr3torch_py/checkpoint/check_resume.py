@@ -51,7 +51,8 @@ def check_resume(net: Any, X: Any, y: Any = None, *, epochs: int = 2) -> ResumeR
     X, y : object
         The data, as ``fit`` takes them; a part of it is enough.
     epochs : int
-        The number of epochs to train, at least 2; a net may stop early.
+        The number of epochs to train, at least 2; a net may stop early. Rows of a schedule that come later are not
+        checked, and the report says so.
 
     Returns
     -------
@@ -181,7 +182,7 @@ def _compare(whole: Ending, again: Ending, stopped: Ending) -> ResumeReport:
         cause = _cause(whole, again, stopped, is_repeatable=not changing.intersection(different)) if different else ""
         rows.append((part, len(names), not different, listed(different, most=3), cause))
     columns = ["part", "compared", "equal", "different", "likely_cause"]
-    return ResumeReport(pd.DataFrame(rows, columns=columns))
+    return ResumeReport(pd.DataFrame(rows, columns=columns), whole.pending_after)
 
 
 def _cause(whole: Ending, again: Ending, stopped: Ending, *, is_repeatable: bool) -> str:

@@ -8,6 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 from skorch.callbacks import EarlyStopping
+from torch import nn
 
 from mlr3torch_py.checkpoint.attributes import Attributes, hash_of
 from mlr3torch_py.checkpoint.contents import GRADIENTS, Checkpoint
@@ -24,7 +25,7 @@ from mlr3torch_py.checkpoint.parts import (
 from mlr3torch_py.checkpoint.portable import to_portable
 from mlr3torch_py.checkpoint.row_file import line_of
 from mlr3torch_py.network.holdings import is_of_this_package
-from mlr3torch_py.network.parameters import Flags, frozen_by_us, trainable_names
+from mlr3torch_py.network.parameters import Flags, frozen_before_us
 from mlr3torch_py.network.unwrap import named_parameters
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
@@ -38,6 +39,7 @@ __all__ = [
     "object_states",
     "restore_callbacks",
     "restore_flags",
+    "restore_flags_by_hand",
     "restore_history",
     "restore_parts",
     "restore_rest",
@@ -70,7 +72,7 @@ def capture(net: Net, more: Mapping[str, Any], attributes: Mapping[str, Any], fi
         "callbacks": callback_states(net),
         "objects": object_states(net)[0],
         "attributes": attributes,
-        "trainable": {name: trainable_names(module) for name, module in modules_of(net).items()},
+        **_flags_of(net),
         **more,
     }
     rows = [line_of(_without_batches(_row(net, i)), f"history.{i}") for i in range(first, n_rows - 1)]
@@ -137,12 +139,15 @@ def restore_parts(net: Net, checkpoint: Checkpoint) -> None:
 
 
 def restore_flags(net: Net, checkpoint: Checkpoint) -> None:
-    """Let train what trained at a checkpoint."""
-    trainable = checkpoint.state["trainable"]
-    by_part = trainable if isinstance(trainable, dict) else {"module": trainable}  # as older versions wrote it
-    for name, module in modules_of(net).items():
-        if name in by_part:
-            Flags(frozenset(by_part[name]), frozen_by_us(module)).restore(module)
+    """Let train what trained at a checkpoint, before the freezing callbacks begin."""
+    for module, flags in _flags_for(net, checkpoint):
+        flags.with_ours(module).restore(module)
+
+
+def restore_flags_by_hand(net: Net, checkpoint: Checkpoint) -> None:
+    """Restore the flags that others had changed at a checkpoint, once the freezing callbacks have begun."""
+    for module, flags in _flags_for(net, checkpoint):
+        flags.restore_by_hand(module)
 
 
 def restore_rest(net: Net, checkpoint: Checkpoint, attributes: Attributes) -> list[str]:
@@ -220,6 +225,29 @@ def _state_of(callback: Any) -> Any:
     return {
         attribute: value.state_dict() if hasattr(value, "state_dict") else value for attribute, value in values.items()
     }
+
+
+def _flags_of(net: Net) -> dict[str, dict[str, Any]]:
+    flags = {name: Flags.of(module) for name, module in modules_of(net).items()}
+    before = {name: one.frozen_before_us for name, one in flags.items()}
+    return {
+        "trainable": {name: sorted(one.trainable) for name, one in flags.items()},
+        "frozen_by_us": {name: sorted(one.frozen_by_us) for name, one in flags.items()},
+        "frozen_before_us": {name: sorted(names) for name, names in before.items() if names is not None},
+    }
+
+
+def _flags_for(net: Net, checkpoint: Checkpoint) -> Iterator[tuple[nn.Module, Flags]]:
+    """Yield the modules of a net with their flags at a checkpoint; older ones do not say who froze what."""
+    state = checkpoint.state
+    trainable = state["trainable"] if isinstance(state["trainable"], dict) else {"module": state["trainable"]}
+    ours, before = state.get("frozen_by_us", {}), state.get("frozen_before_us", {})
+    for name, module in modules_of(net).items():
+        if name in ours:
+            known = frozenset(before[name]) if name in before else None
+            yield module, Flags(frozenset(trainable[name]), frozenset(ours[name]), known)
+        elif name in trainable:
+            yield module, Flags(frozenset(trainable[name]), frozenset(), frozen_before_us(module)).with_ours(module)
 
 
 def _row(net: Net, i: int) -> dict[str, Any]:

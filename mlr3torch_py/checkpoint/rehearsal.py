@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import warnings
@@ -23,6 +24,7 @@ from mlr3torch_py.network.randomness import generators, random_states, set_rando
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.clock import rows_of
 from mlr3torch_py.training.order import own_callbacks
+from mlr3torch_py.training.stages import is_staged
 
 __all__ = ["STOPPED", "Ending", "Rehearsal", "main"]
 
@@ -72,12 +74,15 @@ class Ending(NamedTuple):
         was resumed.
     said : list of str
         The warnings.
+    pending_after : int
+        The last epoch, if rows of a schedule are pending after it and the training did not end early; 0 otherwise.
     """
 
     parts: dict[str, dict[str, str]]
     elsewhere: dict[str, str]
     begun: dict[int, dict[str, str]]
     said: list[str]
+    pending_after: int = 0
 
 
 class _Stop(Callback):  # type: ignore[misc]
@@ -122,7 +127,7 @@ def main(rehearsal: str, folder: str, stop_after: str) -> None:
         net.fit(job.X, job.y)
         messages = [str(one.message) for one in said]
         begun = {int(file.name[5:]): pickle.loads(file.read_bytes()) for file in Path(folder).glob("begun*")}
-        ending = _ending_of(net, stop.dataset_, begun, messages)
+        ending = _ending_of(net, stop.dataset_, begun, messages)._replace(pending_after=_pending_after(net, job.epochs))
     (Path(folder) / "ending").write_bytes(pickle.dumps(ending))
 
 
@@ -165,6 +170,11 @@ def _ending_of(net: Net, dataset: Any, begun: dict[int, dict[str, str]], said: l
     }
     hashes["random states"] = {key: hash_of(value) for key, value in random.items()}
     return Ending(hashes, _elsewhere(net, dataset), begun, said)
+
+
+def _pending_after(net: Net, epochs: int) -> int:
+    settled = (one.settled_since(net) for one in own_callbacks(net).values() if is_staged(one))
+    return epochs if len(net.history) == epochs and math.inf in settled else 0
 
 
 def _elsewhere(net: Net, dataset: Any) -> dict[str, str]:

@@ -20,6 +20,8 @@ class ResumeReport:
         of the `different` ones, and the `likely_cause`.
     ok : bool
         Whether everything is equal. The report itself is true if it is.
+    pending_after : int
+        The last epoch that was trained, if rows of a schedule are pending after it; 0 if none is.
 
     See Also
     --------
@@ -34,6 +36,7 @@ class ResumeReport:
     """
 
     table: pd.DataFrame
+    pending_after: int = 0
 
     @property
     def ok(self) -> bool:
@@ -50,12 +53,17 @@ class ResumeReport:
             else:
                 lines.append(f"* {row['part']}: different in {row['different']}")
                 lines += [f"  likely cause: {row['likely_cause']}"] if row["likely_cause"] else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._unchecked()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<p>{self._verdict()}</p>{self.table.to_html(index=False)}"
+        unchecked = "".join(f"<p>{line}</p>" for line in self._unchecked())
+        return f"<p>{self._verdict()}</p>{self.table.to_html(index=False)}{unchecked}"
+
+    def _unchecked(self) -> list[str]:
+        after = f"Rows of a schedule are pending after epoch {self.pending_after}, so they were not checked"
+        return [f"{after}; give more `epochs`."] if self.pending_after else []
 
     def _verdict(self) -> str:
         equals = "equals" if self.ok else "does NOT equal"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
-from mlr3torch_py.checkpoint.attributes import Attributes, left_out_by_optimizers
+from mlr3torch_py.checkpoint.attributes import Attributes, hash_of, left_out_by_optimizers
 from mlr3torch_py.checkpoint.contents import LARGE, Checkpoint, check_part
 from mlr3torch_py.checkpoint.data_record import same_data, split_of
 from mlr3torch_py.checkpoint.layout import (
@@ -24,6 +24,7 @@ from mlr3torch_py.checkpoint.net_state import (
     object_states,
     restore_callbacks,
     restore_flags,
+    restore_flags_by_hand,
     restore_history,
     restore_parts,
     restore_rest,
@@ -33,9 +34,9 @@ from mlr3torch_py.checkpoint.objects import different_objects, objects_of
 from mlr3torch_py.checkpoint.parts import (
     consolidation_of,
     generators_of,
+    gradients,
     has_state_dict,
     is_stateful,
-    modules_of,
     optimizers_of,
     searched,
     stateful_objects,
@@ -54,6 +55,8 @@ from mlr3torch_py.training.stages import is_staged
 from mlr3torch_py.warn import warn
 
 __all__ = ["Session"]
+
+_OF_MAIN: Final = "which differ between the processes: when resumed, all have those of the main one"
 
 
 class Session:
@@ -93,7 +96,6 @@ class Session:
         self._described: dict[str, dict[str, Any]] = {}
         self._states_of_call: Mapping[str, Any] | None = None
         self._pending = start.checkpoint
-        self._restored: set[int] = set()
         self._named: set[str] = set()
         self._attributes = Attributes()
         self._structure: dict[str, Any] = {}  # when training began
@@ -121,7 +123,8 @@ class Session:
         restore_callbacks(net, checkpoint)
         restore_history(net, checkpoint)
         if not differences(net, checkpoint):
-            self._restore_parts(checkpoint)
+            restore_parts(net, checkpoint)
+            restore_flags(net, checkpoint)
         return True
 
     def restore(self) -> dict[str, Any]:
@@ -181,6 +184,14 @@ class Session:
             if getattr(loader, "_iterator", None) is not None:
                 loader._iterator = None
 
+    def name_differing_gradients(self) -> None:
+        """Name pending gradients of which each process has its own, as under ``no_sync``; all processes call this."""
+        if not are_several(self.net):
+            return
+        hashes = in_all_processes(self.net, hash_of(gradients(self.net)))
+        if len(set(hashes)) > 1:
+            self._warn_of([f"the pending gradients, {_OF_MAIN} (take a step at the end of each epoch)"])
+
     def end_epochs(self) -> None:
         """Leave the random states as the end of the call had them, if nothing was left to train."""
         checkpoint, self._pending = self._pending, None
@@ -228,12 +239,6 @@ class Session:
     def _consolidations(self) -> list[Callable[[], None]]:
         return [found for one in optimizers_of(self.net).values() if (found := consolidation_of(one)) is not None]
 
-    def _restore_parts(self, checkpoint: Checkpoint) -> None:
-        restore_parts(self.net, checkpoint)
-        if set(map(id, modules_of(self.net).values())) != self._restored:  # the flags of others are settled by now
-            restore_flags(self.net, checkpoint)
-        self._restored = set(map(id, modules_of(self.net).values()))
-
     def _check_settings(self, kept: Mapping[str, Any], *, is_finished: bool) -> None:
         described = kept.get("described")
         objects = [] if described is None else different_objects(described, self._described)
@@ -247,7 +252,8 @@ class Session:
         if "settings" in checkpoint.state:  # those of the main process, since samplers have the number of their own
             on_main_process(net, lambda: self._check_settings(checkpoint.state, is_finished=is_over))
         restore_history(net, checkpoint)
-        self._restore_parts(checkpoint)
+        restore_parts(net, checkpoint)
+        restore_flags_by_hand(net, checkpoint)
         missing = restore_rest(net, checkpoint, self._attributes)
         self._restore_large(checkpoint)
         if missing:
@@ -323,8 +329,7 @@ class Session:
         unseeded = ("numpy", "python", "cuda")  # which begin differently in each process, or belong to one device
         own = [name for name in first if not name.startswith(unseeded)]
         different = [name for name in own if any(one.get(name) != first[name] for one in others)]
-        what = "which differ between the processes: when resumed, all have those of the main one"
-        return [f"the random states of {listed(different)}, {what}"] if different else []
+        return [f"the random states of {listed(different)}, {_OF_MAIN}"] if different else []
 
     def _made_late(self, found: dict[str, Any]) -> list[str]:
         """Name the generators that callbacks without a state made in training and keep, unlike those of one epoch."""

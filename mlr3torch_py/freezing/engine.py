@@ -27,6 +27,7 @@ from mlr3torch_py.network.evaluation import Pins
 from mlr3torch_py.network.normalisation import is_normalisation
 from mlr3torch_py.network.parameters import (
     Flags,
+    changed_by_hand,
     freeze,
     frozen_by_us,
     keep_frozen_before_us,
@@ -146,7 +147,8 @@ class FreezingEngine(Generic[_Host]):
             self._hold(replace(moment, epoch=moment.epoch - 1))
             trained = self._record.trained_last(self._inventory.tensors)
             if trained is not None:  # by another schedule, perhaps
-                self.held = self._governed() - trained
+                by_hand = changed_by_hand(self.network)
+                self.held = self._governed() - trained - by_hand | self.held & by_hand
             if logger.isEnabledFor(logging.INFO):
                 for holder in self.holders:
                     logger.info("%s%s", self.prefix, holder.opening())

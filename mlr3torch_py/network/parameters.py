@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from mlr3torch_py.protocols import NetOfUser
 __all__ = [
     "Flags",
     "can_train",
+    "changed_by_hand",
     "freeze",
     "frozen_before_us",
     "frozen_by_us",
@@ -147,6 +148,22 @@ def frozen_by_us(module: nn.Module) -> frozenset[str]:
     return names
 
 
+def changed_by_hand(module: nn.Module) -> frozenset[str]:
+    """Return the parameters whose flag is not what the last call of `freeze` left.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    frozenset of str
+        Also those that were frozen before the first call and were not governed.
+    """
+    ours, tensors = frozen_by_us(module), named_parameters(module)
+    return frozenset(name for name, tensor in tensors.items() if tensor.requires_grad == (name in ours))
+
+
 def remember_moved(module: nn.Module, frozen: Iterable[nn.Parameter]) -> None:
     """Remember tensors that `freeze` froze under the names that they have now, too.
 
@@ -244,6 +261,8 @@ class Flags:
         The names of the parameters that required a gradient.
     frozen_by_us : frozenset of str
         The names that `freeze` had frozen.
+    frozen_before_us : frozenset of str, optional
+        What `keep_frozen_before_us` had remembered; None if nothing, which leaves it as it is.
 
     Examples
     --------
@@ -259,22 +278,41 @@ class Flags:
 
     trainable: frozenset[str]
     frozen_by_us: frozenset[str]
+    frozen_before_us: frozenset[str] | None = None
 
     @classmethod
     def of(cls, module: nn.Module) -> Flags:
         """Record the flags of a network."""
-        return cls(frozenset(trainable_names(module)), frozen_by_us(module))
+        before = getattr(bare(module), _FROZEN_BEFORE_US, None)
+        return cls(frozenset(trainable_names(module)), frozen_by_us(module), before)
 
     def with_new(self, module: nn.Module, known: Set[str]) -> Flags:
         """Add the flags of parameters that are not known yet."""
         new = (name for name in trainable_names(module) if name not in known)
-        return Flags(self.trainable.union(new), self.frozen_by_us)
+        return replace(self, trainable=self.trainable.union(new))
+
+    def with_ours(self, module: nn.Module) -> Flags:
+        """Count changes since callbacks began as ours, so that `frozen_before_us` returns what it returned then."""
+        if self.frozen_before_us is None:
+            return self
+        frozen = named_parameters(module).keys() - self.trainable
+        ours = self.frozen_by_us | (frozen - self.frozen_before_us)
+        return replace(self, frozen_by_us=ours - (self.frozen_before_us & self.trainable))
 
     def restore(self, module: nn.Module) -> None:
         """Set the flags of a network to these."""
         for name, tensor in named_parameters(module).items():
             _set_trainable(tensor, name in self.trainable)
         setattr(bare(module), _FROZEN_BY_US, self.frozen_by_us)
+        if self.frozen_before_us is not None:
+            setattr(bare(module), _FROZEN_BEFORE_US, self.frozen_before_us)
+
+    def restore_by_hand(self, module: nn.Module) -> None:
+        """Set the flags of the parameters that `freeze` has frozen, or not, as it had then."""
+        decided = self.frozen_by_us ^ frozen_by_us(module)
+        for name, tensor in named_parameters(module).items():
+            if name not in decided:
+                _set_trainable(tensor, name in self.trainable)
 
 
 def _differs(key: int, one: Set[int], other: Set[int]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from skorch.callbacks import Callback, EpochScoring
 from torch import nn
 
-from mlr3torch_py import MLP, check_resume, t_clbk
+from mlr3torch_py import MLP, check_resume, select_all, select_last, t_clbk
 from mlr3torch_py.checkpoint.check_resume import _compare
 from mlr3torch_py.checkpoint.rehearsal import Ending
 from mlr3torch_py.network.randomness import generators, random_states
@@ -108,6 +108,16 @@ def test_a_net_that_stops_early_can_be_checked():
     stops = t_clbk("early_stopping", monitor="train_loss", patience=1, min_delta=100.0)
     report = check_resume(planted.linear(stops), X, y, epochs=5)
     assert report.ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_rows_that_the_check_does_not_reach_are_named(epochs):
+    unfreeze = t_clbk("unfreeze", starting_weights=select_last(1), unfreeze={"epoch": [3], "weights": [select_all()]})
+    report = check_resume(iris_net(unfreeze), X, y, epochs=epochs)
+    assert report
+    said = "Rows of a schedule are pending after epoch 2, so they were not checked; give more `epochs`."
+    assert (said in str(report)) == (said in report._repr_html_()) == (epochs == 2)
 
 
 class Locked(Callback):

@@ -12,7 +12,15 @@ from mlr3torch_py import check_resume, t_clbk
 from mlr3torch_py.checkpoint.layout import differences
 from mlr3torch_py.checkpoint.net_state import capture
 from tests.helpers import X, iris_net, y
-from tests.parallel import Weights, accelerated_net, cross_entropy, global_net, in_processes, own_net
+from tests.parallel import (
+    AccumulatingParallelNet,
+    Weights,
+    accelerated_net,
+    cross_entropy,
+    global_net,
+    in_processes,
+    own_net,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -84,8 +92,8 @@ def test_a_file_that_names_the_wrapper_of_accelerate_fits_any_optimizer():
     assert differences(net, checkpoint) == ["optimizer (SGD here, Adam there)"]
 
 
-def warnings_of(seeds, folder):
-    net = own_net(t_clbk("checkpoint", path=folder, freq=1)).initialize()
+def warnings_of(seeds, folder, **params):
+    net = own_net(t_clbk("checkpoint", path=folder, freq=1), **params).initialize()
     torch.manual_seed(seeds[distributed.get_rank()])  # the module has a seed of its own
     with warnings.catch_warnings(record=True, action="always") as said:
         net.partial_fit(X, y)
@@ -97,6 +105,14 @@ def test_random_states_that_differ_between_processes_are_named(tmp_path):
         assert len(said) == 1
         assert "cannot keep the random states of torch, which differ between the processes" in said[0]
     assert in_processes(tmp_path, warnings_of, [1, 1], tmp_path / "same") == [[], []]
+
+
+@pytest.mark.parametrize(("batch_size", "n_said"), [(24, 1), (36, 0)])  # three batches leave one for the next step
+def test_pending_gradients_that_differ_between_processes_are_named(batch_size, n_said, tmp_path):
+    train = partial(warnings_of, cls=AccumulatingParallelNet, batch_size=batch_size, module__seed=1)
+    for said in in_processes(tmp_path, train, [1, 1], tmp_path / "run"):
+        assert len(said) == n_said
+        assert all("cannot keep the pending gradients, which differ between the processes" in one for one in said)
 
 
 def full():
