@@ -110,9 +110,11 @@ class CallbackSetFrozenCache(CallbackSet):
     In a store, rows are found by 128-bit hashes of what computes them and of their content. What computes them is all
     parameters, buffers and other attributes, the modes that matter to it, the code of the forward passes and of all
     that these name, the dtype, the kind of device, autocast, and the versions of Python, torch, numpy and other
-    packages in C. In every training, some rows of each part are computed and compared before any is used from disk; a
-    difference beyond rounding drops the part's rows. Every row has a checksum, and is written as a whole or not at all,
-    so a process may be killed at any time.
+    packages in C. What that code gets from files, the environment, `sys.modules` or `torch.ops` is not compared, so
+    rows of such a submodule are kept in memory alone, where changes of it are not followed. In every training, some
+    rows of each part are computed and compared before any is used from disk; a difference beyond rounding drops the
+    part's rows. Every row has a checksum, and is written as a whole or not at all, so a process may be killed at any
+    time.
 
     Rows are forgotten when something in their submodule is unfrozen, when its parameters, buffers, children or other
     attributes change, and when training begins and ends; with `keep`, when the next training begins. Changes that

@@ -1,5 +1,6 @@
 """What code finds by a text, in a module of its own or beside what cannot be read counts when it is replaced."""
 
+import importlib
 import logging
 import operator
 import sys
@@ -210,6 +211,12 @@ def test_a_variable_of_a_function_that_a_layer_holds_counts(counts):
         factor = 2.0
 
     assert counts(part, change)
+
+
+@pytest.mark.parametrize("counts", [counts_when_kept, counts_at_an_epoch])
+def test_a_module_that_is_found_by_a_text_counts(counts, monkeypatch):
+    part = part_that_computes(lambda _, x: importlib.import_module("a_module_without_a_version").act(x))
+    assert counts(part, lambda: monkeypatch.setattr(own, "act", twice))
 
 
 def test_a_layer_that_is_not_registered_counts():
