@@ -89,8 +89,9 @@ class CallbackSetFrozenCache(CallbackSet):
         in training mode needs ``frozen_mode="eval"`` in the callback that freezes it; others write into their input,
         have hooks, read weights that are trained elsewhere in the network, or return what is not row-wise. For names in
         `modules` also if a gradient flows through it, or if it is never called while it is frozen. Once, with all
-        causes, if nothing at all is cached in an epoch although something is frozen. If rows are not stored: since no
-        other process can tell what computes them, since the store is full, or since they are not what is computed now.
+        causes, if nothing at all is cached in an epoch although something is frozen. If the rows of a submodule are
+        forgotten in two epochs in a row before any of them comes again. If rows are not stored: since no other process
+        can tell what computes them, since the store is full, or since they are not what is computed now.
 
     See Also
     --------
