@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -222,6 +223,26 @@ def test_what_comes_from_outside_cannot_be_read(source):
     message = re.escape(f"what {forward.__qualname__}() gets by {source}")
     with pytest.raises(NotPortableError, match=f"^{message}$"):
         Code.of(type("Takes", (nn.Module,), {"forward": forward})())
+
+
+def test_what_is_imported_only_by_a_call_is_to_be_imported_before(tmp_path, monkeypatch):
+    (tmp_path / "imported_by_a_call.py").write_text("GAIN = 2.0")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def forward(_self, x):
+        from imported_by_a_call import GAIN
+
+        return x * GAIN
+
+    part = type("Imports", (nn.Module,), {"forward": forward})()
+    with pytest.raises(NotPortableError, match="uses imported_by_a_call before it is imported: import it at the top"):
+        Code.of(part)
+    imported = ModuleType("imported_by_a_call")
+    imported.GAIN = 2.0
+    monkeypatch.setitem(sys.modules, imported.__name__, imported)
+    before = Code.of(part)
+    imported.GAIN = 3.0
+    assert Code.of(part) != before
 
 
 class Config:

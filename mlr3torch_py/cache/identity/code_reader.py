@@ -285,7 +285,10 @@ class CodeReader:
         self.snapshot.add_entry(sys.modules, full)
         if full in sys.modules:
             return self.module(sys.modules[full])[1]
-        if is_known(full) or find_spec(full.partition(".")[0]) is not None:
+        top = full.partition(".")[0]
+        if is_known(full) or find_spec(top) is not None:
+            if not (is_known(full) or version_of_package(top)):
+                raise NotPortableError(f"{full} before it is imported: import it at the top of the file")
             self.note_version(full)
         return full
 
