@@ -89,8 +89,9 @@ class CallbackSetFrozenCache(CallbackSet):
         in training mode needs ``frozen_mode="eval"`` in the callback that freezes it; others write into their input,
         have hooks, read weights that are trained elsewhere in the network, or return what is not row-wise. For names in
         `modules` also if a gradient flows through it, or if it is never called while it is frozen. Once, with all
-        causes, if nothing at all is cached in an epoch although something is frozen. If rows are not stored: since no
-        other process can tell what computes them, since the store is full, or since they are not what is computed now.
+        causes, if nothing at all is cached in an epoch although something is frozen. If the rows of a submodule are
+        forgotten in two epochs in a row before any of them comes again. If rows are not stored: since no other process
+        can tell what computes them, since the store is full, or since they are not what is computed now.
 
     See Also
     --------
@@ -110,9 +111,11 @@ class CallbackSetFrozenCache(CallbackSet):
     In a store, rows are found by 128-bit hashes of what computes them and of their content. What computes them is all
     parameters, buffers and other attributes, the modes that matter to it, the code of the forward passes and of all
     that these name, the dtype, the kind of device, autocast, and the versions of Python, torch, numpy and other
-    packages in C. In every training, some rows of each part are computed and compared before any is used from disk; a
-    difference beyond rounding drops the part's rows. Every row has a checksum, and is written as a whole or not at all,
-    so a process may be killed at any time.
+    packages in C. What that code gets from files, the environment, `sys.modules` or `torch.ops` is not compared, so
+    rows of such a submodule are kept in memory alone, where changes of it are not followed. In every training, some
+    rows of each part are computed and compared before any is used from disk; a difference beyond rounding drops the
+    part's rows. Every row has a checksum, and is written as a whole or not at all, so a process may be killed at any
+    time.
 
     Rows are forgotten when something in their submodule is unfrozen, when its parameters, buffers, children or other
     attributes change, and when training begins and ends; with `keep`, when the next training begins. Changes that

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from mlr3torch_py.network.parameters import can_train, has_parameters, trainable
 from mlr3torch_py.network.unwrap import Structure, bare, named_parameters
 
 __all__ = ["CachedParts"]
+
+_N_IN_VAIN: Final = 2
 
 
 class CachedParts:
@@ -185,8 +187,10 @@ class CachedParts:
         Warns
         -----
         UserWarning
-            Once, if nothing at all was cached in an epoch although something is frozen.
+            Once, if nothing at all was cached in an epoch although something is frozen, or if the rows of a module were
+            forgotten in two epochs in a row before any came again.
         """
+        self._explain_losses()
         tally = sum(self._past_tallies + [cached.tally for cached in self.stages.values()], Tally())
         if not (tally.hits or self.budget.used) and self._has_something_to_cache():
             self._explain_nothing()
@@ -332,6 +336,13 @@ class CachedParts:
             is_frozen = bool(frozen_parts(self._module, trainable, among=self._names))
         is_early = any(path in self._new_in_epoch and not one.has_verdict for path, one in self.modules.items())
         return is_frozen and not is_early
+
+    def _explain_losses(self) -> None:
+        for path, cached in self.modules.items():
+            if cached.n_in_vain == _N_IN_VAIN - 1 and cached.is_in_vain:
+                reason = f"none of its rows came again in {_N_IN_VAIN} epochs, since {cached.lost_to} changes meanwhile"
+                remedy = "leave that as it is while it is frozen, or name other modules in `modules`"
+                self._rejections.add(path, Rejection(reason, remedy, reason))
 
     def _explain_nothing(self) -> None:
         for path, cached in self.modules.items():

@@ -2,13 +2,21 @@
 
 import functools
 import importlib
+import inspect
+import operator
+import os
+import pathlib
+import re
 import subprocess
 import sys
 import textwrap
 from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from numpy import load as load_numbers
 from torch import nn
 
 from mlr3torch_py.cache.identity import state
@@ -182,18 +190,91 @@ def test_what_cannot_be_read_is_named():
         Code.of(net)
 
 
-def forward_of_a_module(self, x):
-    return importlib.import_module("operator").pos(x)
+def by_a_name_of_its_own(self, x):
+    return x + load_numbers("file").sum()
 
 
-def forward_of_an_import(self, x):
-    return __import__("operator").pos(x)
+def by_an_import_of_its_own(self, x):
+    from os import getenv
+
+    return x * float(getenv("GAIN"))
 
 
-@pytest.mark.parametrize("forward", [forward_of_a_module, forward_of_an_import])
-def test_what_is_imported_by_a_text_cannot_be_read(forward):
-    with pytest.raises(NotPortableError, match=f"what {forward.__name__}\\(\\) imports by a text"):
-        Code.of(type("Imports", (nn.Module,), {"forward": forward})())
+OUTSIDE = {
+    "importlib.import_module": lambda _, x: importlib.import_module("operator").pos(x),
+    "__import__": lambda _, x: __import__("operator").pos(x),
+    "sys.modules": lambda _, x: sys.modules["operator"].pos(x),
+    "inspect.getmodule": lambda _, x: inspect.getmodule(operator.pos).pos(x),
+    "torch.ops": lambda _, x: torch.ops.of_somebody.double(x),
+    "open": lambda _, x: x * len([*open("gain")]),  # noqa: SIM115
+    "pathlib.Path": lambda _, x: x + len(pathlib.Path("gain").parts),
+    "read_text": lambda self, x: x * float(self.path.read_text()),
+    "np.load": lambda _, x: x + np.load("gain.npy").item(),
+    "torch.load": lambda _, x: x + torch.load("gain.pt"),
+    "os.environ": lambda _, x: x * float(os.environ.get("GAIN", "1")),
+    "load_numbers": by_a_name_of_its_own,
+    "os.getenv": by_an_import_of_its_own,
+}
+
+
+@pytest.mark.parametrize("source", OUTSIDE)
+def test_what_comes_from_outside_cannot_be_read(source):
+    forward = OUTSIDE[source]
+    message = re.escape(f"what {forward.__qualname__}() gets by {source}")
+    with pytest.raises(NotPortableError, match=f"^{message}$"):
+        Code.of(type("Takes", (nn.Module,), {"forward": forward})())
+
+
+def test_what_is_imported_only_by_a_call_is_to_be_imported_before(tmp_path, monkeypatch):
+    (tmp_path / "imported_by_a_call.py").write_text("GAIN = 2.0")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def forward(_self, x):
+        from imported_by_a_call import GAIN
+
+        return x * GAIN
+
+    part = type("Imports", (nn.Module,), {"forward": forward})()
+    with pytest.raises(NotPortableError, match="uses imported_by_a_call before it is imported: import it at the top"):
+        Code.of(part)
+    imported = ModuleType("imported_by_a_call")
+    imported.GAIN = 2.0
+    monkeypatch.setitem(sys.modules, imported.__name__, imported)
+    before = Code.of(part)
+    imported.GAIN = 3.0
+    assert Code.of(part) != before
+
+
+class Config:
+    """Reads a file, though only when it is made."""
+
+    def __init__(self, path):
+        self.scale = self.load(path)
+
+    def load(self, path):
+        with open(path) as file:
+            return float(file.read())
+
+
+class Loaded(nn.Module):
+    """Names what others call what comes from outside."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.config, self.ops = Config(path), nn.ModuleList([nn.Linear(2, 2)])
+
+    def forward(self, x):
+        for one in self.modules():
+            x = x * one.training * np.sqrt(sys.float_info.max) * self.config.scale
+        return self.ops[0](torch.ops.aten.relu(x)) * len(os.path.join("a", "b"))
+
+    def load_weights(self, path):
+        self.load_state_dict(torch.load(path))
+
+
+def test_names_of_what_comes_from_outside_mean_nothing_elsewhere(tmp_path):
+    (tmp_path / "scale").write_text("2")
+    assert Code.of(Loaded(tmp_path / "scale"))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What code finds by a text, in a module of its own or beside what cannot be read counts when it is replaced."""
 
+import importlib
 import logging
 import operator
 import sys
@@ -212,6 +213,12 @@ def test_a_variable_of_a_function_that_a_layer_holds_counts(counts):
     assert counts(part, change)
 
 
+@pytest.mark.parametrize("counts", [counts_when_kept, counts_at_an_epoch])
+def test_a_module_that_is_found_by_a_text_counts(counts, monkeypatch):
+    part = part_that_computes(lambda _, x: importlib.import_module("a_module_without_a_version").act(x))
+    assert counts(part, lambda: monkeypatch.setattr(own, "act", twice))
+
+
 def test_a_layer_that_is_not_registered_counts():
     part = part_that_computes(lambda self, x: self.outside(x))
     vars(part)["outside"] = frozen(nn.Linear(3, 3))
@@ -221,3 +228,31 @@ def test_a_layer_that_is_not_registered_counts():
 def test_members_that_no_code_names_do_not_hinder():
     part = part_that_computes(lambda self, x: getattr(self, self.chosen)(x), unused=(one for one in range(3)))
     assert Code.of(part).lacks == ()
+
+
+IN_A_NOTEBOOK = """
+import torch.distributed
+from mlr3torch_py import *
+from torch import nn
+
+def act_up(x):
+    return x + 1
+
+class Net(nn.Module):
+    kind = "up"
+
+    def forward(self, x):
+        return globals()["act_" + self.kind](x)
+
+    def load(self, path):
+        self.load_state_dict(torch.load(path))
+"""
+
+
+def test_what_stands_beside_a_part_in_a_notebook_is_not_read_with_it():
+    scope = {"__name__": "a_notebook"}
+    exec(IN_A_NOTEBOOK, scope)
+    code = Code.of(scope["Net"]())  # without a warning of torch about what is deprecated
+    assert code.snapshot.n_functions < 100
+    scope["act_up"] = twice
+    assert Code.of(scope["Net"]()) != code

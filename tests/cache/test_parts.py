@@ -238,6 +238,46 @@ def test_where_nothing_is_cached_in_an_epoch_it_says_so_once(why):
             assert not said
 
 
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = frozen(nn.Linear(4, 4)), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+class Noisy(Plain):
+    """Calls a frozen layer with its weights and with others, too."""
+
+    def forward(self, x):
+        others = {name: weight * 1.1 for name, weight in self.encoder.named_parameters()}
+        return self.head(torch.func.functional_call(self.encoder, others, (x,)) + self.encoder(x))
+
+
+def double(network):
+    network.encoder.weight.data.mul_(2)
+
+
+@pytest.mark.parametrize(
+    ("network", "change", "expected"), [(Noisy, nothing, 1), (Plain, double, 2), (Plain, nothing, None)]
+)
+def test_rows_that_are_forgotten_again_and_again_are_told_once(network, change, expected):
+    network = network()
+    parts, epochs = cached(network), []
+    for epoch in range(5):
+        change(network)
+        parts.begin_epoch()
+        parts.refresh(retry_rejected=False)
+        network(ROWS)
+        parts.settle()
+        with warnings.catch_warnings(record=True, action="always") as said:
+            parts.end_epoch()
+        epochs += [epoch for one in said if "since the 'weight' of its Linear changes" in str(one.message)]
+        assert len(said) == (epoch == expected)
+    assert epochs == ([] if expected is None else [expected])
+
+
 def test_where_nothing_is_frozen_nothing_is_said():
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     network.register_parameter("table", nn.Parameter(torch.arange(3), requires_grad=False))  # never trains

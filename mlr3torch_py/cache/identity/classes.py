@@ -39,9 +39,9 @@ def is_known_class(cls: type) -> bool:
 
 def is_foreign(value: Any) -> bool:
     """Whether something in a known module was put there by others."""
-    if isinstance(value, FunctionType):
+    if issubclass(type(value), FunctionType):
         return not is_known(value.__globals__.get("__name__", ""))
-    return isinstance(value, type) and not is_known(value.__module__)
+    return issubclass(type(value), type) and not is_known(value.__module__)
 
 
 def is_special(name: str, value: Any) -> bool:
@@ -56,7 +56,7 @@ def is_dunder(name: str) -> bool:
 
 def is_code(name: str, value: Any) -> bool:
     """Whether a global is a function, class or constant, and not data."""
-    return not is_dunder(name) and isinstance(value, _CODE)
+    return not is_dunder(name) and issubclass(type(value), _CODE)  # objects may say another class, and warn then
 
 
 def looks_at_mode(cls: type) -> bool:

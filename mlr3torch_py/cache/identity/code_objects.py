@@ -15,6 +15,7 @@ from typing import Any, Final
 __all__ = [
     "SCOPES",
     "Import",
+    "chains_in",
     "described",
     "globals_in",
     "imports_in",
@@ -22,12 +23,16 @@ __all__ = [
     "is_of_python",
     "looks_up",
     "names_in",
+    "texts_in",
     "version_of_package",
 ]
 
 _STDLIB: Final = sysconfig.get_paths()["stdlib"]
+_THIS_PACKAGE: Final = __name__.partition(".")[0]
 _INSTALLED: Final = ("site-packages", "dist-packages")
 _GLOBALS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
+_ATTRIBUTES: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_SILENT: Final = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL"})
 
 # Functions that find things by a text, which may be put together: among globals, or among attributes.
 SCOPES: Final = frozenset({"globals", "locals", "vars", "eval", "exec"})
@@ -45,9 +50,11 @@ def described(code: CodeType) -> Any:
 
 
 def is_known(name: str) -> bool:
-    """Whether a module of Python, by name, is known by the version of Python or of an installed package."""
+    """Whether a module of Python, by name, is known by the version of Python, an installed package or this one."""
     top = name.partition(".")[0]
-    return is_of_python(top) or bool(top in sys.modules and _is_installed(top) and version_of_package(top))
+    if top == _THIS_PACKAGE or is_of_python(top):
+        return True
+    return bool(top in sys.modules and _is_installed(top) and version_of_package(top))
 
 
 def is_of_python(top: str) -> bool:
@@ -108,6 +115,11 @@ def names_in(code: CodeType) -> frozenset[str]:
     return frozenset(names.union(*(_words(one.co_consts) for one in _codes(code))))
 
 
+def texts_in(code: CodeType) -> frozenset[str]:
+    """List the texts in a code object."""
+    return frozenset(text for one in _codes(code) for text in one.co_consts if isinstance(text, str))
+
+
 def _words(constant: Any) -> Iterator[str]:
     """List the identifiers in a constant: a text, which may have dots, or a tuple of such."""
     if isinstance(constant, str):
@@ -128,6 +140,22 @@ def globals_in(code: CodeType) -> tuple[str, ...]:
     """List the globals that a code object looks up."""
     found = {one.argval for part in _codes(code) for one in dis.get_instructions(part) if one.opname in _GLOBALS}
     return tuple(sorted(found))
+
+
+@functools.lru_cache(4096)
+def chains_in(code: CodeType) -> tuple[tuple[str, ...], ...]:
+    """List the globals that a code object looks up, each with the attributes that it then asks for."""
+    found: dict[tuple[str, ...], None] = {}
+    for part in _codes(code):
+        chain: tuple[str, ...] = ()
+        for one in dis.get_instructions(part):
+            if one.opname in _GLOBALS:
+                found[chain], chain = None, (one.argval,)
+            elif one.opname in _ATTRIBUTES and chain:
+                chain = (*chain, one.argval)
+            elif one.opname not in _SILENT:
+                found[chain], chain = None, ()
+    return tuple(chain for chain in found if chain)
 
 
 @functools.lru_cache(4096)

@@ -47,13 +47,13 @@ from mlr3torch_py.cache.identity.code_objects import (
     version_of_package,
 )
 from mlr3torch_py.cache.identity.fingerprint import settings_of
+from mlr3torch_py.cache.identity.outside import looked_up_modules, taken_from_outside
 from mlr3torch_py.cache.identity.portable import NotPortableError, Writer
 from mlr3torch_py.cache.identity.snapshot import Snapshot
 from mlr3torch_py.network.holdings import attributes_of_array
 
 __all__ = ["CodeReader", "unusual_settings"]
 
-_IMPORTERS: Final = frozenset({"import_module", "__import__"})
 _SLOT: Final = (GetSetDescriptorType, MemberDescriptorType)
 _LOCKS: Final = (type(threading.Lock()), type(threading.RLock()))
 _MISSING: Final = "missing"
@@ -145,6 +145,8 @@ class CodeReader:
                 n_read += 1
                 if isinstance(one, FunctionType):
                     self._attempt(f"the code of {one.__qualname__}()", partial(self._read_function, one))
+        functions = [one for one in self._found if isinstance(one, FunctionType)]
+        self.lacks += taken_from_outside(functions, self.names, names_anything=self._names_anything)
 
     @property
     def digest(self) -> str:
@@ -254,7 +256,8 @@ class CodeReader:
         if not is_known(function.__globals__.get("__name__", "")):
             self._is_moded_everywhere |= "training" in names
             self._names_anything |= looks_up(code)
-            self.lacks += [f"what {function.__qualname__}() imports by a text" for _ in names & _IMPORTERS]
+            for module in looked_up_modules(function):
+                self.module(module)
             if not SCOPES.isdisjoint(globals_in(code)):
                 self._follow(function)
             parts += [(name, partial(self._used, function, name)) for name in globals_in(code)]
@@ -282,7 +285,10 @@ class CodeReader:
         self.snapshot.add_entry(sys.modules, full)
         if full in sys.modules:
             return self.module(sys.modules[full])[1]
-        if is_known(full) or find_spec(full.partition(".")[0]) is not None:
+        top = full.partition(".")[0]
+        if is_known(full) or find_spec(top) is not None:
+            if not (is_known(full) or version_of_package(top)):
+                raise NotPortableError(f"{full} before it is imported: import it at the top of the file")
             self.note_version(full)
         return full
 

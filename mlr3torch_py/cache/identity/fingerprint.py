@@ -274,11 +274,25 @@ def _contents_of_object(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
     kind, items = type(value), items_in(value)
     attributes = {} if kind in _EXACTLY else all_attributes(value)
     if items is None and not attributes:
-        return value
+        written = _written(value)
+        return _Contents([value, *written]) if written else value
     inner = [_contents(one, memo) for one in (*(items or ()), *attributes.values())]
     if items is None:
         return _Contents([value, *inner], tuple(attributes))
     return _Contents(inner, (kind, len(items), *attributes))
+
+
+def _written(value: Any) -> Sequence[Any]:
+    """List what a file would hold of an object without attributes that can be modified, such as a buffer, if plain."""
+    kind: Any = type(value)
+    if kind.__hash__ is not object.__hash__ or kind.__module__ == "itertools":  # whose iterators warn
+        return ()
+    try:
+        arguments, state = (*value.__reduce_ex__(4)[1:3], None)[:2]
+    except Exception:  # of whatever kind: it cannot be written
+        return ()
+    found = [one for one in (*arguments[1:], *(state if type(state) is tuple else [state])) if type(one) is not dict]
+    return found if _BY_VALUE.issuperset(map(type, found)) else ()
 
 
 def _is_plain(value: Any) -> bool:

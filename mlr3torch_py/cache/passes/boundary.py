@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import Any, Final
 
@@ -11,9 +12,11 @@ from torch.nn.modules import module as torch_module
 from mlr3torch_py.cache.passes.modes import is_transformed
 from mlr3torch_py.cache.passes.place import InPlace
 from mlr3torch_py.cache.passes.placeholder import Passes, arguments_made_real, made_real
-from mlr3torch_py.cache.passes.rewind import Rewind
+from mlr3torch_py.cache.passes.rewind import Rewind, is_raised_on_purpose
 
 __all__ = ["Boundary"]
+
+logger: logging.Logger = logging.getLogger("mlr3torch_py")
 
 _N_TRIED: Final = 2
 # What torch and extensions in C raise when they are given a tensor without values.
@@ -68,9 +71,14 @@ class Boundary(InPlace):
         try:
             return self._call_with_placeholders(args, kwargs)
         except _ERRORS as error:
-            is_ours = str(error).startswith("frozen_cache")
-            if rewind is None or is_ours or not self._passes.has_given or not rewind.to_start():
+            is_final = str(error).startswith("frozen_cache") or is_raised_on_purpose(error)
+            if rewind is None or is_final or not self._passes.has_given or not rewind.to_start():
                 raise
+            logger.info(
+                "frozen_cache: the network is run again with plain tensors, since it has raised %s: %s",
+                type(error).__name__,
+                error,
+            )
         output = self._call_plainly(args, kwargs)
         self._is_plain = True
         return output

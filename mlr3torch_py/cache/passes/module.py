@@ -183,7 +183,8 @@ class CachedModule(CachedStage):
         if any(tensor.requires_grad for tensor in self.module.parameters()):
             self._known.drop()
             return False
-        if self._admission.state.find_change(trust_versions=True):
+        if change := self._admission.state.find_change(trust_versions=True):
+            self.lost_to = change
             self.forget()
         return True
 

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
+from mlr3torch_py.cache.identity.code_objects import is_known
 from mlr3torch_py.network.bits import version_of
 from mlr3torch_py.network.internals import tree_leaves
 from mlr3torch_py.network.randomness import generators, random_states, set_random_states
 
-__all__ = ["Rewind"]
+__all__ = ["Rewind", "is_raised_on_purpose"]
+
+_RAISE: Final = dis.opmap["RAISE_VARARGS"]
+
+
+def is_raised_on_purpose(error: BaseException) -> bool:
+    """Whether the user's code has raised an error by itself, and not since a library or code in C has raised one."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None or is_known(str(traceback.tb_frame.f_globals.get("__name__", ""))):
+        return False
+    if traceback.tb_frame.f_code.co_code[traceback.tb_lasti] != _RAISE:
+        return False
+    return error.__context__ is None or is_raised_on_purpose(error.__context__)
 
 
 class Rewind:

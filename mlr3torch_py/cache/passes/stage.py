@@ -84,6 +84,8 @@ class CachedStage(InPlace):
         self._check = HitCheck(check)
         self._n_rows = self._n_known = 0
         self._had_rows = False  # when the epoch began; what it is given may be known for longer
+        self.lost_to: str = ""  # what has changed since the epoch began, so that all rows were forgotten
+        self.n_in_vain: int = 0  # epochs in a row before this one in which no row came again for that reason
         self._seconds_computing = 0.0
         self._known = Known(self.identity)
         self.forget()
@@ -93,6 +95,11 @@ class CachedStage(InPlace):
     def has_verdict(self) -> bool:
         """Whether trials have found some calls to be cacheable, or not."""
         return self._admission.has_verdict
+
+    @property
+    def is_in_vain(self) -> bool:
+        """Whether all rows were forgotten since the epoch began, and none came again."""
+        return bool(self.lost_to) and self._n_rows > 0 and self._n_known == 0
 
     @property
     def is_idle(self) -> bool:
@@ -137,6 +144,7 @@ class CachedStage(InPlace):
             change = "its code, or what it refers to,"
         if change is not None:
             logger.info("frozen_cache: rows of %s are forgotten, since %s has changed", self.name, change)
+            self.lost_to = change
             self.forget()
         return change
 
@@ -160,6 +168,7 @@ class CachedStage(InPlace):
 
     def end_epoch(self, used_epochs: Set[int] | None = None) -> None:
         """Drop rows that cannot be asked for any more, and stale ones; see `Table.end_epoch`."""
+        self.n_in_vain, self.lost_to = (self.n_in_vain + 1 if self.is_in_vain else 0), ""
         self._known.end_epoch(used_epochs)
 
     @property
