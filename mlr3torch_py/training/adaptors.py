@@ -96,6 +96,7 @@ class Last(LiveAdaptor):
         self.run_.arrange()
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
+        self.run_.check_hidden_scores()
         self.run_.arrange()
         if self.run_.ctx.terminate:
             raise KeyboardInterrupt
