@@ -18,6 +18,7 @@ from mlr3torch_py.arguments import check_names, check_number
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_html import callback_html, code, given
+from mlr3torch_py.training.reserved import check_members
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, PASSED_TO_HOOK, StagedCallback
 from mlr3torch_py.values import is_run_by_call, shown
@@ -152,10 +153,7 @@ class CallbackSet(StagedCallback):
             cls.__init__ = _noting_made(cls.__init__)  # type: ignore[method-assign]
         if not getattr(cls.on_train_begin, "starts_run", False):
             cls.on_train_begin = _starting_run(cls.on_train_begin)  # type: ignore[method-assign]
-        if taken := [name for name in inspect.signature(cls).parameters if name in ("ctx", "weight")]:
-            raise TypeError(
-                f"{cls.__name__} has the parameter {taken[0]!r}, which every callback has already; give it another name"
-            )
+        check_members(cls)
 
     @classmethod
     def with_params(cls, params: Mapping[str, Any]) -> Self:
