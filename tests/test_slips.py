@@ -95,6 +95,22 @@ def test_a_method_that_looks_like_a_stage_is_refused_with_the_right_name(method,
         callback_set("Mine", public={method: print})
 
 
+@pytest.mark.parametrize("name", ["join", "monitors", "renew", "after_update", "stages", "numbers", "ctx", "given_"])
+def test_a_name_that_every_callback_has_already_is_refused(name):
+    with pytest.raises(TypeError, match=f"Mine defines '{name}', which every callback has already; give it another"):
+        type("Mine", (CallbackSet,), {name: print})
+    with pytest.raises(TypeError, match=f"`public` has '{name}', which every callback has already; give it another"):
+        torch_callback("mine", public={name: print})
+    with pytest.raises(TypeError, match=f"Mine has the parameter '{name}', which every callback has already"):
+        exec(f"class Mine(CallbackSet):\n    def __init__(self, {name}=1): self.{name} = {name}", dict(globals()))
+
+
+@pytest.mark.parametrize("name", ["weight", "state_dict", "load_state_dict"])
+def test_an_argument_of_its_own_is_refused_within_public(name):
+    with pytest.raises(TypeError, match=f"`public` has '{name}', which is an argument of its own; give `{name}`"):
+        callback_set("Mine", public={name: print})
+
+
 def test_other_methods_and_inherited_hooks_are_left_alone():
     class Mine(CallbackSet):
         on_change = "raise"

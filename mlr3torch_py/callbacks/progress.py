@@ -86,7 +86,8 @@ class CallbackSetProgress(CallbackSet):
         if is_main_process(net):
             self.display_ = display_for(plot=bool(self.plot))
         self.state_, self.is_open_ = ProgressState(total_epochs=net.max_epochs), False
-        printers = [one for _, one in net.callbacks_ if isinstance(one, PrintLog) and one.sink is print]
+        usual = (print, getattr(getattr(net, "accelerator", None), "print", None))
+        printers = [one for _, one in net.callbacks_ if isinstance(one, PrintLog) and one.sink in usual]
         self.muted_ = [(printer, printer.sink) for printer in printers]
         for printer in printers:
             printer.sink = _Muted(printer.sink)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from skorch.callbacks import Checkpoint, TrainEndCheckpoint
 
 from mlr3torch_py.arguments import check_flag
 from mlr3torch_py.names import listed
@@ -55,6 +56,8 @@ class CallbackSetTB(CallbackSet):
         When training begins, if an argument is invalid.
     FileExistsError
         When training begins, if the folder holds another run or other files.
+    ValueError
+        When training begins, if another callback of the net writes into the folder.
     ImportError
         When training begins, if tensorboard is not installed.
 
@@ -188,6 +191,7 @@ class CallbackSetTB(CallbackSet):
         owner = self.owner_
         is_ours = owner is not None and (owner.fits(net) or owner.is_behind(net))
         folder = folder_of(net, self.path, self.folder_ if is_ours else None)
+        self._check_alone(net, folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -202,6 +206,26 @@ class CallbackSetTB(CallbackSet):
                 f"`path`: {folder} holds another run; give an empty folder, or a function that returns a new one"
             )
         return folder
+
+    def _check_alone(self, net: Net, folder: Path) -> None:
+        """Check that no other callback writes into a folder, in which no later run could continue then."""
+        for name, other in net.callbacks_:
+            place = None if other is self else _folder_of(other)
+            if place is None:
+                continue
+            inner, outer = Path(place).resolve(), folder.resolve()
+            if inner.is_relative_to(outer) or (isinstance(other, CallbackSetTB) and outer.is_relative_to(inner)):
+                raise ValueError(
+                    f"`path`: {name!r} would write into {place}, beside or around what goes into {folder}; give each "
+                    "callback a folder of its own"
+                )
+
+
+def _folder_of(callback: object) -> Any:
+    """Return the folder that a callback of this package, or a checkpoint of skorch, writes into; None for others."""
+    if isinstance(callback, Checkpoint | TrainEndCheckpoint):
+        return callback.dirname
+    return callback.path_ if isinstance(callback, CallbackSet) and hasattr(callback, "path_") else None
 
 
 def _n_trainable(net: Net) -> int:

@@ -97,5 +97,6 @@ class Last(LiveAdaptor):
 
     def on_epoch_end(self, net: Net, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         self.run_.epoch_has_ended()
+        self.run_.check_hidden_scores()
         if self.run_.ctx.terminate:
             raise KeyboardInterrupt

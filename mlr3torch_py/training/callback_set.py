@@ -18,6 +18,7 @@ from mlr3torch_py.arguments import check_names, check_number
 from mlr3torch_py.names import listed, nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_html import callback_html, code, given
+from mlr3torch_py.training.reserved import check_members
 from mlr3torch_py.training.run import Run, must_start_run
 from mlr3torch_py.training.stages import HOOK_OF_STAGE, PASSED_TO_HOOK, StagedCallback
 from mlr3torch_py.values import is_run_by_call, shown
@@ -79,6 +80,20 @@ def _starting_run(on_train_begin: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def _noting_made(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a constructor to note what it makes beside its parameters; setting that later is up to the user."""
+
+    @wraps(constructor)
+    def wrapper(self: CallbackSet, *args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
+        constructor(self, *args, **kwargs)
+        cls: Any = type(self)
+        if cls.__init__ is wrapper:
+            vars(self)["by_hand_"] = {name: () for name in vars(self) if name not in _parameters_of(cls)}
+
+    return wrapper
+
+
 class CallbackSet(StagedCallback):
     """Base of the callbacks of this package: a skorch callback with the stages of mlr3torch.
 
@@ -109,8 +124,8 @@ class CallbackSet(StagedCallback):
     it is in skorch's order again. A CallbackSet that is added to it during training takes part from then on, and one
     that is removed still exits. One callback may serve several nets, one after the other; nets that train in several
     threads at the same time need callbacks of their own. A ``fit`` from scratch starts with the callback as it was
-    given: attributes that earlier trainings have set are undone, and what its constructor makes is made again. In
-    ``partial_fit`` they stay.
+    given: attributes that earlier trainings have set are undone, and what its constructor makes is made again, unless
+    you have set it since. In ``partial_fit`` they stay.
 
     Examples
     --------
@@ -134,12 +149,11 @@ class CallbackSet(StagedCallback):
             if name in vars(cls) and not inspect.isdatadescriptor(vars(cls)[name]):
                 check_number(f"`{name}` of {cls.__name__}", vars(cls)[name], _WEIGHTS, finite=False)
         cls.packages = check_names("packages", cls.packages)
+        if "__init__" in vars(cls):
+            cls.__init__ = _noting_made(cls.__init__)  # type: ignore[method-assign]
         if not getattr(cls.on_train_begin, "starts_run", False):
             cls.on_train_begin = _starting_run(cls.on_train_begin)  # type: ignore[method-assign]
-        if taken := [name for name in inspect.signature(cls).parameters if name in ("ctx", "weight")]:
-            raise TypeError(
-                f"{cls.__name__} has the parameter {taken[0]!r}, which every callback has already; give it another name"
-            )
+        check_members(cls)
 
     @classmethod
     def with_params(cls, params: Mapping[str, Any]) -> Self:

@@ -17,6 +17,7 @@ from mlr3torch_py.names import nearest
 from mlr3torch_py.protocols import Net
 from mlr3torch_py.training.callback_set import CallbackSet
 from mlr3torch_py.training.recipe import recipe_class
+from mlr3torch_py.training.reserved import check_public
 from mlr3torch_py.training.stages import HOOK_OF_STAGE
 from mlr3torch_py.values import shown
 
@@ -70,7 +71,7 @@ def callback_set(
     ------
     TypeError, ValueError
         If a stage does not exist, a function takes other arguments, only one of the two for the state is given, or a
-        parameter is called ``weight`` or ``ctx``, as every callback has these.
+        parameter or an entry of `public` has a name that every callback has already, such as ``weight`` or ``ctx``.
 
     See Also
     --------
@@ -96,6 +97,7 @@ def callback_set(
     weight = inherit.default_weight if weight is None else weight
     weight = check_number("weight", weight, "a number, or math.inf to run last", finite=False)
     public = check_mapping("public", public, "names to attributes and methods")
+    check_public(public)
     constructor = {} if initialize is None else {"__init__": initialize}
     methods = {name: function for name, function in states.items() if function is not None}
     hooks = {HOOK_OF_STAGE[name.removeprefix("on_")]: _hook(name, function) for name, function in stages.items()}

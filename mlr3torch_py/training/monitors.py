@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import Any, Final
 
 from skorch.callbacks import LRScheduler
+from torch import nn
 
 from mlr3torch_py.names import nearest
 from mlr3torch_py.network.holdings import walk
@@ -26,11 +28,11 @@ _RECORDS: Final = ("record", "record_batch")
 _CALLS: Final = ("CALL", "PRECALL", "KW_NAMES")
 _CONSTANT: Final = ("LOAD_CONST", "LOAD_SMALL_INT")
 _WRITES_ROWS: Final = {"update", "setdefault", "__setitem__"}
-_LIBRARIES: Final = ("skorch", "mlr3torch_py", "sklearn", "builtins", "abc", "typing")
+_LIBRARIES: Final = ("torch", "skorch", "mlr3torch_py", "sklearn", "builtins", "abc", "typing")
 
 
-def check_monitor(net: Net, monitor: str, *, has_valid: bool) -> None:
-    """Check, before the first step, that a score can come.
+def check_monitor(net: Net, monitor: str, *, has_valid: bool, may_be_hidden: bool = True) -> bool:
+    """Check that a score can come.
 
     Parameters
     ----------
@@ -39,6 +41,13 @@ def check_monitor(net: Net, monitor: str, *, has_valid: bool) -> None:
         The key of the score in a row of the history.
     has_valid : bool
         Whether the net has validation data.
+    may_be_hidden : bool
+        Whether code of the user may record it in a way that only an epoch shows; False once there has been one.
+
+    Returns
+    -------
+    bool
+        Whether only an epoch will show it.
 
     Raises
     ------
@@ -48,18 +57,23 @@ def check_monitor(net: Net, monitor: str, *, has_valid: bool) -> None:
     scorers = parts_of_scores(net)
     if monitor not in scorers:
         _check_flag_of_score(net, monitor, scorers)
-        if not (_is_in(net.history, monitor) or monitor in _numbers(net) or _is_recorded_by_code(net, monitor)):
-            raise ValueError(
-                f"`monitor` is {shown(monitor)}, which nothing in the net records as a number; "
-                f"{nearest([monitor], scorers)} For another score add a callback such as skorch's EpochScoring"
-            )
-    elif not (
-        has_valid or scorers[monitor] == "train" or _is_in(net.history, monitor) or _is_recorded_by_code(net, monitor)
-    ):
+        is_known = monitor in _numbers(net)
+    else:
+        is_known = has_valid or scorers[monitor] == "train"
+    if is_known or _is_in(net.history, monitor) or _is_recorded_by_code(net, monitor):
+        return False
+    if monitor in scorers:
         raise ValueError(
             f"`monitor` is {monitor!r}, but the net has no validation data; give it a `train_split`, or monitor a "
             "score of training, such as 'train_loss'"
         )
+    is_misspelt = bool(get_close_matches(monitor, scorers, cutoff=0.9))
+    if may_be_hidden and not is_misspelt and _may_be_hidden(net):
+        return True
+    raise ValueError(
+        f"`monitor` is {shown(monitor)}, which nothing in the net records as a number; "
+        f"{nearest([monitor], scorers)} For another score add a callback such as skorch's EpochScoring"
+    )
 
 
 def warn_of_missing_scores(net: Net, callbacks: Iterable[StagedCallback]) -> None:
@@ -109,12 +123,30 @@ def _may_record(code: CodeType, monitor: str) -> bool:
     constants = set(_constants(code.co_consts))
     if monitor in constants or any(_is_key_worked_out(called) for called in _recordings(code)):
         return True
-    if "history" not in constants.union(code.co_names, code.co_varnames, code.co_freevars):
+    if not _mentions_history(code):
         return False
     called = list(dis.get_instructions(code))
     items = [key for key, store in pairwise(called) if store.opname == "STORE_SUBSCR"]
     has_items = any(not key.opname.startswith(_CONSTANT) for key in items)
     return has_items or "record" in constants or not _WRITES_ROWS.isdisjoint(code.co_names)
+
+
+def _may_be_hidden(net: Net) -> bool:
+    """Check whether code of the user may record scores of any name: it has a history at hand, or imports what may."""
+    codes = (code for function in _functions(net) for code in _codes_in(function.__code__))
+    if any(_mentions_history(code) or _imports(code) for code in codes):
+        return True
+    return any(
+        _mentions_history(code) for function in _methods_of_modules(net) for code in _codes_in(function.__code__)
+    )
+
+
+def _mentions_history(code: CodeType) -> bool:
+    return "history" in (*_constants(code.co_consts), *code.co_names, *code.co_varnames, *code.co_freevars)
+
+
+def _imports(code: CodeType) -> bool:
+    return any(one.opname == "IMPORT_NAME" for one in dis.get_instructions(code))
 
 
 def _constants(values: Iterable[Any]) -> Iterator[str]:
@@ -157,7 +189,18 @@ def _functions(net: Net) -> Iterator[FunctionType]:
         roots |= {f"{i}.{j}": list(map(_unwrapped, vars(kind).values())) for j, kind in enumerate(kinds)}
         if kinds and owner is not net:
             roots[f"{i}"] = vars(owner)
+        elif owner is not net:  # what skorch, or this package, is to call, such as a `scoring`
+            roots[f"{i}"] = {name: one for name, one in owner.get_params(deep=False).items() if callable(one)}
     return (one for _, one in walk(roots, [net]) if isinstance(one, FunctionType))
+
+
+def _methods_of_modules(net: Net) -> Iterator[FunctionType]:
+    """Yield the methods of the user's modules and criteria, which may hold the net."""
+    parts = (getattr(net, f"{name}_", None) for name in (*net._modules, *net._criteria))
+    modules = (one for part in parts if isinstance(part, nn.Module) for one in part.modules())
+    kinds = {kind for module in modules for kind in type(module).__mro__ if _is_of_user(kind)}
+    members = (_unwrapped(member) for kind in kinds for member in vars(kind).values())
+    return (one for one in members if isinstance(one, FunctionType))
 
 
 def _is_of_user(kind: type) -> bool:

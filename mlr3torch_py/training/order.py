@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from typing import Any, Final, TypeAlias
 
 from skorch.callbacks import PrintLog
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 _PREFIX: Final = "callbacks__"
+_DEFAULTS: Final = ("epoch_timer", "train_loss", "valid_loss", "valid_acc", "print_log")  # of skorch's nets
 NamedCallback: TypeAlias = tuple[str, Any]
 
 
@@ -39,6 +41,9 @@ def own_callbacks(net: Net) -> dict[str, Any]:
 def check_names_of_callbacks(net: Net) -> None:
     """Check that ``callbacks__...`` among the attributes of a net names callbacks that it has; skorch ignores others.
 
+    skorch's default callbacks may be named in a net without them, as skorch's AccelerateMixin does, and so may whatever
+    is to be left out by None, unless it looks like a misspelt name.
+
     Raises
     ------
     ValueError
@@ -46,14 +51,17 @@ def check_names_of_callbacks(net: Net) -> None:
     """
     own = [] if net.callbacks == "disable" else net._uniquely_named_callbacks()
     known = dict.fromkeys(name for name, _ in (*own, *net.callbacks_))
-    for argument in (name for name in vars(net) if name.startswith(_PREFIX)):
+    for argument, value in vars(net).items():
         path = argument.removeprefix(_PREFIX)
         name = path.partition("__")[0]
-        if name not in known:
-            meant = max((one for one in known if path.startswith((f"{one}_", f"{one}."))), key=len, default="")
-            parameter = path[len(meant) + 1 :]
-            remedy = f"did you mean `{_PREFIX}{meant}__{parameter}`?" if meant else nearest([name], known)
-            raise ValueError(f"`{argument}` names {name!r}, which no callback of the net is called; {remedy}")
+        if path == argument or name in known or name in _DEFAULTS:
+            continue
+        meant = max((one for one in known if path.startswith((f"{one}_", f"{one}."))), key=len, default="")
+        if value is None and not meant and not get_close_matches(name, known):
+            continue
+        parameter = path[len(meant) + 1 :]
+        remedy = f"did you mean `{_PREFIX}{meant}__{parameter}`?" if meant else nearest([name], known)
+        raise ValueError(f"`{argument}` names {name!r}, which no callback of the net is called; {remedy}")
 
 
 def in_skorchs_order(callbacks: list[NamedCallback]) -> list[NamedCallback]:

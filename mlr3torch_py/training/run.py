@@ -80,6 +80,7 @@ class Run:
         self._acts_after_backward = False
         self._outputs = OutputRecorder(self.ctx)
         self._stand_ins: dict[str, StandIn] = {}
+        self._hidden_scores: list[Callable[[], bool]] = []
 
     @short_traceback
     def start(self, caller: Callback, X: Any, y: Any, **kwargs: Any) -> None:
@@ -349,21 +350,23 @@ class Run:
         self._call("on_before_valid")
 
     def _check_monitors(self, has_valid: bool) -> None:
-        """Check that the scores that callbacks read can come."""
+        """Check that the scores that callbacks read can come, as far as can be seen before the first step."""
         for callback in self.staged:
             callback.has_warned_of_nan_ = False
-        monitors = [monitor for callback in self.staged for monitor in callback.monitors]
-
-        def check() -> None:
-            for monitor in monitors:
-                check_monitor(self.net, monitor, has_valid=has_valid)
-
+        monitors = list(dict.fromkeys(monitor for callback in self.staged for monitor in callback.monitors))
+        check = partial(check_monitor, self.net, has_valid=has_valid)
         try:
-            if monitors:
-                on_main_process(self.net, check)
+            hidden = on_main_process(self.net, lambda: list(filter(check, monitors))) if monitors else []
         except Exception:
             take_back_epoch(self.net)
             raise
+        self._hidden_scores = [partial(check, monitor, may_be_hidden=False) for monitor in hidden]
+
+    def check_hidden_scores(self) -> None:
+        """Check, after the first epoch, that the scores have come of which nothing could be seen before it."""
+        checks, self._hidden_scores = self._hidden_scores, []
+        for check in checks:
+            on_main_process(self.net, check)
 
     def _call(self, hook: str, **kwargs: Any) -> None:
         for callback in self.staged:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeGuard, cast
 
@@ -106,6 +107,7 @@ class StagedCallback(Callback):
     ctx_: ContextTorch | None = None
     owner_: Owner | None = None
     given_: dict[str, tuple[Any, ...]] | None = None
+    by_hand_: Mapping[str, tuple[Any, ...]] = MappingProxyType({})  # of what the constructor makes: what was set since
 
     @property
     def ctx(self) -> ContextTorch | None:
@@ -161,7 +163,9 @@ class StagedCallback(Callback):
         parameters = inspect.signature(type(self)).parameters
         if all(name in attributes and p.kind is not p.VAR_KEYWORD for name, p in parameters.items()):
             made = type(self)(**{name: attributes[name] for name in parameters})
-            attributes |= {name: value for name, value in vars(made).items() if name not in parameters}
+            kept = {"by_hand_", *parameters}
+            attributes |= {name: value for name, value in vars(made).items() if name not in kept}
+            attributes |= {name: _copied(value[0]) for name, value in self.by_hand_.items() if value}
 
     def run_state(self) -> Any:
         """Return what a checkpoint keeps of a callback that has a state."""
@@ -196,6 +200,8 @@ class StagedCallback(Callback):
                 self.given_.pop(name, None)
             else:
                 self.given_.setdefault(name, (vars(self)[name],) if name in vars(self) else ())
+        if self.ctx_ is None and name in self.by_hand_:
+            vars(self)["by_hand_"] = {**self.by_hand_, name: (_copied(value),)}
         super().__setattr__(name, value)
 
     @property
@@ -332,6 +338,11 @@ def machinery_of(cls: type) -> set[str]:
     (True, False)
     """
     return {name for one in cls.__mro__ if "_is_machinery" in vars(one) for name in vars(one)} - _OF_USERS
+
+
+def _copied(value: Any) -> Any:
+    """Copy a container, whose content a training may change."""
+    return copy(value) if isinstance(value, list | dict | set) else value
 
 
 def is_staged(callback: object) -> TypeGuard[StagedCallback]:

@@ -14,6 +14,7 @@ import pytest
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochScoring, PrintLog
 from skorch.dataset import ValidSplit
+from skorch.hf import AccelerateMixin
 from torch.utils.data import IterableDataset
 
 from mlr3torch_py import CallbackSetUnfreeze, select_prefix, t_clbk, torch_callback
@@ -222,6 +223,17 @@ def test_skorch_prints_no_second_table(capfd):
     assert dict(net.callbacks_)["print_log"].sink is print
     iris_net(t_clbk("progress"), callbacks__print_log__sink=lines.append, max_epochs=1).fit(X, y)
     assert len(lines) == 3
+
+
+def test_skorch_prints_no_second_table_by_an_accelerator(capfd):
+    accelerate = pytest.importorskip("accelerate")
+
+    class Accelerated(AccelerateMixin, type(iris_net())):
+        pass
+
+    own = {"accelerator": accelerate.Accelerator(cpu=True), "verbose": 1, "audited": False}
+    iris_net(t_clbk("progress"), cls=Accelerated, max_epochs=1, **own).fit(X, y)
+    assert matches([r"Epoch 1/1: .*", END.format(total=1)], capfd.readouterr().out)
 
 
 class Copies(Callback):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
-from skorch.callbacks import EpochScoring
+from skorch.callbacks import Checkpoint, EpochScoring
 from skorch.dataset import ValidSplit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mlr3torch_py import CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk
+from mlr3torch_py import CallbackSetTB, CallbackSetUnfreeze, Freezer, select_all, select_last, select_prefix, t_clbk
 from tests.checkpoint.runs import CrashError, Crashes, Folders
 from tests.freezing.turns import REAL, gan
 from tests.helpers import Stops, X, iris_net, y
@@ -177,6 +177,25 @@ def test_a_foreign_folder_is_refused(tmp_path):
     with pytest.raises(FileExistsError, match="`path`: .* holds notes.txt; give an empty folder"):
         iris_net(tb(tmp_path)).fit(X, y)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda path: t_clbk("checkpoint", path=path, freq=1),
+        lambda path: t_clbk("checkpoint", path=path / "checkpoints", freq=1),
+        lambda path: ("checkpoint", Checkpoint(None, dirname=str(path))),
+        lambda path: ("checkpoint", CallbackSetTB(lambda: path / "more")),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_folder_of_another_callback_is_refused_before_the_first_step(other, order, tmp_path):
+    net = iris_net(*[("tb", CallbackSetTB(tmp_path / "tb")), other(tmp_path / "tb")][::order], max_epochs=1)
+    with pytest.raises(ValueError, match="`path`: '(checkpoint|tb)' would write into .*tb.*; give each callback"):
+        net.fit(X, y)
+    assert len(net.history) == 0
+    net = iris_net(("tb", CallbackSetTB(tmp_path / "tb2")), other(tmp_path / "other"), max_epochs=1)
+    assert len(net.fit(X, y).history) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -194,6 +194,57 @@ def test_a_score_is_not_refused_whatever_way_code_records_it(recorder, monitorin
     assert net.history[:, "own_loss"] == [0.5, 0.5]
 
 
+def several(net, X, y):
+    net.history.record("own_loss", 0.5)
+    return 0.5
+
+
+class Scorer:
+    def __call__(self, net, X, y):
+        return several(net, X, y)
+
+
+class Merged(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        row, name = net.history.to_list()[-1], "own"
+        row |= {name + "_loss": 0.5}
+
+
+class Imported(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        from tests.training.stages import record_half
+
+        record_half(net)
+
+
+@every_one
+@pytest.mark.parametrize(
+    "recorder",
+    [EpochScoring(several, on_train=True), EpochScoring(Scorer(), on_train=True, name="s"), Merged(), Imported()],
+)
+def test_a_score_is_not_refused_where_only_an_epoch_shows_it(recorder, monitoring):
+    net = iris_net(("recorder", recorder), monitoring("own_loss"), max_epochs=2, batch_size=150).fit(X, y)
+    assert net.history[:, "own_loss"] == [0.5, 0.5]
+
+
+class Recording(torch.nn.CrossEntropyLoss):
+    def forward(self, *args):
+        self.net[0].history.record("own_loss", 0.5)
+        return super().forward(*args)
+
+
+class Held(type(iris_net())):
+    def initialize_criterion(self):
+        super().initialize_criterion()
+        self.criterion_.net = [self]
+        return self
+
+
+def test_a_score_that_a_criterion_records_is_not_refused():
+    net = iris_net(MONITORING["early_stopping"]("own_loss"), cls=Held, criterion=Recording, max_epochs=2)
+    assert net.fit(X, y).history[:, "own_loss"] == [0.5, 0.5]
+
+
 class Timer(Callback):
     """Records other things than scores, and a score with another name."""
 
@@ -207,9 +258,19 @@ class Timer(Callback):
 
 
 @every_one
-def test_what_records_other_things_records_no_score(monitoring):
+def test_what_records_other_things_is_refused_after_the_first_epoch(monitoring):
+    net = iris_net(("timer", Timer()), monitoring("own_loss"))
     with pytest.raises(ValueError, match="`monitor` is 'own_loss', which nothing in the net records"):
-        iris_net(("timer", Timer()), monitoring("own_loss")).fit(X, y)
+        net.fit(X, y)
+    assert len(net.history) == 1
+
+
+@every_one
+def test_a_misspelt_score_is_refused_before_the_first_step_whatever_else_is_recorded(monitoring):
+    net = iris_net(("timer", Timer()), monitoring("valid_los"))
+    with pytest.raises(ValueError, match="did you mean 'valid_loss'"):
+        net.fit(X, y)
+    assert len(net.history) == 0
 
 
 @every_one

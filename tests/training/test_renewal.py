@@ -104,6 +104,21 @@ def test_what_the_user_sets_counts_as_given(kind):
     assert logger.n_batches == 23
 
 
+@KINDS
+@pytest.mark.parametrize("copied", [lambda net: net, lambda net: pickle.loads(pickle.dumps(net))])
+def test_what_the_user_sets_in_the_place_of_what_the_constructor_makes_stays(kind, copied):
+    logger = kind()
+    net = iris_net(("logger", logger), max_epochs=1, audited=False)
+    logger.moving_loss, logger.losses = 5, [1]
+    for _ in range(3):
+        net = copied(net).fit(X, y)
+        assert dict(net.callbacks_)["logger"].losses[0] == 1
+        assert len(dict(net.callbacks_)["logger"].losses) == 4
+    logger = dict(net.callbacks_)["logger"]
+    logger.renew()
+    assert (logger.moving_loss, logger.losses) == (5, [1])
+
+
 def test_parameters_are_what_the_constructor_takes():
     logger = Logger()
     iris_net(logger, max_epochs=1, audited=False).fit(X, y)

@@ -456,6 +456,21 @@ def test_a_misspelt_name_of_a_callback_is_refused(argument, remedy):
     assert iris_net(t_clbk("unfreeze", starting_weights=select_last(1)), **left_out, max_epochs=1).fit(X, y).history
 
 
+class WithoutTable(type(iris_net())):
+    @property
+    def _default_callbacks(self):
+        return [one for one in super()._default_callbacks if one[0] != "print_log"]
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [{"callbacks__print_log__sink": print}, {"callbacks__print_log": None}, {"callbacks__tensorboard": None}],
+)
+def test_what_a_net_does_not_have_may_be_left_out_of_it(left_out):
+    net = iris_net(t_clbk("history"), cls=WithoutTable, max_epochs=1, audited=False, **left_out)
+    assert len(net.fit(X, y).history) == 1
+
+
 SHARED = {"unfreeze": CallbackSetUnfreeze(select_last(1)), "stopping": t_clbk("early_stopping", monitor="train_loss")}
 
 
