@@ -17,11 +17,11 @@ from mlr3torch_py.forecast.probe import NetProbe, cloned, is_one_of, split_pipel
 from mlr3torch_py.forecast.rehearsal import Rehearsal
 from mlr3torch_py.forecast.report import FreezePlan, Pending, Phase
 from mlr3torch_py.frames import short_traceback
-from mlr3torch_py.freezing.advice import doubts_about_network, in_no_optimizer, shared_by
+from mlr3torch_py.freezing.advice import doubts_about_network, heads_left_out, in_no_optimizer, shared_by
 from mlr3torch_py.freezing.holder import FreezingCallback
 from mlr3torch_py.freezing.rate_factors import unscalable
 from mlr3torch_py.names import listed
-from mlr3torch_py.network.blocks import find_blocks
+from mlr3torch_py.network.blocks import Block, find_blocks
 from mlr3torch_py.network.parameters import can_train, frozen_by_us, trainable_names
 from mlr3torch_py.network.randomness import kept_random_states
 from mlr3torch_py.network.sharing import sharing_names
@@ -250,15 +250,16 @@ def _plan(subject: _Subject) -> FreezePlan:
         raise ValueError("; ".join([message, *doubts]))
     tensors, tied = named_parameters(subject.module), names_by_tensor(subject.module)
     phases, last_epoch = _phases(subject, tied)
+    blocks = find_blocks(subject.module)
     return FreezePlan(
         sizes={name: 0 if is_lazy(tensor) else tensor.numel() for name, tensor in tensors.items()},
         aliases=frozenset(alias for names in tied for alias in names[1:]),
         phases=tuple(phases),
         max_epochs=subject.max_epochs or last_epoch,
         batches_per_epoch=subject.batches_per_epoch,
-        notes=tuple(_notes(subject, declared, phases)),
+        notes=tuple(_notes(subject, declared, phases, blocks)),
         pending=tuple(_pending(subject, steps, phases[-1])),
-        blocks=tuple((name_of(block, list(tensors)), block.names) for block in find_blocks(subject.module)),
+        blocks=tuple((name_of(block, list(tensors)), block.names) for block in blocks),
     )
 
 
@@ -308,10 +309,14 @@ def _is_same(before: Phase, phase: Phase) -> bool:
     )
 
 
-def _notes(subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequence[Phase]) -> Iterator[str]:
+def _notes(
+    subject: _Subject, declared: Sequence[tuple[Plan, ...]], phases: Sequence[Phase], blocks: Sequence[Block]
+) -> Iterator[str]:
     """Yield what a plan leaves open, and what is probably a mistake."""
     for callback, plans in zip(subject.freezing, declared, strict=True):
         yield from callback.doubts(subject.module, plans)
+    schedules = [getattr(callback, "schedule", None) for callback in subject.freezing]
+    yield from heads_left_out(subject.module, schedules, [plan for plans in declared for plan in plans], blocks)
     yield from _idle(subject, phases)
     is_late = partial(_is_too_late, subject=subject)
     end = f"{subject.max_epochs} is the last one by `{subject.asked_by}`"

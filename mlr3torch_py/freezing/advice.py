@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mlr3torch_py.names import listed
+from mlr3torch_py.network.blocks import Block
 from mlr3torch_py.network.parameters import frozen_before_us
 from mlr3torch_py.network.sharing import sharing_names
 from mlr3torch_py.network.unwrap import named_modules, named_parameters
@@ -28,6 +29,7 @@ __all__ = [
     "doubts_about_frozen",
     "doubts_about_network",
     "frozen_again",
+    "heads_left_out",
     "in_no_optimizer",
     "missing_from",
     "partly_selected",
@@ -37,6 +39,20 @@ __all__ = [
 _AND_SO_ON = 6
 
 logger: logging.Logger = logging.getLogger("mlr3torch_py")
+
+
+def heads_left_out(
+    network: nn.Module, schedules: Sequence[Schedule | None], plans: Sequence[Plan], blocks: Sequence[Block]
+) -> Iterator[str]:
+    """Yield that the last block never trains, for each schedule with groups that leave it out."""
+    will_train = frozenset[str]().union(*(plan.ever_trainable for plan in plans))
+    if not blocks or not will_train.isdisjoint(blocks[-1].names):
+        return
+    head = [name for name in named_parameters(network) if name in blocks[-1].names]
+    for schedule in schedules:
+        if schedule is not None and schedule.groups is not None:
+            are, train = ("are", "train") if len(head) > 1 else ("is", "trains")
+            yield f"`groups`: {listed(head)} of the last block {are} in none of them, and never {train}"
 
 
 def doubts_about_network(network: nn.Module, plans: Sequence[Plan]) -> Iterator[str]:

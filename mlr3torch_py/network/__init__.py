@@ -5,6 +5,6 @@ their flags. `evaluation` pins modules in eval mode, of which `normalisation` te
 `device_hash` compare tensors, `randomness` keeps the states of generators, and `copies` copies what torch does not.
 
 `blocks` are what a schedule freezes as one: the `tree` says which modules are opened, the `flow` of a batch, or else
-the `code_order` of `forward` with its `code_loops`, in which order they run. `compiled` tells compiled modules,
-`holdings` walks what objects hold, and `internals` lists the private names of torch and skorch that are used.
+the `code_order` of `forward`, from its `code_uses` and `code_loops`, in which order they run. `compiled` tells compiled
+modules, `holdings` walks what objects hold, and `internals` lists the private names of torch and skorch that are used.
 """

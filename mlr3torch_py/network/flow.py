@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from mlr3torch_py.network.randomness import kept_random_states
@@ -28,7 +29,8 @@ class Flow:
     Attributes
     ----------
     order : dict of str to int
-        The paths of the modules that were called, and the number of their first call.
+        The paths of the modules that were called, or whose parameters were used without a call of them, and the number
+        of their first call or use.
     shapes : dict of str to str
         The shape of the first tensor that each of them returned at first.
     """
@@ -40,7 +42,7 @@ class Flow:
         self._reads: dict[str, set[str]] = {}  # what a module reads, at first or second hand
 
     def first_call(self, path: str) -> int | None:
-        """Return the number of the first call of a module, or of one below it; None without any."""
+        """Return the number of the first call or use of a module, or of one below it; None without any."""
         return min((number for one, number in self.order.items() if _is_within(one, path)), default=None)
 
     def knows(self, path: str, other: str) -> bool:
@@ -138,7 +140,8 @@ def _watched(network: nn.Module, batch: Any, is_complete: bool, keeps_mode: bool
             simplefilter("ignore")  # what it has to say, it says in training
             if not keeps_mode:
                 network.eval()
-            _call(network, batch)
+            with _Reads(flow, marks, modules, paths) if is_complete else nullcontext():
+                _call(network, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -164,14 +167,7 @@ class _Marks:
     def sources(self, value: Any) -> set[str]:
         """Return the modules whose outputs a value was computed from."""
         found: set[str] = set()
-        tensors: list[torch.Tensor] = []
-
-        def collect(tensor: torch.Tensor) -> torch.Tensor:
-            tensors.append(tensor)
-            return tensor
-
-        _mapped(value, collect)
-        nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+        nodes = [tensor.grad_fn for tensor in _tensors_in(value) if tensor.grad_fn is not None]
         seen = set(nodes)
         while nodes:
             node: Any = nodes.pop()
@@ -182,12 +178,60 @@ class _Marks:
         return found
 
 
+class _Reads(TorchFunctionMode):
+    """Sees the parameters of modules that are not called, as those in ``linear(x, self.head.weight)``.
+
+    A parameter is used where it meets what is no parameter, and made of none.
+    """
+
+    def __init__(
+        self, flow: Flow, marks: _Marks, modules: Mapping[int, nn.Module], paths: Mapping[int, list[str]]
+    ) -> None:
+        super().__init__()
+        self._flow, self._marks = flow, marks
+        # The tensors are kept, so that no id is reused.
+        self._made: dict[int, tuple[torch.Tensor, set[str]]] = {}
+        for key, module in modules.items():
+            for tensor in module._parameters.values():
+                if tensor is not None:
+                    self._made.setdefault(id(tensor), (tensor, set()))[1].update(paths[key])
+        self._used: set[str] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        tensors, made = [*_tensors_in((args, kwargs or {}))], [*_tensors_in(output)]
+        known = [self._made[id(one)][1] for one in tensors if id(one) in self._made]
+        if known and len(known) == len(tensors):
+            for one in made:
+                self._made.setdefault(id(one), (one, set().union(*known)))
+            return output
+        used = [path for owners in known if not any(map(self._is_called, owners)) for path in owners]
+        if not used or not made:  # such as what tells the device of a parameter
+            return output
+        self._used.update(used)
+        sources = self._marks.sources((args, kwargs))
+        for path in used:
+            self._flow._add(path, sources)
+        return self._marks.marked(output, used)
+
+    def _is_called(self, path: str) -> bool:
+        return path in self._flow.order and path not in self._used
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a value that may be nested."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    parts: Iterable[Any] = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    )
+    for part in parts:
+        yield from _tensors_in(part)
+
+
 def _shape(value: Any) -> str:
     """Write the shape of the first tensor in a value that may be nested; an empty string without any."""
-    if isinstance(value, torch.Tensor):
-        return str(tuple(value.shape))
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return next((shape for shape in map(_shape, parts) if shape), "")
+    return next((str(tuple(tensor.shape)) for tensor in _tensors_in(value)), "")
 
 
 def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -86,15 +86,9 @@ class Tree:
         loops = self._loops_over(at.path)
         if loops and all(loop.is_reversed for loop in loops):
             found.reverse()
-        order = {name: i for i, name in enumerate(code_order(at.module))} if self.flow is None else {}
-        places: dict[str, tuple[float, bool, int]] = {}
-        following = math.inf
-        for i, child in reversed([*enumerate(found)]):
-            name = child.path.rpartition(".")[2]
-            call = order.get(name) if self.flow is None else self.flow.first_call(child.path)
-            following = following if call is None else call
-            places[child.path] = following, call is not None, i  # what was not called stays before what follows it
-        return sorted(found, key=lambda child: places[child.path])
+        order = {name: i for i, name in enumerate(code_order(at.module))}
+        found = _sorted_by(found, [order.get(child.path.rpartition(".")[2]) for child in found])
+        return found if self.flow is None else _sorted_by(found, [self.flow.first_call(one.path) for one in found])
 
     def _loops_over(self, path: str) -> list[Loop]:
         """List the loops over a list in the code of the modules around it; none if a forward pass tells more."""
@@ -279,6 +273,16 @@ def is_slight(module: nn.Module, tensor: nn.Parameter) -> bool:
     shape = getattr(module, "normalized_shape", ())  # which norms of others give as a number
     has_shape_of_norm = isinstance(shape, Iterable) and tuple(tensor.shape) == tuple(shape)
     return tensor.ndim <= 1 or has_shape_of_norm or is_normalisation(module)
+
+
+def _sorted_by(modules: list[Module], numbers: list[int | None]) -> list[Module]:
+    """Sort modules by their numbers; what has none stays before what follows it."""
+    places: list[tuple[float, bool, int]] = []
+    following = math.inf
+    for i, number in reversed([*enumerate(numbers)]):
+        following = following if number is None else number
+        places.append((following, number is not None, i))
+    return [modules[i] for _, _, i in sorted(places)]
 
 
 def _own_parameters(at: Module) -> dict[str, nn.Parameter]:

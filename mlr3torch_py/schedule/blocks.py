@@ -96,9 +96,10 @@ def network_blocks(
     Notes
     -----
     Blocks are in the order in which the code of each ``forward`` calls them, which may be another one than that of the
-    module tree. Where the code names none, as in a loop over ``getattr``, or is not there, they stay in the order of
-    the tree. Apart from the containers of torch, nothing is decided by names or classes. These are opened, and so is a
-    module that holds a list of repeated layers, also inside of another, as in ``nn.Sequential(backbone, head)``. A
+    module tree; a layer of which only the weight is used counts as called there. Where the code names none, as in a
+    loop over ``getattr`` or over keys, or is not there, they stay in the order of the tree, unless a batch tells
+    another one. Apart from the containers of torch, nothing is decided by names or classes. These are opened, and so is
+    a module that holds a list of repeated layers, also inside of another, as in ``nn.Sequential(backbone, head)``. A
     module that runs its children side by side is one block; so are embeddings side by side, and heads. A norm, which is
     known by the shape of its tensors, belongs to the block before, and the parameters that an opened module holds
     itself to its first block, or to one behind its last block if its code uses them after all layers. A tied tensor is

@@ -6,7 +6,16 @@ from skorch import NeuralNetClassifier
 from skorch import callbacks as callbacks_of_skorch
 from torch import nn
 
-from mlr3torch_py import CallbackSetUnfreeze, Freezer, freeze_plan, select_all, select_last, select_prefix, t_clbk
+from mlr3torch_py import (
+    CallbackSetUnfreeze,
+    Freezer,
+    freeze_plan,
+    gradual_unfreezing,
+    select_all,
+    select_last,
+    select_prefix,
+    t_clbk,
+)
 from tests.helpers import X, iris_net, y
 
 
@@ -173,3 +182,13 @@ class Wrapped:
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
+
+
+def test_a_head_that_is_in_no_group_is_said_to_never_train():
+    parts = [select_prefix(path) for path in ("0", "3", "6")]
+    without = t_clbk("unfreeze", schedule=gradual_unfreezing(groups=parts[:-1]))
+    (note,) = freeze_plan(iris_net(without), X, y).notes
+    assert note == "`groups`: 6.weight, 6.bias of the last block are in none of them, and never train"
+    whole, head = gradual_unfreezing(groups=parts), gradual_unfreezing(groups=parts[1:])
+    for schedule in (whole, head):
+        assert freeze_plan(iris_net(t_clbk("unfreeze", schedule=schedule)), X, y).notes == ()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mlr3torch_py.network.blocks import find_blocks
 from mlr3torch_py.network.code_order import code_order
@@ -74,6 +75,49 @@ class ByName(Parts):
         return self.head(self.norm(x))
 
 
+class ByWeight(Parts):
+    def forward(self, x):
+        x = self.embed(x.to(self.head.weight.dtype).reshape(-1, self.head.weight.shape[0]))
+        return nn.functional.linear(self.body(x), self.head.weight)
+
+
+class ByLocalNames(Parts):
+    def forward(self, x):
+        def last(x):
+            return head(self.norm(x))
+
+        head, body, embed = self.head, self.body, self.embed
+        return last(body(embed(x)))
+
+
+class HandedOver(Parts):
+    def forward(self, x):
+        x = checkpoint(self.body, checkpoint(self.embed, x, use_reentrant=False), use_reentrant=False)
+        return checkpoint(self.head, self.norm(x), use_reentrant=False)
+
+
+class MethodsInALoop(Parts):
+    def forward(self, x):
+        for step in (self.features, self.classify):
+            x = step(x)
+        return x
+
+    def classify(self, x):
+        return self.head(x)
+
+    def features(self, x):
+        return self.norm(self.body(self.embed(x)))
+
+
+class ForwardOfItsOwn(Parts):
+    def __init__(self):
+        super().__init__()
+        self.forward = self.run
+
+    def run(self, x):
+        return self.head(self.norm(self.body(self.embed(x))))
+
+
 @pytest.mark.parametrize(
     ("cls", "order"),
     [
@@ -84,6 +128,11 @@ class ByName(Parts):
         (WithConditions, ["embed", "body", "norm", "head"]),
         (BesideMethods, ["embed", "body", "head"]),
         (ByName, ["embed", "norm", "head"]),
+        (ByWeight, ["embed", "body", "head"]),
+        (ByLocalNames, ["embed", "body", "norm", "head"]),
+        (HandedOver, ["embed", "body", "norm", "head"]),
+        (MethodsInALoop, ["embed", "body", "norm", "head"]),
+        (ForwardOfItsOwn, ["embed", "body", "norm", "head"]),
         (Parts, []),
         (nn.Sequential, []),
     ],
@@ -123,6 +172,18 @@ def test_parameters_that_the_code_uses_after_all_layers_are_the_head(batch):
     assert blocks[0] == {"token", "embed.weight", "embed.bias"}
     assert blocks[-1] == {"classes", "scale"}
     assert code_order(Margin()) == ["embed", "token", "body", "classes", "scale"]
+
+
+class UnderALocalName(Margin):
+    def forward(self, x):
+        classes, scale = nn.functional.normalize(self.classes), self.scale
+        classes = classes / 2
+        return self.body(self.embed(x) + self.token) @ classes.T * scale
+
+
+def test_a_parameter_is_used_where_a_local_name_for_it_is():
+    assert code_order(UnderALocalName()) == ["embed", "token", "body", "classes", "scale"]
+    assert find_blocks(UnderALocalName())[-1].names == {"classes", "scale"}
 
 
 def test_parameters_that_only_scale_what_the_last_layer_returns_belong_to_it():
