@@ -132,6 +132,9 @@ UNSEEN = {
     "a configuration": lambda part: setattr(part[1].config, "gain", 2.0),
     "a plain tensor": lambda part: part[1].table["shift"].add_(1),
     "a new child": lambda part: part.append(nn.Tanh()),
+    "a new first buffer": lambda part: part[2].register_buffer("shift", torch.ones(1)),
+    "other buffers": lambda part: setattr(part[1], "_buffers", {k: v + 1 for k, v in part[1]._buffers.items()}),
+    "another dict of attributes": lambda part: setattr(part[1], "__dict__", {**vars(part[1]), "eps": 10.0}),
 }
 
 X = IRIS + np.linspace(0, 0.01, len(IRIS), dtype="float32")[:, None]  # no two rows are the same

@@ -199,6 +199,11 @@ class Rates(np.ndarray):
 # What a part holds, how it reads a number from it, and a change in place.
 HELD = {
     "an array": (lambda: np.ones(2), lambda held: held[0], lambda held: held.__setitem__(0, 2)),
+    "a method of a list": (
+        lambda: [1.0, 2.0].count,
+        lambda held: 1 + held(2.0),
+        lambda held: held.__self__.append(2.0),
+    ),
     "an attribute of an array": (
         lambda: np.ones(2).view(Rates),
         lambda held: held.scale,

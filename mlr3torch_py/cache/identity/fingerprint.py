@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from logging import Logger
-from types import FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 from weakref import ReferenceType
 
@@ -14,7 +12,7 @@ from torch import nn
 
 from mlr3torch_py.cache.errors import NotCacheableError
 from mlr3torch_py.cache.identity.classes import is_aside
-from mlr3torch_py.cache.identity.glance import Form, Glance, Seen, form_of, names_of_settings
+from mlr3torch_py.cache.identity.glance import ELSEWHERE, Form, Glance, Seen, form_of, names_of_settings
 from mlr3torch_py.cache.identity.portable import NotPortableError, portable_hash
 from mlr3torch_py.network.bits import buffer_hash, content_hash, version_of
 from mlr3torch_py.network.device_hash import hash_tensors
@@ -27,7 +25,6 @@ _PLAIN: Final = frozenset({*_NUMBERS, str, type(None)})
 _BY_VALUE: Final = frozenset({*_PLAIN, bytes, frozenset})
 _WITH_VALUE: Final = (bool, int, float, str, bytes, frozenset)
 _EXACTLY: Final = frozenset({list, tuple, dict, set})  # which have no attributes
-_LOOKED_AT_ELSEWHERE: Final = (type, FunctionType, ModuleType, Logger)
 
 
 def settings_of(layer: nn.Module) -> dict[str, Any]:
@@ -193,7 +190,7 @@ class Fingerprint:
                 owners = {
                     id(owner): cls for layer, cls in self._layers for owner in (layer._parameters, layer._buffers)
                 }
-                return f"the {before.name!r} of its {owners[id(before.owner)].__name__}"
+                return f"the {before.name!r} of its {owners[id(now.owner)].__name__}"
         return None
 
     def _changed_setting(self, other: Fingerprint) -> str | None:
@@ -240,7 +237,7 @@ def _contents(value: Any, memo: dict[int, tuple[Any, Any]]) -> Any:
     kind = type(value)
     if kind is tuple and _NUMBERS.issuperset(map(type, value)):  # such as the size of a kernel
         return _Contents(value, tuple) if value else _EMPTY
-    if kind in _BY_VALUE or issubclass(kind, _LOOKED_AT_ELSEWHERE) or is_aside(value):
+    if kind in _BY_VALUE or issubclass(kind, ELSEWHERE) or is_aside(value):
         return value  # as it is, also a placeholder
     if id(value) not in memo:
         memo[id(value)] = value, value  # for what leads back to it

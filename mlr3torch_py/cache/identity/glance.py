@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
+from logging import Logger
 from operator import attrgetter, is_
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
@@ -16,7 +17,7 @@ from mlr3torch_py.names import is_note
 from mlr3torch_py.network.device_hash import hash_tensors
 from mlr3torch_py.network.holdings import attributes_of_array
 
-__all__ = ["Form", "Glance", "Seen", "form_of", "names_of_settings"]
+__all__ = ["ELSEWHERE", "Form", "Glance", "Seen", "form_of", "names_of_settings"]
 
 # What every module has, hooks among it, is looked at elsewhere, or may differ.
 _NOT_SETTINGS: Final = frozenset({*vars(nn.Module()), "train", "_compiled_call_impl"})
@@ -27,11 +28,12 @@ _ADDRESS: Final[Callable[..., int]] = torch.Tensor.data_ptr
 _REQUIRES_GRAD: Final = attrgetter("requires_grad")
 _VERSION: Final = attrgetter("_version")
 _ATTRIBUTES: Final = attrgetter("__dict__")
+_OWNERS: Final[Callable[..., Iterable[dict[str, Any]]]] = attrgetter("_parameters", "_buffers", "_modules")
 form_of: Final[Callable[[torch.Tensor], Form]] = attrgetter("shape", "dtype", "device")
 _NUMBERS: Final = frozenset({bool, int, float})
-# What cannot be modified in place, and is compared by value or by identity.
+# What cannot be modified in place, or is looked at elsewhere.
 _FIXED: Final = _NUMBERS | {str, bytes, type(None), torch.dtype, torch.device, torch.Size}
-_FIXED_CLASSES: Final = (type, FunctionType, BuiltinFunctionType, ModuleType)
+ELSEWHERE: Final = (type, FunctionType, ModuleType, Logger)
 
 
 class Seen(NamedTuple):
@@ -68,9 +70,7 @@ class Glance:
         self, layers: Sequence[nn.Module], settings: Sequence[Mapping[str, Any]], seen: Sequence[Seen]
     ) -> None:
         self._layers, self._classes = layers, list(map(type, layers))
-        self._owners: list[dict[str, Any]] = [
-            owner for layer in layers for owner in (layer._parameters, layer._buffers, layer._modules)
-        ]
+        self._owners = list(chain.from_iterable(map(_OWNERS, layers)))
         self._filled = list(filter(None, self._owners))
         self._sizes = list(map(len, self._owners))
         self._members = list(chain.from_iterable(map(_MEMBERS, self._filled)))
@@ -81,9 +81,8 @@ class Glance:
         pairs = enumerate(zip(map(vars, layers), settings, strict=True))
         self.others: list[int] = [i for i, (own, of_layer) in pairs if not _are_fixed(own, of_layer)]
         fixed = [(layers[i], settings[i]) for i in sorted({*range(len(layers))}.difference(self.others))]
-        self._attributes = [
-            (own := vars(layer), [*own], [*names], [own[name] for name in names]) for layer, names in fixed
-        ]
+        self._fixed = [layer for layer, _ in fixed]
+        self._attributes = [([*vars(layer)], [*names], [vars(layer)[name] for name in names]) for layer, names in fixed]
         owners = (owner for layer, _ in fixed for owner in (layer._parameters, layer._buffers))
         self._bare = [tensor for owner in owners for tensor in owner.values() if tensor is not None]
 
@@ -110,11 +109,12 @@ class Glance:
         """
         return (
             self.seems_current
+            and all(map(is_, chain.from_iterable(map(_OWNERS, self._layers)), self._owners))
             and list(map(len, self._owners)) == self._sizes
             and list(map(type, self._layers)) == self._classes
             and all(
                 ([*own] == present or names_of_settings(own) == names) and all(map(is_, map(own.get, names), values))
-                for own, present, names, values in self._attributes
+                for own, (present, names, values) in zip(map(vars, self._fixed), self._attributes, strict=True)
             )
             and not any(map(attributes_of_array, filter(_ATTRIBUTES, self._bare)))
             and list(map(form_of, self._watched)) == self._forms
@@ -140,4 +140,6 @@ def _are_fixed(own: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 def _is_fixed(value: Any) -> bool:
     if type(value) is tuple:
         return _NUMBERS.issuperset(map(type, value))
-    return type(value) in _FIXED or isinstance(value, _FIXED_CLASSES)
+    if type(value) is BuiltinFunctionType:  # which may be a method of something that can be
+        value = value.__self__
+    return type(value) in _FIXED or isinstance(value, ELSEWHERE)
