@@ -10,7 +10,17 @@ import torch
 from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_digest
 
-__all__ = ["as_array", "as_bytes", "buffer_hash", "content_hash", "has_bits", "is_freed", "parts", "version_of"]
+__all__ = [
+    "as_array",
+    "as_bytes",
+    "buffer_hash",
+    "content_hash",
+    "has_bits",
+    "has_parts",
+    "is_freed",
+    "parts",
+    "version_of",
+]
 
 _PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -29,7 +39,7 @@ def has_bits(tensor: torch.Tensor) -> bool:
     """
     if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_meta:
         return False
-    if _has_parts(tensor):
+    if has_parts(tensor):
         return all(map(has_bits, parts(tensor)))
     return not is_freed(tensor) and (type(tensor).__torch_dispatch__ is _PLAIN_DISPATCH or _can_be_read(tensor))
 
@@ -42,7 +52,8 @@ def _can_be_read(tensor: torch.Tensor) -> bool:
     return True
 
 
-def _has_parts(tensor: torch.Tensor) -> bool:
+def has_parts(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of a class that keeps its values in other tensors."""
     return hasattr(tensor, "__tensor_flatten__")
 
 
@@ -73,7 +84,7 @@ def is_freed(tensor: torch.Tensor) -> bool:
     if type(tensor) not in _TENSORS:
         if is_lazy(tensor):
             return False
-        if tensor.layout is torch.strided and _has_parts(tensor):
+        if tensor.layout is torch.strided and has_parts(tensor):
             return any(map(is_freed, parts(tensor)))
     if tensor.layout is not torch.strided or not tensor.numel():
         return False
@@ -106,7 +117,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """
     if is_freed(tensor):
         raise RuntimeError("the tensor has no values in memory")
-    if tensor.is_quantized or _has_parts(tensor):
+    if tensor.is_quantized or has_parts(tensor):
         return torch.cat(list(map(as_bytes, parts(tensor))))
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 

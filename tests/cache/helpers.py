@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch._dynamo  # as making an optimizer does; a first trial would take the time of that for its own
 from torch import nn
 from torch.utils._pytree import tree_flatten
 

@@ -55,6 +55,44 @@ def test_rows_of_any_call_are_cached(name):
     assert counts(parts) == (12, 12)
 
 
+class Around(nn.Module):
+    """Calls a frozen part, and trains something else."""
+
+    def __init__(self, part, prepare=lambda x: x):
+        super().__init__()
+        self.part, self.offset, self.prepare = part, nn.Parameter(torch.zeros(1)), prepare
+
+    def forward(self, *args, **kwargs):
+        return self.part(*map(self.prepare, args), **kwargs)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_like_earlier_ones_are_answered_as_these(name):
+    compute, args, kwargs = CALLS[name]
+    part = frozen(Part(compute))
+    network = Around(part)
+    parts = cached(network)
+    for epoch in range(5):
+        order = torch.randperm(12)
+        args, kwargs = permuted(args, order), permuted(kwargs, order)
+        for _ in range(2):
+            assert same(network(*args, **kwargs), compute(part.linear, *args, **kwargs))
+        parts.settle()
+        assert counts(parts) == (24, 0) or epoch < 2
+        parts.begin_epoch(), parts.refresh(retry_rejected=False)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_part_that_is_given_nested_tensors_is_computed(layout):
+    network = Around(frozen(nn.Linear(4, 3)), lambda x: torch.nested.nested_tensor([x[:2], x[2:]], layout=layout))
+    plain, parts = copy.deepcopy(network), cached(network)
+    for _ in range(3):
+        for one, other in zip(network(ROWS).unbind(), plain(ROWS).unbind(), strict=True):
+            assert torch.equal(one, other)
+    assert "it is given a nested tensor, whose rows cannot be read" in told(parts)[0]
+
+
 def test_token_ids_with_a_mask_go_through_a_transformer():
     class Encoder(nn.Module):
         def __init__(self):

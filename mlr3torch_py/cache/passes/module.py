@@ -138,10 +138,10 @@ class CachedModule(CachedStage):
     def _kind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         """Describe a call that is given tensors of as many rows, and plain values; None for others."""
         values = [*args, *kwargs.values()]
-        tensors = [value for value in values if type(value) is torch.Tensor and value.layout is torch.strided]
-        if self.is_link or not tensors:
+        tensors = [value for value in values if type(value) is torch.Tensor]
+        if self.is_link or not tensors or any(one.is_nested or one.requires_grad for one in tensors):
             return None
-        if not all(one.ndim and len(one) == len(tensors[0]) and not one.requires_grad for one in tensors):
+        if not all(one.ndim and len(one) == len(tensors[0]) for one in tensors):
             return None
         described = [
             (value.shape, value.dtype, value.device) if type(value) is torch.Tensor else self.described(value)

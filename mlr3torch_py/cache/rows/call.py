@@ -10,7 +10,7 @@ import torch
 from xxhash import xxh3_128_digest
 
 from mlr3torch_py.cache.errors import NotCacheableError
-from mlr3torch_py.network.bits import as_array, version_of
+from mlr3torch_py.network.bits import as_array, has_parts, version_of
 from mlr3torch_py.network.device_hash import hash_rows, hash_tensors
 from mlr3torch_py.network.internals import tree_flatten, tree_unflatten
 
@@ -120,8 +120,8 @@ class Call:
         self.references: list[Reference] = []
         for leaf in self._leaves:
             if isinstance(leaf, torch.Tensor):
-                if leaf.is_quantized:
-                    raise NotCacheableError("it is given a quantized tensor, whose rows cannot be read")
+                if kind := _kind_without_rows(leaf):
+                    raise NotCacheableError(f"it is given a {kind}, whose rows cannot be read")
                 self.tensors.append(leaf)
             elif type(leaf) is Reference:
                 self.references.append(leaf)
@@ -226,6 +226,13 @@ class Call:
             or any(now is not before for now, before in zip(leaves, self._leaves, strict=True))
             or any(version_of(t) != version for t, version in zip(self.tensors, self._versions, strict=True))
         )
+
+
+def _kind_without_rows(tensor: torch.Tensor) -> str:
+    """Name the kind of a tensor in which the bytes of a row do not lie together; empty for others."""
+    if tensor.is_quantized or tensor.is_nested:
+        return "quantized tensor" if tensor.is_quantized else "nested tensor"
+    return type(tensor).__name__ if type(tensor) is not torch.Tensor and has_parts(tensor) else ""
 
 
 def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
