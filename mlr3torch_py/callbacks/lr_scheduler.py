@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
+from warnings import catch_warnings
 
 import numpy as np
 from torch.optim import lr_scheduler
@@ -202,14 +203,13 @@ class CallbackSetLRScheduler(CallbackSet):
 
     def before_first_epoch(self, net: Net, dataset_train: Any, dataset_valid: Any) -> None:
         """Find out, before any scheduler acts, what the optimizer and the history have of this schedule."""
-        groups = net.optimizer_.param_groups
         others = [one for _, one in net.callbacks_ if isinstance(one, CallbackSetLRScheduler) and one is not self]
         is_added = self.owner_ is None and any(other.state_ is not None for other in others)
         self.is_in_history_ = not is_added and any(RATE in row for row in rows_of(net.history))
         self.is_alone_ = not others
         owner = self.owner_  # of whose history epochs may have been taken back, but not their rates
         is_left = owner is not None and not owner.fits(net) and owner.may_be(net) and self.left_ == rates_of(net)
-        self.has_rates_ = all("initial_lr" in group for group in groups) and not is_left
+        self.has_rates_ = all("initial_lr" in group for group in net.optimizer_.param_groups) and not is_left
         if self.state_ is None and not self.has_rates_:
             reset_rates(net.optimizer_)
 
@@ -260,9 +260,9 @@ class CallbackSetLRScheduler(CallbackSet):
 
     def _end_last_epoch(self, net: Net, n_ended: int | None) -> None:
         """Act at the end of the last epoch, if the state was kept, in a copy of the net, before the scheduler could."""
-        last = len(net.history) - 1
-        if n_ended is not None and n_ended == last - 1 and has_ended(row_of(net.history, last - 1)):
-            self._end_epoch(net, last)
+        if n_ended == (last := len(net.history) - 1) - 1 and has_ended(row_of(net.history, last - 1)):
+            with catch_warnings(action="ignore"):  # of torch, which has not seen the optimizer's steps
+                self._end_epoch(net, last)
 
     def _work_out(self, net: Net, arguments: dict[str, Any]) -> None:
         """Step over the epochs of the history; keep the rates of now, if they are of that history."""
