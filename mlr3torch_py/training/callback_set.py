@@ -150,7 +150,7 @@ class CallbackSet(StagedCallback):
                 check_number(f"`{name}` of {cls.__name__}", vars(cls)[name], _WEIGHTS, finite=False)
         cls.packages = check_names("packages", cls.packages)
         if "__init__" in vars(cls):
-            cls.__init__ = _noting_made(cls.__init__)  # type: ignore[method-assign]
+            type.__setattr__(cls, "__init__", _noting_made(vars(cls)["__init__"]))  # no base has one, to type checkers
         if not getattr(cls.on_train_begin, "starts_run", False):
             cls.on_train_begin = _starting_run(cls.on_train_begin)  # type: ignore[method-assign]
         check_members(cls)
