@@ -277,6 +277,27 @@ def test_names_of_what_comes_from_outside_mean_nothing_elsewhere(tmp_path):
     assert Code.of(Loaded(tmp_path / "scale"))
 
 
+class Settings(dict):
+    """Answers for its attributes by its items."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Given(nn.Module):
+    def forward(self, x):
+        try:
+            import blocked_for_tests  # noqa: F401
+        except ImportError:
+            return x * GIVEN.gain  # noqa: F821
+        return x
+
+
+def test_objects_that_answer_by_errors_and_imports_that_are_prevented_are_no_errors(monkeypatch):
+    monkeypatch.setitem(sys.modules, "blocked_for_tests", None)
+    monkeypatch.setitem(globals(), "GIVEN", Settings(gain=2.0))
+    assert Code.as_far_as_known(Given()).digest
+
+
 @pytest.mark.slow
 def test_the_next_process_finds_the_same_code(tmp_path):
     (tmp_path / "a_file.py").write_text(SOURCE.format(**PARTS))

@@ -217,6 +217,18 @@ def test_a_network_whose_rows_are_kept_is_compiled_as_one_graph():
     torch.compiler.reset()
 
 
+def test_a_network_that_refuses_placeholders_is_given_plain_tensors():
+    def checked(x, weight):
+        if type(x) is not torch.Tensor:
+            raise TypeError(f"a {type(x).__name__} is no tensor")
+        return x * weight
+
+    network = Between(checked)
+    plain, _ = copy.deepcopy(network), cached(network)
+    for _ in range(3):
+        torch.testing.assert_close(network(ROWS), plain(ROWS))
+
+
 def test_an_error_of_the_network_is_raised_as_it_is():
     calls = []
 

@@ -385,3 +385,78 @@ def test_an_attribute_of_a_module_that_a_part_refers_to_counts_and_its_weights_d
     assert before.difference(Fingerprint(part)) is None
     owner.temperature = 2.0
     assert before.difference(Fingerprint(part)) is not None
+
+
+def untied(part):
+    part.again = part.other
+
+
+def renamed(part):
+    one, other = part.shift, part.scale
+    del part.shift, part.scale
+    part.scale, part.shift = one, other
+
+
+def moved(part):
+    part.other.weight, part.first.weight = part.first.weight, part.other.weight
+
+
+def exchanged(part):
+    one, other = part.table.pop("one"), part.table.pop("other")
+    part.table["other"], part.table["one"] = one, other
+
+
+class Places(nn.Module):
+    """Uses its tensors and children by their names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.again, self.table = self.first, nn.ModuleDict({"one": nn.Linear(4, 4), "other": nn.Linear(4, 4)})
+        self.shift, self.scale = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.full((4,), 2.0))
+
+    def forward(self, x):
+        x = self.other(self.again(x).relu()).relu() * self.scale + self.shift
+        return self.table["other"](self.table["one"](x).relu())
+
+
+@pytest.mark.parametrize("change", [untied, renamed, moved, exchanged])
+def test_what_is_in_another_place_is_a_change(change):
+    part = frozen(Places())
+    parts, before = cached(part, check=0), Fingerprint(part)
+    for _ in range(3):
+        part(ROWS)
+        parts.end_epoch(), parts.begin_epoch()
+    assert before.is_current
+    change(part)
+    parts.begin_epoch()
+    assert torch.equal(part(ROWS), part._call_impl(ROWS))
+    assert not before.is_current
+    assert before.difference(Fingerprint(part))
+
+
+class Proxy:
+    """Passes for the function that it wraps."""
+
+    __class__ = property(lambda self: type(vars(self)["function"]))
+
+    def __init__(self, function, scale):
+        self.function, self.scale = function, scale
+
+    def __getattr__(self, name):
+        return getattr(vars(self)["function"], name)
+
+    def __call__(self, x):
+        return self.function(x) * self.scale
+
+
+def test_an_object_that_passes_for_a_function_is_looked_into():
+    part = frozen(Part(lambda f, x: f.act(f(x))))
+    part.linear.act = Proxy(lambda x: x, 1.0)
+    parts = cached(part, check=0)
+    for _ in range(3):
+        part(ROWS)
+        parts.end_epoch(), parts.begin_epoch()
+    part.linear.act.scale = 3.0
+    parts.begin_epoch()
+    assert torch.equal(part(ROWS), part._call_impl(ROWS))

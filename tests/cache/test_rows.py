@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from tests.cache.helpers import ROWS, Pair, Part, cached, counts, frozen, same, told
 
@@ -80,6 +81,31 @@ def test_calls_like_earlier_ones_are_answered_as_these(name):
         parts.settle()
         assert counts(parts) == (24, 0) or epoch < 2
         parts.begin_epoch(), parts.refresh(retry_rejected=False)
+
+
+def with_tangents(f):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(ROWS, torch.ones_like(ROWS)))).tangent
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        with_tangents,
+        lambda f: torch.func.jvp(f, (ROWS,), (torch.ones_like(ROWS),))[1],
+        lambda f: torch.func.vmap(f)(ROWS[:, None]),
+        lambda f: torch.func.grad(lambda scale: (f(ROWS) * scale).sum())(torch.tensor(2.0)),
+        lambda f: f(ROWS.to_sparse()),
+    ],
+    ids=["dual", "jvp", "vmap", "grad", "sparse"],
+)
+def test_a_transformed_call_like_an_earlier_one_is_computed(call):
+    network = Around(frozen(nn.Linear(4, 3)))
+    plain, parts = copy.deepcopy(network), cached(network)
+    for _ in range(4):
+        assert same(network(ROWS), plain(ROWS))
+        parts.settle(), parts.end_epoch(), parts.begin_epoch()
+    assert same(call(network), call(plain))
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

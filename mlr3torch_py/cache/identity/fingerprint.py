@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, Final, NamedTuple
 from weakref import ReferenceType
@@ -95,6 +95,8 @@ class Fingerprint:
                 ),
                 known,
             )
+            # What is alive as long as this has its id.
+            self._places = [[(name, id(one)) for name, one in owner.items()] for owner in self._owners()]
             memo = self._new_memo()
             self._settings = [_settings(layer, memo) for layer, _ in self._layers]
             self._glance = Glance([layer for layer, _ in self._layers], self._settings, self._tensors)
@@ -182,7 +184,7 @@ class Fingerprint:
         pairs = zip(self._layers, other._layers, strict=True)
         if any(layer is not other_layer or cls is not other_cls for (layer, cls), (other_layer, other_cls) in pairs):
             return "its layers"
-        return self._changed_tensor(other) or self._changed_setting(other)
+        return self._changed_tensor(other) or self._changed_setting(other) or self._changed_place(other)
 
     def _changed_tensor(self, other: Fingerprint) -> str | None:
         for before, now in zip(self._tensors, other._tensors, strict=True):
@@ -192,6 +194,19 @@ class Fingerprint:
                 }
                 return f"the {before.name!r} of its {owners[id(now.owner)].__name__}"
         return None
+
+    def _changed_place(self, other: Fingerprint) -> str | None:
+        """Name a child or tensor that is elsewhere, or under another name."""
+        classes = (cls for _, cls in self._layers for _ in range(3))
+        for cls, before, now in zip(classes, self._places, other._places, strict=True):
+            if before != now:
+                (name, _), *_ = [one for one in (*now, *before) if one not in before or one not in now] or before
+                return f"the {name!r} of its {cls.__name__}"
+        return None
+
+    def _owners(self) -> Iterator[dict[str, Any]]:
+        for layer, _ in self._layers:
+            yield from (layer._parameters, layer._buffers, layer._modules)
 
     def _changed_setting(self, other: Fingerprint) -> str | None:
         known = set[tuple[int, int]]()

@@ -72,7 +72,7 @@ class Glance:
         self._layers, self._classes = layers, list(map(type, layers))
         self._owners = list(chain.from_iterable(map(_OWNERS, layers)))
         self._filled = list(filter(None, self._owners))
-        self._sizes = list(map(len, self._owners))
+        self._sizes, self._names = list(map(len, self._owners)), list(chain.from_iterable(self._owners))
         self._members = list(chain.from_iterable(map(_MEMBERS, self._filled)))
         self._watched: list[torch.Tensor] = [one.tensor for one in seen]
         self._addresses, self._forms, self._hashes = ([one[i] for one in seen] for i in (3, 5, 6))
@@ -111,6 +111,7 @@ class Glance:
             self.seems_current
             and all(map(is_, chain.from_iterable(map(_OWNERS, self._layers)), self._owners))
             and list(map(len, self._owners)) == self._sizes
+            and list(chain.from_iterable(self._owners)) == self._names
             and list(map(type, self._layers)) == self._classes
             and all(
                 ([*own] == present or names_of_settings(own) == names) and all(map(is_, map(own.get, names), values))
@@ -142,4 +143,4 @@ def _is_fixed(value: Any) -> bool:
         return _NUMBERS.issuperset(map(type, value))
     if type(value) is BuiltinFunctionType:  # which may be a method of something that can be
         value = value.__self__
-    return type(value) in _FIXED or isinstance(value, ELSEWHERE)
+    return type(value) in _FIXED or issubclass(type(value), ELSEWHERE)

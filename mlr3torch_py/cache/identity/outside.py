@@ -57,7 +57,8 @@ def looked_up_modules(function: FunctionType) -> list[ModuleType]:
     if not _sources(function):
         return []
     names = {str(function.__globals__.get("__name__", "")), *texts_in(function.__code__)}
-    return [sys.modules[name] for name in sorted(names & sys.modules.keys())]
+    found = (sys.modules.get(name) for name in sorted(names))
+    return [one for one in found if isinstance(one, ModuleType)]
 
 
 def _may_run(function: FunctionType, names: Set[str], named: Set[str], *, names_anything: bool) -> bool:
@@ -75,8 +76,8 @@ def _sources(function: FunctionType) -> list[str]:
         return []
     chains = [(scope.get(chain[0], getattr(builtins, chain[0], None)), chain) for chain in chains_in(code)]
     for n_up, full in imports_in(code):
-        if not n_up and full in sys.modules and is_known(full):
-            module = sys.modules[full]
+        module = None if n_up else sys.modules.get(full)
+        if isinstance(module, ModuleType) and is_known(full):  # another one is there to prevent an import
             chains += [(module, (full, name)) for name in names_in(code) & vars(module).keys()]
     found = {_source(first, chain) for first, chain in chains} | (_METHODS & names_in(code))
     return sorted(found - {""})
@@ -103,8 +104,16 @@ def _is_outside(owner: Any, name: str, value: Any, following: str) -> bool:
         return True
     if isinstance(value, ModuleType):
         return False
-    home = str(getattr(value, "__module__", None) or "") if owner is None else owner.__name__
+    home = _told_by(value, "__module__") if owner is None else owner.__name__
     if owner is None:
-        name = str(getattr(value, "__name__", ""))
+        name = _told_by(value, "__name__")
     is_leading = home.partition(".")[0] in _OUTSIDE and name not in _INSIDE
     return is_leading or (bool(_READING.fullmatch(name)) and is_known(home))
+
+
+def _told_by(value: Any, name: str) -> str:
+    """Return what an object says of itself; objects decide what they do when they are asked."""
+    try:
+        return str(getattr(value, name, None) or "")
+    except Exception:
+        return ""

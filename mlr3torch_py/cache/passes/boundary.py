@@ -71,7 +71,9 @@ class Boundary(InPlace):
         try:
             return self._call_with_placeholders(args, kwargs)
         except _ERRORS as error:
-            is_final = str(error).startswith("frozen_cache") or is_raised_on_purpose(error)
+            # A network may refuse placeholders by a TypeError of its own.
+            is_theirs = is_raised_on_purpose(error) and not isinstance(error, TypeError)
+            is_final = is_theirs or str(error).startswith("frozen_cache")
             if rewind is None or is_final or not self._passes.has_given or not rewind.to_start():
                 raise
             logger.info(

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from mlr3torch_py.network.internals import check_internals, internal
 
-__all__ = ["has_modes", "in_inference_mode", "is_transformed", "without_modes"]
+__all__ = ["has_modes", "in_inference_mode", "is_plain", "is_transformed", "without_modes"]
 
 check_internals("torch.autograd.forward_ad", forward_ad)
 
@@ -47,6 +47,11 @@ def is_transformed() -> bool:
     """Whether calls are being traced, compiled, differentiated in forward mode or changed by a mode."""
     is_traced: bool = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
     return is_traced or forward_ad._current_level >= 0 or has_modes()
+
+
+def is_plain() -> bool:
+    """Whether functions give what they give by themselves: no mode is active, nothing traced or transformed."""
+    return not is_transformed() and _transform() is None
 
 
 def in_inference_mode(is_inference: bool) -> AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ import torch
 from mlr3torch_py.cache.errors import NotCacheableError
 from mlr3torch_py.cache.passes.answer import Answer
 from mlr3torch_py.cache.passes.given import Given
-from mlr3torch_py.cache.passes.modes import has_modes, is_transformed
+from mlr3torch_py.cache.passes.modes import is_plain, is_transformed
 from mlr3torch_py.cache.passes.placeholder import Pending, Placeholder, arguments_made_real
 from mlr3torch_py.cache.passes.stage import CachedStage
 from mlr3torch_py.cache.passes.stopwatch import Stopwatch
@@ -86,7 +86,7 @@ class CachedModule(CachedStage):
 
     def _repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call that is given known rows alone, as one was before; `NotImplemented` for others."""
-        if self.is_kept or self._passes.current is None or has_modes():
+        if self.is_kept or self._passes.current is None or not is_plain():
             return NotImplemented
         began = perf_counter()
         step, keys = self._step(args, kwargs)
@@ -102,7 +102,10 @@ class CachedModule(CachedStage):
             if any(isinstance(value, torch.Tensor) for value in call[0]) or not keys:
                 call = Call(*call)
             if not keys:
-                keys = call.row_keys()
+                try:
+                    keys = call.row_keys()
+                except (RuntimeError, TypeError):  # as it will say again
+                    return NotImplemented
                 if _missing(call, layout, keys):
                     return NotImplemented
             output = self._give(args, kwargs, Answer(self, layout, call, keys, []), [None] * len(layout.spec.tensors))
@@ -139,7 +142,9 @@ class CachedModule(CachedStage):
         """Describe a call that is given tensors of as many rows, and plain values; None for others."""
         values = [*args, *kwargs.values()]
         tensors = [value for value in values if type(value) is torch.Tensor]
-        if self.is_link or not tensors or any(one.is_nested or one.requires_grad for one in tensors):
+        if self.is_link or not tensors:
+            return None
+        if any(one.is_nested or one.requires_grad or one.layout is not torch.strided for one in tensors):
             return None
         if not all(one.ndim and len(one) == len(tensors[0]) for one in tensors):
             return None

@@ -164,6 +164,7 @@ class ShelvedRows:
         """Drop all rows, on disk, too, and keep no others."""
         self.discard()
         self._is_distrusted = True
+        self._shelf.compared = {pair for pair in self._shelf.compared if pair[0] != self.key}
         with suppress(Exception):  # what cannot be deleted is compared by whoever reads it
             self._shelf.disk.delete(
                 [*self._shelf.disk.keys(RECORDS + self.key), *self._shelf.disk.keys(ROWS + self.key)]
