@@ -159,6 +159,13 @@ def changed_by_hand(module: nn.Module) -> frozenset[str]:
     -------
     frozenset of str
         Also those that were frozen before the first call and were not governed.
+
+    Examples
+    --------
+    >>> linear = nn.Linear(2, 1)
+    >>> _ = freeze(linear, {"weight"})
+    >>> changed_by_hand(linear.requires_grad_())
+    frozenset({'weight'})
     """
     ours, tensors = frozen_by_us(module), named_parameters(module)
     return frozenset(name for name, tensor in tensors.items() if tensor.requires_grad == (name in ours))

@@ -265,23 +265,30 @@ class Answer:
 
     def _keep(self, index: int, table: Table, rows: Rows) -> None:
         """Keep rows on disk that are new, and note which ones are known now."""
-        shelved, is_old = self.layout.shelved, set(rows.known)
-        on_disk: set[bytes] = set()
-        if shelved is not None and (new := [i for i in range(len(self.keys)) if i not in is_old]):
-            value = rows.value if len(new) == len(self.keys) else rows.value[new]
-            on_disk = shelved.put(index, self.layout.spec.tensors[index], [self.keys[i] for i in new], value)
-        loaded = {self.keys[i] for i in rows.known} if shelved is not None else set()
+        on_disk = self._put(index, rows)
+        known = on_disk if self.layout.shelved is None else on_disk.union(self.keys[i] for i in rows.known)
         in_memory = table.has(self.keys)
-        kept = [there or key in on_disk or key in loaded for there, key in zip(in_memory, self.keys, strict=True)]
+        kept = [there or key in known for there, key in zip(in_memory, self.keys, strict=True)]
+        is_lost = [not one for one in kept]
         for source, keys in self.source_keys:
             if not source.is_dropped:
-                source.complete.add(keys if all(kept) else compress(keys, kept))
-                if not all(kept):
-                    source.complete.remove([key for key, is_kept in zip(keys, kept, strict=True) if not is_kept])
+                source.complete.add(compress(keys, kept))
+                if any(is_lost):
+                    source.complete.remove(list(compress(keys, is_lost)))
                 if source.shelved is not None and on_disk:
-                    source.shelved.mark(one for one, key in zip(keys, self.keys, strict=True) if key in on_disk)
-        if on_disk and self.stage.budget.shelf is not None and self.stage.budget.shelf.is_kept:
-            self.stage.budget.shelf.write()
+                    source.shelved.mark(compress(keys, (key in on_disk for key in self.keys)))
+        shelf = self.stage.budget.shelf
+        if on_disk and shelf is not None and shelf.is_kept:
+            shelf.write()
+
+    def _put(self, index: int, rows: Rows) -> set[bytes]:
+        """Put rows on disk that are new, and return the keys of those that are kept there."""
+        shelved, is_old = self.layout.shelved, set(rows.known)
+        new = [] if shelved is None else [i for i in range(len(self.keys)) if i not in is_old]
+        if shelved is None or not new:
+            return set()
+        value = rows.value if len(new) == len(self.keys) else rows.value[new]
+        return shelved.put(index, self.layout.spec.tensors[index], [self.keys[i] for i in new], value)
 
     def _find_fault(self, index: int, known: Sequence[int], value: torch.Tensor) -> torch.Tensor | None:
         """Recompute rows from memory before the first are given away, if trials have not seen all positions of a batch.
